@@ -1,0 +1,226 @@
+"""The command line: `bertray VERB ...` and `python jobs/VERB.py ...` are the same parser and the same code."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import typer
+
+import bertray
+from bertray import config as configs
+from bertray.errors import EXIT_BUG, EXIT_INTERRUPTED, EXIT_OK, BertrayError, ConfigError, did_you_mean
+
+CODE_NAMES = {
+    0: "done",
+    1: "a bug",
+    2: "configuration",
+    4: "conflict",
+    6: "data refused",
+    7: "infrastructure: run the same command again",
+    8: "release gate refused",
+    130: "interrupted",
+}
+SUMMARIES = {
+    "train": "Labelled reviews to a model bundle and an evaluation report.",
+    "evaluate": "A model and labelled reviews to a report and metrics.",
+    "score": "A model and review files to committed scored rows, quarantine and report.",
+    "plan": "What a train or score config would do: files, rows, tokens, time; nothing is written.",
+    "demo": "The whole path on bundled reviews and the bundled model, without network.",
+    "doctor": "Is this machine ready? One line a check, with the remedy.",
+    "init": "Look at data and print a commented config that works on it.",
+}
+
+# What the parser raises for an unknown verb or flag; typer names only its subclass in public.
+_UsageError: Any = typer.BadParameter.__base__
+
+app = typer.Typer(
+    help="Reviews in, sentiment labels out: BERT-family models on Ray.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["--help"]},
+)
+config_app = typer.Typer(help="Show a resolved config, or its JSON schema.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(config_app, name="config")
+
+Files = Annotated[
+    list[str] | None, typer.Option("-c", metavar="FILE.yaml", help="Config file; repeatable, later wins.")
+]
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Overrides: key.sub=value.")]
+Verbose = Annotated[bool, typer.Option("-v", help="Debug messages, and the traceback of an error.")]
+
+
+def _version(value: bool) -> None:
+    if value:
+        typer.echo(f"bertray {bertray.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show it.")] = False,
+) -> None:
+    """Reviews in, sentiment labels out: BERT-family models on Ray."""
+
+
+def _key_help(verb: str) -> str:
+    """Every key of a verb for `--help`, as one preformatted block."""
+    rows = configs.key_help(configs.CONFIGS[verb])
+    lines = [f"  {key} = {default}\n      {description}" for key, default, description in rows]
+    return "\b\nKeys (key = default):\n" + "\n".join(lines)
+
+
+def _runner(verb: str) -> Callable[[Any], int]:
+    """The function behind a verb; imported only when it runs, so that `--help` is quick."""
+    run: Callable[[Any], int]
+    if verb == "train":
+        from bertray.pipelines.train import run_train as run
+    elif verb == "evaluate":
+        from bertray.pipelines.evaluate import run_evaluate as run
+    elif verb == "score":
+        from bertray.pipelines.score import run_score as run
+    elif verb == "demo":
+        from bertray.pipelines.demo import run_demo as run
+    elif verb == "doctor":
+        from bertray.pipelines.doctor import run_doctor as run
+    else:
+        raise AssertionError(verb)
+    return run
+
+
+def _set_up(verbose: bool) -> None:
+    from bertray.console import set_up_logging
+
+    set_up_logging(verbose=verbose)
+
+
+def _add_verb(verb: str) -> None:
+    def command(overrides: Overrides = None, files: Files = None, verbose: Verbose = False) -> None:
+        _set_up(verbose)
+        loaded = configs.load_config(verb, files or [], overrides or [])
+        raise typer.Exit(_runner(verb)(loaded))
+
+    app.command(verb, help=SUMMARIES[verb], epilog=_key_help(verb))(command)
+
+
+for _verb in ("demo", "doctor", "train", "evaluate", "score"):
+    _add_verb(_verb)
+
+
+@app.command("plan", help=SUMMARIES["plan"])
+def _plan(overrides: Overrides = None, files: Files = None, verbose: Verbose = False) -> None:
+    from bertray.pipelines.plan import run_plan
+
+    _set_up(verbose)
+    verb = configs.guess_verb(files or [], overrides or [])
+    raise typer.Exit(run_plan(configs.load_config(verb, files or [], overrides or [])))
+
+
+@app.command("init", help=SUMMARIES["init"])
+def _init(
+    data: Annotated[list[str], typer.Argument(metavar="DATA [KEY=VALUE]...", help="File, folder or glob, then keys.")],
+    files: Files = None,
+    verbose: Verbose = False,
+) -> None:
+    from bertray.pipelines.init import run_init
+
+    _set_up(verbose)
+    paths = [word for word in data if not _is_override("init", word)]
+    keys = [word for word in data if _is_override("init", word)]
+    if not paths:
+        raise ConfigError("init: no data given.", "`bertray init reviews.csv > train.yaml`")
+    loaded = configs.load_config("init", files or [], [f"data=[{', '.join(map(_yaml_quoted, paths))}]", *keys])
+    assert isinstance(loaded, configs.InitConfig)
+    raise typer.Exit(run_init(loaded))
+
+
+def _is_override(verb: str, word: str) -> bool:
+    key = word.partition("=")[0]
+    return "=" in word and key.split(".")[0] in configs.CONFIGS[verb].model_fields
+
+
+def _yaml_quoted(path: str) -> str:
+    return "'" + path.replace("'", "''") + "'"
+
+
+VerbArgument = Annotated[str, typer.Argument(metavar="VERB", help=", ".join(configs.CONFIGS))]
+
+
+def _known(verb: str) -> str:
+    if verb not in configs.CONFIGS:
+        raise ConfigError(
+            f"{verb!r}: no such verb.{did_you_mean(verb, configs.CONFIGS)}", f"One of {', '.join(configs.CONFIGS)}."
+        )
+    return verb
+
+
+@config_app.command("show", help="Print the fully resolved config of a verb as YAML that -c reads back.")
+def _config_show(verb: VerbArgument, overrides: Overrides = None, files: Files = None, verbose: Verbose = False) -> None:
+    _set_up(verbose)
+    typer.echo(configs.to_yaml(configs.load_config(_known(verb), files or [], overrides or [])), nl=False)
+
+
+@config_app.command("schema", help="Print the JSON schema of a verb's config, for editors.")
+def _config_schema(verb: VerbArgument, verbose: Verbose = False) -> None:
+    import json
+
+    _set_up(verbose)
+    typer.echo(json.dumps(configs.json_schema(_known(verb)), indent=2))
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run one command and leave the process with its exit code."""
+    sys.exit(run(sys.argv[1:] if argv is None else argv))
+
+
+def run(argv: list[str]) -> int:
+    """Run one command; returns its exit code and never lets a user's error out as a traceback."""
+    verbose = "-v" in argv
+    name = f"bertray {argv[0]}" if argv and not argv[0].startswith("-") else "bertray"
+    try:
+        code = app(argv or ["--help"], standalone_mode=False)
+        return code if isinstance(code, int) else EXIT_OK
+    except (KeyboardInterrupt, typer.Abort):
+        return _leave(EXIT_INTERRUPTED, "run the same command again to go on")
+    except Exception as error:
+        if isinstance(error, _UsageError):
+            _say(f"{name}: {error.format_message()}")
+            return _leave(ConfigError.exit_code, "`bertray --help` lists the commands, `bertray VERB --help` the keys.")
+        known = _known_error(error)
+        if verbose or known is None:
+            logging.getLogger("bertray").error("traceback", exc_info=error)
+        if known is None:
+            _say(f"{name}: {type(error).__name__}: {' '.join(str(error).split())[:300]}")
+            return _leave(EXIT_BUG, "please report it with the traceback above")
+        _say(f"{name}: {known.message}")
+        return _leave(known.exit_code, known.remedy)
+
+
+def _known_error(error: BaseException) -> BertrayError | None:
+    from bertray.errors import InfrastructureError
+
+    if isinstance(error, BertrayError):
+        return error
+    if isinstance(error, MemoryError):
+        return InfrastructureError("out of memory.", "Use smaller batches or a larger machine.")
+    if "ray" in sys.modules:
+        from bertray.pipelines.cluster import as_known
+
+        return as_known(error)
+    return None
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr)
+
+
+def _leave(code: int, remedy: str) -> int:
+    _say(f"bertray: exit {code} ({CODE_NAMES.get(code, 'failed')}){': ' + remedy if remedy else ''}")
+    return code
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,534 @@
+"""One frozen, checked model per command, and how files and `key.sub=value` overrides become one.
+
+Sources are applied in order: `-c a.yaml`, `-c b.yaml`, then the overrides. Mappings merge key by key, except
+`labels` and `columns` as a whole: those, and every list, replace what an earlier source said.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic_core import PydanticUndefined
+
+from bertray.errors import ConfigError, did_you_mean
+
+MAX_CONFIG_BYTES = 1 << 20
+SLOT_PATTERN = re.compile(r"^(?!\.+$)[A-Za-z0-9_.=-]{1,128}$")
+LongText = Literal["head", "tail", "head_tail", "windows"]
+
+
+def _as_text(value: Any) -> Any:
+    """Keep numbers that a person wrote for a name (`columns.label=1`) as the text they wrote."""
+    if isinstance(value, bool) or value is None:
+        return value
+    return str(value) if isinstance(value, int | float) else value
+
+
+Text = Annotated[str, BeforeValidator(_as_text)]
+Paths = Annotated[tuple[Text, ...], BeforeValidator(lambda v: (v,) if isinstance(v, str | int | float) else v)]
+
+
+class Section(BaseModel):
+    """Base of every part of a config: frozen, no unknown keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Columns(Section):
+    """Which input column plays which part. Without a header, columns are named "0", "1", ... by position."""
+
+    id: Text = Field("id", description="unique row id; absent in the data: `<relative path>:<row>`")
+    text: Text = Field("text", description="the review")
+    text_pair: Text | None = Field(None, description="a second text, for example the aspect")
+    label: Text = Field("label", description="the given label")
+
+
+class TextFormat(Section):
+    """How delimited text files are written (Parquet and JSON Lines need nothing)."""
+
+    format: Literal["auto", "parquet", "csv", "tsv", "jsonl", "acl_imdb"] = Field(
+        "auto", description="file format; auto goes by the file name"
+    )
+    delimiter: str | None = Field(
+        None, min_length=1, max_length=1, description="field separator; by default ',' for .csv and a tab for .tsv"
+    )
+    header: bool = Field(True, description="the first row holds the column names")
+    quoting: bool = Field(True, description='double quotes enclose fields; false reads every " as a character')
+    encoding: str = Field("utf-8", description="text encoding of CSV, TSV, JSON Lines and folder files")
+
+
+class Cleaning(Section):
+    """What is done to a text before the tokenizer; stored in the bundle and repeated when scoring."""
+
+    version: Literal[1] = 1
+    fix_text: bool = Field(True, description="repair mojibake and terminal escapes (ftfy)")
+    strip_html: bool = Field(True, description="line-break tags to spaces, other tags removed, entities decoded")
+    normalize: Literal["NFC", "NFKC", "none"] = Field("NFC", description="Unicode normal form")
+
+
+class Ids(Section):
+    unique: Literal["file", "slot", "off"] = Field("file", description="where a repeated id is quarantined")
+
+
+class Workers(Section):
+    """Compute. On one machine one worker uses all cores; more workers are for more machines or GPUs."""
+
+    num_workers: int = Field(1, ge=1, description="training workers, and scoring actors")
+    use_gpu: bool = Field(False, description="one GPU for each worker")
+    threads: int | None = Field(None, ge=1, description="torch threads of a CPU worker; by default its share of cores")
+
+
+class TrainData(Section):
+    train: Paths | None = Field(None, description="labelled reviews: file, folder, glob or list")
+    validation: Paths | None = Field(None, description="by default 10 % of train, whole groups, stratified")
+    test: Paths | None = Field(None, description="for the report; by default the report is on validation")
+    validation_fraction: float = Field(0.1, gt=0, lt=1, description="share of train held out without data.validation")
+    group: Text | None = Field(None, description="column whose equal values stay in one split; by default the text")
+
+
+class Training(Section):
+    method: Literal["finetune", "features", "distill"] = Field("finetune", description="what is trained")
+    epochs: int = Field(3, ge=1, description="passes over the train split")
+    learning_rate: float = Field(5e-5, gt=0, description="peak of the schedule")
+    batch_size: int = Field(32, ge=1, description="examples per optimizer step over all workers and accumulation steps")
+    weight_decay: float = Field(0.01, ge=0, description="AdamW; none on biases and norms")
+    warmup_ratio: float = Field(0.1, ge=0, lt=1, description="share of all steps with rising learning rate")
+    max_grad_norm: float = Field(1.0, gt=0, description="gradient clipping")
+    max_tokens_per_microbatch: int = Field(
+        8192, ge=16, description="padded tokens of one forward pass; larger batches accumulate"
+    )
+    attention_dropout: bool = Field(
+        False, description="keep the model's dropout on attention weights; off trains about twice as fast on CPU"
+    )
+    class_weights: Literal["none", "balanced"] = Field("none", description="balanced: rare classes weigh more")
+    early_stopping_patience: int | None = Field(
+        None, ge=1, description="stop after this many epochs without a better validation score"
+    )
+    best_metric: Literal["loss", "accuracy", "macro_f1", "mcc"] = Field(
+        "loss", description="validation figure that picks the best epoch"
+    )
+    checkpoint_every_s: float = Field(300, gt=0, description="seconds between checkpoints, besides one each epoch")
+    precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 where the hardware has it")
+    max_failures: int = Field(3, ge=0, description="worker failures survived before the run ends")
+
+
+class ReportOptions(Section):
+    slices: tuple[Text, ...] = Field((), description="input columns to break the metrics down by")
+    baselines: bool = Field(True, description="majority class and TF-IDF + logistic regression on the same rows")
+    baseline_rows: int = Field(50_000, ge=1, description="train rows the TF-IDF baseline sees at most")
+    num_mistakes: int = Field(20, ge=0, description="most confident mistakes shown, with their text")
+
+
+def _labels(value: Any) -> Any:
+    if value is None or isinstance(value, str):
+        return value
+    if isinstance(value, Mapping):
+        return {_label_word(k): (None if v is None else _label_word(v)) for k, v in value.items()}
+    if isinstance(value, Sequence):
+        return tuple(_label_word(v) for v in value)
+    return value
+
+
+def _label_word(value: Any) -> Any:
+    if value is None or isinstance(value, bool):
+        written = {True: "yes, on or true", False: "no, off or false", None: "null or nothing"}[value]
+        quoted = {True: '"yes"', False: '"no"', None: '"null"'}[value]
+        raise ValueError(f"YAML reads a class name as {value!r} ({written}); write it in quotes, like {quoted}")
+    return _as_text(value)
+
+
+Labels = Annotated[tuple[str, ...] | dict[str, str | None] | None, BeforeValidator(_labels)]
+
+
+class Common(Section):
+    """Keys that mean the same in every command."""
+
+    model: Text = Field("bundled", min_length=1, description="hub id[@revision], folder, <run>/model, registry:NAME, bundled")
+    output: Text = Field(..., min_length=1, description="folder or s3://, gs:// prefix that receives everything")
+    columns: Columns = Columns()
+    reader: TextFormat = TextFormat()
+    labels: Labels = Field(None, description="names in id order, or value: name (null leaves the value out)")
+    seed: int = Field(0, ge=0, lt=2**32, description="every random choice follows from it")
+    workers: Workers = Workers()
+    price_per_hour: float | None = Field(None, ge=0, description="what the machines cost, for the forecast")
+    max_chars: int = Field(20_000, ge=100, description="longer texts are cut to this before tokenizing, and flagged")
+    registry: Text | None = Field(None, description="folder of promoted models, for model=registry:NAME")
+
+    @field_validator("labels")
+    @classmethod
+    def _two_names_at_least(cls, labels: Any) -> Any:
+        if labels is None:
+            return None
+        names = list(labels) if isinstance(labels, tuple) else [name for name in labels.values() if name is not None]
+        if len(set(names)) < 2:
+            raise ValueError(f"needs at least two class names, found {sorted(set(names))}")
+        if isinstance(labels, tuple) and len(set(names)) < len(names):
+            raise ValueError(f"names a class twice: {list(names)}")
+        return labels
+
+
+class TrainConfig(Common):
+    """`bertray train`: labelled reviews to a model bundle and a report."""
+
+    data: TrainData = TrainData()
+    training: Training = Training()
+    max_length: int = Field(128, ge=8, description="tokens of a review that the model sees, special tokens included")
+    long_text: LongText = Field("head", description="which part of a longer review it sees")
+    cleaning: Cleaning = Cleaning()
+    report: ReportOptions = ReportOptions()
+
+    @model_validator(mode="after")
+    def _needs_train(self) -> TrainConfig:
+        if not self.data.train:
+            raise ValueError("data.train is missing: the labelled reviews to learn from")
+        return self
+
+
+class EvaluateConfig(Common):
+    """`bertray evaluate`: a model on labelled reviews."""
+
+    input: Paths = Field(..., description="labelled reviews: file, folder, glob or list")
+    max_length: int | None = Field(None, ge=8, description="by default the bundle's")
+    long_text: LongText | None = Field(None, description="by default the bundle's")
+    report: ReportOptions = ReportOptions()
+
+
+class ScoreConfig(Common):
+    """`bertray score`: review files to committed scored rows."""
+
+    input: Paths = Field(..., description="review files: file, folder, glob or list")
+    slot: Text | None = Field(None, description="name of tonight's partition; by default dt=<UTC date>")
+    keep_columns: tuple[Text, ...] = Field((), description="input columns copied to the scored rows")
+    needs_review_below: float | None = Field(None, gt=0, le=1, description="scores below it get needs_review=true")
+    max_length: int | None = Field(None, ge=8, description="by default the bundle's")
+    long_text: LongText | None = Field(None, description="by default the bundle's")
+    report: ReportOptions = ReportOptions()
+    ids: Ids = Ids()
+    on_bad_file: Literal["fail", "quarantine"] = Field("fail", description="a file that cannot be read at all")
+    max_quarantine_ratio: float = Field(0.01, ge=0, le=1, description="refuse above it, once 100 rows are quarantined")
+    on_changed_file: Literal["refuse", "replace"] = Field("refuse", description="a scored file that changed since")
+    rescore: Literal["never", "replace"] = Field("never", description="replace: a new model rewrites scored slots")
+    replace: bool = Field(False, description="rewrite an explicit slot that is committed from other inputs")
+    allow_empty: bool = Field(False, description="no input file at all is success, with an empty slot")
+    single_writer: bool = Field(False, description="accept a store whose put-if-absent does not hold")
+    takeover: bool = Field(False, description="go on although another live run holds the output")
+    rows_per_shard: int = Field(4096, ge=1, description="rows of one unit of work, and of one part file")
+
+    @field_validator("slot")
+    @classmethod
+    def _slot_is_one_level(cls, slot: str | None) -> str | None:
+        if slot is not None and (not SLOT_PATTERN.match(slot) or ".." in slot):
+            raise ValueError(f"{slot!r} is not a slot name: 1 to 128 letters, digits and _ . = - , no '..'")
+        return slot
+
+
+class DemoConfig(Section):
+    """`bertray demo`: the whole path on bundled reviews."""
+
+    output: Text = Field("demo-run", min_length=1, description="folder that receives everything")
+    seed: int = Field(0, ge=0, lt=2**32, description="every random choice follows from it")
+
+
+class DoctorConfig(Section):
+    """`bertray doctor`: is this machine ready?"""
+
+    model: Text = Field("bundled", min_length=1, description="model whose loading is tried")
+    output: Text | None = Field(None, description="storage to try; by default a temporary folder")
+
+
+class InitConfig(Section):
+    """`bertray init DATA`: a commented config that works on the data."""
+
+    data: Paths = Field(..., description="file, folder or glob to look at")
+    reader: TextFormat = TextFormat()
+
+
+Verb = Literal["train", "evaluate", "score", "demo", "doctor", "init"]
+CONFIGS: dict[str, type[Section]] = {
+    "train": TrainConfig,
+    "evaluate": EvaluateConfig,
+    "score": ScoreConfig,
+    "demo": DemoConfig,
+    "doctor": DoctorConfig,
+    "init": InitConfig,
+}
+
+
+# --- from files and overrides to a plain mapping ---------------------------------------------------------------------
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML in which dates stay text and a key that stands twice is an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} stands twice", key_node.start_mark)
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+# YAML 1.1 reads 5e-5 as text; people mean the number.
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+0123456789.")
+)
+
+
+def _parse_yaml(text: str, where: str) -> Any:
+    try:
+        return yaml.load(text, Loader=_Loader)  # noqa: S506 - _Loader is a SafeLoader
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f", line {mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or "not readable"
+        raise ConfigError(f"{where}{line}: expected YAML, found: {problem}.", "Correct the syntax.") from error
+
+
+def _read_file(path: str) -> dict[str, Any]:
+    file = Path(path)
+    if not file.is_file():
+        raise ConfigError(f"-c {path}: no such file.", "Give the path of a YAML file; examples lie in jobs/configs/.")
+    if file.stat().st_size > MAX_CONFIG_BYTES:
+        raise ConfigError(f"-c {path}: larger than {MAX_CONFIG_BYTES} bytes.", "A config is a page of YAML.")
+    try:
+        text = file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"-c {path}: expected UTF-8 text, found other bytes.", "Save it as UTF-8.") from error
+    data = _parse_yaml(text, path)
+    if data is None:
+        return {}
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path}: expected keys and values, found a {type(data).__name__}.", "Write `key: value`.")
+    return data
+
+
+def _keeps_raw_text(field_type: Any) -> bool:
+    """True for keys whose override is text whatever it looks like (paths, slots, models)."""
+    members = [field_type, *get_args(field_type)]
+    return any(m is str for m in members) and not any(m in (int, float, bool) for m in members)
+
+
+def _is_name(config: type[Section], dotted: str) -> bool:
+    model: Any = config
+    for part in dotted.split("."):
+        field = model.model_fields.get(part) if isinstance(model, type) and issubclass(model, Section) else None
+        if field is None:
+            return False
+        model = field.annotation
+    return _keeps_raw_text(model)
+
+
+def _override(config: type[Section], word: str) -> tuple[list[str], Any]:
+    key, equals, raw = word.partition("=")
+    if not equals or not key or key.startswith("-"):
+        raise ConfigError(
+            f"{word!r}: expected key=value, found no key or no '='.",
+            "Options are keys, for example `training.epochs=2`; the only flags are -c, -v, --help and --version.",
+        )
+    if _is_name(config, key):
+        return key.split("."), None if raw in ("null", "~") else _unquote(raw)
+    value = _parse_yaml(raw, key)
+    if isinstance(value, str):
+        return key.split("."), value
+    # A bare path that YAML reads as a number (a folder called 2026) is still a path: Paths keep it as text.
+    return key.split("."), raw if isinstance(value, int | float) and _is_paths(config, key) else value
+
+
+def _unquote(raw: str) -> str:
+    return raw[1:-1] if len(raw) >= 2 and raw[0] == raw[-1] and raw[0] in "\"'" else raw
+
+
+def _is_paths(config: type[Section], dotted: str) -> bool:
+    return dotted.split(".")[-1] in {"input", "train", "validation", "test", "data"}
+
+
+def _merge(base: dict[str, Any], new: Mapping[str, Any], top: bool = True) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in new.items():
+        replaces = top and key in ("labels", "columns")
+        if isinstance(value, Mapping) and isinstance(merged.get(key), Mapping) and not replaces:
+            merged[key] = _merge(merged[key], value, top=False)
+        else:
+            merged[key] = value
+    return merged
+
+
+def _set_key(data: dict[str, Any], path: list[str], value: Any, word: str) -> None:
+    for part in path[:-1]:
+        inner = data.setdefault(part, {})
+        if not isinstance(inner, dict):
+            raise ConfigError(f"{word!r}: {part!r} already has the value {inner!r}, so it has no key below it.")
+        data[part] = inner = dict(inner)
+        data = inner
+    data[path[-1]] = value
+
+
+def _interpolated(data: dict[str, Any]) -> dict[str, Any]:
+    """Resolve `${oc.env:BUCKET}` and `${key}` references."""
+    if "${" not in str(data):
+        return data
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        resolved = OmegaConf.to_container(OmegaConf.create(data), resolve=True)
+    except OmegaConfBaseException as error:
+        first_line = str(error).splitlines()[0]
+        raise ConfigError(f"config: a ${{...}} reference does not resolve: {first_line}.") from error
+    assert isinstance(resolved, dict)
+    return {str(key): value for key, value in resolved.items()}
+
+
+def load_config(verb: str, files: Sequence[str] = (), overrides: Sequence[str] = ()) -> Section:
+    """Resolve one command's config.
+
+    Args:
+        verb: a key of `CONFIGS`.
+        files: YAML files in order; later ones win.
+        overrides: `key.sub=value` words in order, after the files.
+
+    Raises:
+        ConfigError: a file is missing or not YAML, a key is unknown, a value has another type.
+    """
+    config = CONFIGS[verb]
+    data: dict[str, Any] = {}
+    for path in files:
+        data = _merge(data, _read_file(path))
+    for word in overrides:
+        path_parts, value = _override(config, word)
+        if len(path_parts) == 1 and isinstance(value, Mapping):
+            data = _merge(data, {path_parts[0]: value})
+        else:
+            _set_key(data, path_parts, value, word)
+    return build_config(verb, _interpolated(data))
+
+
+def build_config(verb: str, data: Mapping[str, Any]) -> Section:
+    """Check a plain mapping against the command's config.
+
+    Raises:
+        ConfigError: names every wrong key, one a line, each with what was expected.
+    """
+    config = CONFIGS[verb]
+    try:
+        return config.model_validate(data)
+    except ValidationError as error:
+        lines = [_explain(config, item) for item in error.errors()]
+        raise ConfigError(
+            f"{verb} config: " + "\n  ".join(lines),
+            f"`bertray config schema {verb}` lists every key.",
+        ) from error
+
+
+def _explain(config: type[Section], item: Any) -> str:
+    where = [str(part) for part in item["loc"] if part not in ("tuple[str, ...]", "dict[str,nullable[str]]")]
+    key = ".".join(where)
+    value = item.get("input")
+    if item["type"] == "extra_forbidden":
+        return f"{key}: no such key.{_suggest(config, where)}"
+    if item["type"] == "missing":
+        return f"{key}: missing, and it has no default ({_description(config, where)})."
+    message = item["msg"].removeprefix("Value error, ")
+    if not where:
+        return f"{message}."
+    found = "" if isinstance(value, Mapping) else f", found {value!r}"
+    return f"{key}: {message}{found}."
+
+
+def _suggest(config: type[Section], where: list[str]) -> str:
+    """The nearest key at the same level, else the nearest anywhere in the config."""
+    section: Any = config
+    for part in where[:-1]:
+        section = section.model_fields[part].annotation
+    near = did_you_mean(where[-1], section.model_fields)
+    if near:
+        return near.replace("'", f"'{'.'.join(where[:-1] + [''])}", 1) if len(where) > 1 else near
+    return did_you_mean(".".join(where), keys(config)) or did_you_mean_leaf(where[-1], config)
+
+
+def did_you_mean_leaf(word: str, config: type[Section]) -> str:
+    """Suggest the full key whose last part is `word` (`epochs` means `training.epochs`)."""
+    full = {key.split(".")[-1]: key for key in keys(config)}
+    near = did_you_mean(word, full)
+    return f" Did you mean '{full[near.split(chr(39))[1]]}'?" if near else ""
+
+
+def _description(config: type[Section], where: list[str]) -> str:
+    section: Any = config
+    for part in where[:-1]:
+        section = section.model_fields[part].annotation
+    return section.model_fields[where[-1]].description or "required"
+
+
+def guess_verb(files: Sequence[str], overrides: Sequence[str]) -> str:
+    """ when the sources set data.*,  when they set input: which config `plan` is about.
+
+    Raises:
+        ConfigError: neither is set, or both are.
+    """
+    named = {key for path in files for key in _read_file(path)} | {re.split(r"[.=]", word)[0] for word in overrides}
+    if ("data" in named or "training" in named) == ("input" in named):
+        raise ConfigError(
+            "plan: expected a train config (data.train) or a score config (input), found "
+            + ("both." if "input" in named else "neither."),
+            "Give the config of the command you want to plan.",
+        )
+    return "score" if "input" in named else "train"
+
+
+def keys(config: type[Section], prefix: str = "") -> list[str]:
+    """Every dotted key of a config, in the order of its definition."""
+    found: list[str] = []
+    for name, field in config.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
+            found += keys(field.annotation, f"{prefix}{name}.")
+        else:
+            found.append(f"{prefix}{name}")
+    return found
+
+
+def key_help(config: type[Section], prefix: str = "") -> list[tuple[str, str, str]]:
+    """(key, default, description) of every key, for `--help`."""
+    rows: list[tuple[str, str, str]] = []
+    for name, field in config.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
+            rows += key_help(field.annotation, f"{prefix}{name}.")
+            continue
+        default = field.get_default()
+        shown = "required" if default is PydanticUndefined else _yaml_word(default)
+        rows.append((f"{prefix}{name}", shown, field.description or ""))
+    return rows
+
+
+def _yaml_word(value: Any) -> str:
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, tuple):
+        return f"[{', '.join(map(str, value))}]"
+    if isinstance(value, float) and value and not math.isinf(value) and abs(value) < 1e-3:
+        return f"{value:.0e}".replace("e-0", "e-")
+    return str(value)
+
+
+def to_yaml(config: Section) -> str:
+    """The fully resolved config as YAML that `-c` reads back to an equal config."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=100)
+
+
+def json_schema(verb: str) -> dict[str, Any]:
+    """JSON schema of one command's config, for editors."""
+    return CONFIGS[verb].model_json_schema()

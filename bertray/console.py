@@ -1,0 +1,118 @@
+"""What a person sees while a command runs: log lines, a bar on a terminal, tables at the end."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+LOG_EVERY_S = 5.0
+out = Console(highlight=False, soft_wrap=True)
+err = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def set_up_logging(*, verbose: bool) -> None:
+    """One line a message on stderr; third parties only from warnings on."""
+    logging.basicConfig(
+        level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr, force=True
+    )
+    logging.getLogger("bertray").setLevel(logging.DEBUG if verbose else logging.INFO)
+    if not verbose:
+        for name in ("ray", "ray.data", "ray.train", "transformers", "huggingface_hub", "fontTools", "matplotlib"):
+            logging.getLogger(name).setLevel(logging.ERROR)
+        warnings.filterwarnings("ignore", module=r"(ray|torch|transformers)\b.*")
+        # Set before transformers is imported anywhere: hub progress bars have no place in a job log.
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+
+
+class Ticker:
+    """Progress of a known amount of work: a bar on a terminal, a log line every few seconds elsewhere."""
+
+    def __init__(self, title: str, total: float, unit: str) -> None:
+        self.total = total
+        self._title, self._unit = title, unit
+        self._log = logging.getLogger("bertray.progress")
+        self._started = self._last = time.monotonic()
+        self._bar: Progress | None = None
+        if err.is_terminal:
+            self._bar = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                TextColumn("{task.completed:,.0f}/{task.total:,.0f} {task.fields[unit]}"),
+                TextColumn("{task.fields[note]}"),
+                TimeRemainingColumn(),
+                console=err,
+                transient=True,
+            )
+            self._task = self._bar.add_task(title, total=total, unit=unit, note="")
+
+    def __enter__(self) -> Ticker:
+        if self._bar is not None:
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def update(self, done: float, note: str = "") -> None:
+        """`done` of the total so far; `note` stands behind it."""
+        if self._bar is not None:
+            self._bar.update(self._task, completed=done, total=self.total, note=note)
+            return
+        now = time.monotonic()
+        if now - self._last < LOG_EVERY_S:
+            return
+        self._last = now
+        share = done / self.total if self.total else 1.0
+        left = (now - self._started) * (1 - share) / share if share else 0.0
+        detail = f", {note}" if note else ""
+        self._log.info(
+            "%s: %s of %s %s%s, %s left",
+            self._title,
+            f"{done:,.0f}",
+            f"{self.total:,.0f}",
+            self._unit,
+            detail,
+            duration(left),
+        )
+
+
+def duration(seconds: float) -> str:
+    """`42 s`, `3 min 20 s`, `2 h 05 min`."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def table(title: str, columns: list[str], rows: list[list[str]]) -> None:
+    """Print a small table; numbers right-aligned, the first column left."""
+    grid = Table(title=title, title_justify="left", title_style="bold")
+    for number, column in enumerate(columns):
+        grid.add_column(column, justify="left" if number == 0 else "right", overflow="fold")
+    for row in rows:
+        grid.add_row(*row)
+    out.print(grid)
+
+
+@contextmanager
+def timed(what: str) -> Iterator[None]:
+    """Log how long a stage took, at debug level."""
+    start = time.monotonic()
+    yield
+    logging.getLogger("bertray.time").debug("%s: %.1f s", what, time.monotonic() - start)

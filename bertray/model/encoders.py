@@ -1,0 +1,432 @@
+"""The padding-free forward pass of the BERT family, over transformers' own weights.
+
+All these models are the same stack (attention, add, norm, feed forward, add, norm) under different module names; one
+adapter each finds the weights, one encoder runs them. Sequences lie end to end, so linear layers never see padding.
+
+Legend: B sequences of a pack, T packed tokens, D hidden, F feed forward, H heads, P positions, V vocabulary,
+E size of a head, G sequences of a group, W its width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812 - the name everyone knows
+
+from bertray.model.packing import Group, Pack
+from bertray.model.tokenization import Sequences, ranges
+
+_BERT_LIKE = ("bert", "roberta", "xlm-roberta", "camembert", "electra")
+_PACKABLE = (*_BERT_LIKE, "distilbert", "albert")
+# These number positions from pad_token_id + 1 and skip padding tokens, wherever they stand.
+_OFFSET_POSITIONS = ("roberta", "xlm-roberta", "camembert")
+
+Linear = Callable[[Tensor], Tensor]
+Activation = Callable[[Tensor], Tensor]
+
+
+def make_linear(weight_OI: Tensor, bias_O: Tensor | None) -> Linear:
+    """A linear layer over packed tokens. The one place that decides how: kernels for certain hardware belong here."""
+    return lambda x_TI: F.linear(x_TI, weight_OI, bias_O)
+
+
+# --- one pack, as tensors --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class GroupIndex:
+    """How one group moves between packed tokens and a padded [G, W] block.
+
+    A group of equal lengths is already such a block: nothing to gather, nothing to mask.
+    """
+
+    group: Group
+    start: int
+    stop: int
+    """Its packed tokens are [start, stop)."""
+    padded_from: Tensor | None = None
+    """int64 [G*W]: the packed token at each place; padding repeats the sequence's own last token."""
+    packed_from: Tensor | None = None
+    """int64 [stop - start]: the place of each packed token."""
+    mask: Tensor | None = None
+    """[G, 1, 1, W]: 0, or -inf on padding."""
+
+    def heads(self, x_TK: Tensor, num_parts: int, num_heads: int) -> tuple[Tensor, ...]:
+        """Packed projections side by side, [T, num_parts * H * E], as so many padded tensors [G, H, W, E]."""
+        block = x_TK[self.start : self.stop] if self.padded_from is None else x_TK.index_select(0, self.padded_from)
+        size = self.group.stop - self.group.first
+        return block.view(size, self.group.width, num_parts, num_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+
+
+@dataclass(frozen=True)
+class PackTensors:
+    """One pack on the device of the model."""
+
+    ids_T: Tensor
+    positions_T: Tensor
+    """int64 [T]: rows of the position table, which is one table a token type, end to end."""
+    first_tokens_B: Tensor
+    """int64 [B]: where each sequence begins."""
+    groups: tuple[GroupIndex, ...]
+    bounds_B1: Tensor | None
+    """int32 [B + 1]: where sequences begin and the last ends; only for kernels that take packed input as it is."""
+    max_len: int
+
+
+# --- the encoder -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Norm:
+    """Layer norm of one width."""
+
+    weight: Tensor
+    bias: Tensor
+    eps: float
+
+    def __call__(self, x_TD: Tensor) -> Tensor:
+        return F.layer_norm(x_TD, self.weight.shape, self.weight, self.bias, self.eps)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One block of the stack."""
+
+    query: Linear
+    key_value: Linear
+    query_key_value: Linear
+    attended: Linear
+    attended_norm: Norm
+    up: Linear
+    activation: Activation
+    down: Linear
+    output_norm: Norm
+
+
+@dataclass(frozen=True)
+class Weights:
+    """What the adapters find in a model of `transformers`; modules are shared, not copied."""
+
+    words_VD: Tensor
+    positions_PD: Tensor
+    types_2D: Tensor | None
+    embedding_norm: torch.nn.LayerNorm
+    projection: torch.nn.Linear | None
+    layers: list[dict[str, Any]]
+    num_heads: int
+
+
+class PackedEncoder:
+    """The encoder of a packable model.
+
+    Args:
+        model: a sequence classifier that `why_not_packable` has nothing against.
+        dtype: of weights and activations.
+        device: where they live.
+    """
+
+    def __init__(self, model: Any, dtype: torch.dtype, device: torch.device) -> None:
+        config = model.config
+        weights = _find_weights(model)
+        to: dict[str, Any] = {"dtype": dtype, "device": device}
+        self.dtype, self.device = dtype, device
+        self.num_heads = weights.num_heads
+        # Flash kernels take packed input as it is; everything else gets groups.
+        self.varlen = device.type == "cuda" and dtype in (torch.float16, torch.bfloat16)
+
+        self._pad_id = config.pad_token_id if config.model_type in _OFFSET_POSITIONS else None
+        self.max_length = weights.positions_PD.shape[0] - (0 if self._pad_id is None else self._pad_id + 1)
+        # Adding the type's vector to every position beforehand leaves one look-up and one addition a token.
+        self._num_positions = weights.positions_PD.shape[0]
+        self._num_types = 1 if weights.types_2D is None else weights.types_2D.shape[0]
+        positions_PD = weights.positions_PD
+        if weights.types_2D is not None:
+            positions_PD = torch.cat([positions_PD + type_D for type_D in weights.types_2D])
+        self._words_VD = weights.words_VD.to(**to)
+        self._positions_PD = positions_PD.to(**to)
+        self._embedding_norm = _norm(weights.embedding_norm, to)
+        self._projection = None if weights.projection is None else _linear([weights.projection], to)
+        made: dict[int, Layer] = {}  # ALBERT runs the same layer many times
+        self._layers = [made.setdefault(id(found["up"]), _layer(found, to)) for found in weights.layers]
+
+    def first_tokens(self, pack: PackTensors) -> Tensor:
+        """Hidden states of the first token of each sequence, [B, D]; the last layer computes nothing else."""
+        x_TD = self._embed(pack)
+        for layer in self._layers[:-1]:
+            x_TD = self._run_layer(layer, x_TD, pack)
+        layer = self._layers[-1]
+        x_BD = x_TD.index_select(0, pack.first_tokens_B)
+        return self._feed_forward(layer, self._attend_first(layer, x_TD, x_BD, pack), x_BD)
+
+    def tokens(self, pack: PackTensors) -> Tensor:
+        """Hidden states of every token, [T, D]."""
+        x_TD = self._embed(pack)
+        for layer in self._layers:
+            x_TD = self._run_layer(layer, x_TD, pack)
+        return x_TD
+
+    def _embed(self, pack: PackTensors) -> Tensor:
+        x_TD = F.embedding(pack.ids_T, self._words_VD)
+        x_TD = self._embedding_norm(x_TD.add_(F.embedding(pack.positions_T, self._positions_PD)))
+        return x_TD if self._projection is None else self._projection(x_TD)
+
+    def _run_layer(self, layer: Layer, x_TD: Tensor, pack: PackTensors) -> Tensor:
+        return self._feed_forward(layer, self._attend(layer, x_TD, pack), x_TD)
+
+    def _feed_forward(self, layer: Layer, attended_TD: Tensor, x_TD: Tensor) -> Tensor:
+        x_TD = layer.attended_norm(layer.attended(attended_TD).add_(x_TD))
+        return layer.output_norm(layer.down(layer.activation(layer.up(x_TD))).add_(x_TD))
+
+    def _attend(self, layer: Layer, x_TD: Tensor, pack: PackTensors) -> Tensor:
+        qkv_T3D = layer.query_key_value(x_TD)
+        num_tokens, hidden = x_TD.shape
+        if pack.bounds_B1 is not None:
+            q_THE, k_THE, v_THE = qkv_T3D.view(num_tokens, 3, self.num_heads, -1).unbind(1)
+            return _varlen(q_THE, k_THE, v_THE, pack.bounds_B1, pack.bounds_B1, pack.max_len, pack.max_len)
+        out_TD = torch.empty_like(x_TD)
+        if pack.groups[-1].stop < num_tokens:
+            out_TD[pack.groups[-1].stop :] = 0  # filling: no sequence, but numbers go through the linear layers
+        for index in pack.groups:
+            q, k, v = index.heads(qkv_T3D, 3, self.num_heads)
+            attended = F.scaled_dot_product_attention(q, k, v, attn_mask=index.mask)
+            flat = attended.transpose(1, 2).reshape(-1, hidden)
+            if index.packed_from is None:
+                out_TD[index.start : index.stop] = flat
+            else:
+                torch.index_select(flat, 0, index.packed_from, out=out_TD[index.start : index.stop])
+        return out_TD
+
+    def _attend_first(self, layer: Layer, x_TD: Tensor, x_BD: Tensor, pack: PackTensors) -> Tensor:
+        """What the first token of each sequence attends to, [B, D]."""
+        q_BD, kv_T2D = layer.query(x_BD), layer.key_value(x_TD)
+        if pack.bounds_B1 is not None:
+            k_THE, v_THE = kv_T2D.view(len(x_TD), 2, self.num_heads, -1).unbind(1)
+            ones_B1 = torch.arange(len(x_BD) + 1, dtype=torch.int32, device=self.device)
+            q_BHE = q_BD.view(len(x_BD), self.num_heads, -1)
+            return _varlen(q_BHE, k_THE, v_THE, ones_B1, pack.bounds_B1, 1, pack.max_len)
+        out_BD = torch.empty_like(x_BD)
+        for index in pack.groups:
+            chosen = slice(index.group.first, index.group.stop)
+            k, v = index.heads(kv_T2D, 2, self.num_heads)
+            q = q_BD[chosen].view(len(k), self.num_heads, 1, -1)
+            out_BD[chosen] = F.scaled_dot_product_attention(q, k, v, attn_mask=index.mask).flatten(1)
+        return out_BD
+
+    def to_tensors(self, pack: Pack, seqs: Sequences, starts_S: NDArray[np.int64]) -> PackTensors:
+        """The input of one pack: a few array operations over its tokens, none a sequence.
+
+        Args:
+            pack: which sequences.
+            seqs: all sequences.
+            starts_S: where each of them begins in `seqs.ids_T`.
+        """
+        lens_B = pack.lens_B
+        num_tokens = int(lens_B.sum())
+        bounds_B1 = np.zeros(len(lens_B) + 1, np.int64)
+        np.cumsum(lens_B, out=bounds_B1[1:])
+        ids_T = np.zeros(pack.num_slots, np.int64)
+        ids_T[:num_tokens] = seqs.ids_T[ranges(starts_S[pack.sequences_B], lens_B)]
+        positions_T = np.zeros(pack.num_slots, np.int64)
+        positions_T[:num_tokens] = self._positions(ids_T[:num_tokens], lens_B, bounds_B1)
+        if self._num_types > 1:
+            second_B = seqs.second_lens_S[pack.sequences_B].astype(np.int64)
+            if second_B.any():
+                positions_T[ranges(bounds_B1[1:] - second_B, second_B)] += self._num_positions
+        return PackTensors(
+            ids_T=self._tensor(ids_T),
+            positions_T=self._tensor(positions_T),
+            first_tokens_B=self._tensor(bounds_B1[:-1]),
+            groups=() if self.varlen else tuple(self._group_index(group, lens_B, bounds_B1) for group in pack.groups),
+            bounds_B1=self._tensor(bounds_B1.astype(np.int32)) if self.varlen else None,
+            max_len=int(lens_B[0]),
+        )
+
+    def _positions(
+        self, ids_T: NDArray[np.int64], lens_B: NDArray[np.int64], bounds_B1: NDArray[np.int64]
+    ) -> NDArray[np.int64]:
+        if self._pad_id is None:
+            return ranges(np.zeros_like(lens_B), lens_B)
+        # A review may spell out the padding token; transformers then counts on without it.
+        counts_T = ids_T != self._pad_id
+        so_far_T = np.cumsum(counts_T)
+        before_B = np.concatenate([[0], so_far_T])[bounds_B1[:-1]]
+        positions_T: NDArray[np.int64] = (so_far_T - np.repeat(before_B, lens_B)) * counts_T + self._pad_id
+        return positions_T
+
+    def _group_index(self, group: Group, lens_B: NDArray[np.int64], bounds_B1: NDArray[np.int64]) -> GroupIndex:
+        lens_G = lens_B[group.first : group.stop]
+        start, stop = int(bounds_B1[group.first]), int(bounds_B1[group.stop])
+        if stop - start == len(lens_G) * group.width:
+            return GroupIndex(group, start, stop)
+        places_W = np.arange(group.width)
+        # Padding that repeats the sequence itself: a NaN there stays the sequence's own.
+        own_GW = np.minimum(places_W, lens_G[:, None] - 1)
+        padded_from = bounds_B1[group.first : group.stop, None] + own_GW
+        packed_from = ranges(np.arange(len(lens_G)) * group.width, lens_G)
+        mask = np.where(places_W < lens_G[:, None], 0.0, -np.inf).astype(np.float32)[:, None, None, :]
+        return GroupIndex(
+            group,
+            start,
+            stop,
+            padded_from=self._tensor(padded_from.ravel()),
+            packed_from=self._tensor(packed_from),
+            mask=self._tensor(mask).to(self.dtype),
+        )
+
+    def _tensor(self, array: NDArray[Any]) -> Tensor:
+        return torch.from_numpy(array).to(self.device, non_blocking=True)
+
+
+def _varlen(q: Tensor, k: Tensor, v: Tensor, bounds_q: Tensor, bounds_k: Tensor, max_q: int, max_k: int) -> Tensor:
+    """Attention within each sequence of packed [T, H, E] tensors, as [T, D]; CUDA, 16 bit."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    attended = varlen_attn(q, k, v, bounds_q, bounds_k, max_q, max_k)
+    assert isinstance(attended, Tensor)
+    return attended.flatten(1)
+
+
+# --- adapters: where each family keeps its weights -------------------------------------------------------------------
+
+
+def why_not_packable(model: Any) -> str:
+    """One sentence on what the packed encoder does not implement of this classifier; empty when it can run it."""
+    config = model.config
+    kind = config.model_type
+    if kind not in _PACKABLE or not type(model).__module__.startswith("transformers.models."):
+        return f"model type {kind!r} has no packed forward pass"
+    if not type(model).__name__.endswith("ForSequenceClassification"):
+        return f"{type(model).__name__} is not a sequence classifier"
+    if getattr(config, "position_embedding_type", None) not in (None, "absolute"):
+        return f"position_embedding_type {config.position_embedding_type!r} is not absolute"
+    if getattr(config, "is_decoder", False) or getattr(config, "add_cross_attention", False):
+        return "the model is configured as a decoder"
+    if getattr(config, "quantization_config", None) is not None:
+        return "the weights are quantized"
+    return ""
+
+
+def classification_head(model: Any) -> Callable[[Tensor], Tensor]:
+    """The model's own head, from hidden states of first tokens [B, D] to logits [B, C]; in fp32."""
+    kind = model.config.model_type
+    if kind == "distilbert":
+        before, classifier = model.pre_classifier, model.classifier
+        return lambda x_BD: classifier(F.relu(before(x_BD)))
+    if kind == "albert":
+        pooler, activation, classifier = model.albert.pooler, model.albert.pooler_activation, model.classifier
+        return lambda x_BD: classifier(activation(pooler(x_BD)))
+    if kind == "bert":
+        pooler, classifier = model.bert.pooler, model.classifier
+        return lambda x_BD: classifier(pooler(x_BD[:, None]))
+    classifier = model.classifier  # takes the first token of each sequence itself
+    return lambda x_BD: classifier(x_BD[:, None])
+
+
+def _find_weights(model: Any) -> Weights:
+    kind, base = model.config.model_type, model.base_model
+    embeddings = base.embeddings
+    projection = None
+    if kind == "distilbert":
+        layers = [_distilbert_layer(layer) for layer in base.transformer.layer]
+        num_heads = model.config.n_heads
+    elif kind == "albert":
+        config = model.config
+        layers_per_group = config.num_hidden_layers / config.num_hidden_groups
+        groups = [base.encoder.albert_layer_groups[int(i / layers_per_group)] for i in range(config.num_hidden_layers)]
+        layers = [_albert_layer(layer) for group in groups for layer in group.albert_layers]
+        num_heads = config.num_attention_heads
+        projection = base.encoder.embedding_hidden_mapping_in
+    else:
+        layers = [_bert_layer(layer) for layer in base.encoder.layer]
+        num_heads = model.config.num_attention_heads
+        projection = getattr(base, "embeddings_project", None)  # ELECTRA
+    types = getattr(embeddings, "token_type_embeddings", None)  # DistilBERT has none
+    return Weights(
+        words_VD=embeddings.word_embeddings.weight.detach(),
+        positions_PD=embeddings.position_embeddings.weight.detach(),
+        types_2D=None if types is None else types.weight.detach(),
+        embedding_norm=embeddings.LayerNorm,
+        projection=projection,
+        layers=layers,
+        num_heads=num_heads,
+    )
+
+
+def _bert_layer(layer: Any) -> dict[str, Any]:
+    attention = layer.attention.self
+    return {
+        "attention": (attention.query, attention.key, attention.value),
+        "attended": layer.attention.output.dense,
+        "attended_norm": layer.attention.output.LayerNorm,
+        "up": layer.intermediate.dense,
+        "activation": layer.intermediate.intermediate_act_fn,
+        "down": layer.output.dense,
+        "output_norm": layer.output.LayerNorm,
+    }
+
+
+def _distilbert_layer(layer: Any) -> dict[str, Any]:
+    attention = layer.attention
+    return {
+        "attention": (attention.q_lin, attention.k_lin, attention.v_lin),
+        "attended": attention.out_lin,
+        "attended_norm": layer.sa_layer_norm,
+        "up": layer.ffn.lin1,
+        "activation": layer.ffn.activation,
+        "down": layer.ffn.lin2,
+        "output_norm": layer.output_layer_norm,
+    }
+
+
+def _albert_layer(layer: Any) -> dict[str, Any]:
+    attention = layer.attention
+    return {
+        "attention": (attention.query, attention.key, attention.value),
+        "attended": attention.dense,
+        "attended_norm": attention.LayerNorm,
+        "up": layer.ffn,
+        "activation": layer.activation,
+        "down": layer.ffn_output,
+        "output_norm": layer.full_layer_layer_norm,
+    }
+
+
+def _layer(found: dict[str, Any], to: dict[str, Any]) -> Layer:
+    return Layer(
+        query=_linear(found["attention"][:1], to),
+        key_value=_linear(found["attention"][1:], to),
+        query_key_value=_linear(found["attention"], to),
+        attended=_linear([found["attended"]], to),
+        attended_norm=_norm(found["attended_norm"], to),
+        up=_linear([found["up"]], to),
+        activation=_activation(found["activation"], to["dtype"]),
+        down=_linear([found["down"]], to),
+        output_norm=_norm(found["output_norm"], to),
+    )
+
+
+def _linear(modules: Any, to: dict[str, Any]) -> Linear:
+    """Linears with the same input as one, their outputs side by side."""
+    weight = torch.cat([module.weight.detach() for module in modules]).to(**to)
+    return make_linear(weight, torch.cat([module.bias.detach() for module in modules]).to(**to))
+
+
+def _norm(module: torch.nn.LayerNorm, to: dict[str, Any]) -> Norm:
+    return Norm(module.weight.detach().to(**to), module.bias.detach().to(**to), module.eps)
+
+
+def _activation(module: Any, dtype: torch.dtype) -> Activation:
+    """GELU in place for fp32: on CPU that is some times faster than into fresh memory."""
+    name = type(module).__name__
+    if dtype == torch.float32 and name == "GELUActivation":
+        return torch.ops.aten.gelu_
+    if dtype == torch.float32 and name in ("NewGELUActivation", "GELUTanh"):
+        return lambda x: torch.ops.aten.gelu_(x, approximate="tanh")
+    activation: Activation = module
+    return activation

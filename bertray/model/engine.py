@@ -1,0 +1,240 @@
+"""The forward pass: sequences in, logits out, in input order; the same interface on CPU and GPU.
+
+Legend: S sequences, B sequences of a pack, L padded length, T tokens end to end, C classes.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from bertray.errors import ConfigError
+from bertray.model.encoders import PackedEncoder, classification_head, why_not_packable
+from bertray.model.packing import Pack, plan_packs
+from bertray.model.tokenization import Sequences
+
+_log = logging.getLogger(__name__)
+
+# On CPU a pack whose activations stay in the cache is fastest; a GPU wants enough work for every multiprocessor.
+CPU_TOKENS_PER_PACK = 2048
+CUDA_TOKENS_PER_PACK = 65536
+
+_FP32_TOLERANCE = 1e-3  # of the self-check, where the largest logit is 1 or less, else in proportion
+_BF16_TOLERANCE = 0.1
+
+
+class Engine:
+    """A sequence classifier, run without padding where its architecture allows.
+
+    BERT, RoBERTa, XLM-RoBERTa, CamemBERT, ELECTRA, DistilBERT and ALBERT run packed; `why_not_packed` says in one
+    sentence why another model does not, and the log repeats it once. Construction ends with a self-check: some made-up
+    sequences go through `transformers`' own forward pass and the packed one, and a model for which they differ (by more
+    than 1e-3 of the largest logit in fp32, a tenth in bf16) runs padded. It costs two forward passes of some 70 tokens.
+
+    Args:
+        path: folder that `AutoModelForSequenceClassification.from_pretrained` loads, with weights as safetensors.
+        device: as torch names it: `cpu`, `cuda`, `cuda:1`.
+        precision: `fp32`, `bf16`, or `auto`: bf16 where the hardware computes in it.
+        max_tokens_per_pack: tokens of one forward pass at most; by default what suits the device.
+
+    Raises:
+        ConfigError: an unknown precision.
+        OSError: the folder holds no such model.
+    """
+
+    def __init__(
+        self, path: Path, *, device: str = "cpu", precision: str = "auto", max_tokens_per_pack: int | None = None
+    ) -> None:
+        from transformers import AutoModelForSequenceClassification
+
+        self.device = torch.device(device)
+        self.dtype = choose_dtype(precision, self.device)
+        if max_tokens_per_pack is None:
+            max_tokens_per_pack = CPU_TOKENS_PER_PACK if self.device.type == "cpu" else CUDA_TOKENS_PER_PACK
+        self.max_tokens_per_pack = max_tokens_per_pack
+
+        # fp32 first, whatever the file holds: the self-check compares like with like.
+        model = AutoModelForSequenceClassification.from_pretrained(
+            path, dtype=torch.float32, local_files_only=True, use_safetensors=True
+        ).eval()
+        config = model.config
+        self.labels: tuple[str, ...] = tuple(str(config.id2label[i]) for i in range(config.num_labels))
+        self.vocab_size: int = model.get_input_embeddings().weight.shape[0]
+        self.max_length: int | None = getattr(config, "max_position_embeddings", None)
+        """Longest sequence that the model can read, in tokens; None: it has no limit of its own."""
+        self._encoder: PackedEncoder | None = None
+        self._head: Callable[[Tensor], Tensor] | None = None
+        self._padded: _PaddedModel | None = None
+
+        self.why_not_packed = self._try_to_pack(model)
+        if self.why_not_packed:
+            _log.warning("%s runs padded, more slowly: %s.", path, self.why_not_packed)
+            self._padded = _PaddedModel(model.to(device=self.device, dtype=self.dtype))
+
+    @property
+    def packed(self) -> bool:
+        """Whether the model runs without padding."""
+        return self._padded is None
+
+    def logits(self, seqs: Sequences) -> NDArray[np.float32]:
+        """Logits as the model gives them, float32 [S, C], in input order.
+
+        A logit that is not finite is returned as it is; it stays in its own row.
+
+        Raises:
+            ConfigError: a sequence is longer than the model's positions, or an id is outside its vocabulary.
+        """
+        self._check(seqs)
+        logits_SC = np.empty((len(seqs.lens_S), len(self.labels)), np.float32)
+        if not len(seqs.lens_S):
+            return logits_SC
+        few_shapes = self.device.type == "cpu" and self.dtype == torch.bfloat16  # oneDNN prepares each shape anew
+        packs = plan_packs(
+            seqs.lens_S,
+            max_tokens_per_pack=self.max_tokens_per_pack,
+            padded=not self.packed,
+            width_multiple=16 if few_shapes else 1,
+            slots_multiple=64 if few_shapes else 1,
+        )
+        starts_S = np.cumsum(seqs.lens_S) - seqs.lens_S
+        with torch.inference_mode():
+            # Stays on the device until all is done: a copy each pack would make a GPU wait for the CPU.
+            parts = [self._run(pack, seqs, starts_S) for pack in packs]
+            logits_SC[np.concatenate([pack.sequences_B for pack in packs])] = torch.cat(parts).cpu().numpy()
+        return logits_SC
+
+    def _run(self, pack: Pack, seqs: Sequences, starts_S: NDArray[np.int64]) -> Tensor:
+        if self._padded is not None:
+            return self._padded.logits(pack, seqs, starts_S)
+        assert self._encoder is not None
+        assert self._head is not None
+        first_BD = self._encoder.first_tokens(self._encoder.to_tensors(pack, seqs, starts_S))
+        return self._head(first_BD.float())
+
+    def _check(self, seqs: Sequences) -> None:
+        if not len(seqs.lens_S):
+            return
+        if self.max_length is not None and (longest := int(seqs.lens_S.max())) > self.max_length:
+            raise ConfigError(
+                f"max_length: expected at most {self.max_length} tokens, as many as the model has positions, "
+                f"found a sequence of {longest}.",
+                "Lower `max_length`.",
+            )
+        if (highest := int(seqs.ids_T.max())) >= self.vocab_size:
+            raise ConfigError(
+                f"model: expected token ids below its vocabulary of {self.vocab_size}, found {highest}.",
+                "Use the tokenizer that belongs to the model.",
+            )
+
+    def _try_to_pack(self, model: Any) -> str:
+        """Build the packed encoder; returns why it cannot be used, or nothing."""
+        if reason := why_not_packable(model):
+            return reason
+        head = classification_head(model)
+        encoder = PackedEncoder(model, torch.float32, torch.device("cpu"))
+        self.max_length = encoder.max_length
+        seqs = _made_up_sequences(self.vocab_size, encoder.max_length)
+        with torch.inference_mode():
+            expected_SC = _PaddedModel(model).all_logits(seqs)
+        # First the arithmetic, where it must be equal, then the precision and the device asked for.
+        self._encoder, self._head = encoder, head
+        device, self.device = self.device, torch.device("cpu")
+        dtype, self.dtype = self.dtype, torch.float32
+        difference = _difference(self.logits(seqs), expected_SC)
+        self.device, self.dtype = device, dtype
+        if not difference <= _FP32_TOLERANCE:
+            return f"its packed logits differ from transformers' own by {difference:.2g}"
+        if (dtype, device.type) != (torch.float32, "cpu"):
+            self._encoder = PackedEncoder(model, dtype, device)
+            # The head is small and decides between near classes: it stays in fp32.
+            model.to(device)
+            tolerance = _FP32_TOLERANCE if dtype == torch.float32 else _BF16_TOLERANCE
+            difference = _difference(self.logits(seqs), expected_SC)
+            if not difference <= tolerance:
+                return f"its packed logits on {device} in {dtype} differ from transformers' in fp32 by {difference:.2g}"
+        return ""
+
+
+class _PaddedModel:
+    """`transformers`' own forward pass over padded batches."""
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+        self._pad_id = model.config.pad_token_id or 0
+        self._reads_types = (
+            "token_type_ids" in inspect.signature(model.forward).parameters
+            and getattr(model.config, "type_vocab_size", 0) > 1
+        )
+
+    def all_logits(self, seqs: Sequences) -> NDArray[np.float32]:
+        """Logits [S, C] of a few sequences, in input order."""
+        pack = plan_packs(seqs.lens_S, max_tokens_per_pack=1 << 30, padded=True)[0]
+        logits_SC = np.empty((len(seqs.lens_S), self._model.config.num_labels), np.float32)
+        logits_SC[pack.sequences_B] = self.logits(pack, seqs, np.cumsum(seqs.lens_S) - seqs.lens_S).cpu().numpy()
+        return logits_SC
+
+    def logits(self, pack: Pack, seqs: Sequences, starts_S: NDArray[np.int64]) -> Tensor:
+        """Logits [B, C] of one pack, fp32."""
+        lens_B = pack.lens_B
+        places_L = np.arange(lens_B[0])
+        # The mask comes from the lengths: a review may hold the padding token itself.
+        mask_BL = places_L < lens_B[:, None]
+        tokens_BL = np.minimum(starts_S[pack.sequences_B, None] + places_L, len(seqs.ids_T) - 1)
+        ids_BL = np.where(mask_BL, seqs.ids_T[tokens_BL].astype(np.int64), self._pad_id)
+        inputs = {"input_ids": ids_BL, "attention_mask": mask_BL.astype(np.int64)}
+        if self._reads_types:
+            first_lens_B = lens_B - seqs.second_lens_S[pack.sequences_B]
+            inputs["token_type_ids"] = (mask_BL & (places_L >= first_lens_B[:, None])).astype(np.int64)
+        tensors = {name: torch.from_numpy(array).to(self._model.device) for name, array in inputs.items()}
+        logits: Tensor = self._model(**tensors).logits
+        return logits.float()
+
+
+def choose_dtype(precision: str, device: torch.device) -> torch.dtype:
+    """`auto` is bf16 where the hardware multiplies in it: AMX or AVX512-BF16, and CUDA from Ampere on.
+
+    Raises:
+        ConfigError: none of `auto`, `fp32`, `bf16`.
+    """
+    if precision == "auto":
+        if device.type == "cuda":
+            fast = torch.cuda.is_bf16_supported(including_emulation=False)
+        else:
+            capabilities = torch.cpu.get_capabilities() if device.type == "cpu" else {}
+            fast = bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
+        return torch.bfloat16 if fast else torch.float32
+    dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16}
+    if precision not in dtypes:
+        raise ConfigError(f"precision: expected one of {['auto', *dtypes]}, found {precision!r}.")
+    return dtypes[precision]
+
+
+def _made_up_sequences(vocab_size: int, max_length: int) -> Sequences:
+    """A few sequences of various lengths: equal ones, near ones, a single token, and one with a second text."""
+    lens_S = np.minimum([11, 1, 11, 11, 3, 11, 17, 5], max_length)
+    second_lens_S = np.zeros(len(lens_S), np.int32)
+    second_lens_S[-1] = min(2, lens_S[-1])
+    return Sequences(
+        ids_T=np.random.default_rng(0).integers(vocab_size, size=int(lens_S.sum()), dtype=np.int32),
+        lens_S=lens_S.astype(np.int64),
+        second_lens_S=second_lens_S,
+        rows_S=np.arange(len(lens_S)),
+        num_rows=len(lens_S),
+    )
+
+
+def _difference(logits_SC: NDArray[np.float32], expected_SC: NDArray[np.float32]) -> float:
+    """Largest difference, as a share of the largest expected logit where that is above 1; NaN equals NaN."""
+    same_SC = (logits_SC == expected_SC) | (np.isnan(logits_SC) & np.isnan(expected_SC))
+    with np.errstate(invalid="ignore"):  # infinity less itself
+        differences_SC = np.where(same_SC, 0.0, np.abs(logits_SC - expected_SC))
+    finite = expected_SC[np.isfinite(expected_SC)]
+    return float(differences_SC.max() / max(1.0, float(np.abs(finite).max(initial=0.0))))

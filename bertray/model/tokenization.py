@@ -1,0 +1,319 @@
+"""Reviews become sequences of token ids: whole texts are tokenized, then cut to `max_length` by a named strategy.
+
+Legend: N reviews, S sequences (more than N where a long review becomes several windows), T tokens end to end.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from bertray.config import LongText
+from bertray.errors import ConfigError
+from bertray.schema import INPUT_IDS, N_TOKENS, SECOND_LEN, SEQ_LENS, TRUNCATED
+
+_REVIEWS_PER_CALL = 512  # an encoding object is some hundred times its ids: bound how many live at once
+_PAD_NAMES = ("[PAD]", "<pad>")
+
+
+@dataclass(frozen=True)
+class Sequences:
+    """What the model reads: token ids end to end, with where each sequence ends and whose it is."""
+
+    ids_T: NDArray[Any]
+    """uint16 or int32 [T], special tokens included."""
+    lens_S: NDArray[np.int64]
+    second_lens_S: NDArray[np.int32]
+    """Trailing tokens of the sequence that have token type 1; 0 for a single text."""
+    rows_S: NDArray[np.int64]
+    """The review each sequence belongs to, ascending; every review has at least one."""
+    num_rows: int
+
+
+def sequences(table: pa.Table) -> Sequences:
+    """The sequences of a tokenized table (or slice of one), in row order.
+
+    Args:
+        table: has the columns that `ReviewTokenizer.encode` makes; further columns are ignored.
+    """
+    ids = table[INPUT_IDS].combine_chunks()
+    lens = table[SEQ_LENS].combine_chunks()
+    sequences_per_row_N = lens.value_lengths().to_numpy(zero_copy_only=False).astype(np.int64)
+    second_lens_N = table[SECOND_LEN].combine_chunks().to_numpy(zero_copy_only=False)
+    return Sequences(
+        ids_T=ids.flatten().to_numpy(zero_copy_only=False),
+        lens_S=lens.flatten().to_numpy(zero_copy_only=False).astype(np.int64),
+        second_lens_S=np.repeat(second_lens_N, sequences_per_row_N).astype(np.int32),
+        rows_S=np.repeat(np.arange(table.num_rows), sequences_per_row_N),
+        num_rows=table.num_rows,
+    )
+
+
+class ReviewTokenizer:
+    """The tokenizer of a model folder, with one way of cutting long reviews.
+
+    With `head`, ids equal `transformers`' own call with `truncation="only_first"`. Only `tokenizers` is imported where
+    the folder has a `tokenizer.json` with its special tokens; else `transformers` converts what is there.
+
+    Args:
+        path: model folder.
+        max_length: tokens of a sequence at most, special tokens included.
+        long_text: which part of a longer review is kept. `head_tail`: half and half, the odd token to the head.
+            `windows`: all of it, as sequences that overlap by half of their text part; the last ends where the text
+            ends. A second text is kept whole up to half of the room, or more where the review leaves it.
+
+    Raises:
+        ConfigError: no tokenizer in the folder, one without special tokens, or `max_length` leaves no room for text.
+    """
+
+    def __init__(self, path: Path, max_length: int, long_text: str = "head") -> None:
+        if long_text not in get_args(LongText):
+            raise ConfigError(f"long_text: expected one of {list(get_args(LongText))}, found {long_text!r}.")
+        self.max_length = max_length
+        self.long_text = long_text
+        self._tokenizer = _load(Path(path))
+        # The file's own settings would cut or fill the ids before they are counted.
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        self._single = _frame(self._tokenizer, pair=False)
+        self._pair = _frame(self._tokenizer, pair=True)
+        if not self._single.num_special:
+            raise ConfigError(
+                f"{path}: expected a tokenizer that frames a text with special tokens, found none.",
+                "Save the tokenizer again with `AutoTokenizer.from_pretrained(...).save_pretrained(...)`.",
+            )
+        if max_length <= self._single.num_special:
+            raise ConfigError(
+                f"max_length: expected more than the {self._single.num_special} special tokens of a sequence, "
+                f"found {max_length}.",
+                "Raise `max_length`.",
+            )
+        self.vocab_size: int = max(self._tokenizer.get_vocab(with_added_tokens=True).values()) + 1
+        self.pad_id: int = _pad_id(self._tokenizer, Path(path))
+
+    @property
+    def id_type(self) -> pa.DataType:
+        """Arrow type of one token id: the narrowest that holds every id of the vocabulary."""
+        return pa.uint16() if self.vocab_size <= np.iinfo(np.uint16).max else pa.int32()
+
+    def encode(self, texts: pa.Array, pairs: pa.Array | None = None) -> pa.Table:
+        """Tokenize reviews.
+
+        Args:
+            texts: string [N] without nulls, `pa.Array` or `pa.ChunkedArray`.
+            pairs: the second texts, string [N]; a null stands for a review without one.
+
+        Returns:
+            N rows with the columns `input_ids`, `seq_lens`, `second_len`, `n_tokens` (before truncation, special
+            tokens included) and `truncated` (the model does not see all of it).
+
+        Raises:
+            ValueError: a text is null, or `pairs` has another length.
+        """
+        if texts.null_count:
+            raise ValueError(f"texts: expected no nulls, found {texts.null_count}. Quarantine them before.")
+        if pairs is not None and len(pairs) != len(texts):
+            raise ValueError(f"pairs: expected {len(texts)} rows, as in texts, found {len(pairs)}.")
+        parts = [
+            self._encode_part(
+                texts.slice(start, _REVIEWS_PER_CALL),
+                None if pairs is None else pairs.slice(start, _REVIEWS_PER_CALL),
+            )
+            for start in range(0, max(len(texts), 1), _REVIEWS_PER_CALL)
+        ]
+        ids_T, lens_S, second_lens_N, n_tokens_N, truncated_N, num_sequences_N = (
+            np.concatenate(arrays) for arrays in zip(*parts, strict=True)
+        )
+        tokens_N = np.add.reduceat(lens_S, _starts(num_sequences_N)) if len(texts) else np.zeros(0, np.int64)
+        return pa.table(
+            {
+                INPUT_IDS: _list_array(pa.array(ids_T, self.id_type), tokens_N),
+                SEQ_LENS: _list_array(pa.array(lens_S, pa.int32()), num_sequences_N),
+                SECOND_LEN: pa.array(second_lens_N, pa.int32()),
+                N_TOKENS: pa.array(n_tokens_N, pa.int32()),
+                TRUNCATED: pa.array(truncated_N, pa.bool_()),
+            }
+        )
+
+    def _encode_part(self, texts: pa.Array, pairs: pa.Array | None) -> tuple[NDArray[Any], ...]:
+        text_ids, text_lens_N = self._tokenize(texts.to_pylist())
+        num_rows = len(text_lens_N)
+        has_pair_N = np.zeros(num_rows, bool)
+        pair_ids, pair_lens_N = np.zeros(0, np.int32), np.zeros(num_rows, np.int64)
+        if pairs is not None:
+            has_pair_N = pairs.is_valid().to_numpy(zero_copy_only=False)
+            pair_ids, pair_lens_N = self._tokenize(pairs.fill_null("").to_pylist())
+            if has_pair_N.any() and self.max_length <= self._pair.num_special + 1:
+                raise ConfigError(
+                    f"max_length: expected room for two texts beside {self._pair.num_special} special tokens, "
+                    f"found {self.max_length}.",
+                    "Raise `max_length`.",
+                )
+
+        num_special_N = np.where(has_pair_N, self._pair.num_special, self._single.num_special)
+        n_tokens_N = text_lens_N + pair_lens_N + num_special_N
+        room_N = self.max_length - num_special_N
+        kept_pair_N = np.minimum(pair_lens_N, np.maximum(room_N // 2, room_N - text_lens_N))
+        room_N -= kept_pair_N  # for the text, from here on
+
+        # Where the text part of each sequence begins; one sequence a review unless windows.
+        step_N = room_N - room_N // 2
+        num_sequences_N = np.ones(num_rows, np.int64)
+        if self.long_text == "windows":
+            num_sequences_N += np.maximum(0, -(-(text_lens_N - room_N) // step_N))
+        rows_S = np.repeat(np.arange(num_rows), num_sequences_N)
+        text_lens_S, room_S = text_lens_N[rows_S], room_N[rows_S]
+        part_S = np.minimum(text_lens_S, room_S)
+        rest_S = text_lens_S - part_S  # tokens of the text outside this sequence
+        if self.long_text == "windows":
+            number_S = np.arange(len(rows_S)) - np.repeat(_starts(num_sequences_N), num_sequences_N)
+            begin_S, head_S = np.minimum(number_S * step_N[rows_S], rest_S), part_S
+        elif self.long_text == "tail":
+            begin_S, head_S = rest_S, part_S
+        elif self.long_text == "head_tail":
+            begin_S, head_S = np.zeros_like(part_S), np.where(rest_S > 0, part_S - part_S // 2, part_S)
+        else:
+            begin_S, head_S = np.zeros_like(part_S), part_S
+
+        # Six pieces a sequence, each a range of one pool of ids; one gather lays them end to end.
+        frames = (self._single, self._pair)
+        pool = np.concatenate([text_ids, pair_ids, *(ids for frame in frames for ids in frame.pieces)])
+        special_starts = len(text_ids) + len(pair_ids) + _starts([len(ids) for frame in frames for ids in frame.pieces])
+        special_lens = np.array([len(ids) for frame in frames for ids in frame.pieces])
+        frame_S = 3 * has_pair_N[rows_S]
+        text_starts_S = _starts(text_lens_N)[rows_S]
+        starts_SP = np.stack(
+            [
+                special_starts[frame_S],
+                text_starts_S + begin_S,
+                text_starts_S + text_lens_S - (part_S - head_S),
+                special_starts[frame_S + 1],
+                len(text_ids) + _starts(pair_lens_N)[rows_S],
+                special_starts[frame_S + 2],
+            ],
+            axis=1,
+        )
+        lens_SP = np.stack(
+            [
+                special_lens[frame_S],
+                head_S,
+                part_S - head_S,
+                special_lens[frame_S + 1],
+                kept_pair_N[rows_S],
+                special_lens[frame_S + 2],
+            ],
+            axis=1,
+        )
+        return (
+            pool[ranges(starts_SP.ravel(), lens_SP.ravel())],
+            lens_SP.sum(axis=1),
+            np.where(has_pair_N, kept_pair_N * self._pair.second_is_typed + self._pair.num_typed_special, 0),
+            n_tokens_N,
+            (kept_pair_N < pair_lens_N) | ((text_lens_N > room_N) & (self.long_text != "windows")),
+            num_sequences_N,
+        )
+
+    def _tokenize(self, texts: list[str]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+        encodings = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        lens_N = np.fromiter(map(len, encodings), np.int64, len(encodings))
+        ids: Iterator[int] = chain.from_iterable(encoding.ids for encoding in encodings)
+        return np.fromiter(ids, np.int32, int(lens_N.sum())), lens_N
+
+
+def ranges(starts: NDArray[np.int64], lens: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The ranges [start, start + len), end to end: `ranges([5, 0], [2, 3])` is `[5, 6, 0, 1, 2]`."""
+    return np.repeat(starts - _starts(lens), lens) + np.arange(int(lens.sum()))
+
+
+def _starts(lens: Any) -> NDArray[np.int64]:
+    """Where each of some pieces begins when they are laid end to end."""
+    ends: NDArray[np.int64] = np.cumsum(lens, dtype=np.int64)
+    return ends - np.asarray(lens, np.int64)
+
+
+def _list_array(values: pa.Array, lens_N: NDArray[np.int64]) -> pa.ListArray:
+    offsets = np.zeros(len(lens_N) + 1, np.int32)
+    np.cumsum(lens_N, out=offsets[1:])
+    return pa.ListArray.from_arrays(pa.array(offsets), values)
+
+
+@dataclass(frozen=True)
+class _Frame:
+    """The special tokens around one text or two: before, between and after, and which have token type 1."""
+
+    pieces: tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int32]]
+    second_is_typed: bool
+    num_typed_special: int
+
+    @property
+    def num_special(self) -> int:
+        return sum(map(len, self.pieces))
+
+
+def _frame(tokenizer: Any, *, pair: bool) -> _Frame:
+    """Read the frame off the tokenizer by giving it a text that it knows."""
+    for probe in ("a", "the", "e", "1", "\u7684", "\uac00"):
+        if len(tokenizer.encode(probe, add_special_tokens=False)):
+            break
+    else:
+        raise ConfigError(
+            "tokenizer: expected at least one token for a letter, found none.", "Check `tokenizer.json` of the model."
+        )
+    framed = tokenizer.encode(probe, probe if pair else None)
+    kinds = [-1 if kind is None else kind for kind in framed.sequence_ids]  # 0 first text, 1 second, -1 special
+    first_at, last_at = kinds.index(0), len(kinds) - 1 - kinds[::-1].index(1 if pair else 0)
+    between = [i for i in range(first_at, last_at) if kinds[i] == -1]
+    pieces = [framed.ids[:first_at], [framed.ids[i] for i in between], framed.ids[last_at + 1 :]]
+    typed = [i for i, type_id in enumerate(framed.type_ids) if type_id == 1]
+    return _Frame(
+        pieces=(np.array(pieces[0], np.int32), np.array(pieces[1], np.int32), np.array(pieces[2], np.int32)),
+        second_is_typed=any(kinds[i] == 1 for i in typed),
+        num_typed_special=sum(kinds[i] == -1 for i in typed),
+    )
+
+
+def _load(path: Path) -> Any:
+    """The `tokenizers.Tokenizer` of a model folder."""
+    file = path / "tokenizer.json"
+    if file.is_file():
+        from tokenizers import Tokenizer
+
+        tokenizer = Tokenizer.from_file(str(file))
+        if tokenizer.post_processor is not None:
+            return tokenizer
+    # Older folders hold only a vocabulary, or leave the special tokens to transformers.
+    from transformers import AutoTokenizer
+
+    try:
+        backend = getattr(AutoTokenizer.from_pretrained(path, local_files_only=True), "backend_tokenizer", None)
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"{path}: expected a tokenizer, found none that can be read ({str(error).splitlines()[0]}).",
+            "Save one with `AutoTokenizer.from_pretrained(...).save_pretrained(...)`.",
+        ) from error
+    if backend is None:
+        raise ConfigError(
+            f"{path}: expected a tokenizer that the library `tokenizers` can run, found a Python-only one.",
+            "Use a model whose folder has a `tokenizer.json`.",
+        )
+    return backend
+
+
+def _pad_id(tokenizer: Any, path: Path) -> int:
+    """Id of the padding token: as `tokenizer_config.json` names it, else by its usual names, else 0."""
+    file = path / "tokenizer_config.json"
+    named = json.loads(file.read_text(encoding="utf-8")).get("pad_token") if file.is_file() else None
+    content = named.get("content") if isinstance(named, dict) else named
+    for name in (content, *_PAD_NAMES):
+        token_id: int | None = None if name is None else tokenizer.token_to_id(name)
+        if token_id is not None:
+            return token_id
+    return 0

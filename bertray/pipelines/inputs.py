@@ -1,0 +1,81 @@
+"""From `input` and `data.*` paths to checked files and shards, before any cluster work starts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from bertray.config import Cleaning, Common
+from bertray.errors import DataRefused
+from bertray.reviews.sources import (
+    BadFile,
+    InputFile,
+    ReadSpec,
+    Shard,
+    check_columns,
+    inspect,
+    list_inputs,
+    plan_shards,
+)
+
+LISTING_THREADS = 8
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Readable files of one input, the shards over them, and how to read them."""
+
+    files: list[InputFile]
+    spec: ReadSpec
+
+    @property
+    def num_rows(self) -> int:
+        return sum(file.num_rows for file in self.files)
+
+    def shards(self, rows_per_shard: int) -> list[Shard]:
+        return plan_shards(self.files, rows_per_shard)
+
+
+def read_spec(
+    config: Common, cleaning: Cleaning, *, wants_label: bool, keep_columns: Sequence[str] = (), unique_ids: bool = True
+) -> ReadSpec:
+    return ReadSpec(
+        columns=config.columns,
+        reader=config.reader,
+        keep_columns=tuple(keep_columns),
+        wants_label=wants_label,
+        cleaning=cleaning,
+        max_chars=config.max_chars,
+        unique_ids=unique_ids,
+    )
+
+
+def inspect_inputs(paths: Sequence[str], config: Common) -> list[InputFile | BadFile]:
+    """Every file behind the paths, looked at; what cannot be read is a `BadFile`, in the order of the listing."""
+    entries = list_inputs(paths, config.reader)
+    with ThreadPoolExecutor(LISTING_THREADS) as pool:
+        return list(pool.map(lambda entry: inspect(entry, config.reader), entries))
+
+
+def open_inputs(key: str, paths: Sequence[str], config: Common, spec: ReadSpec) -> Inputs:
+    """Readable files with the columns that are needed; for commands that refuse bad files altogether.
+
+    Raises:
+        ConfigError: a path or a column is missing.
+        DataRefused: a file cannot be read, or there is no row at all.
+    """
+    looked_at = inspect_inputs(paths, config)
+    bad = [file for file in looked_at if isinstance(file, BadFile)]
+    if bad:
+        raise DataRefused(
+            f"{key}: {len(bad)} of {len(looked_at)} files cannot be read, first {bad[0].path}: {bad[0].reason} "
+            f"({bad[0].detail}).",
+            "Repair or remove them.",
+        )
+    files = [file for file in looked_at if isinstance(file, InputFile)]
+    check_columns(files, spec)
+    inputs = Inputs(files, spec)
+    if inputs.num_rows == 0:
+        raise DataRefused(f"{key}: {len(files)} files, no row.", "Give files that hold reviews.")
+    return inputs

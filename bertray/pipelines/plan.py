@@ -1,0 +1,190 @@
+"""`bertray plan`: what a train or score config would do, file by file, with a forecast; nothing is written."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from bertray import schema as s
+from bertray.config import Common, ScoreConfig, Section, TrainConfig
+from bertray.console import duration, out, table
+from bertray.model.bundle import resolve_model
+from bertray.model.tokenization import ReviewTokenizer, sequences
+from bertray.pipelines.cluster import inside_cluster, plan_resources
+from bertray.pipelines.inputs import Inputs
+from bertray.pipelines.score import Tonight, decide, model_info
+from bertray.pipelines.train import open_data
+from bertray.reviews.sources import InputFile, read_shard
+from bertray.storage.store import open_store
+
+SAMPLE_ROWS = 1000
+TIMED_ROWS = 64
+MAX_LINES = 30
+START_UP_S = 15.0  # Ray, imports and model load, seen on two cores
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A few tokenized reviews and what they say of the rest."""
+
+    tokens: pa.Table
+    rows_read: int
+    rows_refused: int
+
+    @property
+    def seen_tokens_N(self) -> np.ndarray:
+        """Tokens that the model computes for each review."""
+        lens: np.ndarray = np.array([sum(lens) for lens in self.tokens[s.SEQ_LENS].to_pylist()], np.int64)
+        return lens
+
+
+def run_plan(config: Section) -> int:
+    """Print the plan of a train or score config."""
+    if isinstance(config, ScoreConfig):
+        _plan_score(config)
+    else:
+        assert isinstance(config, TrainConfig)
+        _plan_train(config)
+    return 0
+
+
+def _plan_score(config: ScoreConfig) -> None:
+    info = model_info(config)
+    tonight = decide(config, info, open_store(config.output))
+    _print_files(tonight)
+    new = [tonight.looked_at[file.path] for file in tonight.new_files]
+    good = [file for file in new if isinstance(file, InputFile)]
+    inputs = Inputs(good, tonight.spec)
+    if not inputs.num_rows:
+        out.print("nothing new to score")
+        return
+    max_length, long_text = config.max_length or info.max_length, config.long_text or info.long_text
+    folder = resolve_model(config.model)
+    sample = draw_sample(inputs, ReviewTokenizer(folder, max_length, long_text))
+    _print_sample(sample, inputs.num_rows, max_length)
+    from bertray.model.predictor import Predictor
+
+    predictor = Predictor(folder, temperature=info.temperature)
+    timed = sample.tokens.slice(0, TIMED_ROWS)
+    predictor.probs(timed)  # warm-up
+    started = time.monotonic()
+    predictor.probs(timed)
+    tokens_per_s = sequences(timed).lens_S.sum() / (time.monotonic() - started)
+    seconds = inputs.num_rows * sample.seen_tokens_N.mean() / tokens_per_s
+    _print_forecast(config, seconds, f"{tokens_per_s:,.0f} tokens/s measured here")
+
+
+def _plan_train(config: TrainConfig) -> None:
+    data = open_data(config)
+    rows = [
+        [key, f"{len(inputs.files):,}", f"{inputs.num_rows:,}"]
+        for key, inputs in (("train", data.train), ("validation", data.validation), ("test", data.test))
+        if inputs
+    ]
+    table("data", ["", "files", "rows"], rows)
+    out.print(f"classes: {', '.join(data.labels.names)}")
+    folder = resolve_model(config.model)
+    sample = draw_sample(data.train, ReviewTokenizer(folder, config.max_length, config.long_text))
+    _print_sample(sample, data.train.num_rows, config.max_length)
+    tokens_per_s = _training_rate(config, folder, sample, data.labels.names)
+    mean_tokens = float(sample.seen_tokens_N.mean())
+    rows_trained = data.train.num_rows * (1.0 if data.validation else 1 - config.data.validation_fraction)
+    seconds = rows_trained * mean_tokens * config.training.epochs / tokens_per_s
+    steps = -(-int(rows_trained) // config.training.batch_size) * config.training.epochs
+    out.print(f"about {steps:,} optimizer steps of {config.training.batch_size} examples")
+    evaluated = data.test.num_rows if data.test else data.train.num_rows - rows_trained
+    seconds += evaluated * mean_tokens / (3 * tokens_per_s)  # a forward pass is a third of a training step
+    _print_forecast(config, seconds, f"{tokens_per_s:,.0f} tokens/s of training measured here")
+
+
+def _training_rate(config: TrainConfig, folder: Path, sample: Sample, labels: tuple[str, ...]) -> float:
+    """Tokens a second of forward and backward passes over some sampled reviews."""
+    import torch
+
+    from bertray.model.engine import choose_dtype
+    from bertray.training.loop import load_classifier
+
+    bf16 = choose_dtype(config.training.precision, torch.device("cpu")) == torch.bfloat16
+    model = load_classifier(folder, labels, config.training, bf16=bf16, device="cpu").train()
+    seqs = sequences(sample.tokens.slice(0, TIMED_ROWS))
+    width = int(np.median(seqs.lens_S))
+    ids_BL = torch.randint(5, 1000, (max(1, min(16, TIMED_ROWS)), width))
+    started = 0.0
+    for number in range(3):
+        if number == 1:  # the first pass warms up
+            started = time.monotonic()
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
+            loss = model(input_ids=ids_BL, attention_mask=torch.ones_like(ids_BL)).logits.float().sum()
+        loss.backward()
+    return 2 * ids_BL.numel() / (time.monotonic() - started)
+
+
+def draw_sample(inputs: Inputs, tokenizer: ReviewTokenizer, num_rows: int = SAMPLE_ROWS) -> Sample:
+    """Tokenize about `num_rows` reviews, spread over the files."""
+    shards = inputs.shards(max(1, num_rows // max(1, min(len(inputs.files), 8))))
+    picked = [shards[i] for i in np.unique(np.linspace(0, len(shards) - 1, num=min(8, len(shards)), dtype=int))]
+    batches = [read_shard(replace(shard), inputs.spec) for shard in picked]
+    texts = [batch.kept[s.TEXT].combine_chunks() for batch in batches]
+    pairs = [batch.kept[s.TEXT_PAIR].combine_chunks() for batch in batches if s.TEXT_PAIR in batch.kept.column_names]
+    tokens = [
+        tokenizer.encode(text, pairs[number] if pairs else None) for number, text in enumerate(texts) if len(text)
+    ]
+    rows = sum(batch.rows_in for batch in batches)
+    return Sample(pa.concat_tables(tokens), rows, sum(batch.refused.num_rows for batch in batches))
+
+
+def _print_files(tonight: Tonight) -> None:
+    counts = Counter(decision.verdict for decision in tonight.decisions)
+    rows = [
+        [d.file.path, "in" if d.verdict == "score" else "out", "?" if d.file.num_rows is None else f"{d.file.num_rows:,}", d.why]
+        for d in tonight.decisions
+    ]
+    if len(rows) > MAX_LINES:
+        rest = len(rows) - MAX_LINES
+        rows = [*rows[:MAX_LINES], [f"... and {rest} more files", "", "", ""]]
+    table("files", ["path", "tonight", "rows", "why"], rows)
+    out.print(", ".join(f"{count} {verdict}" for verdict, count in sorted(counts.items())) or "no files")
+
+
+def _print_sample(sample: Sample, num_rows: int, max_length: int) -> None:
+    n_tokens_N = sample.tokens[s.N_TOKENS].to_numpy()
+    p50, p90, p99 = np.percentile(n_tokens_N, [50, 90, 99])
+    out.print(
+        f"tokens of {len(n_tokens_N):,} sampled reviews: median {p50:.0f}, 90 % below {p90:.0f}, 99 % below {p99:.0f}, "
+        f"longest {n_tokens_N.max()}; {(n_tokens_N > max_length).mean():.1%} longer than max_length={max_length}"
+    )
+    if sample.rows_refused:
+        share = sample.rows_refused / sample.rows_read
+        out.print(f"of {sample.rows_read:,} sampled rows {sample.rows_refused} would be quarantined ({share:.2%})")
+
+
+def _print_forecast(config: Common, seconds: float, basis: str) -> None:
+    if inside_cluster():
+        import ray
+
+        ray.init(ignore_reinit_error=True)
+        resources = plan_resources(config.workers, ray.cluster_resources(), local=False)
+    else:
+        import os
+
+        cpus = {"CPU": float(max(2, os.cpu_count() or 2)), "GPU": float(config.workers.num_workers)}
+        resources = plan_resources(config.workers, cpus, local=True)
+    on_gpu = config.workers.use_gpu
+    out.print(
+        f"{resources.num_workers} worker{'s' if resources.num_workers > 1 else ''} of "
+        + ("1 GPU" if on_gpu else f"{resources.threads} threads")
+        + f", {resources.cpus_per_worker:g} CPU each"
+    )
+    if on_gpu:
+        out.print(f"no forecast for GPUs ({basis}, on the CPU: {duration(seconds)})")
+        return
+    share = resources.num_workers if inside_cluster() else 1
+    total = START_UP_S + seconds / share
+    out.print(f"about {duration(total)} ({basis}; {START_UP_S:.0f} s of it to start)")
+    if config.price_per_hour is not None:
+        out.print(f"about {total / 3600 * config.price_per_hour:.2f} at {config.price_per_hour:g} an hour")

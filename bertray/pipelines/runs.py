@@ -1,0 +1,64 @@
+"""Whose output is it? One output folder holds one run, or one sequence of scored slots, and says so."""
+
+from __future__ import annotations
+
+import json
+import uuid
+
+from bertray.errors import ConfigError, ConflictError
+from bertray.storage.ledger import COMMITS
+from bertray.storage.store import Store
+
+RUN_FILE = "control/run.json"
+SCHEMA_VERSION = 1
+
+
+def claim_output(store: Store, verb: str, run_key: str, config_yaml: str) -> None:
+    """Take an output for a run, or join the same run again.
+
+    Raises:
+        ConfigError: the output cannot be written.
+        ConflictError: it holds another run.
+    """
+    record = {"schema_version": SCHEMA_VERSION, "verb": verb, "run_key": run_key}
+    if store.keys(COMMITS) and verb != "score":
+        raise ConflictError(f"{store.root}: holds scored slots, not a {verb} run.", "Choose another `output`.")
+    if store.put_new(RUN_FILE, json.dumps(record).encode()):
+        if verb != "score":
+            store.put("config.yaml", config_yaml.encode())
+        return
+    held = json.loads(store.get(RUN_FILE))
+    if held.get("verb") != verb:
+        raise ConflictError(f"{store.root}: holds a {held.get('verb')} run, not a {verb} run.", "Choose another `output`.")
+    if held.get("run_key") != run_key:
+        raise ConflictError(
+            f"{store.root}: holds a {verb} run with other data or settings (its config.yaml says which).",
+            "Choose another `output`, or remove this one.",
+        )
+
+
+def finished_run(store: Store, verb: str, run_key: str) -> bool:
+    """Is this very run already whole?"""
+    try:
+        held = json.loads(store.get(RUN_FILE))
+    except FileNotFoundError:
+        return False
+    return held.get("verb") == verb and held.get("run_key") == run_key and store.exists("metrics.json")
+
+
+def check_put_if_absent(store: Store, *, single_writer: bool) -> None:
+    """Refuse a store on which two runs could both believe that they committed.
+
+    Raises:
+        ConfigError: the second of two put-if-absent of one key succeeded.
+    """
+    key = f"control/probe-{uuid.uuid4().hex[:8]}"
+    try:
+        first, second = store.put_new(key, b"1"), store.put_new(key, b"2")
+    finally:
+        store.delete(key)
+    if (not first or second) and not single_writer:
+        raise ConfigError(
+            f"{store.root}: put-if-absent does not hold there, so two runs could both commit.",
+            "Use another store, or set single_writer=true if only one run ever writes.",
+        )

@@ -1,0 +1,427 @@
+"""`bertray score`: new review files → scored parts → one ledger entry → published rows, quarantine and report."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import time
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import pyarrow as pa
+
+from bertray import schema as s
+from bertray.config import ScoreConfig, to_yaml
+from bertray.console import Ticker, duration, out, table
+from bertray.errors import ConfigError, ConflictError, DataRefused
+from bertray.model.bundle import BundleInfo, longest_input, read_info, resolve_model
+from bertray.pipelines.cluster import Resources, ray_session
+from bertray.pipelines.inputs import inspect_inputs, read_spec
+from bertray.pipelines.night import write_night_report
+from bertray.pipelines.runs import check_put_if_absent, claim_output
+from bertray.pipelines.shards import SCORE_BINS, ReadSettings, ScoreSettings, parquet_bytes, score_shards
+from bertray.reviews.sources import BadFile, InputFile, ReadSpec, Shard, check_columns, kept_schema, with_duplicates
+from bertray.storage import ledger
+from bertray.storage import plan as planning
+from bertray.storage.records import (
+    TOKEN_BANDS,
+    CommittedPart,
+    FileCount,
+    FileRecord,
+    LedgerEntry,
+    Plan,
+    Receipt,
+    StagedFile,
+    add_counts,
+    add_histograms,
+)
+from bertray.storage.store import Store, open_store
+
+log = logging.getLogger(__name__)
+
+ROWS_BEFORE_RATIO = 100  # quarantined rows up to which max_quarantine_ratio does not apply
+
+
+@dataclass(frozen=True)
+class Tonight:
+    """Everything decided about a run before any compute: shared by `score` and `plan`."""
+
+    model: str
+    info: BundleInfo
+    spec: ReadSpec
+    entries: list[LedgerEntry]
+    decisions: list[planning.FileDecision]
+    looked_at: dict[str, InputFile | BadFile]
+    settings: dict[str, Any]
+
+    @property
+    def new_files(self) -> list[FileRecord]:
+        return [decision.file for decision in self.decisions if decision.verdict == "score"]
+
+
+def run_score(config: ScoreConfig) -> int:
+    """Score what is new; the same command again is always safe."""
+    store = open_store(config.output)
+    info = model_info(config)
+    check_put_if_absent(store, single_writer=config.single_writer)
+    claim_output(store, "score", "score", to_yaml(config))
+    entries = ledger.read_ledger(store)
+    ledger.publish_all(store, entries)  # whatever a killed run committed but did not publish
+    for entry in entries:
+        write_night_report(store, entry, config.report)
+    committed = 0
+    while True:
+        tonight = decide(config, info, store)
+        plan = _next_plan(config, tonight, store)
+        if plan is None:
+            break
+        with ray_session(config.workers) as resources:
+            entry = _run_plan(config, tonight, plan, store, resources)
+        committed += 1
+        write_night_report(store, entry, config.report, skipped=_skipped(tonight))
+        _print_entry(store, entry)
+    if not committed:
+        out.print(f"nothing new: {len(tonight.decisions)} files listed, all scored before ({store.root})")
+    return 0
+
+
+# --- deciding --------------------------------------------------------------------------------------------------------
+
+
+def model_info(config: ScoreConfig) -> BundleInfo:
+    folder = resolve_model(config.model)
+    info = read_info(folder, model=config.model)
+    longest = longest_input(folder)
+    if config.max_length and longest is not None and config.max_length > longest:
+        raise ConfigError(f"max_length={config.max_length}: {config.model} sees at most {longest} tokens.")
+    return info
+
+
+def decide(config: ScoreConfig, info: BundleInfo, store: Store) -> Tonight:
+    """Look at the input and at the ledger: which files are new, and how they will be read.
+
+    Raises:
+        ConfigError: a path or column is missing.
+        DataRefused: bad files with on_bad_file=fail, or no file at all.
+        ConflictError: a scored file changed.
+    """
+    looked_at = {file.path: file for file in inspect_inputs(config.input, config)}
+    if not looked_at and not config.allow_empty:
+        raise DataRefused(
+            f"input: no review file in {', '.join(config.input)}.", "Check the path, or set allow_empty=true."
+        )
+    entries = ledger.read_ledger(store)
+    decisions = planning.decide_files([_record(file) for file in looked_at.values()], entries)
+    changed = [d for d in decisions if d.verdict == "changed"]
+    if changed:
+        raise ConflictError(
+            f"input: {len(changed)} scored file{'s' if len(changed) > 1 else ''} changed: {changed[0].file.path} "
+            f"({changed[0].why}).",
+            "Deliver changes under a new name, or score into another output.",
+        )
+    bad = [d.file for d in decisions if d.verdict == "score" and d.file.reason is not None]
+    if bad and config.on_bad_file == "fail":
+        raise DataRefused(
+            f"input: {len(bad)} of {len(decisions)} files cannot be read, first {bad[0].path}: {bad[0].reason} "
+            f"({bad[0].detail}).",
+            "Repair or remove them, or set on_bad_file=quarantine.",
+        )
+    good = [file for d in decisions if d.verdict == "score" and isinstance(file := looked_at[d.file.path], InputFile)]
+    labelled = any(config.columns.label in file.columns for file in good)
+    keep = list(dict.fromkeys([*config.keep_columns, *config.report.slices]))
+    spec = read_spec(
+        config, info.cleaning, wants_label=labelled, keep_columns=keep, unique_ids=config.ids.unique != "off"
+    )
+    check_columns(good, spec)
+    _check_slot_key(config)
+    return Tonight(config.model, info, spec, entries, decisions, looked_at, _settings(config, info))
+
+
+def _check_slot_key(config: ScoreConfig) -> None:
+    key = (config.slot or "dt=").partition("=")[0]
+    if "=" in (config.slot or "dt=") and key in config.keep_columns:
+        raise ConfigError(
+            f"keep_columns: {key!r} is the slot's own key; readers would see two columns of that name.",
+            f"Leave {key} out of keep_columns, or name the slot otherwise.",
+        )
+
+
+def _settings(config: ScoreConfig, info: BundleInfo) -> dict[str, Any]:
+    """The part of the config that decides what is written."""
+    return {
+        "columns": config.columns.model_dump(),
+        "reader": config.reader.model_dump(),
+        "keep_columns": list(config.keep_columns),
+        "needs_review_below": config.needs_review_below,
+        "max_length": config.max_length or info.max_length,
+        "long_text": config.long_text or info.long_text,
+        "max_chars": config.max_chars,
+        "unique_ids": config.ids.unique,
+        "labels": config.model_dump(mode="json")["labels"],
+        "slices": list(config.report.slices),
+    }
+
+
+def _record(file: InputFile | BadFile) -> FileRecord:
+    good = isinstance(file, InputFile)
+    return FileRecord(
+        path=file.path,
+        relative_path=file.relative_path,
+        format=file.format if isinstance(file, InputFile) else "unknown",
+        size_bytes=file.size_bytes,
+        modified=file.modified,
+        num_rows=file.num_rows,
+        digest=file.digest if isinstance(file, InputFile) else None,
+        reason=None if good else str(file.reason),
+        detail=None if good else file.detail,
+    )
+
+
+def _next_plan(config: ScoreConfig, tonight: Tonight, store: Store) -> Plan | None:
+    """An unfinished plan of this output that still fits, else a new one over the new files, else None."""
+    new = {file.path: file for file in tonight.new_files}
+    for plan in reversed(planning.open_plans(store, tonight.entries)):
+        fits = plan.model_version == tonight.info.model_version and plan.settings == tonight.settings
+        if fits and plan.files and all(new.get(file.path) == file for file in plan.files):
+            log.info("resuming slot %s", plan.slot)
+            return plan
+    slot_taken = config.slot is not None and any(entry.slot == config.slot for entry in tonight.entries)
+    if slot_taken and new:
+        raise ConflictError(
+            f"slot={config.slot}: committed from other inputs; {len(new)} listed files are not among them.",
+            "Leave `slot` out to commit them beside it, or choose another slot.",
+        )
+    if not new and (slot_taken or tonight.decisions or tonight.entries):
+        return None
+    default = f"dt={datetime.now(UTC):%Y-%m-%d}"
+    files = sorted(new.values(), key=lambda file: file.path)
+    return planning.pin_plan(
+        store,
+        Plan(
+            plan_key=planning.plan_key(files, tonight.info.model_version, tonight.settings),
+            slot=config.slot or planning.next_slot(default, tonight.entries),
+            seq=len(tonight.entries) + 1,
+            run_id=uuid.uuid4().hex,
+            created_at=datetime.now(UTC).isoformat(),
+            model=config.model,
+            model_version=tonight.info.model_version,
+            labels=list(tonight.info.labels),
+            settings=tonight.settings,
+            files=files,
+            rows_per_shard=config.rows_per_shard,
+        ),
+    )
+
+
+# --- doing -----------------------------------------------------------------------------------------------------------
+
+
+def _run_plan(config: ScoreConfig, tonight: Tonight, plan: Plan, store: Store, resources: Resources) -> LedgerEntry:
+    started = time.monotonic()
+    attempt = uuid.uuid4().hex[:8]
+    adopted = planning.without_overlap(planning.stored_receipts(store, plan))
+    files = [tonight.looked_at[file.path] for file in plan.files]
+    good = [file for file in files if isinstance(file, InputFile)]
+    duplicates = with_duplicates(good, tonight.spec, across_files=config.ids.unique == "slot")
+    shards = []
+    for file_no, lo, hi in planning.work_left(plan, adopted):
+        file = files[file_no]
+        assert isinstance(file, InputFile)
+        shards.append(Shard(file, file_no, lo, hi, duplicates.get(file.path, ())))
+    rows = sum(shard.hi - shard.lo for shard in shards)
+    if adopted:
+        log.info("%d finished parts of an earlier attempt are used", len(adopted))
+    read = ReadSettings(tonight.spec, plan.model, plan.settings["max_length"], plan.settings["long_text"])
+    score = _score_settings(config, tonight, plan, attempt, good, resources)
+    receipts = list(adopted)
+    with Ticker("scoring", rows, "reviews") as ticker:
+        done = 0
+        for receipt in score_shards(shards, read, score, resources):
+            receipts.append(receipt)
+            done += receipt.rows_in
+            ticker.update(done, f"{done / (time.monotonic() - started):,.0f} rows/s")
+    receipts = sorted(planning.without_overlap(receipts), key=lambda r: (r.file_no, r.lo))
+    planning.verify_cover(plan, receipts)
+    file_level = _quarantine_files(plan, store, attempt)
+    entry = _entry(plan, receipts, file_level, len(adopted), time.monotonic() - started)
+    _check_ratio(config, entry)
+    entry = _commit(store, plan, entry)
+    ledger.publish(store, entry)
+    return entry
+
+
+def _score_settings(
+    config: ScoreConfig, tonight: Tonight, plan: Plan, attempt: str, good: Sequence[InputFile], resources: Resources
+) -> ScoreSettings:
+    return ScoreSettings(
+        model=plan.model,
+        labels=tonight.info.labels,
+        temperature=tonight.info.temperature,
+        model_version=plan.model_version,
+        run_id=plan.run_id,
+        output=store_root(config.output),
+        staging=f"{planning.staging_folder(plan)}/{attempt}",
+        kept_columns=config.keep_columns,
+        kept_schema=kept_schema(good, config.keep_columns),
+        with_labels=tonight.spec.wants_label,
+        slice_columns=config.report.slices,
+        needs_review_below=config.needs_review_below,
+        write_parts=True,
+        whole_shards=True,
+        device=resources.device,
+        threads=resources.threads,
+    )
+
+
+def store_root(output: str) -> str:
+    """Absolute, so that a worker in another folder writes to the same place."""
+    return open_store(output).root
+
+
+def _quarantine_files(plan: Plan, store: Store, attempt: str) -> list[StagedFile]:
+    """One quarantine row for each file that cannot be read at all."""
+    bad = [file for file in plan.files if file.reason is not None]
+    if not bad:
+        return []
+    now = datetime.now(UTC)
+    rows = [
+        {
+            s.INPUT_PATH: file.path,
+            s.REASON: file.reason,
+            s.DETAIL: file.detail,
+            s.RUN_ID: plan.run_id,
+            s.QUARANTINED_AT: now,
+        }
+        for file in bad
+    ]
+    content = parquet_bytes(pa.Table.from_pylist(rows, schema=s.QUARANTINE_SCHEMA))
+    key = f"{planning.staging_folder(plan)}/{attempt}/q-files.parquet"
+    store.put(key, content)
+    return [StagedFile(key=key, rows=len(rows), bytes=len(content), sha256=hashlib.sha256(content).hexdigest())]
+
+
+def _entry(
+    plan: Plan, receipts: Sequence[Receipt], file_level: Sequence[StagedFile], adopted: int, seconds: float
+) -> LedgerEntry:
+    files = []
+    for file_no, file in enumerate(plan.files):
+        mine = [receipt for receipt in receipts if receipt.file_no == file_no]
+        whole = (file.num_rows or 0) if file.reason is not None else 0
+        files.append(
+            FileCount(
+                path=file.path,
+                relative_path=file.relative_path,
+                format=file.format,
+                size_bytes=file.size_bytes,
+                modified=file.modified,
+                digest=file.digest,
+                rows_in=file.num_rows,
+                rows_scored=sum(receipt.rows_scored for receipt in mine),
+                rows_quarantined=whole + sum(receipt.rows_quarantined for receipt in mine),
+                reason=file.reason,
+            )
+        )
+    reasons = add_counts([*(receipt.reasons for receipt in receipts), *({f.reason: 1} for f in plan.files if f.reason)])
+    run8 = plan.run_id[:8]
+    quarantine = [*(r.quarantine for r in receipts if r.quarantine), *file_level]
+    return LedgerEntry(
+        seq=plan.seq,
+        slot=plan.slot,
+        version=1,
+        run_id=plan.run_id,
+        plan_key=plan.plan_key,
+        committed_at=datetime.now(UTC).isoformat(),
+        model=plan.model,
+        model_version=plan.model_version,
+        labels=plan.labels,
+        settings=plan.settings,
+        files=files,
+        parts=_named([r.part for r in receipts if r.part], run8),
+        quarantine_parts=_named(quarantine, run8),
+        evaluation_parts=_named([r.evaluation for r in receipts if r.evaluation], run8),
+        rows_in=sum(file.rows_in or 0 for file in files),
+        rows_scored=sum(file.rows_scored for file in files),
+        rows_quarantined=sum(file.rows_quarantined for file in files),
+        reasons=reasons,
+        label_counts=add_counts(receipt.label_counts for receipt in receipts),
+        score_histogram=add_histograms((r.score_histogram for r in receipts), SCORE_BINS),
+        token_histogram=add_histograms((r.token_histogram for r in receipts), len(TOKEN_BANDS) + 1),
+        tokens=sum(receipt.tokens for receipt in receipts),
+        truncated=sum(receipt.truncated for receipt in receipts),
+        needs_review=sum(receipt.needs_review for receipt in receipts),
+        adopted_receipts=adopted,
+        seconds=seconds,
+    )
+
+
+def _named(staged: Sequence[StagedFile], run8: str) -> list[CommittedPart]:
+    return [
+        CommittedPart(name=f"part-{number:05d}-{run8}.parquet", **file.model_dump(exclude={"schema_version"}))
+        for number, file in enumerate(staged)
+    ]
+
+
+def _check_ratio(config: ScoreConfig, entry: LedgerEntry) -> None:
+    refused = entry.rows_quarantined
+    if refused > ROWS_BEFORE_RATIO and refused > config.max_quarantine_ratio * entry.rows_in:
+        worst = max(entry.reasons.items(), key=lambda item: item[1])
+        raise DataRefused(
+            f"quarantine: {refused} of {entry.rows_in} rows ({refused / entry.rows_in:.1%}) would be kept out, above "
+            f"max_quarantine_ratio={config.max_quarantine_ratio}; most often {worst[0]} ({worst[1]}). "
+            "Nothing was committed.",
+            "Look at the input; if it is as it should be, raise max_quarantine_ratio.",
+        )
+
+
+def _commit(store: Store, plan: Plan, entry: LedgerEntry) -> LedgerEntry:
+    """Append to the ledger; on a lost race go on behind the winner unless it holds one of our files."""
+    while (committed := ledger.append(store, entry)) is None:
+        entries = ledger.read_ledger(store)
+        for other in entries:
+            if other.plan_key == plan.plan_key and other.slot == plan.slot:
+                log.info("another run committed the same plan")
+                return other
+            common = {file.path for file in other.files} & {file.path for file in entry.files}
+            if common or other.slot == plan.slot:
+                raise ConflictError(
+                    f"slot {plan.slot}: another run committed "
+                    + (f"{sorted(common)[0]} in slot {other.slot}" if common else "this slot")
+                    + "; nothing of this run was committed.",
+                    "Run the same command again; it scores what is still new.",
+                )
+        entry = entry.model_copy(update={"seq": len(entries) + 1})
+    return committed
+
+
+# --- telling ---------------------------------------------------------------------------------------------------------
+
+
+def _skipped(tonight: Tonight) -> list[dict[str, str]]:
+    return [
+        {"path": decision.file.path, "why": decision.why} for decision in tonight.decisions if decision.verdict != "score"
+    ]
+
+
+def _print_entry(store: Store, entry: LedgerEntry) -> None:
+    rate = entry.rows_in / entry.seconds if entry.seconds else 0.0
+    table(
+        f"slot {entry.slot}",
+        ["", "rows in", "scored", "quarantined", "rows/s"],
+        [
+            [
+                f"{len(entry.files)} files",
+                f"{entry.rows_in:,}",
+                f"{entry.rows_scored:,}",
+                f"{entry.rows_quarantined:,}",
+                f"{rate:,.0f}",
+            ]
+        ],
+    )
+    for reason, count in sorted(entry.reasons.items()):
+        out.print(f"  quarantined {count}: {reason}")
+    out.print(f"data     {store.uri(f'data/{entry.slot}')}")
+    out.print(f"report   {store.uri(f'reports/{entry.slot}/report.html')}")
+    log.info("slot %s committed in %s", entry.slot, duration(entry.seconds))

@@ -1,0 +1,578 @@
+"""`bertray train`: labelled reviews → token shards → fine-tuned bundle → report, resumable at every point."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import tempfile
+import threading
+import time
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+import bertray
+from bertray import schema as s
+from bertray.config import TrainConfig, to_yaml
+from bertray.console import Ticker, duration, out
+from bertray.errors import ConfigError, DataRefused, InfrastructureError
+from bertray.model.bundle import BundleInfo, longest_input, resolve_model, write_bundle
+from bertray.pipelines.cluster import Resources, ray_session
+from bertray.pipelines.evaluation import (
+    EvaluatedRows,
+    evaluate_shards,
+    finish_report,
+    train_baselines,
+)
+from bertray.pipelines.inputs import Inputs, open_inputs, read_spec
+from bertray.pipelines.runs import claim_output, finished_run
+from bertray.pipelines.shards import ReadSettings, parquet_bytes, write_token_shards
+from bertray.reviews.labels import LabelMap, count_labels
+from bertray.reviews.split import validation_mask
+from bertray.storage.store import LocalStore, Store, is_uri, open_store
+from bertray.training.checkpoint import checkpoint_folders, load_step
+from bertray.training.loop import Examples, LoopSettings, Outcome
+from bertray.training.token_shards import TokenShards, cache_key
+
+log = logging.getLogger(__name__)
+
+TOKENS = "control/tokens"
+PROGRESS = "control/progress.json"
+ROWS_PER_SHARD = 4096
+
+
+@dataclass(frozen=True)
+class _Data:
+    """The checked inputs of a run."""
+
+    train: Inputs
+    validation: Inputs | None
+    test: Inputs | None
+    labels: LabelMap
+    fingerprint: str
+
+
+@dataclass(frozen=True)
+class _TrainJob:
+    """What each Ray Train worker is given; it computes everything else by arithmetic."""
+
+    output: str
+    model: str
+    train_shards: list[str]
+    validation_shards: list[str] | None
+    labels: LabelMap
+    validation_fraction: float
+    loop: LoopSettings
+    use_gpu: bool
+
+
+def run_train(config: TrainConfig) -> int:
+    """Train, evaluate, report; the same command again resumes, or says that the run is done."""
+    started = time.monotonic()
+    if config.training.method != "finetune":
+        raise ConfigError(
+            f"training.method={config.training.method}: not in this version.", "Set training.method=finetune."
+        )
+    model_folder = resolve_model(config.model)
+    _check_length(config, model_folder)
+    data = open_data(config)
+    run_key = cache_key({"config": _identity(config), "data": data.fingerprint})
+    store = open_store(config.output)
+    if finished_run(store, "train", run_key):
+        out.print(f"already trained: {store.uri('report.html')}")
+        return 0
+    claim_output(store, "train", run_key, to_yaml(config))
+    with ray_session(config.workers) as resources:
+        train_keys = _token_shards(config, data.train, store, resources, "train")
+        validation_keys = (
+            None if data.validation is None else _token_shards(config, data.validation, store, resources, "validation")
+        )
+        examples = load_examples(
+            _local_copies(store, train_keys),
+            None if validation_keys is None else _local_copies(store, validation_keys),
+            data.labels,
+            config.data.validation_fraction,
+            config.seed,
+        )
+        _check_classes(examples, data.labels)
+        outcome, info = _fit(config, data, run_key, train_keys, validation_keys, examples, store, resources)
+        bundle, info = _write_bundle(config, data, run_key, outcome, info, model_folder, store)
+        rows = _evaluate(config, data, examples, bundle, info, store, resources)
+    baselines = (
+        train_baselines(data.train, _rows_by_file(examples, examples.train), data.labels, config)
+        if config.report.baselines
+        else None
+    )
+    store.put("history.parquet", parquet_bytes(_history_table(outcome.history)))
+    summary = finish_report(  # metrics.json is written last: with it the run is finished
+        store,
+        rows,
+        info,
+        split="validation" if data.test is None else "test",
+        title=f"Training {Path(config.output).name}",
+        config=config,
+        model_name=config.model,
+        history=outcome.history,
+        baselines=baselines,
+        notes=_notes(config, data, examples, outcome, rows),
+        facts=_facts(config, data, examples, outcome, info, time.monotonic() - started),
+    )
+    _clean_up(store)
+    out.print(summary.table())
+    out.print(f"model    {store.uri('model')}")
+    out.print(f"report   {store.uri('report.html')}")
+    log.info("trained and evaluated in %s", duration(time.monotonic() - started))
+    return 0
+
+
+# --- before the cluster ----------------------------------------------------------------------------------------------
+
+
+def _check_length(config: TrainConfig, model_folder: Path) -> None:
+    longest = longest_input(model_folder)
+    if longest is not None and config.max_length > longest:
+        raise ConfigError(
+            f"max_length={config.max_length}: {config.model} sees at most {longest} tokens.",
+            f"Set max_length={longest} or less; long_text=head_tail or windows reach further into long reviews.",
+        )
+
+
+def open_data(config: TrainConfig) -> _Data:
+    columns = [*config.report.slices]
+    group = [config.data.group] if config.data.group else []
+    label_spec = read_spec(config, config.cleaning, wants_label=True, keep_columns=[*dict.fromkeys(columns + group)])
+    report_spec = read_spec(config, config.cleaning, wants_label=True, keep_columns=columns)
+    assert config.data.train is not None
+    train = open_inputs("data.train", config.data.train, config, label_spec)
+    validation = config.data.validation and open_inputs(
+        "data.validation", config.data.validation, config, label_spec
+    )
+    test = config.data.test and open_inputs("data.test", config.data.test, config, report_spec)
+    seen = count_labels(train.files, train.spec)
+    labels = LabelMap.from_config(config.labels, seen)
+    labels.check("data.train", seen)
+    for key, inputs in (("data.validation", validation), ("data.test", test)):
+        if inputs:
+            labels.check(key, count_labels(inputs.files, inputs.spec), both_classes=False)
+    pinned = [
+        [(f.path, f.size_bytes, f.digest, f.num_rows) for f in inputs.files] if inputs else None
+        for inputs in (train, validation, test)
+    ]
+    return _Data(train, validation or None, test or None, labels, cache_key({"files": pinned}))
+
+
+def _identity(config: TrainConfig) -> dict[str, Any]:
+    """The part of a config that decides what is trained; where and how fast is left out."""
+    identity = config.model_dump(mode="json", exclude={"output", "price_per_hour", "workers"})
+    identity["training"].pop("checkpoint_every_s")
+    identity["training"].pop("max_failures")
+    return identity
+
+
+def _check_classes(examples: Examples, labels: LabelMap) -> None:
+    counts = np.bincount(examples.label_ids_N[examples.train], minlength=len(labels.names))
+    missing = [name for name, count in zip(labels.names, counts, strict=True) if count == 0]
+    if missing:
+        raise DataRefused(
+            f"data.train: no example of {', '.join(missing)} in the train split ({int(counts.sum())} examples).",
+            "Give more reviews of these classes, or leave them out of `labels`.",
+        )
+
+
+# --- token shards ----------------------------------------------------------------------------------------------------
+
+
+def _token_shards(config: TrainConfig, inputs: Inputs, store: Store, resources: Resources, split: str) -> list[str]:
+    """Keys of the token shards of an input, in the order of its rows; reused when nothing changed."""
+    # Training sees one window of a long review; scoring pools several.
+    long_text = "head" if config.long_text == "windows" else config.long_text
+    settings = ReadSettings(inputs.spec, config.model, config.max_length, long_text, config.data.group)
+    key = cache_key(
+        {
+            "files": [(f.path, f.size_bytes, f.digest) for f in inputs.files],
+            "columns": inputs.spec.columns.model_dump(),
+            "cleaning": config.cleaning.model_dump(),
+            "max_chars": config.max_chars,
+            "model": config.model,
+            "max_length": config.max_length,
+            "long_text": long_text,
+            "group": config.data.group,
+        }
+    )
+    folder = f"{TOKENS}/{key}"
+    manifest = f"{folder}/manifest.json"
+    if not store.exists(manifest):
+        shards = inputs.shards(ROWS_PER_SHARD)
+        summaries = []
+        with Ticker(f"tokenizing {split}", inputs.num_rows, "reviews") as ticker:
+            done = 0
+            for summary in write_token_shards(shards, settings, config.output, folder, resources):
+                summaries.append(summary)
+                done += summary["rows"]
+                ticker.update(done)
+        keys = sorted(summary["key"] for summary in summaries if summary["key"])
+        refused = sum(summary["refused"] for summary in summaries)
+        if not keys:
+            raise DataRefused(f"data.{split}: none of {inputs.num_rows} rows is usable.", "Look at the file.")
+        if refused:
+            log.warning("%s: %d of %d rows cannot be used (empty, broken or repeated id)", split, refused, done)
+        store.put(manifest, json.dumps({"keys": keys, "rows": done, "refused": refused}).encode())
+    keys = json.loads(store.get(manifest))["keys"]
+    return [str(key) for key in keys]
+
+
+def _local_copies(store: Store, keys: Sequence[str]) -> list[Path]:
+    """Local paths of token shards; those of an object store are fetched into a temporary folder once a process."""
+    if isinstance(store, LocalStore):
+        return [Path(store.uri(key)) for key in keys]
+    folder = Path(tempfile.mkdtemp(prefix="bertray-tokens-"))
+    paths = []
+    for key in keys:
+        path = folder / key.rpartition("/")[2]
+        path.write_bytes(store.get(key))
+        paths.append(path)
+    return paths
+
+
+def load_examples(
+    train_paths: Sequence[Path],
+    validation_paths: Sequence[Path] | None,
+    labels: LabelMap,
+    validation_fraction: float,
+    seed: int,
+) -> Examples:
+    """Token shards with labels and splits; the same on the driver and on every worker, whatever their number."""
+    shards = TokenShards([*train_paths, *(validation_paths or [])])
+    label_ids_N = labels.ids(shards.labels.combine_chunks())
+    usable_N = label_ids_N >= 0
+    if validation_paths is None:
+        held_out_N = np.zeros(len(shards), bool)
+        usable = np.flatnonzero(usable_N)
+        mask = validation_mask(shards.group_hash_N[usable], label_ids_N[usable], validation_fraction, seed)
+        held_out_N[usable[mask]] = True
+    else:
+        held_out_N = np.arange(len(shards)) >= len(TokenShards(train_paths))
+    return Examples(
+        shards,
+        label_ids_N,
+        train=np.flatnonzero(usable_N & ~held_out_N),
+        validation=np.flatnonzero(usable_N & held_out_N),
+    )
+
+
+def _rows_by_file(examples: Examples, members: np.ndarray) -> dict[int, np.ndarray]:
+    """Input rows behind some examples: file_no -> ascending row numbers."""
+    file_no, row_no = examples.shards.file_no_N[members], examples.shards.row_no_N[members]
+    return {int(number): np.sort(row_no[file_no == number]) for number in np.unique(file_no)}
+
+
+# --- Ray Train -------------------------------------------------------------------------------------------------------
+
+
+def _fit(
+    config: TrainConfig,
+    data: _Data,
+    run_key: str,
+    train_keys: list[str],
+    validation_keys: list[str] | None,
+    examples: Examples,
+    store: Store,
+    resources: Resources,
+) -> tuple[Outcome, dict[str, Any]]:
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+
+    job = _TrainJob(
+        output=store.root,
+        model=config.model,
+        train_shards=train_keys,
+        validation_shards=validation_keys,
+        labels=data.labels,
+        validation_fraction=config.data.validation_fraction,
+        loop=LoopSettings(data.labels.names, config.training, config.seed, run_key, resources.threads),
+        use_gpu=config.workers.use_gpu,
+    )
+    per_worker = {"CPU": resources.cpus_per_worker} | ({"GPU": 1.0} if resources.gpus_per_worker else {})
+    log.info(
+        "training on %d examples, validating on %d, %d worker%s",
+        len(examples.train),
+        len(examples.validation),
+        resources.num_workers,
+        "" if resources.num_workers == 1 else "s",
+    )
+    # Ray Train keeps its own bookkeeping under a fresh name; bertray's checkpoints are what a run resumes from.
+    trainer = TorchTrainer(
+        _train_worker,
+        train_loop_config={"job": job},
+        scaling_config=ScalingConfig(
+            num_workers=resources.num_workers, use_gpu=config.workers.use_gpu, resources_per_worker=per_worker
+        ),
+        run_config=RunConfig(
+            name=f"{run_key}-{uuid.uuid4().hex[:8]}",
+            storage_path=store.uri("control/ray_train"),
+            failure_config=FailureConfig(max_failures=config.training.max_failures),
+        ),
+    )
+    with _progress_shown(store):
+        result = trainer.fit()
+    returned = result.return_value
+    if "error" in returned:
+        raise returned["error"]
+    outcome: Outcome = returned["outcome"]
+    return outcome, {"temperature": returned["temperature"]}
+
+
+def _train_worker(settings: dict[str, Any]) -> dict[str, Any]:
+    """Body of one Ray Train worker. A refusal that would only repeat comes back as a value, not as a failure."""
+    import ray.train
+    import ray.train.torch
+
+    from bertray.errors import BertrayError
+    from bertray.model.calibration import fit_temperature
+    from bertray.model.tokenization import ReviewTokenizer
+    from bertray.training.loop import run_loop
+
+    job: _TrainJob = settings["job"]
+    store = open_store(job.output)
+    rank = ray.train.get_context().get_world_rank()
+    messages: list[str] = []
+    logging.getLogger("bertray").setLevel(logging.INFO)
+    logging.getLogger("bertray").addHandler(_Collector(messages))
+    folder = resolve_model(job.model)
+    examples = load_examples(
+        _local_copies(store, job.train_shards),
+        None if job.validation_shards is None else _local_copies(store, job.validation_shards),
+        job.labels,
+        job.validation_fraction,
+        job.loop.seed,
+    )
+
+    def on_progress(state: dict[str, Any]) -> None:
+        store.put(PROGRESS, json.dumps({**state, "messages": messages}).encode())
+
+    try:
+        outcome = run_loop(
+            examples,
+            folder,
+            ReviewTokenizer(folder, 16).pad_id,
+            job.loop,
+            store,
+            device=str(ray.train.torch.get_device()),
+            on_progress=on_progress if rank == 0 else None,
+        )
+    except BertrayError as error:
+        return {"error": error}
+    if rank == 0:
+        on_progress({"step": outcome.num_steps, "total_steps": outcome.num_steps, "done": True})
+    return {
+        "outcome": outcome,
+        "temperature": fit_temperature(outcome.validation_logits_VC, outcome.validation_label_ids_V),
+    }
+
+
+class _Collector(logging.Handler):
+    """Keeps a worker's messages, so that the driver shows them once."""
+
+    def __init__(self, messages: list[str]) -> None:
+        super().__init__(logging.INFO)
+        self._messages = messages
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._messages.append(record.getMessage())
+
+
+@contextmanager
+def _progress_shown(store: Store) -> Iterator[None]:
+    """Follow `control/progress.json` while training runs: a bar on a terminal, log lines elsewhere."""
+    store.delete(PROGRESS)
+    stop = threading.Event()
+    interval_s = 0.5 if isinstance(store, LocalStore) else 5.0
+
+    def follow() -> None:
+        shown = 0
+        with Ticker("training", 1.0, "steps") as ticker:
+            while not stop.wait(interval_s) or shown >= 0:
+                try:
+                    state = json.loads(store.get(PROGRESS))
+                except (FileNotFoundError, InfrastructureError):
+                    if stop.is_set():
+                        return
+                    continue
+                messages = state["messages"]
+                for message in messages[shown:]:
+                    log.info("%s", message)
+                shown = len(messages)
+                if "loss" in state:
+                    ticker.total = state["total_steps"]
+                    ticker.update(
+                        state["step"],
+                        f"epoch {state['epoch']:.2f}, loss {state['loss']:.4f}, lr {state['learning_rate']:.1e}, "
+                        f"{state['tokens_per_s']:,.0f} tokens/s",
+                    )
+                if stop.is_set():
+                    return
+
+    follower = threading.Thread(target=follow, name="training-progress", daemon=True)
+    follower.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        follower.join(timeout=10)
+
+
+# --- after training --------------------------------------------------------------------------------------------------
+
+
+def _write_bundle(
+    config: TrainConfig,
+    data: _Data,
+    run_key: str,
+    outcome: Outcome,
+    fitted: dict[str, Any],
+    model_folder: Path,
+    store: Store,
+) -> tuple[str, BundleInfo]:
+    """The best checkpoint as a bundle; returns where it lies and its info."""
+    from transformers import AutoTokenizer
+
+    from bertray.training.loop import load_classifier
+
+    checkpoint = load_step(store, outcome.best_step, run_key)
+    if checkpoint is None:
+        raise InfrastructureError(
+            f"training: the best checkpoint (step {outcome.best_step}) is damaged.", "Train again in a new output."
+        )
+    model = load_classifier(model_folder, data.labels.names, config.training, bf16=False, device="cpu")
+    model.load_state_dict(checkpoint.model)
+    info = BundleInfo(
+        labels=data.labels.names,
+        label_values=dict(data.labels.values),
+        max_length=config.max_length,
+        long_text=config.long_text,
+        cleaning=config.cleaning,
+        temperature=fitted["temperature"],
+        base_model=config.model,
+        data_fingerprint=data.fingerprint,
+    )
+    local = Path(store.uri("model")) if isinstance(store, LocalStore) else Path(tempfile.mkdtemp()) / "model"
+    info = write_bundle(local, model, AutoTokenizer.from_pretrained(model_folder), info, _card(config, data, outcome))
+    if not isinstance(store, LocalStore):
+        for path in sorted(local.iterdir(), key=lambda path: path.name == "bertray.json"):
+            store.put(f"model/{path.name}", path.read_bytes())
+    return store.uri("model"), info
+
+
+def _card(config: TrainConfig, data: _Data, outcome: Outcome) -> str:
+    labels = "\n".join(f"- `{name}`" for name in data.labels.names)
+    training = config.training
+    return f"""---
+library_name: transformers
+pipeline_tag: text-classification
+tags: [bertray]
+---
+# Review classifier
+
+Fine-tuned from `{config.model}` with bertray {bertray.__version__}; model version `{{model_version}}`.
+
+Classes, in id order:
+{labels}
+
+- data: {data.train.num_rows} rows read for training, fingerprint `{data.fingerprint}`
+- {training.epochs} epochs planned, best after step {outcome.best_step} of {outcome.num_steps};
+  learning rate {training.learning_rate}, {training.batch_size} examples a step, seed {config.seed}
+- reviews are cleaned as `bertray.json` says and cut to {config.max_length} tokens (`{config.long_text}`)
+
+How good it is, with intervals and baselines: `report.html` and `metrics.json` beside this folder.
+Meant for reviews like those it was trained on; on other text its scores are not calibrated.
+"""
+
+
+def _evaluate(
+    config: TrainConfig,
+    data: _Data,
+    examples: Examples,
+    bundle: str,
+    info: BundleInfo,
+    store: Store,
+    resources: Resources,
+) -> EvaluatedRows:
+    """The final evaluation: every row of the test split (else of validation), by the scoring path."""
+    inputs = data.test or data.validation or data.train
+    only_rows = None
+    if data.test is None and data.validation is None:
+        only_rows = _rows_by_file(examples, examples.validation)
+    return evaluate_shards(inputs, bundle, info, data.labels, store, resources, config.report.slices, only_rows=only_rows)
+
+
+def _notes(
+    config: TrainConfig, data: _Data, examples: Examples, outcome: Outcome, rows: EvaluatedRows
+) -> list[str]:
+    """What the reader of the report should know."""
+    notes = []
+    if data.test is None:
+        notes.append("No data.test was given: the figures are on validation rows, which also chose the best epoch.")
+    if outcome.resumed_from is not None:
+        notes.append(f"The run was interrupted and resumed at step {outcome.resumed_from}.")
+    if rows.left_out:
+        notes.append(f"{rows.left_out} rows have a label that `labels` leaves out; they are not counted.")
+    group_hash_N = examples.shards.group_hash_N
+    straddling = np.intersect1d(group_hash_N[examples.train], group_hash_N[examples.validation])
+    if len(straddling):
+        notes.append(f"{len(straddling)} texts stand in both data.train and data.validation.")
+    if config.long_text == "windows":
+        notes.append("Training saw the first window of a long review; scoring averages over all windows.")
+    return notes
+
+
+def _facts(
+    config: TrainConfig, data: _Data, examples: Examples, outcome: Outcome, info: BundleInfo, seconds: float
+) -> dict[str, str]:
+    lens_N = examples.shards.lens_N[examples.train]
+    return {
+        "base model": config.model,
+        "model version": info.model_version,
+        "train examples": f"{len(examples.train):,}",
+        "validation examples": f"{len(examples.validation):,}",
+        "steps": f"{outcome.num_steps:,}, best after {outcome.best_step:,}",
+        "mean tokens of an example": f"{lens_N.mean():.1f}",
+        "reviews longer than max_length": f"{(examples.shards.n_tokens_N > config.max_length).mean():.1%}",
+        "temperature": f"{info.temperature:.3f}",
+        "training time": duration(outcome.seconds),
+        "training rate": f"{len(examples.train) * outcome.num_steps / _steps_an_epoch(config, examples) / max(outcome.seconds, 1e-9):,.1f} examples/s",
+        "time from start to report": duration(seconds),
+        "data fingerprint": data.fingerprint,
+        "bertray": bertray.__version__,
+    }
+
+
+def _steps_an_epoch(config: TrainConfig, examples: Examples) -> float:
+    return -(-len(examples.train) // config.training.batch_size)
+
+
+def _history_table(history: list[dict[str, Any]]) -> pa.Table:
+    """`history.parquet`: one row a log point, `kind` step or eval."""
+    names = ["kind", "step", "epoch", "loss", "learning_rate", "tokens_per_s", "seconds"]
+    names += [name for name in ("train_loss", "accuracy", "macro_f1", "mcc")]
+    types = {"kind": pa.string(), "step": pa.int64()}
+    return pa.table(
+        {name: pa.array([row.get(name) for row in history], types.get(name, pa.float64())) for name in names}
+    )
+
+
+def _clean_up(store: Store) -> None:
+    """What only a resume would need is removed once the run is whole."""
+    for folder in (*checkpoint_folders(store), "control/staging"):
+        for key in store.keys(folder):
+            store.delete(key)
+    store.delete(PROGRESS)
+    if isinstance(store, LocalStore) and not is_uri(store.root):
+        for name in ("checkpoints", "control/ray_train", "control/staging"):
+            shutil.rmtree(store.uri(name), ignore_errors=True)

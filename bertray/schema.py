@@ -1,0 +1,132 @@
+"""Every column name, Arrow schema and quarantine reason; no other file spells a column."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+import pyarrow as pa
+
+SCHEMA_VERSION = 1
+
+# --- reviews as they move through the pipeline ---------------------------------------------------------------------
+ID = "id"
+TEXT = "text"
+TEXT_PAIR = "text_pair"
+LABEL = "label"
+STARS = "stars"  # the aclImdb folder layout carries it in the file name
+ROW_NO = "row_no"  # 0-based position of the row in its input file
+SCRIPT = "script"  # dominant writing system of the cleaned text: latin, hangul, han, ...
+
+# --- tokenized reviews (list columns are built by hand: Ray never guesses their type) -------------------------------
+INPUT_IDS = "input_ids"  # list<uint16|int32>: the sequences of one review, end to end, special tokens included
+SEQ_LENS = "seq_lens"  # list<int32>: length of each of them; one entry unless long_text=windows
+SECOND_LEN = "second_len"  # int32: trailing tokens that belong to the second segment (0: single text)
+N_TOKENS = "n_tokens"  # int32: before truncation, special tokens included
+TRUNCATED = "truncated"  # bool
+
+# --- examples (token shards) ----------------------------------------------------------------------------------------
+LABEL_ID = "label_id"  # int32, ordered as in the bundle's `labels`
+GROUP_HASH = "group_hash"  # uint64: stable hash of the group key; one group is never in two splits
+
+# --- scored rows ----------------------------------------------------------------------------------------------------
+PREDICTION = "prediction"
+SCORE = "score"
+NEEDS_REVIEW = "needs_review"
+MODEL_VERSION = "model_version"
+RUN_ID = "run_id"
+SCORED_AT = "scored_at"
+PROB_PREFIX = "prob_"
+INPUT_PREFIX = "input_"  # a kept column whose name is taken becomes input_<name>
+
+TIMESTAMP = pa.timestamp("us", tz="UTC")
+
+
+def prob_column(label: str) -> str:
+    """Column that holds the probability of `label`."""
+    return f"{PROB_PREFIX}{label}"
+
+
+def scored_schema(labels: list[str], kept: pa.Schema, *, needs_review: bool = False) -> pa.Schema:
+    """Arrow schema of the scored rows of a model with these `labels` and these kept input columns.
+
+    A kept column whose name is taken becomes `input_<name>`.
+    """
+    fields = [
+        pa.field(ID, pa.string(), nullable=False),
+        pa.field(LABEL, pa.string(), nullable=False),
+        pa.field(SCORE, pa.float32(), nullable=False),
+        *(pa.field(prob_column(label), pa.float32(), nullable=False) for label in labels),
+        pa.field(N_TOKENS, pa.int32(), nullable=False),
+        pa.field(TRUNCATED, pa.bool_(), nullable=False),
+        *([pa.field(NEEDS_REVIEW, pa.bool_(), nullable=False)] if needs_review else []),
+        pa.field(MODEL_VERSION, pa.string(), nullable=False),
+        pa.field(RUN_ID, pa.string(), nullable=False),
+        pa.field(SCORED_AT, TIMESTAMP, nullable=False),
+    ]
+    taken = {field.name for field in fields}
+    for field in kept:
+        name = f"{INPUT_PREFIX}{field.name}" if field.name in taken else field.name
+        fields.append(field.with_name(name).with_nullable(True))
+    return pa.schema(fields)
+
+
+def predictions_schema(labels: list[str]) -> pa.Schema:
+    """Arrow schema of `predictions.parquet`: one labelled review and what the model said of it."""
+    return pa.schema(
+        [
+            pa.field(ID, pa.string(), nullable=False),
+            pa.field(LABEL, pa.string(), nullable=False),
+            pa.field(PREDICTION, pa.string(), nullable=False),
+            *(pa.field(prob_column(label), pa.float32(), nullable=False) for label in labels),
+        ]
+    )
+
+
+class Reason(StrEnum):
+    """Why a row or a file was kept out of the scored rows: a closed list."""
+
+    TEXT_NULL = "text_null"
+    TEXT_EMPTY = "text_empty"  # nothing left after cleaning
+    TEXT_ENCODING = "text_encoding"  # invalid UTF-8 or a lone surrogate
+    TEXT_TOO_LONG = "text_too_long"
+    ID_NULL = "id_null"
+    ID_DUPLICATE = "id_duplicate"
+    ROW_MALFORMED = "row_malformed"  # a CSV row with another number of fields, a line that is not JSON
+    MODEL_NAN = "model_nan"
+    FILE_CORRUPT = "file_corrupt"
+    FILE_EMPTY = "file_empty"
+    FILE_NOT_PARQUET = "file_not_parquet"
+    FILE_UNSUPPORTED = "file_unsupported"  # encrypted, or a codec that is not built in
+    FILE_BOMB = "file_bomb"
+    FILE_DUPLICATE = "file_duplicate"
+    PAGE_CHECKSUM = "page_checksum"
+    SCHEMA_MISSING_COLUMN = "schema_missing_column"
+    SCHEMA_TYPE = "schema_type"
+    SCHEMA_ID_TYPE = "schema_id_type"
+    ROW_GROUP_TOO_BIG = "row_group_too_big"
+    PATH_REFUSED = "path_refused"
+    LABEL_INVALID = "label_invalid"
+
+
+INPUT_PATH = "input_path"
+REASON = "reason"
+DETAIL = "detail"
+TEXT_SHA256 = "text_sha256"
+TEXT_LEN = "text_len"
+QUARANTINED_AT = "quarantined_at"
+
+# What the reader knows of a refused row; run_id and quarantined_at are added when it is written.
+REFUSED_SCHEMA = pa.schema(
+    [
+        pa.field(INPUT_PATH, pa.string(), nullable=False),
+        pa.field(ROW_NO, pa.int64()),  # null: the whole file
+        pa.field(ID, pa.string()),
+        pa.field(REASON, pa.string(), nullable=False),
+        pa.field(DETAIL, pa.string()),
+        pa.field(TEXT_SHA256, pa.string()),
+        pa.field(TEXT_LEN, pa.int64()),
+    ]
+)
+QUARANTINE_SCHEMA = REFUSED_SCHEMA.append(pa.field(RUN_ID, pa.string(), nullable=False)).append(
+    pa.field(QUARANTINED_AT, TIMESTAMP, nullable=False)
+)

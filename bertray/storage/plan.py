@@ -1,0 +1,181 @@
+"""What a run has to do: tonight's files against the ledger, the key that pins a plan, and what is left of it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from bertray.errors import ConflictError
+from bertray.storage.records import FileRecord, LedgerEntry, Plan, Receipt
+from bertray.storage.store import Store
+
+Verdict = Literal["score", "scored", "duplicate", "changed"]
+
+
+@dataclass(frozen=True)
+class FileDecision:
+    """Why one listed file is in tonight's run or out of it."""
+
+    file: FileRecord
+    verdict: Verdict
+    why: str
+
+
+def decide_files(files: Sequence[FileRecord], entries: Sequence[LedgerEntry]) -> list[FileDecision]:
+    """Compare listed files with everything the ledger holds, file by file, in the order given.
+
+    A file is known by path, size and etag or mtime; content that was delivered under another name is known by size
+    and digest.
+    """
+    by_path = {file.path: (file, entry) for entry in entries for file in entry.files}
+    by_content = {
+        (file.size_bytes, file.digest): (file.path, entry.slot)
+        for entry in entries
+        for file in entry.files
+        if file.digest is not None
+    }
+    decisions: list[FileDecision] = []
+    tonight: dict[tuple[int, str], str] = {}
+    for file in files:
+        known = by_path.get(file.path)
+        content = (file.size_bytes, file.digest) if file.digest is not None else None
+        if known is not None:
+            before, entry = known
+            same = before.size_bytes == file.size_bytes and (
+                before.modified == file.modified or (before.digest is not None and before.digest == file.digest)
+            )
+            if same:
+                decisions.append(FileDecision(file, "scored", f"scored in slot {entry.slot}"))
+            else:
+                decisions.append(FileDecision(file, "changed", f"changed since it was scored in slot {entry.slot}"))
+        elif content is not None and content in by_content and file.reason is None:
+            other, slot = by_content[content]
+            decisions.append(FileDecision(file, "duplicate", f"same content as {other}, scored in slot {slot}"))
+        elif content is not None and content in tonight and file.reason is None:
+            decisions.append(FileDecision(file, "duplicate", f"same content as {tonight[content]}"))
+        else:
+            why = "new" if file.reason is None else f"new, cannot be read: {file.reason}"
+            decisions.append(FileDecision(file, "score", why))
+            if content is not None:
+                tonight[content] = file.path
+    return decisions
+
+
+def plan_key(files: Iterable[FileRecord], model_version: str, settings: Mapping[str, Any]) -> str:
+    """16 hex digits over input files, model and settings; the order in which files were listed does not matter."""
+    pinned = sorted((f.path, f.size_bytes, f.modified, f.num_rows, f.digest, f.reason) for f in files)
+    content = json.dumps([pinned, model_version, settings], sort_keys=True, default=str)
+    return hashlib.sha256(content.encode()).hexdigest()[:16]
+
+
+def next_slot(default: str, entries: Sequence[LedgerEntry]) -> str:
+    """`dt=2026-11-20`, or when that is committed `dt=2026-11-20.2`, `.3`, ..."""
+    taken = {entry.slot for entry in entries}
+    if default not in taken:
+        return default
+    number = 2
+    while f"{default}.{number}" in taken:
+        number += 1
+    return f"{default}.{number}"
+
+
+def pin_plan(store: Store, plan: Plan) -> Plan:
+    """Store a plan, or join the equal one that another run stored first."""
+    key = f"control/plans/{plan.slot}/{plan.plan_key}.json"
+    store.put_new(key, plan.to_bytes())
+    return Plan.from_bytes(store.get(key), store.uri(key))
+
+
+def open_plans(store: Store, entries: Sequence[LedgerEntry]) -> list[Plan]:
+    """Plans that no ledger entry has committed, newest last."""
+    committed = {(entry.slot, entry.plan_key) for entry in entries}
+    plans = [Plan.from_bytes(store.get(key), store.uri(key)) for key in store.keys("control/plans")]
+    return sorted((p for p in plans if (p.slot, p.plan_key) not in committed), key=lambda p: p.created_at)
+
+
+# --- receipts as intervals --------------------------------------------------------------------------------------------
+
+
+def staging_folder(plan: Plan) -> str:
+    return f"control/runs/{plan.slot}/{plan.plan_key}"
+
+
+def stored_receipts(store: Store, plan: Plan) -> list[Receipt]:
+    """Receipts of every attempt at this plan, in the order of their names."""
+    keys = [key for key in store.keys(staging_folder(plan)) if key.endswith(".receipt.json")]
+    return [Receipt.from_bytes(store.get(key), store.uri(key)) for key in keys]
+
+
+def without_overlap(receipts: Iterable[Receipt]) -> list[Receipt]:
+    """Keep a receipt only if no earlier one covers any of its rows: a retried task leaves two of the same rows."""
+    kept: list[Receipt] = []
+    intervals: dict[int, list[tuple[int, int]]] = {}
+    for receipt in receipts:
+        taken = intervals.setdefault(receipt.file_no, [])
+        if all(receipt.hi <= lo or hi <= receipt.lo for lo, hi in taken):
+            taken.append((receipt.lo, receipt.hi))
+            kept.append(receipt)
+    return kept
+
+
+def uncovered(num_rows: int, intervals: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Row ranges of [0, num_rows) that no interval covers, ascending."""
+    gaps: list[tuple[int, int]] = []
+    position = 0
+    for lo, hi in sorted(intervals):
+        if lo > position:
+            gaps.append((position, lo))
+        position = max(position, hi)
+    if position < num_rows:
+        gaps.append((position, num_rows))
+    return gaps
+
+
+def work_left(plan: Plan, receipts: Iterable[Receipt]) -> list[tuple[int, int, int]]:
+    """(file_no, lo, hi) shards of a plan that no receipt covers, at most `rows_per_shard` rows each."""
+    intervals: dict[int, list[tuple[int, int]]] = {}
+    for receipt in receipts:
+        intervals.setdefault(receipt.file_no, []).append((receipt.lo, receipt.hi))
+    shards: list[tuple[int, int, int]] = []
+    for file_no, file in enumerate(plan.files):
+        if file.reason is not None or not file.num_rows:
+            continue
+        for lo, hi in uncovered(file.num_rows, intervals.get(file_no, [])):
+            start = lo
+            while start < hi:
+                # Shards start at multiples of rows_per_shard, where text formats have an index entry.
+                end = min((start // plan.rows_per_shard + 1) * plan.rows_per_shard, hi)
+                shards.append((file_no, start, end))
+                start = end
+    return shards
+
+
+def verify_cover(plan: Plan, receipts: Sequence[Receipt]) -> None:
+    """Every row of every readable file stands in exactly one receipt, and every receipt adds up.
+
+    Raises:
+        ConflictError: a row is missing or stands twice; nothing may be committed.
+    """
+    intervals: dict[int, list[tuple[int, int]]] = {}
+    for receipt in receipts:
+        if receipt.rows_in != receipt.rows_scored + receipt.rows_quarantined:
+            raise ConflictError(
+                f"{plan.files[receipt.file_no].path} rows {receipt.lo}-{receipt.hi}: {receipt.rows_in} rows in, but "
+                f"{receipt.rows_scored} scored and {receipt.rows_quarantined} quarantined; nothing was committed.",
+                "This is a bug: please report it with the control/ folder.",
+            )
+        intervals.setdefault(receipt.file_no, []).append((receipt.lo, receipt.hi))
+    for file_no, file in enumerate(plan.files):
+        if file.reason is not None or file.num_rows is None:
+            continue
+        spans = sorted(intervals.get(file_no, []))
+        twice = any(hi > next_lo for (_, hi), (next_lo, _) in zip(spans, spans[1:], strict=False))
+        gaps = uncovered(file.num_rows, spans)
+        if twice or gaps or (spans and spans[-1][1] > file.num_rows):
+            raise ConflictError(
+                f"{file.path}: rows {gaps or spans} are missing or stand twice; nothing was committed.",
+                "Run the same command again; it rescored what is missing.",
+            )

@@ -1,0 +1,174 @@
+"""Control files as typed records: the plan of a run, the receipt of a part, an entry of the ledger. All are JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from bertray.errors import ConflictError
+
+SCHEMA_VERSION = 1
+RecordT = TypeVar("RecordT", bound="Record")
+
+
+class Record(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    schema_version: int = SCHEMA_VERSION
+
+    def to_bytes(self) -> bytes:
+        return self.model_dump_json(indent=1).encode()
+
+    @classmethod
+    def from_bytes(cls: type[RecordT], content: bytes, where: str) -> RecordT:
+        """Raises ConflictError when the file was written by another version or is damaged."""
+        try:
+            record = cls.model_validate_json(content)
+        except ValidationError as error:
+            raise ConflictError(
+                f"{where}: not a control file of this bertray version ({error.error_count()} fields are off).",
+                "Use the version that wrote the output, or another `output`.",
+            ) from error
+        if record.schema_version != SCHEMA_VERSION:
+            raise ConflictError(
+                f"{where}: expected schema_version {SCHEMA_VERSION}, found {record.schema_version}.",
+                "Use the bertray version that wrote the output.",
+            )
+        return record
+
+
+class FileRecord(Record):
+    """One input file as the plan pinned it."""
+
+    path: str
+    relative_path: str
+    format: str
+    size_bytes: int
+    modified: str
+    num_rows: int | None  # None: a bad file whose row count is unknown
+    digest: str | None
+    reason: str | None = None  # why the whole file is quarantined
+    detail: str | None = None
+
+
+class Plan(Record):
+    """What one run is going to do, pinned before any work: a second run with the same plan joins it."""
+
+    plan_key: str
+    slot: str
+    seq: int
+    run_id: str
+    created_at: str
+    model: str
+    model_version: str
+    labels: list[str]
+    settings: dict[str, Any]  # the part of the config that decides what is written
+    files: list[FileRecord]
+    rows_per_shard: int
+
+
+class StagedFile(Record):
+    """One file written aside."""
+
+    key: str
+    rows: int
+    bytes: int
+    sha256: str
+
+
+class Receipt(Record):
+    """Proof that rows [lo, hi) of one input file are staged whole; written after everything it names."""
+
+    file_no: int
+    lo: int
+    hi: int
+    rows_scored: int
+    rows_quarantined: int
+    reasons: dict[str, int]
+    label_counts: dict[str, int]
+    score_histogram: list[int]  # 20 equal bins of `score` over [0, 1]
+    token_histogram: list[int]  # see TOKEN_BANDS
+    tokens: int
+    truncated: int
+    needs_review: int
+    seconds: float
+    part: StagedFile | None
+    quarantine: StagedFile | None
+    evaluation: StagedFile | None  # labels, probabilities and slices of labelled rows, for the report only
+
+    @property
+    def rows_in(self) -> int:
+        return self.hi - self.lo
+
+
+class FileCount(Record):
+    """What became of one input file."""
+
+    path: str
+    relative_path: str
+    format: str
+    size_bytes: int
+    modified: str
+    digest: str | None
+    rows_in: int | None
+    rows_scored: int
+    rows_quarantined: int
+    reason: str | None = None
+
+
+class CommittedPart(Record):
+    name: str  # file name below the slot
+    key: str  # where it was staged
+    rows: int
+    bytes: int
+    sha256: str
+
+
+class LedgerEntry(Record):
+    """The commit: what is here is output, what is not is not."""
+
+    seq: int
+    slot: str
+    version: int
+    run_id: str
+    plan_key: str
+    committed_at: str
+    model: str
+    model_version: str
+    labels: list[str]
+    settings: dict[str, Any]
+    files: list[FileCount]
+    parts: list[CommittedPart]
+    quarantine_parts: list[CommittedPart]
+    evaluation_parts: list[CommittedPart]
+    rows_in: int
+    rows_scored: int
+    rows_quarantined: int
+    reasons: dict[str, int]
+    label_counts: dict[str, int]
+    score_histogram: list[int]
+    token_histogram: list[int]
+    tokens: int
+    truncated: int
+    needs_review: int
+    adopted_receipts: int
+    seconds: float  # of this run up to the commit
+
+
+TOKEN_BANDS = (16, 32, 64, 128, 256, 512)  # upper ends of the bins of `token_histogram`; the last bin is open
+
+
+def add_histograms(histograms: Iterable[list[int]], num_bins: int) -> list[int]:
+    total = [0] * num_bins
+    for histogram in histograms:
+        total = [a + b for a, b in zip(total, histogram, strict=True)]
+    return total
+
+
+def add_counts(counts: Iterable[dict[str, int]]) -> dict[str, int]:
+    total: dict[str, int] = {}
+    for count in counts:
+        for key, value in count.items():
+            total[key] = total.get(key, 0) + value
+    return total

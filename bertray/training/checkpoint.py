@@ -1,0 +1,145 @@
+"""Training checkpoints without pickles: safetensors and JSON, complete or not there, checked by digest when read.
+
+A checkpoint exists when its `checkpoint.json`, written last, names every file with its digest. One that is cut short
+or damaged is passed over for the one before it, and that is said.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from bertray.storage.store import Store
+
+if TYPE_CHECKING:
+    import torch
+
+log = logging.getLogger(__name__)
+
+FOLDER = "checkpoints"
+MANIFEST = "checkpoint.json"
+SCHEMA_VERSION = 1
+
+
+@dataclass
+class Progress:
+    """Where a run stands: enough to repeat exactly the steps that follow."""
+
+    step: int = 0  # optimizer steps done, over all epochs
+    epoch: int = 0  # epoch of the next step
+    step_in_epoch: int = 0  # steps of that epoch already done
+    best_step: int | None = None  # checkpoint with the best validation figure
+    best_value: float | None = None
+    epochs_without_gain: int = 0
+    seconds: float = 0.0
+    loss_sum: float = 0.0  # of the epoch under way, summed over steps
+    window_loss: float = 0.0  # since the last row of history
+    window_steps: int = 0
+    tokens: int = 0
+    finished: bool = False
+    history: list[dict[str, Any]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    progress: Progress
+    model: dict[str, torch.Tensor]
+    optimizer: dict[str, torch.Tensor]
+    run_key: str
+
+
+def save_checkpoint(store: Store, checkpoint: Checkpoint) -> str:
+    """Write a checkpoint; returns its folder below the store's root."""
+    from safetensors.torch import save
+
+    folder = f"{FOLDER}/step-{checkpoint.progress.step:08d}"
+    files = {
+        "model.safetensors": save(checkpoint.model),
+        "optimizer.safetensors": save(checkpoint.optimizer),
+        "progress.json": json.dumps(checkpoint.progress.__dict__).encode(),
+    }
+    for name, content in files.items():
+        store.put(f"{folder}/{name}", content)
+    manifest = {
+        "schema_version": SCHEMA_VERSION,
+        "run_key": checkpoint.run_key,
+        "sha256": {name: hashlib.sha256(content).hexdigest() for name, content in files.items()},
+    }
+    store.put(f"{folder}/{MANIFEST}", json.dumps(manifest).encode())
+    return folder
+
+
+def load_latest(store: Store, run_key: str) -> Checkpoint | None:
+    """The newest whole checkpoint of this run, or None."""
+    for folder in reversed(checkpoint_folders(store)):
+        checkpoint = _load(store, folder, run_key)
+        if checkpoint is not None:
+            return checkpoint
+    return None
+
+
+def load_step(store: Store, step: int, run_key: str) -> Checkpoint | None:
+    return _load(store, f"{FOLDER}/step-{step:08d}", run_key)
+
+
+def checkpoint_folders(store: Store) -> list[str]:
+    """Folders that hold a manifest, oldest first."""
+    return sorted(key.rpartition("/")[0] for key in store.keys(FOLDER) if key.endswith(f"/{MANIFEST}"))
+
+
+def _load(store: Store, folder: str, run_key: str) -> Checkpoint | None:
+    from safetensors.torch import load
+
+    try:
+        manifest = json.loads(store.get(f"{folder}/{MANIFEST}"))
+        if manifest.get("run_key") != run_key or manifest.get("schema_version") != SCHEMA_VERSION:
+            log.warning("checkpoint %s belongs to another run or version; not used", folder)
+            return None
+        files = {}
+        for name, digest in manifest["sha256"].items():
+            files[name] = store.get(f"{folder}/{name}")
+            if hashlib.sha256(files[name]).hexdigest() != digest:
+                log.warning("checkpoint %s: %s is damaged; falling back to the checkpoint before it", folder, name)
+                return None
+    except (FileNotFoundError, ValueError, KeyError) as error:
+        log.warning("checkpoint %s cannot be read (%s); falling back to the checkpoint before it", folder, error)
+        return None
+    return Checkpoint(
+        progress=Progress(**json.loads(files["progress.json"])),
+        model=load(files["model.safetensors"]),
+        optimizer=load(files["optimizer.safetensors"]),
+        run_key=run_key,
+    )
+
+
+def prune(store: Store, keep_steps: set[int], *, num_latest: int = 2) -> None:
+    """Delete checkpoints beyond the latest two and those in `keep_steps`; manifest first, so none is left half."""
+    folders = checkpoint_folders(store)
+    for folder in folders[:-num_latest]:
+        if int(folder.rpartition("-")[2]) not in keep_steps:
+            store.delete(f"{folder}/{MANIFEST}")
+            for key in store.keys(folder):
+                store.delete(key)
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    """State of an optimizer as flat tensors `<parameter number>.<name>`."""
+    import torch
+
+    return {
+        f"{number}.{name}": value if isinstance(value, torch.Tensor) else torch.tensor(value)
+        for number, state in optimizer.state_dict()["state"].items()
+        for name, value in state.items()
+    }
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor]) -> None:
+    """Inverse of `optimizer_tensors`, into an optimizer over the same parameters."""
+    state: dict[int, dict[str, torch.Tensor]] = {}
+    for key, value in tensors.items():
+        number, _, name = key.partition(".")
+        state.setdefault(int(number), {})[name] = value
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

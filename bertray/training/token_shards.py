@@ -1,0 +1,93 @@
+"""Token shards: tokenized, labelled reviews as Arrow IPC files that any rank reads by arithmetic, memory-mapped.
+
+Shape letters: N examples, B examples of a batch, L padded length.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from bertray.schema import GROUP_HASH, ID, INPUT_IDS, LABEL, N_TOKENS, ROW_NO, SECOND_LEN
+
+FILE_NO = "file_no"
+COLUMNS = (ID, LABEL, GROUP_HASH, INPUT_IDS, SECOND_LEN, N_TOKENS, ROW_NO, FILE_NO)
+
+
+def cache_key(parts: dict[str, Any]) -> str:
+    """16 hex digits over data, tokenizer and settings: equal keys mean equal token shards."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def to_ipc(table: pa.Table) -> bytes:
+    """One token shard as the bytes of an Arrow IPC file."""
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table.combine_chunks())
+    content: bytes = sink.getvalue().to_pybytes()
+    return content
+
+
+class TokenShards:
+    """Random access to the examples of a list of token shards, in the order of the list.
+
+    Args:
+        paths: local Arrow IPC files with the columns `COLUMNS`.
+    """
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        tables = [pa.ipc.open_file(pa.memory_map(str(path))).read_all() for path in paths]
+        if not tables:
+            raise ValueError("no token shards")
+        self._ids: list[np.ndarray] = []
+        self._offsets: list[np.ndarray] = []
+        for table in tables:
+            # A table of one IPC file may have several chunks; flat arrays per chunk keep the memory map.
+            for chunk in table[INPUT_IDS].chunks:
+                self._ids.append(chunk.values.to_numpy())
+                self._offsets.append(chunk.offsets.to_numpy().astype(np.int64))
+        chunk_sizes = [len(offsets) - 1 for offsets in self._offsets]
+        self._first = np.concatenate([[0], np.cumsum(chunk_sizes)])
+        rows = pa.concat_tables([table.select([c for c in COLUMNS if c != INPUT_IDS]) for table in tables])
+        self.lens_N = np.concatenate([np.diff(offsets) for offsets in self._offsets])
+        self.n_tokens_N: np.ndarray = rows[N_TOKENS].to_numpy()
+        self.second_lens_N: np.ndarray = rows[SECOND_LEN].to_numpy()
+        self.group_hash_N: np.ndarray = rows[GROUP_HASH].to_numpy()
+        self.row_no_N: np.ndarray = rows[ROW_NO].to_numpy()
+        self.file_no_N: np.ndarray = rows[FILE_NO].to_numpy()
+        self.labels: pa.ChunkedArray = rows[LABEL]
+
+    def __len__(self) -> int:
+        return len(self.lens_N)
+
+    def padded(self, examples_B: np.ndarray, pad_id: int) -> dict[str, np.ndarray]:
+        """Padded model inputs of some examples.
+
+        Returns:
+            `input_ids`, `attention_mask`, `token_type_ids`: int64 [B, L]. The mask comes from the lengths, never from
+            `ids != pad`: a text may hold the pad token.
+        """
+        width = int(self.lens_N[examples_B].max(initial=1))
+        shape = (len(examples_B), width)
+        input_ids = np.full(shape, pad_id, np.int64)
+        mask = np.zeros(shape, np.int64)
+        types = np.zeros(shape, np.int64)
+        for row, example in enumerate(examples_B):
+            ids = self._example(int(example))
+            input_ids[row, : len(ids)] = ids
+            mask[row, : len(ids)] = 1
+            second = int(self.second_lens_N[example])
+            types[row, len(ids) - second : len(ids)] = 1
+        return {"input_ids": input_ids, "attention_mask": mask, "token_type_ids": types}
+
+    def _example(self, example: int) -> np.ndarray:
+        chunk = int(np.searchsorted(self._first, example, side="right")) - 1
+        offsets = self._offsets[chunk]
+        row = example - int(self._first[chunk])
+        return self._ids[chunk][offsets[row] : offsets[row + 1]]

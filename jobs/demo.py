@@ -1,0 +1,8 @@
+"""`bertray demo` as a Ray job: `ray job submit --working-dir . -- python jobs/demo.py ...`, with the same arguments."""
+
+import sys
+
+from bertray.cli import main
+
+if __name__ == "__main__":
+    main(["demo", *sys.argv[1:]])

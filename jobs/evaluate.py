@@ -1,0 +1,8 @@
+"""`bertray evaluate` as a Ray job: `ray job submit --working-dir . -- python jobs/evaluate.py ...`, with the same arguments."""
+
+import sys
+
+from bertray.cli import main
+
+if __name__ == "__main__":
+    main(["evaluate", *sys.argv[1:]])

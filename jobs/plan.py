@@ -1,0 +1,8 @@
+"""`bertray plan` as a Ray job: `ray job submit --working-dir . -- python jobs/plan.py ...`, with the same arguments."""
+
+import sys
+
+from bertray.cli import main
+
+if __name__ == "__main__":
+    main(["plan", *sys.argv[1:]])

@@ -1,0 +1,70 @@
+"""What tests share: a tiny model built on the spot, a tiny corpus, one Ray cluster, and where real data lies."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"  # silences a warning of Ray about its own future default
+
+ROOT = Path(__file__).resolve().parent.parent
+WORDS = "great good fine bad awful poor boring lovely the a film was is it very not and but plot actor story".split()
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The labelled data beside the project; tests that need it skip without it."""
+    folder = Path(os.environ.get("BERTRAY_DATA", ROOT.parent / "shared" / "data"))
+    if not (folder / "imdb").is_dir():
+        pytest.skip(f"real data is not there: {folder} (set BERTRAY_DATA)")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A BERT encoder of two layers with random weights and a WordPiece vocabulary of a few words."""
+    from transformers import BertConfig, BertModel, BertTokenizerFast, set_seed
+
+    folder = tmp_path_factory.mktemp("encoder")
+    letters = [chr(c) for c in range(ord("a"), ord("z") + 1)]
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS, *letters, *(f"##{c}" for c in letters), "."]
+    (folder / "vocab.txt").write_text("\n".join(dict.fromkeys(vocabulary)) + "\n", encoding="utf-8")
+    BertTokenizerFast(str(folder / "vocab.txt")).save_pretrained(folder)
+    set_seed(0)
+    BertModel(
+        BertConfig(
+            vocab_size=len(dict.fromkeys(vocabulary)),
+            hidden_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            intermediate_size=64,
+            max_position_embeddings=64,
+        )
+    ).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def ray_cluster():
+    """One local Ray for the whole test session; four logical CPUs, so that actor pools leave some for tasks."""
+    import logging
+
+    import ray
+
+    from bertray.pipelines.cluster import ALLOCATOR_ENV
+
+    ray.init(
+        address="local",
+        include_dashboard=False,
+        num_cpus=4,
+        object_store_memory=300 << 20,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+        runtime_env={"env_vars": ALLOCATOR_ENV},
+    )
+    yield
+    ray.shutdown()

@@ -1,0 +1,219 @@
+"""Plans and receipts: which files are new, what is left to do, and when a commit is allowed."""
+
+import pytest
+
+from bertray.errors import ConflictError
+from bertray.storage import ledger
+from bertray.storage.plan import (
+    decide_files,
+    next_slot,
+    open_plans,
+    pin_plan,
+    plan_key,
+    uncovered,
+    verify_cover,
+    without_overlap,
+    work_left,
+)
+from bertray.storage.records import FileCount, FileRecord, LedgerEntry, Plan, Receipt
+from bertray.storage.store import LocalStore
+
+
+def file(path: str, *, size: int = 10, modified: str = "1", digest: str | None = "d", rows: int | None = 10, reason=None):
+    return FileRecord(
+        path=path,
+        relative_path=path,
+        format="parquet",
+        size_bytes=size,
+        modified=modified,
+        num_rows=rows,
+        digest=digest,
+        reason=reason,
+    )
+
+
+def entry(slot: str, *files: FileRecord, seq: int = 1, key: str = "k") -> LedgerEntry:
+    counts = [
+        FileCount(
+            **f.model_dump(include={"path", "relative_path", "format", "size_bytes", "modified", "digest"}),
+            rows_in=f.num_rows,
+            rows_scored=f.num_rows,
+            rows_quarantined=0,
+        )
+        for f in files
+    ]
+    empty = dict.fromkeys(
+        ["rows_in", "rows_scored", "rows_quarantined", "tokens", "truncated", "needs_review", "adopted_receipts"], 0
+    )
+    return LedgerEntry(
+        seq=seq,
+        slot=slot,
+        version=1,
+        run_id="r",
+        plan_key=key,
+        committed_at="t",
+        model="m",
+        model_version="v",
+        labels=["a", "b"],
+        settings={},
+        files=counts,
+        parts=[],
+        quarantine_parts=[],
+        evaluation_parts=[],
+        reasons={},
+        label_counts={},
+        score_histogram=[],
+        token_histogram=[],
+        seconds=1.0,
+        **empty,
+    )
+
+
+def plan(*files: FileRecord, slot: str = "s", key: str = "k", created: str = "1", rows_per_shard: int = 4) -> Plan:
+    return Plan(
+        plan_key=key,
+        slot=slot,
+        seq=1,
+        run_id="r",
+        created_at=created,
+        model="m",
+        model_version="v",
+        labels=["a", "b"],
+        settings={},
+        files=list(files),
+        rows_per_shard=rows_per_shard,
+    )
+
+
+def receipt(file_no: int, lo: int, hi: int, *, quarantined: int = 0, scored: int | None = None) -> Receipt:
+    return Receipt(
+        file_no=file_no,
+        lo=lo,
+        hi=hi,
+        rows_scored=hi - lo - quarantined if scored is None else scored,
+        rows_quarantined=quarantined,
+        reasons={},
+        label_counts={},
+        score_histogram=[],
+        token_histogram=[],
+        tokens=0,
+        truncated=0,
+        needs_review=0,
+        seconds=0.0,
+        part=None,
+        quarantine=None,
+        evaluation=None,
+    )
+
+
+def test_only_files_that_the_ledger_does_not_hold_are_scored():
+    old, new = file("a", digest="da"), file("b", digest="db")
+    verdicts = {d.file.path: d.verdict for d in decide_files([old, new], [entry("dt=1", old)])}
+    assert verdicts == {"a": "scored", "b": "score"}
+
+
+def test_a_changed_file_is_named_and_a_touched_one_is_not():
+    ledger_entry = entry("dt=1", file("a", digest="da"), file("b", digest="db"))
+    changed = file("a", size=11, modified="2", digest="other")
+    touched = file("b", modified="2", digest="db")
+    decisions = decide_files([changed, touched], [ledger_entry])
+    assert [(d.verdict, d.why) for d in decisions] == [
+        ("changed", "changed since it was scored in slot dt=1"),
+        ("scored", "scored in slot dt=1"),
+    ]
+
+
+def test_the_same_content_under_another_name_is_not_scored_twice():
+    decisions = decide_files([file("b"), file("c"), file("d", digest="other")], [entry("dt=1", file("a"))])
+    assert [(d.verdict, d.why) for d in decisions] == [
+        ("duplicate", "same content as a, scored in slot dt=1"),
+        ("duplicate", "same content as a, scored in slot dt=1"),
+        ("score", "new"),
+    ]
+    tonight = decide_files([file("x"), file("y")], [])
+    assert [(d.verdict, d.why) for d in tonight] == [("score", "new"), ("duplicate", "same content as x")]
+
+
+def test_the_plan_key_ignores_the_order_of_listing_and_sees_everything_else():
+    a, b = file("a"), file("b")
+    key = plan_key([a, b], "v", {"x": 1})
+    assert key == plan_key([b, a], "v", {"x": 1})
+    others = [
+        plan_key([a], "v", {"x": 1}),
+        plan_key([a, b], "w", {"x": 1}),
+        plan_key([a, b], "v", {"x": 2}),
+        plan_key([a, file("b", modified="9")], "v", {"x": 1}),
+    ]
+    assert len({key, *others}) == 5
+
+
+def test_a_second_run_of_the_day_gets_the_next_slot():
+    assert next_slot("dt=1", []) == "dt=1"
+    assert next_slot("dt=1", [entry("dt=1")]) == "dt=1.2"
+    assert next_slot("dt=1", [entry("dt=1"), entry("dt=1.2")]) == "dt=1.3"
+
+
+def test_uncovered_rows_are_the_gaps_between_intervals():
+    assert uncovered(10, []) == [(0, 10)]
+    assert uncovered(10, [(4, 6), (0, 2)]) == [(2, 4), (6, 10)]
+    assert uncovered(10, [(0, 10)]) == []
+    assert uncovered(0, []) == []
+
+
+def test_work_left_is_cut_at_shard_boundaries():
+    one = plan(file("a", rows=10), file("bad", reason="file_corrupt"), file("empty", rows=0))
+    assert work_left(one, []) == [(0, 0, 4), (0, 4, 8), (0, 8, 10)]
+    assert work_left(one, [receipt(0, 0, 4), receipt(0, 5, 8)]) == [(0, 4, 5), (0, 8, 10)]
+
+
+def test_of_two_receipts_for_the_same_rows_one_is_used():
+    first, again, rest = receipt(0, 0, 4), receipt(0, 2, 4), receipt(0, 4, 8)
+    assert without_overlap([first, again, rest]) == [first, rest]
+
+
+def test_a_complete_cover_may_be_committed():
+    verify_cover(plan(file("a", rows=10), file("e", rows=0)), [receipt(0, 4, 10, quarantined=2), receipt(0, 0, 4)])
+
+
+@pytest.mark.parametrize(
+    "receipts",
+    [
+        [receipt(0, 0, 9)],
+        [receipt(0, 1, 10)],
+        [receipt(0, 0, 6), receipt(0, 5, 10)],
+        [receipt(0, 0, 12)],
+        [],
+        [receipt(0, 0, 10, scored=9)],
+    ],
+)
+def test_a_missing_or_doubled_row_may_not_be_committed(receipts):
+    with pytest.raises(ConflictError, match="nothing was committed"):
+        verify_cover(plan(file("a", rows=10)), receipts)
+
+
+def test_two_runs_with_the_same_plan_share_the_first_one(tmp_path):
+    store = LocalStore(tmp_path)
+    first = pin_plan(store, plan(file("a")))
+    second = pin_plan(store, plan(file("a")).model_copy(update={"run_id": "other"}))
+    assert second == first
+    assert open_plans(store, []) == [first]
+    assert open_plans(store, [entry("s", key="k")]) == []
+
+
+def test_the_ledger_takes_one_entry_a_sequence_number(tmp_path):
+    store = LocalStore(tmp_path)
+    mine = entry("dt=1", file("a"))
+    assert ledger.append(store, mine) == mine
+    assert ledger.append(store, entry("dt=1", file("a")).model_copy(update={"run_id": "beside"})) == mine
+    assert ledger.append(store, entry("dt=2", file("b"), key="other")) is None
+    assert ledger.read_ledger(store) == [mine]
+
+
+def test_a_control_file_of_another_version_is_a_conflict(tmp_path):
+    store = LocalStore(tmp_path)
+    store.put(ledger.entry_key(1), entry("dt=1").model_copy(update={"schema_version": 2}).to_bytes())
+    with pytest.raises(ConflictError, match="expected schema_version 1, found 2"):
+        ledger.read_ledger(store)
+    store.put(ledger.entry_key(1), b"{}")
+    with pytest.raises(ConflictError, match="not a control file"):
+        ledger.read_ledger(store)

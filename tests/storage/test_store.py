@@ -1,0 +1,72 @@
+"""The store: values are whole or absent, and put-if-absent has one winner."""
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from bertray.errors import ConfigError, InfrastructureError
+from bertray.storage.store import LocalStore, open_store
+
+
+@pytest.fixture
+def store(tmp_path):
+    return LocalStore(tmp_path / "out")
+
+
+def test_values_come_back_and_keys_are_listed_sorted(store):
+    store.put("b/2", b"two")
+    store.put("b/1", b"one")
+    store.put("a", b"other")
+    store.put("b/1", b"uno")
+    assert store.get("b/1") == b"uno"
+    assert store.keys("b") == ["b/1", "b/2"]
+    assert store.keys("nothing") == []
+    assert store.exists("a")
+    store.delete("a")
+    store.delete("a")
+    assert not store.exists("a")
+    with pytest.raises(FileNotFoundError):
+        store.get("a")
+
+
+def test_put_new_has_exactly_one_winner_among_racers(store):
+    with ThreadPoolExecutor(8) as pool:
+        won = list(pool.map(lambda n: store.put_new("control/commits/1", str(n).encode()), range(32)))
+    assert won.count(True) == 1
+    assert store.get("control/commits/1") == str(won.index(True)).encode()
+    assert store.keys("control") == ["control/commits/1"]  # nothing is left beside it
+
+
+def test_publish_shows_all_files_with_a_marker_and_may_run_twice(store):
+    store.put("control/x/p0", b"0")
+    store.put("control/x/p1", b"1")
+    staged = [("control/x/p0", "part-0.parquet"), ("control/x/p1", "part-1.parquet")]
+    store.publish(staged, "data/dt=1")
+    store.publish(staged, "data/dt=1")
+    assert store.keys("data") == ["data/dt=1/_SUCCESS", "data/dt=1/part-0.parquet", "data/dt=1/part-1.parquet"]
+    assert store.get("data/dt=1/_SUCCESS") == b""
+    assert [name for name in os.listdir(store.uri("control")) if name.startswith("pub-")] == []
+
+
+def test_publish_without_a_staged_file_leaves_nothing_behind(store):
+    with pytest.raises(InfrastructureError, match="no longer there"):
+        store.publish([("control/x/missing", "part-0.parquet")], "data/dt=1")
+    assert store.keys("data") == []
+
+
+def test_an_output_below_a_file_is_a_config_error(tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(ConfigError, match="expected a folder"):
+        LocalStore(tmp_path / "file" / "out").put_new("a", b"")
+
+
+def test_an_output_where_nothing_can_be_created_is_a_config_error():
+    with pytest.raises(ConfigError):
+        LocalStore(Path("/proc/bertray-out")).put("a", b"")
+
+
+def test_other_schemes_are_refused():
+    with pytest.raises(ConfigError, match="found ftp://"):
+        open_store("ftp://host/x")

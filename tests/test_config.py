@@ -1,0 +1,155 @@
+"""Configs: what files and overrides become, and what a typo is told."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from bertray.config import CONFIGS, build_config, guess_verb, json_schema, keys, load_config, to_yaml
+from bertray.errors import ConfigError
+
+TRAIN = ["data.train=a.parquet", "output=run"]
+SCORE = ["input=in", "output=out"]
+
+
+def file(tmp_path: Path, text: str, name: str = "a.yaml") -> str:
+    path = tmp_path / name
+    path.write_text(text, encoding="utf-8")
+    return str(path)
+
+
+def test_later_sources_win_and_mappings_merge(tmp_path):
+    a = file(tmp_path, "training: {epochs: 2, batch_size: 8}\nseed: 1\n")
+    b = file(tmp_path, "training: {epochs: 5}\n", "b.yaml")
+    config = load_config("train", [a, b], [*TRAIN, "training.batch_size=16"])
+    assert (config.training.epochs, config.training.batch_size, config.seed) == (5, 16, 1)
+
+
+def test_labels_columns_and_lists_replace_and_never_merge(tmp_path):
+    a = file(tmp_path, "labels: {0: bad, 1: good}\ncolumns: {id: key, text: body}\ndata: {train: [x, y]}\n")
+    b = file(tmp_path, "labels: {n: bad, p: good}\ncolumns: {text: review}\n", "b.yaml")
+    config = load_config("train", [a, b], ["data.train=[z]", "output=o"])
+    assert config.labels == {"n": "bad", "p": "good"}
+    assert (config.columns.id, config.columns.text) == ("id", "review")
+    assert config.data.train == ("z",)
+    assert load_config("train", [a], ["output=o", "labels=[u, v]"]).labels == ("u", "v")
+
+
+def test_a_single_column_override_keeps_the_others(tmp_path):
+    a = file(tmp_path, "columns: {id: key, text: body}\n")
+    config = load_config("train", [a], [*TRAIN, "columns.label=1"])
+    assert config.columns.model_dump() == {"id": "key", "text": "body", "text_pair": None, "label": "1"}
+
+
+@pytest.mark.parametrize(
+    ("word", "expected"),
+    [
+        ("slot=dt=2026-11-20", "dt=2026-11-20"),
+        ("slot=2026-11-20", "2026-11-20"),
+        ("slot=12", "12"),
+    ],
+)
+def test_only_the_first_equals_sign_splits_and_slots_stay_text(word, expected):
+    assert load_config("score", [], [*SCORE, word]).slot == expected
+
+
+def test_paths_and_models_that_look_like_numbers_stay_text():
+    config = load_config("score", [], ["input=2026", "output=1e5", "model=007"])
+    assert (config.input, config.output, config.model) == (("2026",), "1e5", "007")
+    assert load_config("score", [], ["input=[2026, b]", "output=o"]).input == ("2026", "b")
+
+
+def test_scientific_notation_is_a_number():
+    assert load_config("train", [], [*TRAIN, "training.learning_rate=5e-5"]).training.learning_rate == 5e-5
+
+
+def test_labels_mapping_from_an_override_turns_numbers_into_words():
+    config = load_config("train", [], [*TRAIN, "labels={0: negative, 1: positive, 2: null}"])
+    assert config.labels == {"0": "negative", "1": "positive", "2": None}
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["training.epoch=3"], "training.epoch: no such key. Did you mean 'training.epochs'?"),
+        (["epochs=3"], "epochs: no such key. Did you mean 'training.epochs'?"),
+        (["modle=x"], "modle: no such key. Did you mean 'model'?"),
+        (["labels=[no, yes]"], 'write it in quotes, like "no"'),
+        (["labels={null: a, b: c}"], 'write it in quotes, like "null"'),
+        (["labels=[a, a]"], "needs at least two class names"),
+        (["training.epochs=two"], "training.epochs: Input should be a valid integer"),
+        (["training.epochs=0"], "training.epochs: Input should be greater than or equal to 1"),
+        (["--epochs"], "expected key=value"),
+        (["labels"], "expected key=value"),
+        (["seed.x=1", "seed=2", "seed.y=1"], "so it has no key below it"),
+        (["labels={a: [}"], "expected YAML"),
+    ],
+)
+def test_a_wrong_override_is_a_config_error_that_says_what_was_expected(words, message):
+    with pytest.raises(ConfigError) as caught:
+        load_config("train", [], [*TRAIN, *words])
+    assert message in str(caught.value)
+    assert caught.value.exit_code == 2
+
+
+def test_every_wrong_key_is_named_at_once():
+    with pytest.raises(ConfigError) as caught:
+        load_config("score", [], ["inptu=a", "slot=../x"])
+    text = str(caught.value)
+    assert "output: missing" in text
+    assert "input: missing" in text
+    assert "Did you mean 'input'?" in text
+    assert "slot: '../x' is not a slot name" in text
+
+
+@pytest.mark.parametrize("text", ["- a\n", "a: [\n", "a: 1\na: 2\n", "x: !!python/object/apply:os.system [ls]\n"])
+def test_a_file_that_is_not_a_plain_mapping_is_a_config_error(tmp_path, text):
+    with pytest.raises(ConfigError):
+        load_config("train", [file(tmp_path, text)], TRAIN)
+
+
+def test_a_missing_file_is_a_config_error():
+    with pytest.raises(ConfigError, match=r"-c nowhere\.yaml: no such file"):
+        load_config("train", ["nowhere.yaml"], TRAIN)
+
+
+def test_environment_references_resolve(tmp_path, monkeypatch):
+    monkeypatch.setenv("BUCKET", "s3://reviews")
+    path = file(tmp_path, "input: ${oc.env:BUCKET}/in\noutput: ${oc.env:BUCKET}/out\n")
+    config = load_config("score", [path])
+    assert (config.input, config.output) == (("s3://reviews/in",), "s3://reviews/out")
+    monkeypatch.delenv("BUCKET")
+    with pytest.raises(ConfigError, match="does not resolve"):
+        load_config("score", [path])
+
+
+@pytest.mark.parametrize(("verb", "words"), [("train", TRAIN), ("score", SCORE), ("evaluate", SCORE), ("demo", [])])
+def test_the_resolved_config_reads_back_to_an_equal_config(tmp_path, verb, words):
+    config = load_config(verb, [], words)
+    assert load_config(verb, [file(tmp_path, to_yaml(config))]) == config
+
+
+@pytest.mark.parametrize("verb", CONFIGS)
+def test_every_key_has_a_description_and_stands_in_the_schema(verb):
+    text = json.dumps(json_schema(verb))
+    for key in keys(CONFIGS[verb]):
+        assert f'"{key.split(".")[-1]}"' in text
+    from bertray.config import key_help
+
+    assert [key for key, _, description in key_help(CONFIGS[verb]) if not description] in ([], ["cleaning.version"])
+
+
+def test_plan_guesses_the_verb_from_what_is_set(tmp_path):
+    assert guess_verb([], TRAIN) == "train"
+    assert guess_verb([file(tmp_path, "input: a\n")], ["output=o"]) == "score"
+    with pytest.raises(ConfigError, match="found neither"):
+        guess_verb([], ["output=o"])
+    with pytest.raises(ConfigError, match="found both"):
+        guess_verb([], [*TRAIN, "input=a"])
+
+
+def test_a_config_is_frozen():
+    config = build_config("score", yaml.safe_load("{input: a, output: b}"))
+    with pytest.raises(ValueError, match="frozen"):
+        config.seed = 3

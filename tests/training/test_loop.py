@@ -1,0 +1,244 @@
+"""The loop on one process and on two: the same steps, a resume that repeats them, and a loss that stays finite."""
+
+import dataclasses
+import json
+import logging
+import socket
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+import torch.multiprocessing as mp
+
+from bertray.config import Training
+from bertray.errors import DataRefused, InfrastructureError
+from bertray.storage.store import LocalStore
+from bertray.training.checkpoint import checkpoint_folders, load_latest
+from bertray.training.loop import Examples, LoopSettings, Outcome, run_loop
+from bertray.training.token_shards import TokenShards, to_ipc
+
+SETTINGS = LoopSettings(
+    labels=("bad", "good"),
+    training=Training(epochs=2, batch_size=8, learning_rate=1e-3, max_tokens_per_microbatch=64, best_metric="accuracy"),
+    seed=3,
+    run_key="run",
+    threads=1,
+)
+
+
+def settings(**training) -> LoopSettings:
+    return dataclasses.replace(SETTINGS, training=SETTINGS.training.model_copy(update=training))
+
+
+def examples(folder, num_rows: int = 53) -> Examples:
+    """Reviews whose label is decided by one word: tokens 5 (good) or 8 (bad) among random others."""
+    random = np.random.default_rng(0)
+    rows, labels = [], []
+    for _ in range(num_rows):
+        label = int(random.integers(2))
+        body = random.integers(12, 25, size=int(random.integers(2, 14))).tolist()
+        body.insert(int(random.integers(len(body))), 5 if label else 8)
+        rows.append([2, *body, 3])
+        labels.append("good" if label else "bad")
+    table = pa.table(
+        {
+            "id": pa.array([f"r{i}" for i in range(num_rows)]),
+            "label": pa.array(labels),
+            "group_hash": pa.array(np.arange(num_rows, dtype=np.uint64)),
+            "input_ids": pa.array(rows, pa.list_(pa.uint16())),
+            "second_len": pa.array(np.zeros(num_rows, np.int32)),
+            "n_tokens": pa.array([len(row) for row in rows], pa.int32()),
+            "row_no": pa.array(np.arange(num_rows)),
+            "file_no": pa.array(np.zeros(num_rows, np.int32)),
+        }
+    )
+    paths = []
+    for number, (start, stop) in enumerate([(0, 20), (20, num_rows)]):
+        path = folder / f"tokens-{number}.arrow"
+        path.write_bytes(to_ipc(table.slice(start, stop - start)))
+        paths.append(path)
+    label_ids_N = np.array([label == "good" for label in labels], np.int32)
+    numbers = np.arange(num_rows)
+    return Examples(TokenShards(paths), label_ids_N, train=numbers[numbers % 5 > 0], validation=numbers[numbers % 5 == 0])
+
+
+def losses(outcome: Outcome) -> list[float]:
+    return [row["loss"] for row in outcome.history if row["kind"] == "step"]
+
+
+@pytest.fixture
+def whole(tmp_path, tiny_encoder) -> Outcome:
+    """An uninterrupted run on one process."""
+    return run_loop(examples(tmp_path), tiny_encoder, 0, SETTINGS, LocalStore(tmp_path / "whole"))
+
+
+def test_training_learns_what_the_labels_follow(tmp_path, tiny_encoder):
+    longer = settings(epochs=12, learning_rate=5e-3)
+    outcome = run_loop(examples(tmp_path, 160), tiny_encoder, 0, longer, LocalStore(tmp_path / "learns"))
+    assert max(row["accuracy"] for row in outcome.history if row["kind"] == "eval") > 0.9
+
+
+def test_every_step_and_epoch_is_recorded(whole):
+    assert [row["kind"] for row in whole.history] == ["step"] * 6 + ["eval"] + ["step"] * 6 + ["eval"]
+    assert whole.num_steps == 12  # 42 examples in steps of 8, the last of 2, twice
+    assert whole.validation_logits_VC.shape == (11, 2)
+
+
+def test_learning_rate_rises_then_falls_to_the_last_step(tmp_path, tiny_encoder):
+    outcome = run_loop(
+        examples(tmp_path), tiny_encoder, 0, settings(warmup_ratio=0.25), LocalStore(tmp_path / "run")
+    )
+    rates = [row["learning_rate"] for row in outcome.history if row["kind"] == "step"]
+    expected = [1 / 3, 2 / 3, 1.0] + [(12 - step) / 9 for step in range(3, 12)]
+    np.testing.assert_allclose(rates, np.array(expected) * 1e-3, rtol=1e-12)
+
+
+class _Killed(Exception):
+    pass
+
+
+@pytest.mark.parametrize("step", [2, 7, 9])
+def test_a_killed_run_resumes_from_its_last_checkpoint_with_bit_equal_losses(tmp_path, tiny_encoder, whole, step):
+    store = LocalStore(tmp_path / "killed")
+    often = settings(checkpoint_every_s=1e-9)  # a checkpoint after every step
+    data = examples(tmp_path)
+    import bertray.training.loop as loop_module
+
+    class Dying(loop_module._Loop):
+        def _step(self, members, learning_rate):
+            if self.progress.step == step:
+                raise _Killed
+            return super()._step(members, learning_rate)
+
+    with pytest.raises(_Killed):
+        Dying(data, tiny_encoder, 0, often, store, "cpu", None).run()
+    resumed = run_loop(data, tiny_encoder, 0, often, store)
+    assert resumed.resumed_from == step
+    assert losses(resumed) == losses(whole)
+    np.testing.assert_array_equal(resumed.validation_logits_VC, whole.validation_logits_VC)
+
+
+def test_a_damaged_checkpoint_falls_back_to_the_one_before_it_and_says_so(tmp_path, tiny_encoder, whole, caplog):
+    store = LocalStore(tmp_path / "damaged")
+    data = examples(tmp_path)
+    run_loop(data, tiny_encoder, 0, SETTINGS, store)
+    folders = checkpoint_folders(store)
+    latest = f"{folders[-1]}/optimizer.safetensors"
+    content = bytearray(store.get(latest))
+    content[len(content) // 2] ^= 1
+    store.put(latest, bytes(content))
+    with caplog.at_level(logging.WARNING, "bertray"):
+        checkpoint = load_latest(store, "run")
+    assert checkpoint is not None
+    assert checkpoint.progress.step == 6
+    assert "optimizer.safetensors is damaged; falling back to the checkpoint before it" in caplog.text
+    assert losses(run_loop(data, tiny_encoder, 0, SETTINGS, store)) == losses(whole)
+
+
+def test_a_checkpoint_cut_short_is_passed_over(tmp_path, tiny_encoder):
+    store = LocalStore(tmp_path / "cut")
+    run_loop(examples(tmp_path), tiny_encoder, 0, SETTINGS, store)
+    newest = checkpoint_folders(store)[-1]
+    store.put(f"{newest}/progress.json", store.get(f"{newest}/progress.json")[:40])
+    found = load_latest(store, "run")
+    assert found is not None
+    assert found.progress.step == 6
+
+
+def test_a_checkpoint_of_another_run_is_not_used(tmp_path, tiny_encoder):
+    store = LocalStore(tmp_path / "other")
+    run_loop(examples(tmp_path), tiny_encoder, 0, SETTINGS, store)
+    assert load_latest(store, "another") is None
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(tmp_path, tiny_encoder):
+    store = LocalStore(tmp_path / "nan")
+    often = settings(checkpoint_every_s=1e-9)
+    import bertray.training.loop as loop_module
+
+    class Poisoned(loop_module._Loop):
+        def _losses(self, batch):
+            factor = float("nan") if self.progress.step == 5 else 1.0
+            return super()._losses(batch) * factor
+
+    with pytest.raises(InfrastructureError, match="the loss is nan at step 6"):
+        Poisoned(examples(tmp_path), tiny_encoder, 0, often, store, "cpu", None).run()
+    kept = load_latest(store, "run")
+    assert kept is not None
+    assert kept.progress.step == 5
+
+
+def test_early_stopping_ends_after_epochs_without_gain(tmp_path, tiny_encoder):
+    frozen = settings(epochs=9, learning_rate=1e-12, early_stopping_patience=2)
+    outcome = run_loop(examples(tmp_path), tiny_encoder, 0, frozen, LocalStore(tmp_path / "stop"))
+    assert [row["epoch"] for row in outcome.history if row["kind"] == "eval"] == [1.0, 2.0, 3.0]
+    assert outcome.best_step == 6
+
+
+def test_accumulation_gives_the_losses_of_one_large_pass(tmp_path, tiny_encoder):
+    data = examples(tmp_path)
+    still = _without_dropout(tiny_encoder, tmp_path)
+    small = run_loop(data, still, 0, settings(max_tokens_per_microbatch=16), LocalStore(tmp_path / "small"))
+    large = run_loop(data, still, 0, settings(max_tokens_per_microbatch=8192), LocalStore(tmp_path / "large"))
+    np.testing.assert_allclose(losses(small), losses(large), atol=2e-5)  # sums in another order
+
+
+def test_balanced_class_weights_change_the_loss(tmp_path, tiny_encoder, whole):
+    data = examples(tmp_path)
+    weighted = run_loop(data, tiny_encoder, 0, settings(class_weights="balanced"), LocalStore(tmp_path / "weighted"))
+    assert losses(weighted) != losses(whole)
+
+
+def test_a_split_without_examples_is_refused(tmp_path, tiny_encoder):
+    data = dataclasses.replace(examples(tmp_path), validation=np.empty(0, np.int64))
+    with pytest.raises(DataRefused, match="42 train and 0 validation examples"):
+        run_loop(data, tiny_encoder, 0, SETTINGS, LocalStore(tmp_path / "empty"))
+
+
+def _without_dropout(encoder, tmp_path):
+    folder = tmp_path / "still"
+    folder.mkdir()
+    for path in encoder.iterdir():
+        (folder / path.name).write_bytes(path.read_bytes())
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def _rank(rank: int, world_size: int, port: int, folder, encoder, queue) -> None:
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world_size
+    )
+    outcome = run_loop(examples_of(folder), encoder, 0, SETTINGS, LocalStore(folder / f"world-{world_size}"))
+    if rank == 0:
+        queue.put((losses(outcome), outcome.num_steps, outcome.validation_logits_VC.tolist()))
+    torch.distributed.destroy_process_group()
+
+
+def examples_of(folder) -> Examples:
+    """Each rank writes its own copy of the same token shards."""
+    import os
+
+    mine = folder / f"pid-{os.getpid()}"
+    mine.mkdir()
+    return examples(mine)
+
+
+def test_the_loss_curve_does_not_depend_on_the_number_of_workers(tmp_path, tiny_encoder):
+    still = _without_dropout(tiny_encoder, tmp_path)
+    (tmp_path / "one").mkdir()
+    alone = run_loop(examples(tmp_path / "one"), still, 0, SETTINGS, LocalStore(tmp_path / "alone"))
+    context = mp.get_context("spawn")
+    queue = context.SimpleQueue()
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    # Three ranks share steps of 8 and a last step of 2, so one rank is idle in it.
+    mp.start_processes(_rank, args=(3, port, tmp_path, still, queue), nprocs=3, start_method="spawn")
+    together, num_steps, logits_VC = queue.get()
+    assert num_steps == alone.num_steps
+    np.testing.assert_allclose(together, losses(alone), atol=1e-5)  # gradients are summed in another order
+    np.testing.assert_allclose(logits_VC, alone.validation_logits_VC, atol=1e-3)
