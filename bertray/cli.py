@@ -43,7 +43,9 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["--help"]},
 )
-config_app = typer.Typer(help="Show a resolved config, or its JSON schema.", no_args_is_help=True, rich_markup_mode=None)
+config_app = typer.Typer(
+    help="Show a resolved config, or its JSON schema.", no_args_is_help=True, rich_markup_mode=None
+)
 app.add_typer(config_app, name="config")
 
 Files = Annotated[
@@ -75,20 +77,10 @@ def _key_help(verb: str) -> str:
 
 def _runner(verb: str) -> Callable[[Any], int]:
     """The function behind a verb; imported only when it runs, so that `--help` is quick."""
-    run: Callable[[Any], int]
-    if verb == "train":
-        from bertray.pipelines.train import run_train as run
-    elif verb == "evaluate":
-        from bertray.pipelines.evaluate import run_evaluate as run
-    elif verb == "score":
-        from bertray.pipelines.score import run_score as run
-    elif verb == "demo":
-        from bertray.pipelines.demo import run_demo as run
-    elif verb == "doctor":
-        from bertray.pipelines.doctor import run_doctor as run
-    else:
-        raise AssertionError(verb)
-    return run
+    from importlib import import_module
+
+    runner: Callable[[Any], int] = getattr(import_module(f"bertray.pipelines.{verb}"), f"run_{verb}")
+    return runner
 
 
 def _set_up(verbose: bool) -> None:
@@ -158,7 +150,9 @@ def _known(verb: str) -> str:
 
 
 @config_app.command("show", help="Print the fully resolved config of a verb as YAML that -c reads back.")
-def _config_show(verb: VerbArgument, overrides: Overrides = None, files: Files = None, verbose: Verbose = False) -> None:
+def _config_show(
+    verb: VerbArgument, overrides: Overrides = None, files: Files = None, verbose: Verbose = False
+) -> None:
     _set_up(verbose)
     typer.echo(configs.to_yaml(configs.load_config(_known(verb), files or [], overrides or [])), nl=False)
 
@@ -182,6 +176,8 @@ def run(argv: list[str]) -> int:
     name = f"bertray {argv[0]}" if argv and not argv[0].startswith("-") else "bertray"
     try:
         code = app(argv or ["--help"], standalone_mode=False)
+        if code == EXIT_INTERRUPTED:  # typer has turned Ctrl-C into a code
+            raise KeyboardInterrupt
         return code if isinstance(code, int) else EXIT_OK
     except (KeyboardInterrupt, typer.Abort):
         return _leave(EXIT_INTERRUPTED, "run the same command again to go on")

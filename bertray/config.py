@@ -149,7 +149,9 @@ Labels = Annotated[tuple[str, ...] | dict[str, str | None] | None, BeforeValidat
 class Common(Section):
     """Keys that mean the same in every command."""
 
-    model: Text = Field("bundled", min_length=1, description="hub id[@revision], folder, <run>/model, registry:NAME, bundled")
+    model: Text = Field(
+        "bundled", min_length=1, description="hub id[@revision], folder, <run>/model, registry:NAME, bundled"
+    )
     output: Text = Field(..., min_length=1, description="folder or s3://, gs:// prefix that receives everything")
     columns: Columns = Columns()
     reader: TextFormat = TextFormat()
@@ -454,7 +456,7 @@ def _suggest(config: type[Section], where: list[str]) -> str:
         section = section.model_fields[part].annotation
     near = did_you_mean(where[-1], section.model_fields)
     if near:
-        return near.replace("'", f"'{'.'.join(where[:-1] + [''])}", 1) if len(where) > 1 else near
+        return near.replace("'", f"'{'.'.join([*where[:-1], ''])}", 1) if len(where) > 1 else near
     return did_you_mean(".".join(where), keys(config)) or did_you_mean_leaf(where[-1], config)
 
 
@@ -473,7 +475,7 @@ def _description(config: type[Section], where: list[str]) -> str:
 
 
 def guess_verb(files: Sequence[str], overrides: Sequence[str]) -> str:
-    """ when the sources set data.*,  when they set input: which config `plan` is about.
+    """when the sources set data.*,  when they set input: which config `plan` is about.
 
     Raises:
         ConfigError: neither is set, or both are.

@@ -1,4 +1,4 @@
-"""`bertray demo` as a Ray job: `ray job submit --working-dir . -- python jobs/demo.py ...`, with the same arguments."""
+"""`bertray demo` for `ray job submit --working-dir . -- python jobs/demo.py ...`: the same arguments."""
 
 import sys
 

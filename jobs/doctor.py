@@ -1,4 +1,4 @@
-"""`bertray doctor` as a Ray job: `ray job submit --working-dir . -- python jobs/doctor.py ...`, with the same arguments."""
+"""`bertray doctor` for `ray job submit --working-dir . -- python jobs/doctor.py ...`: the same arguments."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""`bertray evaluate` as a Ray job: `ray job submit --working-dir . -- python jobs/evaluate.py ...`, with the same arguments."""
+"""`bertray evaluate` for `ray job submit --working-dir . -- python jobs/evaluate.py ...`: the same arguments."""
 
 import sys
 

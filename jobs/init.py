@@ -1,4 +1,4 @@
-"""`bertray init` as a Ray job: `ray job submit --working-dir . -- python jobs/init.py ...`, with the same arguments."""
+"""`bertray init` for `ray job submit --working-dir . -- python jobs/init.py ...`: the same arguments."""
 
 import sys
 

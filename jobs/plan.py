@@ -1,4 +1,4 @@
-"""`bertray plan` as a Ray job: `ray job submit --working-dir . -- python jobs/plan.py ...`, with the same arguments."""
+"""`bertray plan` for `ray job submit --working-dir . -- python jobs/plan.py ...`: the same arguments."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""`bertray score` as a Ray job: `ray job submit --working-dir . -- python jobs/score.py ...`, with the same arguments."""
+"""`bertray score` for `ray job submit --working-dir . -- python jobs/score.py ...`: the same arguments."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""`bertray train` as a Ray job: `ray job submit --working-dir . -- python jobs/train.py ...`, with the same arguments."""
+"""`bertray train` for `ray job submit --working-dir . -- python jobs/train.py ...`: the same arguments."""
 
 import sys
 

@@ -12,7 +12,29 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"  # silences a warning of Ray about its own future default
 
 ROOT = Path(__file__).resolve().parent.parent
-WORDS = "great good fine bad awful poor boring lovely the a film was is it very not and but plot actor story".split()
+WORDS = [
+    "great",
+    "good",
+    "fine",
+    "bad",
+    "awful",
+    "poor",
+    "boring",
+    "lovely",
+    "the",
+    "a",
+    "film",
+    "was",
+    "is",
+    "it",
+    "very",
+    "not",
+    "and",
+    "but",
+    "plot",
+    "actor",
+    "story",
+]
 
 
 @pytest.fixture(scope="session")

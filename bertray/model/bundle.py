@@ -169,7 +169,9 @@ def _downloaded(uri: str) -> Path:
         if not target.is_dir():
             target.parent.mkdir(parents=True, exist_ok=True)
             aside = Path(tempfile.mkdtemp(dir=target.parent))
-            pafs.copy_files(path, str(aside), source_filesystem=filesystem, destination_filesystem=pafs.LocalFileSystem())
+            pafs.copy_files(
+                path, str(aside), source_filesystem=filesystem, destination_filesystem=pafs.LocalFileSystem()
+            )
             try:
                 aside.rename(target)
             except OSError:  # another process of this machine was faster
@@ -177,7 +179,9 @@ def _downloaded(uri: str) -> Path:
     except FileNotFoundError as error:
         raise ConfigError(f"model={uri}: no bundle there.", "Give the `model` prefix of a finished run.") from error
     except OSError as error:
-        raise InfrastructureError(f"model={uri}: cannot be read ({error}).", "Check the storage and run again.") from error
+        raise InfrastructureError(
+            f"model={uri}: cannot be read ({error}).", "Check the storage and run again."
+        ) from error
     return target
 
 
@@ -239,7 +243,8 @@ def write_bundle(
     target.parent.mkdir(parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     try:
-        model.save_pretrained(aside, safe_serialization=True)
+        _no_progress_bars()
+        model.save_pretrained(aside)
         tokenizer.save_pretrained(aside)
         stored = replace(info, model_version=content_version(aside, info))
         (aside / INFO_FILE).write_text(json.dumps(stored.to_json(), indent=2, ensure_ascii=False) + "\n", "utf-8")
@@ -254,6 +259,13 @@ def write_bundle(
     return stored
 
 
+def _no_progress_bars() -> None:
+    """A bar for one small file has no place in a job log."""
+    from transformers.utils import logging as hf_logging
+
+    hf_logging.disable_progress_bar()
+
+
 def content_version(folder: Path, info: BundleInfo) -> str:
     """16 hex digits over the bytes of a bundle's files and over the fields of its info."""
     digest = hashlib.sha256()
@@ -266,7 +278,9 @@ def content_version(folder: Path, info: BundleInfo) -> str:
 
 def _content_files(folder: Path) -> Iterable[Path]:
     return sorted(
-        path for path in folder.iterdir() if path.is_file() and path.name not in (INFO_FILE, CARD_FILE, ".gitattributes")
+        path
+        for path in folder.iterdir()
+        if path.is_file() and path.name not in (INFO_FILE, CARD_FILE, ".gitattributes")
     )
 
 

@@ -29,7 +29,7 @@ def probs_of_reviews(
     """
     if not len(logits_SC):
         return np.zeros(logits_SC.shape)
-    logits_SC = np.where(np.isfinite(logits_SC).all(axis=1, keepdims=True), logits_SC, np.nan).astype(np.float64)
+    logits_SC = np.where(np.isfinite(logits_SC), logits_SC, np.nan).astype(np.float64)
     probs_SC = softmax(logits_SC / temperature, axis=1)
     first_N = np.flatnonzero(np.diff(rows_S, prepend=-1))
     num_sequences_N = np.diff(first_N, append=len(rows_S))

@@ -164,13 +164,6 @@ class PackedEncoder:
         x_BD = x_TD.index_select(0, pack.first_tokens_B)
         return self._feed_forward(layer, self._attend_first(layer, x_TD, x_BD, pack), x_BD)
 
-    def tokens(self, pack: PackTensors) -> Tensor:
-        """Hidden states of every token, [T, D]."""
-        x_TD = self._embed(pack)
-        for layer in self._layers:
-            x_TD = self._run_layer(layer, x_TD, pack)
-        return x_TD
-
     def _embed(self, pack: PackTensors) -> Tensor:
         x_TD = F.embedding(pack.ids_T, self._words_VD)
         x_TD = self._embedding_norm(x_TD.add_(F.embedding(pack.positions_T, self._positions_PD)))

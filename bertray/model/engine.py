@@ -91,6 +91,7 @@ class Engine:
 
         Raises:
             ConfigError: a sequence is longer than the model's positions, or an id is outside its vocabulary.
+            ValueError: a sequence has no tokens.
         """
         self._check(seqs)
         logits_SC = np.empty((len(seqs.lens_S), len(self.labels)), np.float32)
@@ -122,6 +123,8 @@ class Engine:
     def _check(self, seqs: Sequences) -> None:
         if not len(seqs.lens_S):
             return
+        if not seqs.lens_S.min():
+            raise ValueError("seqs: expected at least one token in each sequence, found none in some.")
         if self.max_length is not None and (longest := int(seqs.lens_S.max())) > self.max_length:
             raise ConfigError(
                 f"max_length: expected at most {self.max_length} tokens, as many as the model has positions, "

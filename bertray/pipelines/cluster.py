@@ -53,8 +53,10 @@ def ray_session(workers: Workers) -> Iterator[Resources]:
     import ray
 
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    # Data of the running example: without a dashboard Train's cleaner repeats a harmless warning.
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
+    if not log.isEnabledFor(logging.DEBUG):
+        # Ray's core prints an error for every actor pool about constructor arguments that it itself put in its store.
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     started = not ray.is_initialized()
     if started:
         _connect()
@@ -109,6 +111,8 @@ def configure_data() -> None:
     """Ray Data for many small independent shards: quiet, small blocks, no silent drops, a watchdog."""
     from ray.data import DataContext
 
+    for name in ("ray.data", "ray.data._internal"):  # Ray sets these up when it is imported, after our own set-up
+        logging.getLogger(name).setLevel(logging.ERROR)
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
@@ -141,8 +145,14 @@ def as_known(error: BaseException) -> BertrayError | None:
     ours = unwrap(error)
     if ours is not None:
         return ours
-    crashed = (ray.exceptions.RaySystemError, ray.exceptions.RayActorError, ray.exceptions.WorkerCrashedError,
-               ray.exceptions.OutOfMemoryError, ray.exceptions.ObjectLostError, ray.exceptions.GetTimeoutError)
+    crashed = (
+        ray.exceptions.RaySystemError,
+        ray.exceptions.RayActorError,
+        ray.exceptions.WorkerCrashedError,
+        ray.exceptions.OutOfMemoryError,
+        ray.exceptions.ObjectLostError,
+        ray.exceptions.GetTimeoutError,
+    )
     if isinstance(error, crashed):
         return InfrastructureError(f"Ray: {' '.join(str(error).split())[:300]}", "Run the same command again.")
     return None

@@ -83,7 +83,7 @@ def _shared_memory() -> str:
     size = shutil.disk_usage(folder).total
     if size < MIN_SHARED_MEMORY:
         raise InfrastructureError(
-            f"/dev/shm: expected {MIN_SHARED_MEMORY >> 20} MB or more, found {size >> 20} MB.",
+            f"{folder}: expected {MIN_SHARED_MEMORY >> 20} MB or more, found {size >> 20} MB.",
             "In a container, give --shm-size=2g.",
         )
     return f"{size / 2**30:.1f} GB"

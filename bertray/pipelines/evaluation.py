@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 import io
+import json
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from bertray import schema as s
-from bertray.console import Ticker
+from bertray.config import EvaluateConfig, TrainConfig, to_yaml
+from bertray.console import Ticker, timed
 from bertray.errors import DataRefused
+from bertray.evaluation.baselines import TfidfLogreg, fit_tfidf_logreg, majority
+from bertray.evaluation.evaluation import Evaluation, evaluate_predictions
+from bertray.evaluation.slices import length_bands
 from bertray.model.bundle import BundleInfo
 from bertray.pipelines.cluster import Resources
 from bertray.pipelines.inputs import Inputs
 from bertray.pipelines.shards import ReadSettings, ScoreSettings, parquet_bytes, score_shards
+from bertray.reports.evaluation import EvaluationReport
 from bertray.reviews.labels import LabelMap
 from bertray.reviews.sources import Shard, read_shard
 from bertray.storage.records import Receipt
@@ -169,25 +177,196 @@ def predictions_table(rows: EvaluatedRows, labels: Sequence[str]) -> pa.Table:
     )
 
 
-def texts_of(inputs: Inputs, rows: Sequence[tuple[int, int]]) -> list[str]:
-    """Cleaned texts of a few (file_no, row_no), read again from the input; the pipeline does not carry texts along."""
-    texts = []
-    for file_no, row_no in rows:
-        shard = next(
-            shard for shard in inputs.shards(ROWS_PER_SHARD) if shard.file_no == file_no and shard.lo <= row_no < shard.hi
-        )
-        texts.append(_text(shard, inputs, row_no))
+# --- baselines: trained on the same rows -----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Baselines:
+    """What the model has to beat, fitted on rows of the same train split."""
+
+    train_label_ids: np.ndarray
+    tfidf: TfidfLogreg
+    rows_used: int
+
+
+def train_baselines(
+    inputs: Inputs, members: Mapping[int, np.ndarray], labels: LabelMap, *, max_rows: int, seed: int
+) -> Baselines:
+    """Fit the baselines on rows of the train split.
+
+    Args:
+        inputs: the training files.
+        members: file_no -> row numbers of the train split.
+        labels: label values of the input to class names.
+        max_rows: TF-IDF sees a random sample of this many rows at most.
+        seed: of the sample and the solver.
+    """
+    num_rows = sum(len(rows) for rows in members.values())
+    random = np.random.default_rng(seed)
+    share = min(1.0, max_rows / max(num_rows, 1))
+    texts: list[str] = []
+    label_ids: list[np.ndarray] = []
+    sampled: list[np.ndarray] = []
+    for shard in inputs.shards(ROWS_PER_SHARD):
+        kept = _members(read_shard(shard, inputs.spec).kept, members.get(shard.file_no))
+        ids_N = labels.ids(_array(kept[s.LABEL]))
+        label_ids.append(ids_N)
+        picked = np.flatnonzero(random.random(len(ids_N)) < share)
+        texts += kept[s.TEXT].take(pa.array(picked)).to_pylist()
+        sampled.append(ids_N[picked])
+    sampled_ids_N = np.concatenate(sampled)
+    tfidf = fit_tfidf_logreg(texts, sampled_ids_N, len(labels.names), seed)
+    return Baselines(np.concatenate(label_ids), tfidf, len(texts))
+
+
+def _members(kept: pa.Table, row_nos: np.ndarray | None) -> pa.Table:
+    return kept.filter(pa.array(np.isin(kept[s.ROW_NO].to_numpy(), [] if row_nos is None else row_nos)))
+
+
+def _baseline_probs(baselines: Baselines, rows: EvaluatedRows, inputs: Inputs) -> dict[str, np.ndarray]:
+    """Probabilities of each baseline on the evaluated rows, read shard by shard."""
+    num_classes = rows.probs_NC.shape[1]
+    tfidf_NC = np.empty((rows.num_rows, num_classes))
+    for shard, where in _rows_by_shard(inputs, rows.file_no_N, rows.row_no_N):
+        tfidf_NC[where] = baselines.tfidf.probs(_texts(shard, inputs, rows.row_no_N[where]))
+    return {
+        "majority": majority(baselines.train_label_ids, num_classes, rows.num_rows),
+        "tfidf_logreg": tfidf_NC,
+    }
+
+
+# --- texts, read again from the input; the pipeline does not carry them along ---------------------------------------
+
+
+def _rows_by_shard(inputs: Inputs, file_no_N: np.ndarray, row_no_N: np.ndarray) -> Iterator[tuple[Shard, np.ndarray]]:
+    """Each shard that holds some of the rows, with the positions of those rows."""
+    for shard in inputs.shards(ROWS_PER_SHARD):
+        where = np.flatnonzero((file_no_N == shard.file_no) & (row_no_N >= shard.lo) & (row_no_N < shard.hi))
+        if len(where):
+            yield shard, where
+
+
+def _texts(shard: Shard, inputs: Inputs, row_no_N: np.ndarray) -> list[str]:
+    """Cleaned texts of some rows of a shard, in the order asked for."""
+    kept = read_shard(shard, inputs.spec).kept
+    places = np.searchsorted(kept[s.ROW_NO].to_numpy(), row_no_N)
+    texts: list[str] = kept[s.TEXT].take(pa.array(places)).to_pylist()
     return texts
 
 
-def _text(shard: Shard, inputs: Inputs, row_no: int) -> str:
-    kept = read_shard(shard, inputs.spec).kept
-    text: str = kept.filter(pa.array(kept[s.ROW_NO].to_numpy() == row_no))[s.TEXT][0].as_py()
-    return text
+def confident_mistakes(rows: EvaluatedRows, inputs: Inputs, labels: Sequence[str], count: int) -> list[dict[str, Any]]:
+    """The wrong predictions with the highest score, each with its text."""
+    predicted_N = rows.probs_NC.argmax(axis=1)
+    score_N = rows.probs_NC.max(axis=1)
+    wrong = np.flatnonzero(predicted_N != rows.label_ids_N)
+    wrong = wrong[np.argsort(-score_N[wrong], kind="stable")][:count]
+    texts: dict[int, str] = {}
+    for shard, where in _rows_by_shard(inputs, rows.file_no_N[wrong], rows.row_no_N[wrong]):
+        texts |= dict(zip(wrong[where].tolist(), _texts(shard, inputs, rows.row_no_N[wrong[where]]), strict=True))
+    return [
+        {
+            "id": rows.ids[int(row)].as_py(),
+            "text": texts[int(row)],
+            "label": labels[rows.label_ids_N[row]],
+            "prediction": labels[predicted_N[row]],
+            "score": float(score_N[row]),
+        }
+        for row in wrong
+    ]
+
+
+def evaluate_rows(
+    rows: EvaluatedRows,
+    inputs: Inputs | None,
+    info: BundleInfo,
+    *,
+    split: str,
+    seed: int,
+    baselines: Baselines | None = None,
+) -> Evaluation:
+    """All figures of some rows: overall, per class, by length, script and configured columns, beside the baselines."""
+    slices: dict[str, Any] = {"length": length_bands(rows.n_tokens_N), "script": rows.script, **rows.slices}
+    return evaluate_predictions(
+        rows.label_ids_N,
+        rows.probs_NC,
+        info.labels,
+        split=split,
+        seed=seed,
+        slices=slices,
+        baselines=None if baselines is None or inputs is None else _baseline_probs(baselines, rows, inputs),
+        model_name="BERT",
+    )
+
+
+def finish_report(
+    store: Store,
+    rows: EvaluatedRows,
+    inputs: Inputs,
+    info: BundleInfo,
+    *,
+    split: str,
+    title: str,
+    config: TrainConfig | EvaluateConfig,
+    notes: Sequence[str],
+    facts: Mapping[str, str],
+    history: Sequence[Mapping[str, Any]] = (),
+    baselines: Baselines | None = None,
+) -> str:
+    """Write predictions.parquet, report.html and, last, metrics.json; returns the figures in a few lines."""
+    with timed("figures"):
+        evaluation = evaluate_rows(rows, inputs, info, split=split, seed=config.seed, baselines=baselines)
+    report = EvaluationReport(
+        title=title,
+        evaluation=evaluation,
+        model_name="BERT",
+        history=list(history),
+        mistakes=confident_mistakes(rows, inputs, info.labels, config.report.num_mistakes),
+        notes=[*notes, *row_notes(rows), *_baseline_notes(baselines)],
+        facts=dict(facts),
+        config=to_yaml(config),
+        created=f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
+    )
+    store.put("predictions.parquet", parquet_bytes(predictions_table(rows, info.labels)))
+    with timed("report"):
+        store.put("report.html", report.to_html().encode())
+    store.put("metrics.json", json.dumps(evaluation.to_json(), indent=1, ensure_ascii=False).encode())
+    return in_words(evaluation)
+
+
+def row_notes(rows: EvaluatedRows) -> list[str]:
+    """What is not in the figures, in sentences."""
+    notes = []
+    if rows.left_out:
+        notes.append(f"{rows.left_out:,} rows have a label that `labels` leaves out; they are not counted.")
+    if rows.unknown:
+        notes.append(f"{rows.unknown:,} rows have a label that the model does not know; they are not counted.")
+    if rows.unlabelled:
+        notes.append(f"{rows.unlabelled:,} rows have no label; they are not counted.")
+    if rows.refused:
+        notes.append(f"{rows.refused:,} rows could not be scored (empty or broken) and are not counted.")
+    return notes
+
+
+def _baseline_notes(baselines: Baselines | None) -> list[str]:
+    if baselines is None or baselines.rows_used == len(baselines.train_label_ids):
+        return []
+    return [f"TF-IDF learned from {baselines.rows_used:,} of {len(baselines.train_label_ids):,} train rows."]
+
+
+def in_words(evaluation: Evaluation) -> str:
+    """Accuracy, macro F1 and the sentence against the baselines."""
+    lines = [
+        f"{evaluation.rows:,} rows of {evaluation.split}: "
+        + ", ".join(
+            f"{name.replace('_', ' ')} {figure.value:.3f} [{figure.low:.3f}, {figure.high:.3f}]"
+            for name in ("accuracy", "macro_f1", "mcc")
+            for figure in (evaluation.metrics[name],)
+        )
+    ]
+    if "tfidf_logreg" in evaluation.comparisons:
+        lines.append(evaluation.comparisons["tfidf_logreg"].sentence)
+    return "\n".join(lines)
 
 
 def _array(column: pa.ChunkedArray) -> pa.Array:
     return column.combine_chunks()
-
-
-__all__ = ["EvaluatedRows", "collect", "evaluate_shards", "parquet_bytes", "predictions_table", "texts_of"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from bertray.config import Cleaning, Common
@@ -14,12 +13,10 @@ from bertray.reviews.sources import (
     ReadSpec,
     Shard,
     check_columns,
-    inspect,
+    inspect_all,
     list_inputs,
     plan_shards,
 )
-
-LISTING_THREADS = 8
 
 
 @dataclass(frozen=True)
@@ -38,7 +35,7 @@ class Inputs:
 
 
 def read_spec(
-    config: Common, cleaning: Cleaning, *, wants_label: bool, keep_columns: Sequence[str] = (), unique_ids: bool = True
+    config: Common, cleaning: Cleaning, *, wants_label: bool, keep_columns: Sequence[str] = (), unique_ids: bool = False
 ) -> ReadSpec:
     return ReadSpec(
         columns=config.columns,
@@ -53,9 +50,7 @@ def read_spec(
 
 def inspect_inputs(paths: Sequence[str], config: Common) -> list[InputFile | BadFile]:
     """Every file behind the paths, looked at; what cannot be read is a `BadFile`, in the order of the listing."""
-    entries = list_inputs(paths, config.reader)
-    with ThreadPoolExecutor(LISTING_THREADS) as pool:
-        return list(pool.map(lambda entry: inspect(entry, config.reader), entries))
+    return inspect_all(list_inputs(paths, config.reader), config.reader)
 
 
 def open_inputs(key: str, paths: Sequence[str], config: Common, spec: ReadSpec) -> Inputs:

@@ -141,7 +141,12 @@ def draw_sample(inputs: Inputs, tokenizer: ReviewTokenizer, num_rows: int = SAMP
 def _print_files(tonight: Tonight) -> None:
     counts = Counter(decision.verdict for decision in tonight.decisions)
     rows = [
-        [d.file.path, "in" if d.verdict == "score" else "out", "?" if d.file.num_rows is None else f"{d.file.num_rows:,}", d.why]
+        [
+            d.file.path,
+            "in" if d.verdict == "score" else "out",
+            "?" if d.file.num_rows is None else f"{d.file.num_rows:,}",
+            d.why,
+        ]
         for d in tonight.decisions
     ]
     if len(rows) > MAX_LINES:

@@ -29,7 +29,9 @@ def claim_output(store: Store, verb: str, run_key: str, config_yaml: str) -> Non
         return
     held = json.loads(store.get(RUN_FILE))
     if held.get("verb") != verb:
-        raise ConflictError(f"{store.root}: holds a {held.get('verb')} run, not a {verb} run.", "Choose another `output`.")
+        raise ConflictError(
+            f"{store.root}: holds a {held.get('verb')} run, not a {verb} run.", "Choose another `output`."
+        )
     if held.get("run_key") != run_key:
         raise ConflictError(
             f"{store.root}: holds a {verb} run with other data or settings (its config.yaml says which).",

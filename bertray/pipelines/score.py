@@ -7,7 +7,7 @@ import logging
 import time
 import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -17,13 +17,25 @@ from bertray import schema as s
 from bertray.config import ScoreConfig, to_yaml
 from bertray.console import Ticker, duration, out, table
 from bertray.errors import ConfigError, ConflictError, DataRefused
+from bertray.evaluation.evaluation import Evaluation
 from bertray.model.bundle import BundleInfo, longest_input, read_info, resolve_model
 from bertray.pipelines.cluster import Resources, ray_session
-from bertray.pipelines.inputs import inspect_inputs, read_spec
-from bertray.pipelines.night import write_night_report
+from bertray.pipelines.evaluation import in_words
+from bertray.pipelines.inputs import Inputs, inspect_inputs, read_spec
+from bertray.pipelines.night import has_report, scoring_rate, write_night_report
 from bertray.pipelines.runs import check_put_if_absent, claim_output
 from bertray.pipelines.shards import SCORE_BINS, ReadSettings, ScoreSettings, parquet_bytes, score_shards
-from bertray.reviews.sources import BadFile, InputFile, ReadSpec, Shard, check_columns, kept_schema, with_duplicates
+from bertray.reviews.labels import LabelMap
+from bertray.reviews.sources import (
+    BadFile,
+    InputFile,
+    ReadSpec,
+    Shard,
+    check_columns,
+    find_duplicate_ids,
+    kept_schema,
+    plan_shards,
+)
 from bertray.storage import ledger
 from bertray.storage import plan as planning
 from bertray.storage.records import (
@@ -71,7 +83,8 @@ def run_score(config: ScoreConfig) -> int:
     entries = ledger.read_ledger(store)
     ledger.publish_all(store, entries)  # whatever a killed run committed but did not publish
     for entry in entries:
-        write_night_report(store, entry, config.report)
+        if not has_report(store, entry) and entry.model_version == info.model_version:
+            write_night_report(store, entry, info, config.report, seed=config.seed)
     committed = 0
     while True:
         tonight = decide(config, info, store)
@@ -81,8 +94,16 @@ def run_score(config: ScoreConfig) -> int:
         with ray_session(config.workers) as resources:
             entry = _run_plan(config, tonight, plan, store, resources)
         committed += 1
-        write_night_report(store, entry, config.report, skipped=_skipped(tonight))
-        _print_entry(store, entry)
+        evaluation = write_night_report(
+            store,
+            entry,
+            info,
+            config.report,
+            seed=config.seed,
+            inputs=_inputs_of(entry, tonight),
+            skipped=_skipped(tonight),
+        )
+        _print_entry(store, entry, evaluation)
     if not committed:
         out.print(f"nothing new: {len(tonight.decisions)} files listed, all scored before ({store.root})")
     return 0
@@ -130,7 +151,7 @@ def decide(config: ScoreConfig, info: BundleInfo, store: Store) -> Tonight:
             "Repair or remove them, or set on_bad_file=quarantine.",
         )
     good = [file for d in decisions if d.verdict == "score" and isinstance(file := looked_at[d.file.path], InputFile)]
-    labelled = any(config.columns.label in file.columns for file in good)
+    labelled = bool(good) and all(config.columns.label in file.columns for file in good)
     keep = list(dict.fromkeys([*config.keep_columns, *config.report.slices]))
     spec = read_spec(
         config, info.cleaning, wants_label=labelled, keep_columns=keep, unique_ids=config.ids.unique != "off"
@@ -151,6 +172,7 @@ def _check_slot_key(config: ScoreConfig) -> None:
 
 def _settings(config: ScoreConfig, info: BundleInfo) -> dict[str, Any]:
     """The part of the config that decides what is written."""
+    labels = LabelMap.from_config(config.labels) if config.labels else LabelMap(info.labels, dict(info.label_values))
     return {
         "columns": config.columns.model_dump(),
         "reader": config.reader.model_dump(),
@@ -160,13 +182,13 @@ def _settings(config: ScoreConfig, info: BundleInfo) -> dict[str, Any]:
         "long_text": config.long_text or info.long_text,
         "max_chars": config.max_chars,
         "unique_ids": config.ids.unique,
-        "labels": config.model_dump(mode="json")["labels"],
+        "labels": labels.to_json(),
         "slices": list(config.report.slices),
     }
 
 
 def _record(file: InputFile | BadFile) -> FileRecord:
-    good = isinstance(file, InputFile)
+    bad = file if isinstance(file, BadFile) else None
     return FileRecord(
         path=file.path,
         relative_path=file.relative_path,
@@ -175,8 +197,8 @@ def _record(file: InputFile | BadFile) -> FileRecord:
         modified=file.modified,
         num_rows=file.num_rows,
         digest=file.digest if isinstance(file, InputFile) else None,
-        reason=None if good else str(file.reason),
-        detail=None if good else file.detail,
+        reason=None if bad is None else str(bad.reason),
+        detail=None if bad is None else bad.detail,
     )
 
 
@@ -222,15 +244,14 @@ def _next_plan(config: ScoreConfig, tonight: Tonight, store: Store) -> Plan | No
 def _run_plan(config: ScoreConfig, tonight: Tonight, plan: Plan, store: Store, resources: Resources) -> LedgerEntry:
     started = time.monotonic()
     attempt = uuid.uuid4().hex[:8]
-    adopted = planning.without_overlap(planning.stored_receipts(store, plan))
     files = [tonight.looked_at[file.path] for file in plan.files]
     good = [file for file in files if isinstance(file, InputFile)]
-    duplicates = with_duplicates(good, tonight.spec, across_files=config.ids.unique == "slot")
-    shards = []
-    for file_no, lo, hi in planning.work_left(plan, adopted):
-        file = files[file_no]
-        assert isinstance(file, InputFile)
-        shards.append(Shard(file, file_no, lo, hi, duplicates.get(file.path, ())))
+    shards = _shards(config, tonight, plan, files)
+    adopted = planning.adopt(
+        [(shard.file_no, shard.lo, shard.hi) for shard in shards], planning.stored_receipts(store, plan)
+    )
+    done_before = {(receipt.file_no, receipt.lo) for receipt in adopted}
+    shards = [shard for shard in shards if (shard.file_no, shard.lo) not in done_before]
     rows = sum(shard.hi - shard.lo for shard in shards)
     if adopted:
         log.info("%d finished parts of an earlier attempt are used", len(adopted))
@@ -246,11 +267,25 @@ def _run_plan(config: ScoreConfig, tonight: Tonight, plan: Plan, store: Store, r
     receipts = sorted(planning.without_overlap(receipts), key=lambda r: (r.file_no, r.lo))
     planning.verify_cover(plan, receipts)
     file_level = _quarantine_files(plan, store, attempt)
-    entry = _entry(plan, receipts, file_level, len(adopted), time.monotonic() - started)
+    computed = sum(receipt.seconds for receipt in receipts) - sum(receipt.seconds for receipt in adopted)
+    entry = _entry(
+        plan, receipts, file_level, len(adopted), time.monotonic() - started, computed / resources.num_workers
+    )
     _check_ratio(config, entry)
     entry = _commit(store, plan, entry)
     ledger.publish(store, entry)
     return entry
+
+
+def _shards(config: ScoreConfig, tonight: Tonight, plan: Plan, files: Sequence[InputFile | BadFile]) -> list[Shard]:
+    """Every shard of a plan; `file_no` is the file's place in the plan."""
+    shards = []
+    for file_no, file in enumerate(files):
+        if isinstance(file, InputFile):
+            duplicates = find_duplicate_ids(file, tonight.spec)
+            cut = plan_shards([file], plan.rows_per_shard, {0: duplicates})
+            shards += [replace(shard, file_no=file_no) for shard in cut]
+    return shards
 
 
 def _score_settings(
@@ -265,7 +300,7 @@ def _score_settings(
         output=store_root(config.output),
         staging=f"{planning.staging_folder(plan)}/{attempt}",
         kept_columns=config.keep_columns,
-        kept_schema=kept_schema(good, config.keep_columns),
+        kept_schema=kept_schema(good, replace(tonight.spec, keep_columns=config.keep_columns)),
         with_labels=tonight.spec.wants_label,
         slice_columns=config.report.slices,
         needs_review_below=config.needs_review_below,
@@ -304,7 +339,12 @@ def _quarantine_files(plan: Plan, store: Store, attempt: str) -> list[StagedFile
 
 
 def _entry(
-    plan: Plan, receipts: Sequence[Receipt], file_level: Sequence[StagedFile], adopted: int, seconds: float
+    plan: Plan,
+    receipts: Sequence[Receipt],
+    file_level: Sequence[StagedFile],
+    adopted: int,
+    seconds: float,
+    compute_seconds: float,
 ) -> LedgerEntry:
     files = []
     for file_no, file in enumerate(plan.files):
@@ -354,6 +394,7 @@ def _entry(
         needs_review=sum(receipt.needs_review for receipt in receipts),
         adopted_receipts=adopted,
         seconds=seconds,
+        compute_seconds=compute_seconds,
     )
 
 
@@ -401,12 +442,20 @@ def _commit(store: Store, plan: Plan, entry: LedgerEntry) -> LedgerEntry:
 
 def _skipped(tonight: Tonight) -> list[dict[str, str]]:
     return [
-        {"path": decision.file.path, "why": decision.why} for decision in tonight.decisions if decision.verdict != "score"
+        {"path": decision.file.path, "why": decision.why}
+        for decision in tonight.decisions
+        if decision.verdict != "score"
     ]
 
 
-def _print_entry(store: Store, entry: LedgerEntry) -> None:
-    rate = entry.rows_in / entry.seconds if entry.seconds else 0.0
+def _inputs_of(entry: LedgerEntry, tonight: Tonight) -> Inputs | None:
+    """The files behind an entry, to read shown texts again; None when one of them cannot be read."""
+    files = [tonight.looked_at.get(file.path) for file in entry.files]
+    good = [file for file in files if isinstance(file, InputFile)]
+    return Inputs(good, tonight.spec) if len(good) == len(files) else None
+
+
+def _print_entry(store: Store, entry: LedgerEntry, evaluation: Evaluation | None) -> None:
     table(
         f"slot {entry.slot}",
         ["", "rows in", "scored", "quarantined", "rows/s"],
@@ -416,12 +465,14 @@ def _print_entry(store: Store, entry: LedgerEntry) -> None:
                 f"{entry.rows_in:,}",
                 f"{entry.rows_scored:,}",
                 f"{entry.rows_quarantined:,}",
-                f"{rate:,.0f}",
+                f"{scoring_rate(entry):,.0f}",
             ]
         ],
     )
     for reason, count in sorted(entry.reasons.items()):
         out.print(f"  quarantined {count}: {reason}")
+    if evaluation is not None:
+        out.print(in_words(evaluation), markup=False)
     out.print(f"data     {store.uri(f'data/{entry.slot}')}")
     out.print(f"report   {store.uri(f'reports/{entry.slot}/report.html')}")
     log.info("slot %s committed in %s", entry.slot, duration(entry.seconds))

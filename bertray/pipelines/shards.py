@@ -1,7 +1,7 @@
 """The Ray Data pipelines over shards of review files: read, clean, tokenize, then score or keep as token shards.
 
-    shards → read + clean + tokenize (tasks) → model → part + receipt (actors) → receipts on the driver
-    shards → read + clean + tokenize → token shard (tasks)
+shards → read + clean + tokenize (tasks) → model → part + receipt (actors) → receipts on the driver
+shards → read + clean + tokenize → token shard (tasks)
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from datetime import UTC, datetime
 from typing import Any
 
@@ -197,7 +198,9 @@ class ScoreShard:
             reasons=_counts(refused[s.REASON]),
             label_counts=_counts(scored[s.LABEL]),
             score_histogram=np.histogram(score_N, SCORE_BINS, (0.0, 1.0))[0].tolist(),
-            token_histogram=np.bincount(np.searchsorted(TOKEN_BANDS, n_tokens_N), minlength=len(TOKEN_BANDS) + 1).tolist(),
+            token_histogram=np.bincount(
+                np.searchsorted(TOKEN_BANDS, n_tokens_N), minlength=len(TOKEN_BANDS) + 1
+            ).tolist(),
             tokens=int(n_tokens_N.sum()),
             truncated=int(pc.sum(scored[s.TRUNCATED]).as_py() or 0),
             needs_review=int(pc.sum(scored[s.NEEDS_REVIEW]).as_py() or 0) if settings.needs_review_below else 0,
@@ -242,7 +245,9 @@ class ScoreShard:
 
     def _evaluation_rows(self, kept: pa.Table, probs_NC: np.ndarray) -> pa.Table:
         """What the report needs of labelled rows; not part of the output."""
-        columns: dict[str, Any] = {name: kept[name] for name in (FILE_NO, s.ROW_NO, s.ID, s.LABEL, s.SCRIPT, s.N_TOKENS)}
+        columns: dict[str, Any] = {
+            name: kept[name] for name in (FILE_NO, s.ROW_NO, s.ID, s.LABEL, s.SCRIPT, s.N_TOKENS)
+        }
         for number, label in enumerate(self._settings.labels):
             columns[s.prob_column(label)] = pa.array(np.ascontiguousarray(probs_NC[:, number], np.float32))
         for name in self._settings.slice_columns:
@@ -253,9 +258,7 @@ class ScoreShard:
         content = parquet_bytes(table)
         key = f"{self._settings.staging}/{name}.parquet"
         self._store.put(key, content)
-        return StagedFile(
-            key=key, rows=table.num_rows, bytes=len(content), sha256=hashlib.sha256(content).hexdigest()
-        )
+        return StagedFile(key=key, rows=table.num_rows, bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
 
 
 def score_shards(
@@ -323,7 +326,7 @@ def _contiguous(table: pa.Table) -> Iterator[pa.Table]:
     file_no, row_no = table[FILE_NO].to_numpy(), table[s.ROW_NO].to_numpy()
     breaks = np.flatnonzero((np.diff(file_no) != 0) | (np.diff(row_no) != 1)) + 1
     edges = [0, *breaks.tolist(), len(row_no)]
-    for start, end in zip(edges, edges[1:], strict=False):
+    for start, end in pairwise(edges):
         yield table.slice(start, end - start)
 
 

@@ -19,7 +19,6 @@ import numpy as np
 import pyarrow as pa
 
 import bertray
-from bertray import schema as s
 from bertray.config import TrainConfig, to_yaml
 from bertray.console import Ticker, duration, out
 from bertray.errors import ConfigError, DataRefused, InfrastructureError
@@ -34,11 +33,13 @@ from bertray.pipelines.evaluation import (
 from bertray.pipelines.inputs import Inputs, open_inputs, read_spec
 from bertray.pipelines.runs import claim_output, finished_run
 from bertray.pipelines.shards import ReadSettings, parquet_bytes, write_token_shards
-from bertray.reviews.labels import LabelMap, count_labels
+from bertray.reviews.label_counts import count_labels
+from bertray.reviews.labels import LabelMap
 from bertray.reviews.split import validation_mask
 from bertray.storage.store import LocalStore, Store, is_uri, open_store
 from bertray.training.checkpoint import checkpoint_folders, load_step
 from bertray.training.loop import Examples, LoopSettings, Outcome
+from bertray.training.order import num_steps
 from bertray.training.token_shards import TokenShards, cache_key
 
 log = logging.getLogger(__name__)
@@ -102,11 +103,17 @@ def run_train(config: TrainConfig) -> int:
             config.seed,
         )
         _check_classes(examples, data.labels)
-        outcome, info = _fit(config, data, run_key, train_keys, validation_keys, examples, store, resources)
-        bundle, info = _write_bundle(config, data, run_key, outcome, info, model_folder, store)
+        outcome, temperature = _fit(config, data, run_key, train_keys, validation_keys, examples, store, resources)
+        bundle, info = _write_bundle(config, data, run_key, outcome, temperature, model_folder, store)
         rows = _evaluate(config, data, examples, bundle, info, store, resources)
     baselines = (
-        train_baselines(data.train, _rows_by_file(examples, examples.train), data.labels, config)
+        train_baselines(
+            data.train,
+            _rows_by_file(examples, examples.train),
+            data.labels,
+            max_rows=config.report.baseline_rows,
+            seed=config.seed,
+        )
         if config.report.baselines
         else None
     )
@@ -114,18 +121,18 @@ def run_train(config: TrainConfig) -> int:
     summary = finish_report(  # metrics.json is written last: with it the run is finished
         store,
         rows,
+        data.test or data.validation or data.train,
         info,
         split="validation" if data.test is None else "test",
         title=f"Training {Path(config.output).name}",
         config=config,
-        model_name=config.model,
         history=outcome.history,
         baselines=baselines,
-        notes=_notes(config, data, examples, outcome, rows),
+        notes=_notes(config, data, examples, outcome),
         facts=_facts(config, data, examples, outcome, info, time.monotonic() - started),
     )
     _clean_up(store)
-    out.print(summary.table())
+    out.print(summary)
     out.print(f"model    {store.uri('model')}")
     out.print(f"report   {store.uri('report.html')}")
     log.info("trained and evaluated in %s", duration(time.monotonic() - started))
@@ -151,16 +158,14 @@ def open_data(config: TrainConfig) -> _Data:
     report_spec = read_spec(config, config.cleaning, wants_label=True, keep_columns=columns)
     assert config.data.train is not None
     train = open_inputs("data.train", config.data.train, config, label_spec)
-    validation = config.data.validation and open_inputs(
-        "data.validation", config.data.validation, config, label_spec
-    )
+    validation = config.data.validation and open_inputs("data.validation", config.data.validation, config, label_spec)
     test = config.data.test and open_inputs("data.test", config.data.test, config, report_spec)
     seen = count_labels(train.files, train.spec)
     labels = LabelMap.from_config(config.labels, seen)
-    labels.check("data.train", seen)
+    labels.check(seen, "data.train")
     for key, inputs in (("data.validation", validation), ("data.test", test)):
         if inputs:
-            labels.check(key, count_labels(inputs.files, inputs.spec), both_classes=False)
+            labels.check(count_labels(inputs.files, inputs.spec), key, needs_all_classes=False)
     pinned = [
         [(f.path, f.size_bytes, f.digest, f.num_rows) for f in inputs.files] if inputs else None
         for inputs in (train, validation, test)
@@ -285,7 +290,8 @@ def _fit(
     examples: Examples,
     store: Store,
     resources: Resources,
-) -> tuple[Outcome, dict[str, Any]]:
+) -> tuple[Outcome, float]:
+    """Run Ray Train; returns what training left behind and the temperature fitted on validation."""
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
@@ -326,7 +332,7 @@ def _fit(
     if "error" in returned:
         raise returned["error"]
     outcome: Outcome = returned["outcome"]
-    return outcome, {"temperature": returned["temperature"]}
+    return outcome, float(returned["temperature"])
 
 
 def _train_worker(settings: dict[str, Any]) -> dict[str, Any]:
@@ -436,7 +442,7 @@ def _write_bundle(
     data: _Data,
     run_key: str,
     outcome: Outcome,
-    fitted: dict[str, Any],
+    temperature: float,
     model_folder: Path,
     store: Store,
 ) -> tuple[str, BundleInfo]:
@@ -458,7 +464,7 @@ def _write_bundle(
         max_length=config.max_length,
         long_text=config.long_text,
         cleaning=config.cleaning,
-        temperature=fitted["temperature"],
+        temperature=temperature,
         base_model=config.model,
         data_fingerprint=data.fingerprint,
     )
@@ -509,20 +515,18 @@ def _evaluate(
     only_rows = None
     if data.test is None and data.validation is None:
         only_rows = _rows_by_file(examples, examples.validation)
-    return evaluate_shards(inputs, bundle, info, data.labels, store, resources, config.report.slices, only_rows=only_rows)
+    return evaluate_shards(
+        inputs, bundle, info, data.labels, store, resources, config.report.slices, only_rows=only_rows
+    )
 
 
-def _notes(
-    config: TrainConfig, data: _Data, examples: Examples, outcome: Outcome, rows: EvaluatedRows
-) -> list[str]:
+def _notes(config: TrainConfig, data: _Data, examples: Examples, outcome: Outcome) -> list[str]:
     """What the reader of the report should know."""
     notes = []
     if data.test is None:
         notes.append("No data.test was given: the figures are on validation rows, which also chose the best epoch.")
     if outcome.resumed_from is not None:
         notes.append(f"The run was interrupted and resumed at step {outcome.resumed_from}.")
-    if rows.left_out:
-        notes.append(f"{rows.left_out} rows have a label that `labels` leaves out; they are not counted.")
     group_hash_N = examples.shards.group_hash_N
     straddling = np.intersect1d(group_hash_N[examples.train], group_hash_N[examples.validation])
     if len(straddling):
@@ -546,21 +550,22 @@ def _facts(
         "reviews longer than max_length": f"{(examples.shards.n_tokens_N > config.max_length).mean():.1%}",
         "temperature": f"{info.temperature:.3f}",
         "training time": duration(outcome.seconds),
-        "training rate": f"{len(examples.train) * outcome.num_steps / _steps_an_epoch(config, examples) / max(outcome.seconds, 1e-9):,.1f} examples/s",
+        "training rate": f"{_examples_per_s(config, examples, outcome):,.1f} examples/s",
         "time from start to report": duration(seconds),
         "data fingerprint": data.fingerprint,
         "bertray": bertray.__version__,
     }
 
 
-def _steps_an_epoch(config: TrainConfig, examples: Examples) -> float:
-    return -(-len(examples.train) // config.training.batch_size)
+def _examples_per_s(config: TrainConfig, examples: Examples, outcome: Outcome) -> float:
+    steps_per_epoch = num_steps(len(examples.train), config.training.batch_size)
+    return len(examples.train) * outcome.num_steps / steps_per_epoch / max(outcome.seconds, 1e-9)
 
 
 def _history_table(history: list[dict[str, Any]]) -> pa.Table:
     """`history.parquet`: one row a log point, `kind` step or eval."""
     names = ["kind", "step", "epoch", "loss", "learning_rate", "tokens_per_s", "seconds"]
-    names += [name for name in ("train_loss", "accuracy", "macro_f1", "mcc")]
+    names += ["train_loss", "accuracy", "macro_f1", "mcc"]
     types = {"kind": pa.string(), "step": pa.int64()}
     return pa.table(
         {name: pa.array([row.get(name) for row in history], types.get(name, pa.float64())) for name in names}

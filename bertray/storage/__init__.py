@@ -1,1 +1,1 @@
-"""Where outputs live and how they become visible: store, plan, receipts, ledger, publish. Nothing else writes outputs."""
+"""Where outputs live and how they become visible: store, plan, receipts, ledger. Nothing else writes outputs."""

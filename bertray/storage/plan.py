@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Literal
 
 from bertray.errors import ConflictError
@@ -134,23 +135,16 @@ def uncovered(num_rows: int, intervals: Iterable[tuple[int, int]]) -> list[tuple
     return gaps
 
 
-def work_left(plan: Plan, receipts: Iterable[Receipt]) -> list[tuple[int, int, int]]:
-    """(file_no, lo, hi) shards of a plan that no receipt covers, at most `rows_per_shard` rows each."""
-    intervals: dict[int, list[tuple[int, int]]] = {}
+def adopt(shards: Iterable[tuple[int, int, int]], receipts: Iterable[Receipt]) -> list[Receipt]:
+    """Receipts of earlier attempts that cover exactly one of the (file_no, lo, hi) shards of this plan, one each."""
+    waiting = set(shards)
+    adopted = []
     for receipt in receipts:
-        intervals.setdefault(receipt.file_no, []).append((receipt.lo, receipt.hi))
-    shards: list[tuple[int, int, int]] = []
-    for file_no, file in enumerate(plan.files):
-        if file.reason is not None or not file.num_rows:
-            continue
-        for lo, hi in uncovered(file.num_rows, intervals.get(file_no, [])):
-            start = lo
-            while start < hi:
-                # Shards start at multiples of rows_per_shard, where text formats have an index entry.
-                end = min((start // plan.rows_per_shard + 1) * plan.rows_per_shard, hi)
-                shards.append((file_no, start, end))
-                start = end
-    return shards
+        shard = (receipt.file_no, receipt.lo, receipt.hi)
+        if shard in waiting:
+            waiting.remove(shard)
+            adopted.append(receipt)
+    return adopted
 
 
 def verify_cover(plan: Plan, receipts: Sequence[Receipt]) -> None:
@@ -172,7 +166,7 @@ def verify_cover(plan: Plan, receipts: Sequence[Receipt]) -> None:
         if file.reason is not None or file.num_rows is None:
             continue
         spans = sorted(intervals.get(file_no, []))
-        twice = any(hi > next_lo for (_, hi), (next_lo, _) in zip(spans, spans[1:], strict=False))
+        twice = any(hi > next_lo for (_, hi), (next_lo, _) in pairwise(spans))
         gaps = uncovered(file.num_rows, spans)
         if twice or gaps or (spans and spans[-1][1] > file.num_rows):
             raise ConflictError(

@@ -154,6 +154,7 @@ class LedgerEntry(Record):
     needs_review: int
     adopted_receipts: int
     seconds: float  # of this run up to the commit
+    compute_seconds: float  # of it with the model at work, on all workers side by side
 
 
 TOKEN_BANDS = (16, 32, 64, 128, 256, 512)  # upper ends of the bins of `token_histogram`; the last bin is open

@@ -82,7 +82,9 @@ class Outcome:
     seconds: float
 
 
-def load_classifier(folder: Path, labels: tuple[str, ...], training: Training, *, bf16: bool, device: str) -> PreTrainedModel:
+def load_classifier(
+    folder: Path, labels: tuple[str, ...], training: Training, *, bf16: bool, device: str
+) -> PreTrainedModel:
     """Model with a classification head for `labels`; dropout on attention weights only when asked for."""
     import torch
     from transformers import AutoConfig, AutoModelForSequenceClassification

@@ -5,6 +5,7 @@ import pytest
 from bertray.errors import ConflictError
 from bertray.storage import ledger
 from bertray.storage.plan import (
+    adopt,
     decide_files,
     next_slot,
     open_plans,
@@ -13,13 +14,14 @@ from bertray.storage.plan import (
     uncovered,
     verify_cover,
     without_overlap,
-    work_left,
 )
 from bertray.storage.records import FileCount, FileRecord, LedgerEntry, Plan, Receipt
 from bertray.storage.store import LocalStore
 
 
-def file(path: str, *, size: int = 10, modified: str = "1", digest: str | None = "d", rows: int | None = 10, reason=None):
+def file(
+    path: str, *, size: int = 10, modified: str = "1", digest: str | None = "d", rows: int | None = 10, reason=None
+):
     return FileRecord(
         path=path,
         relative_path=path,
@@ -65,6 +67,7 @@ def entry(slot: str, *files: FileRecord, seq: int = 1, key: str = "k") -> Ledger
         score_histogram=[],
         token_histogram=[],
         seconds=1.0,
+        compute_seconds=1.0,
         **empty,
     )
 
@@ -160,10 +163,10 @@ def test_uncovered_rows_are_the_gaps_between_intervals():
     assert uncovered(0, []) == []
 
 
-def test_work_left_is_cut_at_shard_boundaries():
-    one = plan(file("a", rows=10), file("bad", reason="file_corrupt"), file("empty", rows=0))
-    assert work_left(one, []) == [(0, 0, 4), (0, 4, 8), (0, 8, 10)]
-    assert work_left(one, [receipt(0, 0, 4), receipt(0, 5, 8)]) == [(0, 4, 5), (0, 8, 10)]
+def test_receipts_are_adopted_when_they_cover_exactly_a_shard_of_the_plan():
+    shards = [(0, 0, 4), (0, 4, 8), (1, 0, 4)]
+    whole, again, other_cut, foreign = receipt(0, 0, 4), receipt(0, 0, 4), receipt(0, 4, 7), receipt(2, 0, 4)
+    assert adopt(shards, [whole, again, other_cut, foreign]) == [whole]
 
 
 def test_of_two_receipts_for_the_same_rows_one_is_used():

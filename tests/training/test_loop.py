@@ -60,7 +60,9 @@ def examples(folder, num_rows: int = 53) -> Examples:
         paths.append(path)
     label_ids_N = np.array([label == "good" for label in labels], np.int32)
     numbers = np.arange(num_rows)
-    return Examples(TokenShards(paths), label_ids_N, train=numbers[numbers % 5 > 0], validation=numbers[numbers % 5 == 0])
+    return Examples(
+        TokenShards(paths), label_ids_N, train=numbers[numbers % 5 > 0], validation=numbers[numbers % 5 == 0]
+    )
 
 
 def losses(outcome: Outcome) -> list[float]:
@@ -86,9 +88,7 @@ def test_every_step_and_epoch_is_recorded(whole):
 
 
 def test_learning_rate_rises_then_falls_to_the_last_step(tmp_path, tiny_encoder):
-    outcome = run_loop(
-        examples(tmp_path), tiny_encoder, 0, settings(warmup_ratio=0.25), LocalStore(tmp_path / "run")
-    )
+    outcome = run_loop(examples(tmp_path), tiny_encoder, 0, settings(warmup_ratio=0.25), LocalStore(tmp_path / "run"))
     rates = [row["learning_rate"] for row in outcome.history if row["kind"] == "step"]
     expected = [1 / 3, 2 / 3, 1.0] + [(12 - step) / 9 for step in range(3, 12)]
     np.testing.assert_allclose(rates, np.array(expected) * 1e-3, rtol=1e-12)

@@ -1,0 +1,118 @@
+"""One call from labelled rows and probabilities to everything that metrics.json and the report hold.
+
+Shape letters: N rows, C classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from bertray.evaluation.baselines import TITLES
+from bertray.evaluation.comparison import Comparison, compare
+from bertray.evaluation.curves import Curves, curves
+from bertray.evaluation.intervals import Estimate
+from bertray.evaluation.metrics import ClassMetrics, all_metrics, check_rows, class_metrics, confusion_matrix
+from bertray.evaluation.slices import SliceMetrics, Values, slice_metrics
+from bertray.schema import SCHEMA_VERSION
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """How good a model is on labelled rows, as plain data."""
+
+    split: str
+    rows: int
+    labels: tuple[str, ...]
+    metrics: dict[str, Estimate]
+    per_class: dict[str, ClassMetrics]
+    confusion_matrix: list[list[int]]  # row = given label
+    slices: dict[str, dict[str, SliceMetrics]]
+    baselines: dict[str, dict[str, Estimate]]
+    comparisons: dict[str, Comparison]  # the model beside each baseline
+    curves: Curves
+
+    def to_json(self) -> dict[str, Any]:
+        """The content of metrics.json."""
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "split": self.split,
+            "rows": self.rows,
+            "labels": list(self.labels),
+            "metrics": _plain(self.metrics),
+            "per_class": {label: figures.to_json() for label, figures in self.per_class.items()},
+            "confusion_matrix": self.confusion_matrix,
+            "slices": {
+                column: {value: figures.to_json() for value, figures in values.items()}
+                for column, values in self.slices.items()
+            },
+            "baselines": {name: _plain(figures) for name, figures in self.baselines.items()},
+        }
+
+
+def evaluate_predictions(
+    label_ids_N: np.ndarray,
+    probs_NC: np.ndarray,
+    labels: Sequence[str],
+    *,
+    split: str,
+    seed: int,
+    slices: Mapping[str, Values] | None = None,
+    baselines: Mapping[str, np.ndarray] | None = None,
+    model_name: str = "the model",
+) -> Evaluation:
+    """Evaluate a classifier; every interval follows from `seed`.
+
+    Args:
+        label_ids_N: given labels, int [N] in 0..C-1, N >= 1.
+        probs_NC: float [N, C]; a tie between classes goes to the lower id.
+        labels: names of the classes, C of them.
+        split: what the rows are, for example `test`.
+        seed: of all resampling.
+        slices: column -> its N values.
+        baselines: name (see `baselines.TITLES`) -> probabilities [N, C] on the same rows.
+        model_name: how the sentence against the baselines calls the model.
+
+    Raises:
+        ValueError: rows that cannot be evaluated (see `check_rows`).
+    """
+    check_rows(label_ids_N, probs_NC, labels)
+    predictions_N = probs_NC.argmax(axis=1)
+    matrix_CC = confusion_matrix(label_ids_N, predictions_N, len(labels))
+    baseline_metrics, comparisons = {}, {}
+    for name, baseline_probs_NC in (baselines or {}).items():
+        check_rows(label_ids_N, baseline_probs_NC, labels)
+        baseline_N = baseline_probs_NC.argmax(axis=1)
+        baseline_matrix_CC = confusion_matrix(label_ids_N, baseline_N, len(labels))
+        baseline_metrics[name] = all_metrics(baseline_matrix_CC, label_ids_N, baseline_probs_NC, seed)
+        comparisons[name] = compare(
+            label_ids_N,
+            predictions_N,
+            baseline_N,
+            len(labels),
+            name_a=model_name,
+            name_b=TITLES.get(name, name),
+            seed=seed,
+        )
+    return Evaluation(
+        split=split,
+        rows=len(label_ids_N),
+        labels=tuple(labels),
+        metrics=all_metrics(matrix_CC, label_ids_N, probs_NC, seed),
+        per_class=dict(zip(labels, class_metrics(matrix_CC), strict=True)),
+        confusion_matrix=matrix_CC.tolist(),
+        slices={
+            column: slice_metrics(label_ids_N, predictions_N, values, len(labels), seed)
+            for column, values in (slices or {}).items()
+        },
+        baselines=baseline_metrics,
+        comparisons=comparisons,
+        curves=curves(label_ids_N, probs_NC, labels),
+    )
+
+
+def _plain(figures: Mapping[str, Estimate]) -> dict[str, dict[str, float]]:
+    return {name: figure.to_json() for name, figure in figures.items()}

@@ -1,0 +1,119 @@
+"""The report of one committed slot: made from its ledger entry, so that it cannot disagree with the data."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+
+from bertray.config import ReportOptions
+from bertray.errors import DataRefused
+from bertray.evaluation.evaluation import Evaluation
+from bertray.model.bundle import BundleInfo
+from bertray.pipelines.evaluation import collect, confident_mistakes, evaluate_rows, row_notes
+from bertray.pipelines.inputs import Inputs
+from bertray.reports.evaluation import EvaluationReport
+from bertray.reports.scoring import FileRows, ScoringReport
+from bertray.reviews.labels import LabelMap
+from bertray.storage.records import TOKEN_BANDS, LedgerEntry
+from bertray.storage.store import Store
+
+
+def write_night_report(
+    store: Store,
+    entry: LedgerEntry,
+    info: BundleInfo,
+    options: ReportOptions,
+    *,
+    seed: int,
+    inputs: Inputs | None = None,
+    skipped: Sequence[Mapping[str, str]] = (),
+) -> Evaluation | None:
+    """Write `reports/<slot>/`: report.html, metrics.json where labels exist, and last report.json.
+
+    Args:
+        store: the output.
+        entry: what was committed.
+        info: of the model, for the cleaning of shown texts and the order of classes.
+        options: what of the report is configurable.
+        seed: of the intervals.
+        inputs: the files behind the entry, in its order, to show texts of mistakes; None after a crash.
+        skipped: listed files that were not scored: `path`, `why`.
+
+    Returns:
+        The figures on labelled rows, or None where there are no labels.
+    """
+    folder = f"reports/{entry.slot}"
+    evaluated = _evaluation(store, entry, info, options, seed, inputs)
+    report = ScoringReport(
+        slot=entry.slot,
+        run_id=entry.run_id,
+        model=entry.model,
+        model_version=entry.model_version,
+        files=[
+            FileRows(file.path, file.rows_in, file.rows_scored, file.rows_quarantined, file.reason)
+            for file in entry.files
+        ],
+        label_counts={label: entry.label_counts.get(label, 0) for label in entry.labels},
+        score_histogram=entry.score_histogram,
+        token_bounds=TOKEN_BANDS,
+        token_histogram=entry.token_histogram,
+        tokens=entry.tokens,
+        truncated=entry.truncated,
+        quarantined=entry.reasons,
+        seconds=entry.seconds,
+        needs_review=entry.needs_review if entry.settings["needs_review_below"] else None,
+        needs_review_below=entry.settings["needs_review_below"],
+        skipped=skipped,
+        facts={
+            "committed at": entry.committed_at,
+            "ledger entry": f"{entry.seq}",
+            "rows/s while scoring": f"{scoring_rate(entry):,.1f}",
+            "parts": f"{len(entry.parts):,}",
+            "parts taken over from an interrupted run": f"{entry.adopted_receipts:,}",
+        },
+        config=json.dumps(entry.settings, indent=1, ensure_ascii=False),
+        created=entry.committed_at,
+        evaluation=evaluated,
+    )
+    store.put(f"{folder}/report.html", report.to_html().encode())
+    if evaluated is not None:
+        metrics = json.dumps(evaluated.metrics_json(), indent=1, ensure_ascii=False)
+        store.put(f"{folder}/metrics.json", metrics.encode())
+    store.put(f"{folder}/report.json", json.dumps(report.to_json(), indent=1, ensure_ascii=False).encode())
+    return None if evaluated is None else evaluated.evaluation
+
+
+def has_report(store: Store, entry: LedgerEntry) -> bool:
+    """Was the report of this very entry written? A run may die between its commit and its report."""
+    try:
+        report = json.loads(store.get(f"reports/{entry.slot}/report.json"))
+    except FileNotFoundError:
+        return False
+    return bool(report.get("run_id") == entry.run_id)
+
+
+def scoring_rate(entry: LedgerEntry) -> float:
+    """Rows a second while the model was at work; start-up is left out."""
+    return entry.rows_scored / entry.compute_seconds if entry.compute_seconds else 0.0
+
+
+def _evaluation(
+    store: Store, entry: LedgerEntry, info: BundleInfo, options: ReportOptions, seed: int, inputs: Inputs | None
+) -> EvaluationReport | None:
+    if not entry.evaluation_parts:
+        return None
+    labels = LabelMap.from_json(entry.settings["labels"])
+    keys = [part.key for part in entry.evaluation_parts]
+    try:
+        rows = collect(store, keys, info, labels, entry.settings["slices"], entry.rows_quarantined)
+    except DataRefused:  # the column is there, but none of its values is a class of the model
+        return None
+    evaluation = evaluate_rows(rows, inputs, info, split=f"slot {entry.slot}", seed=seed)
+    mistakes = [] if inputs is None else confident_mistakes(rows, inputs, info.labels, options.num_mistakes)
+    return EvaluationReport(
+        title=f"Labelled reviews of {entry.slot}",
+        evaluation=evaluation,
+        model_name="BERT",
+        mistakes=mistakes,
+        notes=row_notes(rows),
+    )

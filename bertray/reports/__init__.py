@@ -1,0 +1,1 @@
+"""Pages and JSON from plain data: what was evaluated, what was scored; no ray, no torch."""

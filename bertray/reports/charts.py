@@ -1,0 +1,183 @@
+"""Charts as inline SVG that take the colours of the page, light or dark; drawn from numbers only, never from text.
+
+Names of classes stand in the HTML beside a chart, where they are escaped and every script has its glyphs.
+"""
+
+from __future__ import annotations
+
+import io
+import itertools
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import matplotlib
+from markupsafe import Markup
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from bertray.evaluation.curves import Curve, ReliabilityBin
+
+# Placeholders that are replaced by CSS variables after drawing; no two are alike and none is a default of matplotlib.
+_INK, _MUTED, _GRID = "#010203", "#020304", "#030405"
+SERIES = ("#0a0b01", "#0a0b02", "#0a0b03", "#0a0b04", "#0a0b05", "#0a0b06")
+_VARIABLES = {_INK: "--ink", _MUTED: "--muted", _GRID: "--line"} | {
+    colour: f"--series-{number}" for number, colour in enumerate(SERIES, 1)
+}
+_DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2)), (0, (8, 2)), (0, (3, 1, 1, 1)))
+MAX_SERIES = len(SERIES)
+_RC = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "bertray",
+    "font.size": 10.5,
+    "text.color": _INK,
+    "axes.edgecolor": _MUTED,
+    "axes.labelcolor": _INK,
+    "axes.linewidth": 0.8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "axes.grid": True,
+    "grid.color": _GRID,
+    "grid.linewidth": 0.8,
+    "xtick.color": _MUTED,
+    "ytick.color": _MUTED,
+    "xtick.labelcolor": _INK,
+    "ytick.labelcolor": _INK,
+    "lines.linewidth": 1.8,
+}
+
+
+class Charts:
+    """Draws the charts of one page; ids of elements never repeat on it."""
+
+    def __init__(self) -> None:
+        self._numbers = itertools.count(1)
+
+    def reliability(self, bins: Sequence[ReliabilityBin]) -> Markup:
+        """Accuracy against score with intervals, beside the diagonal of a model that is as sure as it is right."""
+        with matplotlib.rc_context(_RC):
+            figure, axes = _figure()
+            axes.plot([0, 1], [0, 1], color=_MUTED, linestyle=(0, (4, 3)), linewidth=1)
+            x = [b.confidence for b in bins]
+            y = [b.accuracy.value for b in bins]
+            below = [b.accuracy.value - b.accuracy.low for b in bins]
+            above = [b.accuracy.high - b.accuracy.value for b in bins]
+            axes.errorbar(
+                x, y, yerr=[below, above], color=SERIES[0], linewidth=1.4, marker="o", markersize=4, capsize=2
+            )
+            start = min([*x, *(b.accuracy.low for b in bins), 1.0])
+            axes.set(xlim=(max(0.0, start - 0.03), 1.01), ylim=(max(0.0, start - 0.03), 1.02))
+            axes.set(xlabel="score of the predicted label", ylabel="share that is right")
+            return self._svg(figure, "Reliability diagram: share of right predictions by score")
+
+    def scores(self, right: Sequence[int], wrong: Sequence[int] | None) -> Markup:
+        """Rows by score in equal bins over [0, 1]; right and wrong rows stacked where both are known."""
+        with matplotlib.rc_context(_RC):
+            figure, axes = _figure()
+            width = 1 / len(right)
+            centres = [(number + 0.5) * width for number in range(len(right))]
+            axes.bar(centres, right, width=0.9 * width, color=SERIES[0])
+            if wrong is not None:
+                axes.bar(centres, wrong, width=0.9 * width, bottom=list(right), color=SERIES[1])
+            filled = [n for n, rows in enumerate(right) if rows or (wrong is not None and wrong[n])]
+            axes.set(
+                xlim=((min(filled) if filled else 0) * width, 1.0), xlabel="score of the predicted label", ylabel="rows"
+            )
+            axes.grid(visible=False, axis="x")
+            _whole_numbers(axes)
+            return self._svg(figure, "Histogram of scores")
+
+    def roc(self, shown: Sequence[Curve]) -> Markup:
+        """True against false positive rate of each class against the rest."""
+        with matplotlib.rc_context(_RC):
+            figure, axes = _figure()
+            axes.plot([0, 1], [0, 1], color=_MUTED, linestyle=(0, (4, 3)), linewidth=1)
+            for number, curve in enumerate(shown):
+                axes.plot(curve.x, curve.y, color=SERIES[number], linestyle=_DASHES[number])
+            axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.02), xlabel="false positive rate", ylabel="true positive rate")
+            return self._svg(figure, "ROC curves, one class against the rest")
+
+    def precision_recall(self, shown: Sequence[Curve]) -> Markup:
+        """Precision against recall of each class against the rest."""
+        with matplotlib.rc_context(_RC):
+            figure, axes = _figure()
+            for number, curve in enumerate(shown):
+                axes.plot(curve.x, curve.y, color=SERIES[number], linestyle=_DASHES[number])
+            axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.02), xlabel="recall", ylabel="precision")
+            return self._svg(figure, "Precision-recall curves, one class against the rest")
+
+    def losses(
+        self,
+        steps: Sequence[tuple[float, float]],
+        train: Sequence[tuple[float, float]],
+        validation: Sequence[tuple[float, float]],
+    ) -> Markup:
+        """Loss by epoch: (epoch, loss) of training steps, their means by epoch, and validation."""
+        with matplotlib.rc_context(_RC):
+            figure, axes = _figure()
+            if steps:
+                axes.plot(*zip(*steps, strict=True), color=SERIES[0], linewidth=0.8, alpha=0.45)
+            for points, colour, marker in ((train, SERIES[0], "o"), (validation, SERIES[1], "s")):
+                if points:
+                    axes.plot(*zip(*points, strict=True), color=colour, marker=marker, markersize=5)
+            axes.set(xlabel="epoch", ylabel="loss", ylim=(0, None))
+            axes.set_xlim(left=0)
+            axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=_last(train, validation) > 1))
+            return self._svg(figure, "Training and validation loss by epoch")
+
+    def validation(self, series: Sequence[Sequence[tuple[float, float]]]) -> Markup:
+        """Figures on validation by epoch: (epoch, value) of each series."""
+        with matplotlib.rc_context(_RC):
+            figure, axes = _figure()
+            for number, points in enumerate(series):
+                axes.plot(
+                    *zip(*points, strict=True),
+                    color=SERIES[number],
+                    linestyle=_DASHES[number],
+                    marker="o",
+                    markersize=5,
+                )
+            axes.set(xlabel="epoch", ylabel="value on validation")
+            axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
+            return self._svg(figure, "Figures on validation by epoch")
+
+    def _svg(self, figure: Figure, title: str) -> Markup:
+        buffer = io.StringIO()
+        nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+        figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
+        return Markup(_inlined(buffer.getvalue(), f"chart{next(self._numbers)}", title))  # noqa: S704 - numbers only
+
+
+def _figure() -> tuple[Figure, Any]:
+    # Small on purpose: one chart fills the width of a phone, so that its letters keep their size.
+    figure = Figure(figsize=(4.4, 3.0), layout="constrained")
+    return figure, figure.add_subplot()
+
+
+def _whole_numbers(axes: Any) -> None:
+    axes.yaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+
+
+def _last(*series: Sequence[tuple[float, float]]) -> float:
+    return max((x for points in series for x, _ in points), default=0.0)
+
+
+def _inlined(svg: str, name: str, title: str) -> str:
+    """Matplotlib's file as an element of an HTML page: no header, no metadata, own ids, the page's colours and font."""
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r"<defs>\s*<style[^>]*>.*?</style>\s*</defs>", "", svg, flags=re.DOTALL)  # would style the whole page
+    svg = re.sub(r"<!--.*?-->\s*", "", svg, flags=re.DOTALL)
+    svg = re.sub(r'\bid="([^"]+)"', rf'id="{name}-\1"', svg)
+    svg = re.sub(r'(?:xlink:)?href="#([^"]+)"', rf'href="#{name}-\1"', svg)
+    svg = re.sub(r"url\(#([^)]+)\)", rf"url(#{name}-\1)", svg)
+    for colour, variable in _VARIABLES.items():
+        svg = svg.replace(colour, f"var({variable})")
+    svg = re.sub(r"font: ([\d.]+px) [^;\"]+", r"font-size: \1", svg)  # up to matplotlib 3.10
+    svg = re.sub(r"font-family: [^;\"]+", "font-family: inherit", svg)
+    box = re.search(r'viewBox="([^"]+)"', svg)
+    assert box, "matplotlib writes a viewBox"
+    svg = re.sub(r"<svg[^>]*>", f'<svg viewBox="{box.group(1)}" role="img" aria-label="{title}">', svg, count=1)
+    return re.sub(r"\n\s*", "\n", svg).strip()

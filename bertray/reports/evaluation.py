@@ -1,0 +1,178 @@
+"""The page on how good a model is: for `train` and `evaluate`, and inside a labelled night of `score`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from bertray.evaluation.baselines import TITLES
+from bertray.evaluation.comparison import Comparison
+from bertray.evaluation.curves import Curve
+from bertray.evaluation.evaluation import Evaluation
+from bertray.evaluation.learning import losses_by_epoch, overfitting_note
+from bertray.evaluation.slices import SMALL_ROWS
+from bertray.reports.charts import MAX_SERIES, Charts
+from bertray.reports.html import render
+from bertray.reports.plain import excerpt, plain
+from bertray.schema import SCHEMA_VERSION
+
+MAX_MATRIX_CLASSES = 30
+MAX_CONFUSIONS = 10
+VALIDATION_FIGURES = {"accuracy": "accuracy", "macro_f1": "macro F1", "mcc": "MCC"}
+COLUMN_TITLES = {"length": "length in tokens", "script": "language script"}
+BASELINE_ROWS = {"majority": "Majority class", "tfidf_logreg": "TF-IDF + logistic regression"}
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """A wrong prediction to look at; its text is masked and cut before it is shown."""
+
+    id: str
+    text: str
+    label: str
+    prediction: str
+    score: float
+
+
+@dataclass(frozen=True)
+class EvaluationReport:
+    """An evaluation and what surrounds it, as plain data."""
+
+    title: str
+    evaluation: Evaluation
+    model_name: str
+    facts: Mapping[str, object] = field(default_factory=dict)  # run and data, in the order to show
+    config: str = ""  # the resolved config as YAML
+    history: Sequence[Mapping[str, Any]] = ()  # rows of history.parquet
+    mistakes: Sequence[Mapping[str, Any]] = ()  # id, text, label, prediction, score; the most confident first
+    notes: Sequence[str] = ()  # what a reader should know, in sentences
+    created: str = ""  # when, as text
+
+    def metrics_json(self) -> dict[str, Any]:
+        """The content of metrics.json."""
+        return self.evaluation.to_json()
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything on the page as plain data; texts masked and cut as they are there."""
+        content: dict[str, Any] = plain(
+            {
+                "schema_version": SCHEMA_VERSION,
+                "kind": "evaluation",
+                "title": self.title,
+                "model": self.model_name,
+                "created": self.created,
+                "headline": self.headline,
+                "notes": self.all_notes,
+                "metrics": self.metrics_json(),
+                "comparisons": {name: c.to_json() for name, c in self.evaluation.comparisons.items()},
+                "curves": self.evaluation.curves.to_json(),
+                "history": self.history,
+                "mistakes": self.shown_mistakes,
+                "facts": self.facts,
+                "config": self.config,
+            }
+        )
+        return content
+
+    def to_html(self) -> str:
+        """A page that needs nothing but itself."""
+        return render("evaluation.html.j2", report=self, title=self.title, part=self.part(Charts()))
+
+    @property
+    def headline(self) -> str:
+        """What was evaluated, on how many rows, with what outcome."""
+        accuracy = self.evaluation.metrics["accuracy"]
+        rows = self.evaluation.rows
+        return (
+            f"On {rows:,} {self.split_words}{'' if rows == 1 else 's'}, {self.model_name} is right on "
+            f"{100 * accuracy.value:.1f} % (95 % interval {100 * accuracy.low:.1f} to {100 * accuracy.high:.1f} %)."
+        )
+
+    @property
+    def split_words(self) -> str:
+        return {"test": "test review", "validation": "validation review"}.get(self.evaluation.split, "labelled review")
+
+    @property
+    def hardest(self) -> Comparison | None:
+        """The baseline that is hardest to beat: the sentence of the page is about it."""
+        return min(
+            self.evaluation.comparisons.values(),
+            key=lambda comparison: comparison.differences["accuracy"].difference.value,
+            default=None,
+        )
+
+    @property
+    def all_notes(self) -> list[str]:
+        overfitting = overfitting_note(*losses_by_epoch(self.history))
+        return [*self.notes, *([overfitting] if overfitting else [])]
+
+    @property
+    def shown_mistakes(self) -> list[dict[str, Any]]:
+        return [{**mistake, "text": excerpt(str(mistake["text"]))} for mistake in self.mistakes]
+
+    def part(self, charts: Charts) -> dict[str, Any]:
+        """What the templates need of this evaluation; `charts` is that of the whole page."""
+        evaluation = self.evaluation
+        curves = evaluation.curves
+        ranked = sorted(curves.roc, key=lambda label: curves.roc[label].area)
+        drawn = [label for label in curves.roc if label in ranked[:MAX_SERIES]]
+        right, wrong = curves.scores_right, curves.scores_wrong
+        return {
+            "report": self,
+            "evaluation": evaluation,
+            "comparison": self.hardest,
+            "baseline_rows": {name: BASELINE_ROWS.get(name, TITLES.get(name, name)) for name in evaluation.baselines},
+            "column_titles": {column: COLUMN_TITLES.get(column, column) for column in evaluation.slices},
+            "small_rows": SMALL_ROWS,
+            "confusions": _confusions(evaluation),
+            "show_matrix": len(evaluation.labels) <= MAX_MATRIX_CLASSES,
+            "drawn": drawn,
+            "reliability_chart": charts.reliability(curves.reliability),
+            "scores_chart": charts.scores(right, wrong),
+            "roc_chart": charts.roc(_of(curves.roc, drawn)) if drawn else None,
+            "precision_recall_chart": charts.precision_recall(_of(curves.precision_recall, drawn)) if drawn else None,
+            **_learning_charts(self.history, charts),
+        }
+
+
+def _of(curves: Mapping[str, Curve], labels: Sequence[str]) -> list[Curve]:
+    return [curves[label] for label in labels]
+
+
+def _confusions(evaluation: Evaluation) -> list[dict[str, Any]]:
+    """The most frequent mistakes as (given, predicted, rows, share of the given class)."""
+    pairs = [
+        {"given": given, "predicted": predicted, "rows": rows, "share": rows / sum(row)}
+        for given, row in zip(evaluation.labels, evaluation.confusion_matrix, strict=True)
+        for predicted, rows in zip(evaluation.labels, row, strict=True)
+        if rows and given != predicted
+    ]
+    return sorted(pairs, key=lambda pair: -int(pair["rows"]))[:MAX_CONFUSIONS]
+
+
+def _learning_charts(history: Sequence[Mapping[str, Any]], charts: Charts) -> dict[str, Any]:
+    evals = [row for row in history if row["kind"] == "eval"]
+    steps = [(float(row["epoch"]), float(row["loss"])) for row in history if row["kind"] == "step"]
+    epochs = [float(row["epoch"]) for row in evals]
+    train_loss, validation_loss = losses_by_epoch(history)
+    figures = [name for name in VALIDATION_FIGURES if evals and all(row.get(name) is not None for row in evals)]
+    series = [[(float(row["epoch"]), float(row[name])) for row in evals] for name in figures]
+    return {
+        "losses_chart": charts.losses(
+            steps, list(zip(epochs, train_loss, strict=True)), list(zip(epochs, validation_loss, strict=True))
+        )
+        if history
+        else None,
+        "validation_chart": charts.validation(series) if series and len(evals) > 1 else None,
+        "validation_figures": [VALIDATION_FIGURES[name] for name in figures],
+        "evals": [
+            {
+                "epoch": row["epoch"],
+                "train_loss": train,
+                "loss": validation,
+                "figures": [row[name] for name in figures],
+            }
+            for row, train, validation in zip(evals, train_loss, validation_loss, strict=True)
+        ],
+    }

@@ -1,0 +1,98 @@
+"""From templates to a page: everything is escaped, numbers are written one way, nothing is fetched."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from bertray.evaluation.intervals import Estimate
+from bertray.reports.plain import visible
+
+TEMPLATES = Path(__file__).parent / "templates"
+
+
+def render(template: str, **values: Any) -> str:
+    """Fill `templates/<template>`."""
+    return _environment().get_template(template).render(**values)
+
+
+@cache
+def _environment() -> Environment:
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,  # reviews, ids and paths are other people's text
+        undefined=StrictUndefined,
+        finalize=_shown,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "count": count,
+        "decimal": decimal,
+        "points": points,
+        "percent": percent,
+        "percent_range": percent_range,
+        "range": value_range,
+        "seconds": duration,
+        "tight": tight,
+    }
+    return environment
+
+
+def _shown(value: Any) -> Any:
+    return visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+
+def count(value: float) -> str:
+    """`12,345`."""
+    return f"{value:,.0f}"
+
+
+def decimal(value: float) -> str:
+    """`0.869`, with a true minus sign."""
+    return f"{value + 0.0:.3f}".replace("-", "−")
+
+
+def points(value: float) -> str:
+    """A difference of two shares in percentage points: `+1.6`."""
+    return f"{100 * value + 0.0:+.1f}".replace("-", "−")
+
+
+def value_range(estimate: Estimate) -> str:
+    """`0.864 to 0.874`."""
+    return f"{decimal(estimate.low)} to {decimal(estimate.high)}"
+
+
+def percent(share: float) -> str:
+    """`86.9 %`; never rounded to 0 or 100 when it is neither."""
+    if 0 < share < 0.0005:
+        return tight("< 0.1 %")
+    if 0.9995 <= share < 1:
+        return tight("> 99.9 %")
+    return tight(f"{100 * share:.1f} %")
+
+
+def percent_range(estimate: Estimate) -> str:
+    """`86.4 to 87.4 %`."""
+    return tight(f"{100 * estimate.low:.1f} to {100 * estimate.high:.1f} %")
+
+
+def tight(text: str) -> str:
+    """No line break between a number and its per cent sign."""
+    return text.replace(" %", "\u00a0%")
+
+
+def duration(seconds: float) -> str:
+    """`8 s`, `3 min 20 s`, `2 h 5 min`."""
+    whole = round(seconds)
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"

@@ -1,0 +1,197 @@
+"""The page of one night: what came in, what was scored, what was kept out and why."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import accumulate
+from os.path import commonprefix
+from typing import Any
+
+from bertray.reports.charts import Charts
+from bertray.reports.evaluation import EvaluationReport
+from bertray.reports.html import render
+from bertray.reports.plain import plain
+from bertray.schema import SCHEMA_VERSION, Reason
+
+REASON_WORDS = {
+    Reason.TEXT_NULL: "the text is missing",
+    Reason.TEXT_EMPTY: "nothing is left of the text after cleaning",
+    Reason.TEXT_ENCODING: "the text is not valid UTF-8",
+    Reason.TEXT_TOO_LONG: "the text is beyond the size limit",
+    Reason.ID_NULL: "the id is missing",
+    Reason.ID_DUPLICATE: "the id occurred before",
+    Reason.ROW_MALFORMED: "the row does not have the form of its file",
+    Reason.MODEL_NAN: "the model gave no finite number",
+    Reason.FILE_CORRUPT: "the file is damaged",
+    Reason.FILE_EMPTY: "the file is empty",
+    Reason.FILE_NOT_PARQUET: "the file is not Parquet",
+    Reason.FILE_UNSUPPORTED: "the file is encrypted or compressed in an unknown way",
+    Reason.FILE_BOMB: "the file grows beyond measure when it is unpacked",
+    Reason.FILE_DUPLICATE: "the file repeats another one",
+    Reason.PAGE_CHECKSUM: "a checksum in the file does not hold",
+    Reason.SCHEMA_MISSING_COLUMN: "the file lacks a column",
+    Reason.SCHEMA_TYPE: "a column has another type",
+    Reason.SCHEMA_ID_TYPE: "the id column has another type",
+    Reason.ROW_GROUP_TOO_BIG: "a row group of the file is too big",
+    Reason.PATH_REFUSED: "the path is refused",
+    Reason.LABEL_INVALID: "the label is no known class",
+}
+
+
+@dataclass(frozen=True)
+class FileRows:
+    """What became of one input file."""
+
+    path: str
+    rows_in: int | None  # None: the file could not be read, so nobody knows
+    rows_scored: int
+    rows_quarantined: int
+    reason: str | None = None  # why the whole file is quarantined
+
+    @property
+    def adds_up(self) -> bool:
+        return self.rows_in is None or self.rows_in == self.rows_scored + self.rows_quarantined
+
+
+@dataclass(frozen=True)
+class ScoringReport:
+    """One committed slot as plain data, made from its ledger entry."""
+
+    slot: str
+    run_id: str
+    model: str
+    model_version: str
+    files: Sequence[FileRows]
+    label_counts: Mapping[str, int]  # predicted label -> rows
+    score_histogram: Sequence[int]  # equal bins of the score over [0, 1]
+    token_bounds: Sequence[int]  # upper ends of the bins of token_histogram; the last bin is open
+    token_histogram: Sequence[int]
+    tokens: int  # of all scored rows, before truncation
+    truncated: int  # rows
+    quarantined: Mapping[str, int]  # reason -> rows, or files for reasons that concern a whole file
+    seconds: float
+    needs_review: int | None = None  # rows; None: no threshold was set
+    needs_review_below: float | None = None
+    skipped: Sequence[Mapping[str, str]] = ()  # path, why
+    facts: Mapping[str, object] = field(default_factory=dict)
+    config: str = ""  # the resolved config as YAML
+    notes: Sequence[str] = ()
+    created: str = ""
+    evaluation: EvaluationReport | None = None  # where the input has labels
+
+    @property
+    def rows_in(self) -> int:
+        return sum(file.rows_in or 0 for file in self.files)
+
+    @property
+    def rows_scored(self) -> int:
+        return sum(file.rows_scored for file in self.files)
+
+    @property
+    def rows_quarantined(self) -> int:
+        return sum(file.rows_quarantined for file in self.files)
+
+    @property
+    def adds_up(self) -> bool:
+        """Every row that came in was scored or quarantined, in each file, and the labels count the scored rows."""
+        return all(file.adds_up for file in self.files) and sum(self.label_counts.values()) == self.rows_scored
+
+    @property
+    def files_unknown(self) -> int:
+        """Files whose rows nobody could count."""
+        return sum(file.rows_in is None for file in self.files)
+
+    @property
+    def common_folder(self) -> str:
+        """What the paths of several files have in common, up to a slash."""
+        if len(self.files) < 2:
+            return ""
+        common = commonprefix([file.path for file in self.files])
+        return common[: common.rfind("/") + 1]
+
+    @property
+    def rows_per_s(self) -> float:
+        return self.rows_in / self.seconds if self.seconds > 0 else 0.0
+
+    @property
+    def headline(self) -> str:
+        """How many came in, how many were scored, what most of them say."""
+        came_in, scored, refused = self.rows_in, self.rows_scored, self.rows_quarantined
+        files = f"{len(self.files):,} file{'' if len(self.files) == 1 else 's'}"
+        said = f"{came_in:,} review{'' if came_in == 1 else 's'} came in with {files}: {scored:,} scored"
+        said += f", {refused:,} quarantined." if refused else ", none quarantined."
+        if scored:
+            label, rows = max(self.label_counts.items(), key=lambda item: item[1])
+            said += f" {100 * rows / scored:.1f} % of the scored ones are {label}."
+        return said
+
+    @property
+    def token_bands(self) -> list[tuple[str, int]]:
+        """(`17-32`, rows) of each bin of the token histogram."""
+        starts = [1, *(bound + 1 for bound in self.token_bounds)]
+        names = [f"{low}–{high}" for low, high in zip(starts, self.token_bounds, strict=False)] + [f"{starts[-1]}+"]
+        return list(zip(names, self.token_histogram, strict=True))
+
+    @property
+    def token_percentiles(self) -> dict[str, int | None]:
+        """Bound that a share of the scored rows does not exceed, read off the histogram; None: beyond the last bound."""
+        total = sum(self.token_histogram)
+        if not total:
+            return {}
+        reached = list(accumulate(self.token_histogram))
+        bounds = [*self.token_bounds, None]
+        return {
+            f"p{percent}": next(
+                bound for bound, rows in zip(bounds, reached, strict=True) if 100 * rows >= percent * total
+            )
+            for percent in (50, 90, 99)
+        }
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything on the page as plain data: the content of report.json."""
+        content: dict[str, Any] = plain(
+            {
+                "schema_version": SCHEMA_VERSION,
+                "kind": "scoring",
+                "slot": self.slot,
+                "run_id": self.run_id,
+                "model": self.model,
+                "model_version": self.model_version,
+                "created": self.created,
+                "headline": self.headline,
+                "notes": self.notes,
+                "rows_in": self.rows_in,
+                "rows_scored": self.rows_scored,
+                "rows_quarantined": self.rows_quarantined,
+                "adds_up": self.adds_up,
+                "files": self.files,
+                "skipped": self.skipped,
+                "label_counts": self.label_counts,
+                "score_histogram": self.score_histogram,
+                "token_histogram": dict(self.token_bands),
+                "token_percentiles": self.token_percentiles,
+                "tokens": self.tokens,
+                "truncated": self.truncated,
+                "needs_review": self.needs_review,
+                "needs_review_below": self.needs_review_below,
+                "quarantined": self.quarantined,
+                "seconds": self.seconds,
+                "rows_per_s": self.rows_per_s,
+                "facts": self.facts,
+                "config": self.config,
+            }
+        )
+        return content | {"evaluation": self.evaluation.to_json() if self.evaluation else None}
+
+    def to_html(self) -> str:
+        """A page that needs nothing but itself."""
+        charts = Charts()
+        return render(
+            "scoring.html.j2",
+            report=self,
+            title=f"Scored reviews, {self.slot}",
+            reason_words=REASON_WORDS,
+            scores_chart=charts.scores(self.score_histogram, None) if self.rows_scored else None,
+            part=self.evaluation.part(charts) if self.evaluation else None,
+        )

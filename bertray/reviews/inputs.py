@@ -1,0 +1,115 @@
+"""What the reader knows of files, shards and rows: small, picklable records without behaviour."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import pyarrow as pa
+
+from bertray.config import Cleaning, Columns, TextFormat
+from bertray.schema import Reason
+
+ROWS_PER_OFFSET = 4096  # text formats: the byte offset of every 4096th row is remembered
+KEEP_PREFIX = "keep:"  # a kept input column travels as `keep:<name>`, so that it never meets one of ours
+CUT = "cut"  # the text was longer than `max_chars`
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """A listed file that nobody has opened yet; for the aclImdb layout, one labelled folder."""
+
+    path: str  # absolute, or a URI
+    relative_path: str  # below the folder the user named; part of generated ids
+    format: str  # parquet | csv | jsonl | acl_imdb
+    size_bytes: int
+    modified: str  # modification time in ns, as text
+    outside_root: bool = False  # a link that leads out of the folder the user named
+
+
+@dataclass(frozen=True)
+class InputFile:
+    """A file that can be read: its rows are counted and its columns known."""
+
+    path: str
+    relative_path: str
+    format: str
+    size_bytes: int
+    modified: str
+    num_rows: int
+    columns: dict[str, str]  # name -> Arrow type as text; "repeated" for a name that stands twice
+    digest: str  # sha256 of the Parquet footer; other formats: of size, first and last 64 KiB
+    row_offsets: tuple[int, ...] = ()  # byte offset of rows 0, 4096, 8192, ...; () where a file has to be streamed
+
+
+@dataclass(frozen=True)
+class BadFile:
+    """A file that cannot be read at all, and why."""
+
+    path: str
+    relative_path: str
+    size_bytes: int
+    modified: str
+    reason: Reason
+    detail: str
+    num_rows: int | None  # None: unknown
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Rows [lo, hi) of one input file: the unit of work."""
+
+    file: InputFile  # without row_offsets: this shard's own start is below
+    file_no: int
+    lo: int
+    hi: int
+    duplicates: tuple[int, ...] = ()  # rows in [lo, hi) whose id stands earlier in the file
+    start_row: int = 0  # reading a text file starts here ...
+    start_byte: int | None = None  # ... at this byte; None: at the start of the file
+
+
+@dataclass(frozen=True)
+class ReadSpec:
+    """How rows are read, checked and cleaned."""
+
+    columns: Columns = field(default_factory=Columns)
+    reader: TextFormat = field(default_factory=TextFormat)
+    keep_columns: tuple[str, ...] = ()
+    wants_label: bool = False
+    cleaning: Cleaning = field(default_factory=Cleaning)
+    max_chars: int = 20_000  # longer texts are cut
+    max_text_chars: int = 5_000_000  # longer texts are refused
+    unique_ids: bool = True
+
+
+@dataclass(frozen=True)
+class ReviewBatch:
+    """The rows of one shard: `rows_in == kept.num_rows + refused.num_rows`, always.
+
+    kept: `row_no` int64, `id`, `text`, [`text_pair`], [`label`, nullable] string, `cut` bool, `script` string, then
+    `keep:<name>` columns in their own types. refused: `schema.REFUSED_SCHEMA`. Both in row order, maybe chunked.
+    """
+
+    kept: pa.Table
+    refused: pa.Table
+    rows_in: int
+
+
+@dataclass(frozen=True)
+class RowFault:
+    """A row that could not be read as a row. Holds a digest, never its text."""
+
+    row_no: int
+    reason: Reason
+    detail: str
+    text_sha256: str | None = None
+    text_len: int | None = None
+
+
+@dataclass(frozen=True)
+class RawRows:
+    """Consecutive rows of a file as they were read: some have values, the others a fault."""
+
+    row_nos: np.ndarray  # int64 [N], ascending: the rows that have values
+    columns: dict[str, pa.Array]  # each of the same length N
+    faults: tuple[RowFault, ...] = ()

@@ -1,0 +1,26 @@
+"""How often each label value stands in some files: read before any cluster work, from the label column alone."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from bertray.reviews import acl_imdb
+from bertray.reviews.inputs import InputFile, ReadSpec
+from bertray.reviews.labels import canonical, value_counts
+from bertray.reviews.sources import plan_shards, read_rows
+
+
+def count_labels(files: Sequence[InputFile], spec: ReadSpec) -> dict[str, int]:
+    """Rows by canonical label value over all files, without nulls."""
+    counts: Counter[str] = Counter()
+    column = spec.columns.label
+    for file in files:
+        if file.format == acl_imdb.FORMAT:  # the folder's name is the label of every file in it
+            counts[file.path.rstrip("/").rpartition("/")[2]] += file.num_rows
+            continue
+        for shard in plan_shards([file], max(1, file.num_rows)):
+            for rows in read_rows(shard, spec, [column], []):
+                if column in rows.columns:
+                    counts.update(value_counts(canonical(rows.columns[column])))
+    return dict(counts)

@@ -1,0 +1,170 @@
+"""Class names: from the values that stand in the data to label ids, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from bertray.errors import DataRefused
+
+UNKNOWN, LEFT_OUT, NO_LABEL = -1, -2, -3  # label ids of values that are not classes
+_SHOWN = 12
+
+
+def canonical(values: pa.Array) -> pa.Array:
+    """Label values as text: 1, 1.0 and "1" are "1", true is "true"; white space around and empty text count as null.
+
+    Args:
+        values: strings (any Arrow encoding), binary, integers, floats, booleans or decimals [N].
+
+    Returns:
+        string [N]; NaN, "" and null are null. Bytes that are no UTF-8 become U+FFFD.
+    """
+    if isinstance(values, pa.ExtensionArray):
+        values = values.storage
+    if pa.types.is_dictionary(values.type):
+        values = values.dictionary_decode()
+    kind = values.type
+    if pa.types.is_floating(kind) or pa.types.is_decimal(kind):
+        return pa.array([_number(value) for value in values.to_pylist()], pa.string())
+    if pa.types.is_boolean(kind) or pa.types.is_integer(kind) or pa.types.is_null(kind) or pa.types.is_date(kind):
+        return values.cast(pa.string())
+    try:
+        text = values.cast(pa.large_binary()).cast(pa.large_string()).cast(pa.string())
+    except pa.ArrowInvalid:
+        raw = values.cast(pa.large_binary()).to_pylist()
+        text = pa.array([None if value is None else value.decode("utf-8", "replace") for value in raw], pa.string())
+    # pandas writes a column of whole numbers with gaps as 0.0, 1.0.
+    text = pc.replace_substring_regex(pc.utf8_trim_whitespace(text), r"^(-?[0-9]+)\.0+$", r"\1")
+    return pc.if_else(pc.equal(text, ""), pa.scalar(None, pa.string()), text)
+
+
+def _number(value: Any) -> str | None:
+    if value is None or value != value:  # NaN is no label
+        return None
+    return str(int(value)) if value == value // 1 and abs(value) < 2**53 else str(value)
+
+
+def value_counts(labels: pa.Array | pa.ChunkedArray) -> dict[str, int]:
+    """Rows by canonical label value, without nulls."""
+    pairs = pc.value_counts(labels).to_pylist()
+    return {pair["values"]: pair["counts"] for pair in pairs if pair["values"] is not None}
+
+
+def sorted_values(values: Iterable[str]) -> list[str]:
+    """Numbers by size when all are integers ("10" after "2"), else by text."""
+    distinct = set(values)
+    if all(value.removeprefix("-").isdecimal() and value.isascii() for value in distinct):
+        return sorted(distinct, key=lambda value: (int(value), value))
+    return sorted(distinct)
+
+
+@dataclass(frozen=True)
+class LabelMap:
+    """Which value in the data means which class.
+
+    Attributes:
+        names: class names in order of their label id.
+        values: class name by canonical value; None leaves the value out.
+    """
+
+    names: tuple[str, ...]
+    values: dict[str, str | None]
+
+    @classmethod
+    def from_config(
+        cls, labels: Sequence[str] | Mapping[str, str | None] | None, seen_values: Iterable[str] = ()
+    ) -> LabelMap:
+        """From the config's `labels`, or without any from the canonical values seen in the data.
+
+        Raises:
+            DataRefused: no `labels`, and fewer than two values were seen.
+        """
+        if labels is None:
+            names = sorted_values(seen_values)
+            if len(names) < 2:
+                raise DataRefused(
+                    f"labels: expected at least two classes, found {len(names)} ({_listed(names)}).",
+                    "Give data with rows of every class, or set `columns.label` to the column that holds them.",
+                )
+            return cls(tuple(names), {name: name for name in names})
+        if isinstance(labels, Mapping):
+            names = list(dict.fromkeys(name for name in labels.values() if name is not None))
+            return cls(tuple(names), dict(labels))
+        return cls(tuple(labels), {name: name for name in labels})
+
+    def ids(self, labels: pa.Array | pa.ChunkedArray) -> np.ndarray:
+        """int32 [N]: the label id, or UNKNOWN, LEFT_OUT, NO_LABEL (all negative).
+
+        Args:
+            labels: canonical values, string [N].
+        """
+        id_of = {name: number for number, name in enumerate(self.names)}
+        ids_V = np.array([LEFT_OUT if name is None else id_of[name] for name in self.values.values()], np.int32)
+        known = pa.array(list(self.values), pa.string())
+        where_N = pc.fill_null(pc.index_in(labels, value_set=known), -1).to_numpy(zero_copy_only=False)
+        ids_N: np.ndarray = np.append(ids_V, np.int32(UNKNOWN))[where_N].astype(np.int32)
+        ids_N[pc.is_null(labels).to_numpy(zero_copy_only=False)] = NO_LABEL
+        return ids_N
+
+    def check(self, counts: Mapping[str, int], where: str, *, needs_all_classes: bool = True) -> None:
+        """Refuse data with values that are no class, or with fewer than two classes.
+
+        Args:
+            counts: rows by canonical value, as `value_counts` gives them.
+            where: what the data is, for the message (`data.train`).
+            needs_all_classes: also refuse when a class has no row, as training does; else two classes are enough.
+
+        Raises:
+            DataRefused: names the values, their counts and the remedy.
+        """
+        unknown = {value: counts[value] for value in sorted_values(counts) if value not in self.values}
+        if unknown:
+            raise DataRefused(
+                f"{where}: expected label values {_listed(self.values)}, found {sum(unknown.values())} rows with "
+                f"others: {_counted(unknown)}.",
+                f"Give every value a class name (null leaves it out): `{self._remedy(unknown)}`.",
+            )
+        per_class = dict.fromkeys(self.names, 0)
+        for value, count in counts.items():
+            name = self.values[value]
+            if name is not None:
+                per_class[name] += count
+        present = [name for name, count in per_class.items() if count]
+        if len(present) < 2 or (needs_all_classes and len(present) < len(self.names)):
+            wanted = f"rows of all of {_listed(self.names)}" if needs_all_classes else "rows of two classes at least"
+            raise DataRefused(
+                f"{where}: expected {wanted}, found {_counted(per_class)}.",
+                "Give data that has them, or correct `labels` and `columns.label`.",
+            )
+
+    def _remedy(self, unknown: Iterable[str]) -> str:
+        """A `labels` setting that would do: the classes there are, given to the new values in their order."""
+        fresh = sorted_values(unknown)
+        if list(self.values) == list(self.names) and len(fresh) == len(self.names):
+            meant: dict[str, str | None] = dict(zip(fresh, self.names, strict=True))
+        else:
+            meant = {**self.values, **{value: f"class_{value}" if value.isdecimal() else value for value in fresh}}
+        pairs = [f"{value}: {'null' if name is None else name}" for value, name in meant.items()]
+        return "labels={" + ", ".join(pairs[:_SHOWN]) + "}"
+
+    def to_json(self) -> dict[str, Any]:
+        return {"names": list(self.names), "values": dict(self.values)}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> LabelMap:
+        return cls(tuple(data["names"]), dict(data["values"]))
+
+
+def _listed(values: Iterable[str]) -> str:
+    shown = [value[:40] for value in values]
+    return ", ".join(shown[:_SHOWN]) + (f" and {len(shown) - _SHOWN} more" if len(shown) > _SHOWN else "") or "none"
+
+
+def _counted(counts: Mapping[str, int]) -> str:
+    return _listed([f"{value[:40]} ({count})" for value, count in counts.items()])

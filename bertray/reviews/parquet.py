@@ -1,0 +1,222 @@
+"""Parquet files: what the footer says, and row ranges read in memory that does not grow with the row group."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from bertray.reviews.files import DATA_ERRORS, is_store_failure, open_random_access, reading, short
+from bertray.reviews.inputs import BadFile, FileEntry, InputFile, RawRows, RowFault, Shard
+from bertray.schema import Reason
+
+MAX_COMPRESSION_RATIO = 200  # above it, and above the floor, a column chunk is taken for a decompression bomb
+BOMB_FLOOR_BYTES = 64 << 20
+MAX_ROW_GROUP_BYTES = 16 << 30
+_MAX_ROWS_PER_READ = 4096
+_READ_BYTES = 64 << 20  # uncompressed bytes of one read, by the footer's average
+_BUFFERED_ABOVE_BYTES = 64 << 20  # larger column chunks are streamed instead of fetched whole
+_MAGIC, _ENCRYPTED_MAGIC = b"PAR1", b"PARE"
+
+
+class _Refused(Exception):  # noqa: N818 - becomes a BadFile, never leaves this module
+    def __init__(self, reason: Reason, detail: str, num_rows: int | None = None) -> None:
+        super().__init__(detail)
+        self.reason, self.detail, self.num_rows = reason, detail, num_rows
+
+
+def inspect(entry: FileEntry) -> InputFile | BadFile:
+    """Rows and columns by the footer; a damaged, encrypted or explosive file is a BadFile."""
+    try:
+        with reading(entry.path), open_random_access(entry.path) as source:
+            digest = _footer_digest(source)
+            try:
+                file = pq.ParquetFile(source)
+                columns = _columns(file.schema_arrow)
+                rows = int(file.metadata.num_rows)
+            except DATA_ERRORS as error:
+                if is_store_failure(error):
+                    raise
+                raise _Refused(Reason.FILE_CORRUPT, f"the footer cannot be read: {short(error)}"[:200]) from error
+            _check_column_chunks(file.metadata)
+    except _Refused as refused:
+        return BadFile(
+            entry.path,
+            entry.relative_path,
+            entry.size_bytes,
+            entry.modified,
+            refused.reason,
+            refused.detail,
+            refused.num_rows,
+        )
+    return InputFile(
+        entry.path, entry.relative_path, "parquet", entry.size_bytes, entry.modified, rows, columns, digest
+    )
+
+
+def _footer_digest(source: Any) -> str:
+    """sha256 of the footer with its length and magic; refuses what is not whole Parquet."""
+    size = source.size()
+    head = source.read_at(4, 0)
+    tail = source.read_at(min(8, size), max(0, size - 8))
+    if head == _ENCRYPTED_MAGIC or tail[-4:] == _ENCRYPTED_MAGIC:
+        raise _Refused(Reason.FILE_UNSUPPORTED, "encrypted Parquet")
+    if head != _MAGIC:
+        raise _Refused(Reason.FILE_NOT_PARQUET, "does not start with PAR1")
+    if size < 12 or tail[4:] != _MAGIC:
+        raise _Refused(Reason.FILE_CORRUPT, "starts as Parquet and does not end as Parquet: truncated?")
+    length = int.from_bytes(tail[:4], "little")
+    if length + 12 > size:
+        raise _Refused(Reason.FILE_CORRUPT, "the footer would be longer than the file")
+    return hashlib.sha256(source.read_at(length + 8, size - length - 8)).hexdigest()
+
+
+def _columns(schema: pa.Schema) -> dict[str, str]:
+    columns: dict[str, str] = {}
+    for field in schema:
+        columns[field.name] = "repeated" if field.name in columns else str(field.type)
+    return columns
+
+
+def _check_column_chunks(metadata: pq.FileMetaData) -> None:
+    rows = int(metadata.num_rows)
+    for number in range(metadata.num_row_groups):
+        group = metadata.row_group(number)
+        if group.total_byte_size > MAX_ROW_GROUP_BYTES:
+            raise _Refused(
+                Reason.ROW_GROUP_TOO_BIG,
+                f"row group {number} holds {group.total_byte_size >> 30} GiB; write row groups below "
+                f"{MAX_ROW_GROUP_BYTES >> 30} GiB",
+                rows,
+            )
+        for index in range(group.num_columns):
+            chunk = group.column(index)
+            if chunk.compression != "UNCOMPRESSED" and not _codec_is_built_in(chunk.compression):
+                raise _Refused(Reason.FILE_UNSUPPORTED, f"compression {chunk.compression} is not built in", rows)
+            stored = max(1, chunk.total_compressed_size)
+            if chunk.total_uncompressed_size > max(BOMB_FLOOR_BYTES, MAX_COMPRESSION_RATIO * stored):
+                raise _Refused(
+                    Reason.FILE_BOMB,
+                    f"a column of row group {number} grows {chunk.total_uncompressed_size // stored} times on reading",
+                    rows,
+                )
+
+
+def _codec_is_built_in(compression: str) -> bool:
+    try:
+        return bool(pa.Codec.is_available("lz4_raw" if compression == "LZ4" else compression.lower()))
+    except ValueError:
+        return False
+
+
+def read(shard: Shard, columns: Sequence[str], text_columns: Sequence[str]) -> Iterator[RawRows]:
+    """Rows [lo, hi) of the named columns; rows that damage makes unreadable become faults.
+
+    The text columns come dictionary-encoded: a text that stands a million times is in memory once.
+    """
+    row = shard.lo
+    try:
+        with reading(shard.file.path), open_random_access(shard.file.path) as source:
+            for rows in _row_groups(source, shard, columns, text_columns):
+                row = _end_of(rows, row)
+                yield rows
+    except DATA_ERRORS as error:
+        yield _unreadable(row, shard.hi, error)
+
+
+def _end_of(rows: RawRows, row: int) -> int:
+    values_end = int(rows.row_nos[-1]) + 1 if len(rows.row_nos) else row
+    return max([values_end, *(fault.row_no + 1 for fault in rows.faults)])
+
+
+def _unreadable(lo: int, hi: int, error: BaseException | None) -> RawRows:
+    message = short(error) if error else "the row group holds fewer rows than the footer says"
+    reason = Reason.PAGE_CHECKSUM if "CRC" in message or "checksum" in message else Reason.FILE_CORRUPT
+    faults = tuple(RowFault(row, reason, message[:200]) for row in range(lo, hi))
+    return RawRows(np.empty(0, np.int64), {}, faults)
+
+
+def _row_groups(source: Any, shard: Shard, columns: Sequence[str], text_columns: Sequence[str]) -> Iterator[RawRows]:
+    """One row group after the other, so that damage in one leaves the next readable."""
+    metadata = pq.read_metadata(source)
+    first = 0
+    for number in range(metadata.num_row_groups):
+        group = metadata.row_group(number)
+        lo, hi = max(shard.lo, first), min(shard.hi, first + group.num_rows)
+        if lo < hi:
+            row = lo
+            try:
+                for rows in _row_group(source, metadata, number, first, lo, hi, columns, text_columns):
+                    row = _end_of(rows, row)
+                    yield rows
+                error = None
+            except DATA_ERRORS as failure:
+                if is_store_failure(failure):
+                    raise
+                error = failure
+            if row < hi:
+                yield _unreadable(row, hi, error)
+        first += group.num_rows
+
+
+def _row_group(
+    source: Any,
+    metadata: pq.FileMetaData,
+    number: int,
+    first: int,
+    lo: int,
+    hi: int,
+    columns: Sequence[str],
+    text_columns: Sequence[str],
+) -> Iterator[RawRows]:
+    """Rows [lo, hi) of the file that stand in row group `number`, whose first row is `first`."""
+    group = metadata.row_group(number)
+    chunks = [group.column(index) for index in range(group.num_columns)]
+    wanted = [chunk for chunk in chunks if chunk.path_in_schema.split(".")[0] in columns]
+    stored = max((chunk.total_compressed_size for chunk in wanted), default=0)
+    average = sum(chunk.total_uncompressed_size for chunk in wanted) // max(1, group.num_rows)
+    streamed = stored > _BUFFERED_ABOVE_BYTES
+    file = pq.ParquetFile(
+        source,
+        metadata=metadata,
+        read_dictionary=list(text_columns),
+        page_checksum_verification=True,
+        pre_buffer=not streamed,
+        buffer_size=8 << 20 if streamed else 0,
+    )
+    batches = file.iter_batches(
+        batch_size=int(np.clip(_READ_BYTES // max(1, average), 16, _MAX_ROWS_PER_READ)),
+        row_groups=[number],
+        columns=list(columns),
+        use_threads=False,
+    )
+    row = first
+    for batch in batches:
+        start, row = row, row + batch.num_rows
+        if row <= lo:
+            continue
+        cut_lo, cut_hi = max(lo, start), min(hi, row)
+        if cut_lo < cut_hi:
+            part = batch.slice(cut_lo - start, cut_hi - cut_lo)
+            values = {name: _without_views(part.column(name)) for name in columns}
+            yield RawRows(np.arange(cut_lo, cut_hi, dtype=np.int64), values)
+        if row >= hi:
+            return
+
+
+def _without_views(values: pa.Array) -> pa.Array:
+    """Arrow's kernels do not take rows of the view types yet."""
+    if pa.types.is_string_view(values.type) or pa.types.is_binary_view(values.type):
+        raw = values.cast(pa.binary_view()).cast(pa.binary())
+        return raw.view(pa.string()) if pa.types.is_string_view(values.type) else raw
+    return values
+
+
+def schema(path: str) -> pa.Schema:
+    """Arrow schema of a Parquet file."""
+    with reading(path), open_random_access(path) as source:
+        return pq.ParquetFile(source).schema_arrow

@@ -1,0 +1,355 @@
+"""The reader's front door: list, inspect, check, plan and read input files of every format."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from bertray.config import Columns, TextFormat
+from bertray.errors import ConfigError, InfrastructureError, did_you_mean
+from bertray.reviews import acl_imdb, delimited, jsonl, parquet
+from bertray.reviews.files import REMOTE_SCHEMES, scheme_of, stamp
+from bertray.reviews.inputs import (
+    CUT,
+    KEEP_PREFIX,
+    ROWS_PER_OFFSET,
+    BadFile,
+    FileEntry,
+    InputFile,
+    RawRows,
+    ReadSpec,
+    ReviewBatch,
+    Shard,
+)
+from bertray.reviews.listing import list_inputs
+from bertray.reviews.screening import id_text, kept_type, screen, utf8_or_empty
+from bertray.schema import ID, LABEL, REFUSED_SCHEMA, ROW_NO, SCRIPT, TEXT, TEXT_PAIR, Reason
+
+__all__ = [
+    "CUT",
+    "KEEP_PREFIX",
+    "BadFile",
+    "FileEntry",
+    "InputFile",
+    "ReadSpec",
+    "ReviewBatch",
+    "Shard",
+    "check_columns",
+    "column_fault",
+    "find_duplicate_ids",
+    "inspect",
+    "inspect_all",
+    "kept_schema",
+    "list_inputs",
+    "plan_shards",
+    "read_rows",
+    "read_shard",
+    "shard_of",
+]
+
+_STRINGS = ("string", "large_string", "string_view", "binary", "large_binary", "binary_view")
+_INTEGERS = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
+_DEFAULT_ID = Columns.model_fields["id"].default
+
+
+# --- inspect ---------------------------------------------------------------------------------------------------------
+
+
+def inspect(entry: FileEntry, reader: TextFormat) -> InputFile | BadFile:
+    """Count rows and learn columns: a Parquet footer, or one streaming pass over a text file. Bad data never raises.
+
+    Raises:
+        InfrastructureError: the storage failed, or the file is gone since it was listed.
+        ConfigError: reading it is not permitted.
+    """
+    if entry.outside_root:
+        detail = "a link that leads out of the folder that was named"
+        return BadFile(entry.path, entry.relative_path, 0, entry.modified, Reason.PATH_REFUSED, detail, None)
+    if entry.size_bytes == 0:
+        return BadFile(entry.path, entry.relative_path, 0, entry.modified, Reason.FILE_EMPTY, "0 bytes", 0)
+    match entry.format:
+        case "parquet":
+            return parquet.inspect(entry)
+        case "csv":
+            return delimited.inspect(entry, reader)
+        case "jsonl":
+            return jsonl.inspect(entry, reader)
+        case acl_imdb.FORMAT:
+            return acl_imdb.inspect(entry)
+    raise AssertionError(f"unknown format {entry.format!r}")
+
+
+def inspect_all(
+    entries: Sequence[FileEntry], reader: TextFormat, *, num_threads: int = 16
+) -> list[InputFile | BadFile]:
+    """`inspect` for many files, several at a time where each waits for a remote store; results in order."""
+    if not any(scheme_of(entry.path) in REMOTE_SCHEMES for entry in entries):
+        return [inspect(entry, reader) for entry in entries]
+    with ThreadPoolExecutor(num_threads) as pool:
+        return list(pool.map(lambda entry: inspect(entry, reader), entries))
+
+
+# --- check -----------------------------------------------------------------------------------------------------------
+
+
+def check_columns(files: Sequence[InputFile], spec: ReadSpec) -> None:
+    """Every file has the columns that the config names, with types that can be read.
+
+    Raises:
+        ConfigError: names the file, what was expected and found, and what to set.
+    """
+    for file in files:
+        fault = _column_problem(file, spec)
+        if fault is not None:
+            _, problem, remedy = fault
+            raise ConfigError(f"{file.path}: {problem}", remedy)
+    kept_schema(files, spec)
+
+
+def column_fault(file: InputFile, spec: ReadSpec) -> BadFile | None:
+    """The file as a bad one, when its columns do not fit: for a run that quarantines such files and goes on."""
+    fault = _column_problem(file, spec)
+    if fault is None:
+        return None
+    reason, problem, _ = fault
+    return BadFile(file.path, file.relative_path, file.size_bytes, file.modified, reason, problem[:200], file.num_rows)
+
+
+def _column_problem(file: InputFile, spec: ReadSpec) -> tuple[Reason, str, str] | None:
+    """(reason, problem, remedy) of the first column that is missing or of the wrong type."""
+    columns = spec.columns
+    wanted = [("columns.text", columns.text, "string")]
+    if columns.text_pair is not None:
+        wanted.append(("columns.text_pair", columns.text_pair, "string"))
+    # Data without ids is fine; a name that somebody chose has to exist.
+    if columns.id in file.columns or columns.id != _DEFAULT_ID:
+        wanted.append(("columns.id", columns.id, "string, integer or UUID"))
+    if spec.wants_label:
+        wanted.append(("columns.label", columns.label, "string, number or boolean"))
+    wanted += [("keep_columns", name, "any type") for name in spec.keep_columns]
+    for key, name, kinds in wanted:
+        if name not in file.columns:
+            found = ", ".join(f"{column!r}" for column in list(file.columns)[:20]) or "none"
+            more = f" and {len(file.columns) - 20} more" if len(file.columns) > 20 else ""
+            problem = f"expected column {name!r} ({kinds}), found columns {found}{more}."
+            guess = did_you_mean(name, file.columns)
+            return Reason.SCHEMA_MISSING_COLUMN, problem + guess, _missing_remedy(key, file)
+        stored = file.columns[name]
+        if stored == "repeated":
+            problem = f"expected one column {name!r}, found several of that name."
+            return Reason.SCHEMA_TYPE, problem, f"Rename them in the data, or set `{key}` to another."
+        if file.num_rows and not _type_fits(key, stored):
+            reason = Reason.SCHEMA_ID_TYPE if key == "columns.id" else Reason.SCHEMA_TYPE
+            problem = f"expected column {name!r} to be {kinds}, found {stored}."
+            return reason, problem, f"Set `{key}` to a column of that type, or write the file again."
+    return None
+
+
+def _missing_remedy(key: str, file: InputFile) -> str:
+    remedy = f"Set `{key}` to the column that holds it"
+    if key == "keep_columns":
+        remedy = "Correct `keep_columns`"
+    if file.format == "csv":
+        remedy += "; for a file without a header set `reader.header=false`, its columns are then '0', '1', ..."
+        if len(file.columns) == 1:
+            remedy += " Only one column was found: is `reader.delimiter` right?"
+    return remedy if remedy.endswith("?") else remedy + "."
+
+
+def _type_fits(key: str, stored: str) -> bool:
+    if key == "keep_columns":
+        return True
+    if stored.startswith("dictionary<values="):
+        stored = stored.removeprefix("dictionary<values=").partition(",")[0]
+    if stored.startswith(("extension<arrow.uuid>", "fixed_size_binary")):
+        return key == "columns.id"
+    kinds = set(stored.split("|"))  # JSON Lines: every kind that was seen
+    text = kinds & {*_STRINGS, "null"}
+    if key in ("columns.text", "columns.text_pair"):
+        return bool(text)
+    if key == "columns.id":
+        return bool(text or kinds & {*_INTEGERS, "date32[day]"} or stored.startswith("decimal"))
+    numbers = {*_INTEGERS, "bool", "float", "double", "halffloat", "date32[day]"}
+    return bool(text or kinds & numbers or stored.startswith("decimal"))
+
+
+def kept_schema(files: Sequence[InputFile], spec: ReadSpec) -> pa.Schema:
+    """Names and Arrow types of the `keep_columns`, the same for every file; text formats keep everything as text.
+
+    Raises:
+        ConfigError: a column has another type in another file.
+    """
+    first: dict[str, tuple[pa.DataType, str]] = {}
+    seen: dict[tuple[str, ...], None] = {}
+    for file in files:
+        shape = (file.format, *(file.columns[name] for name in spec.keep_columns))
+        if not spec.keep_columns or shape in seen:
+            continue
+        seen[shape] = None
+        stored = parquet.schema(file.path) if file.format == "parquet" else None
+        for name in spec.keep_columns:
+            if stored is not None:
+                kind = kept_type(stored.field(name).type)
+            else:
+                kind = pa.int32() if file.columns[name] == "int32" and file.format == acl_imdb.FORMAT else pa.string()
+            expected, where = first.setdefault(name, (kind, file.path))
+            if kind != expected:
+                raise ConfigError(
+                    f"{file.path}: expected column {name!r} to be {expected}, as in {where}, found {kind}.",
+                    "Leave it out of `keep_columns`, or write the files with one type.",
+                )
+    return pa.schema([pa.field(name, first[name][0]) for name in spec.keep_columns if name in first])
+
+
+# --- plan ------------------------------------------------------------------------------------------------------------
+
+
+def plan_shards(
+    files: Sequence[InputFile], rows_per_shard: int, duplicates: Mapping[int, AbstractSet[int]] | None = None
+) -> list[Shard]:
+    """Cut every file into shards of `rows_per_shard` rows, in order; the last of a file may be shorter.
+
+    Args:
+        files: `file_no` is the position here.
+        rows_per_shard: at least 1.
+        duplicates: rows that repeat an earlier id, by file number, as `find_duplicate_ids` gives them.
+    """
+    shards: list[Shard] = []
+    for file_no, file in enumerate(files):
+        repeated = np.array(sorted((duplicates or {}).get(file_no, ())), np.int64)
+        for lo in range(0, file.num_rows, rows_per_shard):
+            hi = min(lo + rows_per_shard, file.num_rows)
+            inside = repeated[np.searchsorted(repeated, lo) : np.searchsorted(repeated, hi)]
+            shards.append(shard_of(file, lo, hi, file_no=file_no, duplicates=tuple(inside.tolist())))
+    return shards
+
+
+def shard_of(file: InputFile, lo: int, hi: int, *, file_no: int = 0, duplicates: tuple[int, ...] = ()) -> Shard:
+    """Rows [lo, hi) of a file, with the place where reading them starts."""
+    start_row, start_byte = 0, None
+    if file.row_offsets and lo < file.num_rows:
+        start_row = lo - lo % ROWS_PER_OFFSET
+        start_byte = file.row_offsets[lo // ROWS_PER_OFFSET]
+    return Shard(replace(file, row_offsets=()), file_no, lo, hi, duplicates, start_row, start_byte)
+
+
+def find_duplicate_ids(file: InputFile, spec: ReadSpec) -> frozenset[int]:
+    """Rows whose id stands in an earlier row of the same file; nulls and empty ids repeat nothing.
+
+    Streams the id column only and keeps eight bytes a row.
+    """
+    if spec.columns.id not in file.columns or not spec.unique_ids or file.format == acl_imdb.FORMAT:
+        return frozenset()
+    hashes, rows = [], []
+    for row_nos_N, ids in _id_batches(file, spec):
+        # Python's salted hash is enough: it lives in this call only, and equal hashes are compared as text below.
+        hashes.append(np.fromiter((hash(value) for value in ids), np.int64, len(ids)))
+        rows.append(row_nos_N)
+    if not hashes:
+        return frozenset()
+    hashes_N, rows_N = np.concatenate(hashes), np.concatenate(rows)
+    order = np.argsort(hashes_N, kind="stable")
+    same = hashes_N[order][1:] == hashes_N[order][:-1]
+    candidates = set(rows_N[order[1:][same]].tolist()) | set(rows_N[order[:-1][same]].tolist())
+    if not candidates:
+        return frozenset()
+    seen: set[str] = set()
+    repeated: set[int] = set()
+    for row_nos_N, ids in _id_batches(file, spec):
+        for row, value in zip(row_nos_N.tolist(), ids, strict=True):
+            if row in candidates:
+                if value in seen:
+                    repeated.add(row)
+                seen.add(value)
+    return frozenset(repeated)
+
+
+def _id_batches(file: InputFile, spec: ReadSpec) -> Iterator[tuple[np.ndarray, list[str]]]:
+    """(row numbers, ids) of the rows that have an id."""
+    for raw in read_rows(shard_of(file, 0, file.num_rows), spec, [spec.columns.id], []):
+        if spec.columns.id not in raw.columns:
+            continue
+        ids, invalid_N = utf8_or_empty(id_text(raw.columns[spec.columns.id]))
+        has_id = pc.fill_null(pc.not_equal(ids, ""), False).to_numpy(zero_copy_only=False) & ~invalid_N
+        yield raw.row_nos[has_id], ids.filter(pa.array(has_id)).to_pylist()
+
+
+# --- read ------------------------------------------------------------------------------------------------------------
+
+
+def read_shard(shard: Shard, spec: ReadSpec) -> ReviewBatch:
+    """Read, check and clean the rows of one shard. Every row is kept or refused.
+
+    Raises:
+        InfrastructureError: the storage failed, or the file is not the one that was planned.
+    """
+    columns, text_columns = _needed_columns(shard.file, spec)
+    kept: list[pa.Table] = []
+    refused: list[pa.Table] = []
+    for raw in read_rows(shard, spec, columns, text_columns):
+        good, bad = screen(raw, shard, spec)
+        if good.num_rows:
+            kept.append(good)
+        if bad.num_rows:
+            refused.append(bad)
+    _check_unchanged(shard.file)
+    batch = ReviewBatch(
+        pa.concat_tables(kept) if kept else _no_rows(shard.file, spec),
+        pa.concat_tables(refused) if refused else REFUSED_SCHEMA.empty_table(),
+        shard.hi - shard.lo,
+    )
+    if batch.kept.num_rows + batch.refused.num_rows != batch.rows_in:
+        raise InfrastructureError(
+            f"{shard.file.path}: expected {batch.rows_in} rows from row {shard.lo}, found "
+            f"{batch.kept.num_rows + batch.refused.num_rows}.",
+            "The file seems to change while it is read; run the same command again.",
+        )
+    return batch
+
+
+def _needed_columns(file: InputFile, spec: ReadSpec) -> tuple[list[str], list[str]]:
+    """(all columns to read, those that hold text)."""
+    texts = [spec.columns.text, *([spec.columns.text_pair] if spec.columns.text_pair is not None else [])]
+    names = [*texts, spec.columns.id, *([spec.columns.label] if spec.wants_label else []), *spec.keep_columns]
+    return [name for name in dict.fromkeys(names) if name in file.columns], texts
+
+
+def read_rows(shard: Shard, spec: ReadSpec, columns: list[str], text_columns: list[str]) -> Iterator[RawRows]:
+    """Rows of a shard as they were read, unchecked; the file must have the columns."""
+    """Some columns of a shard as they are stored, before any check; aclImdb folders give all of theirs."""
+    match shard.file.format:
+        case "parquet":
+            return parquet.read(shard, columns, text_columns)
+        case "csv":
+            return delimited.read(shard, columns, spec.reader)
+        case "jsonl":
+            return jsonl.read(shard, columns, spec.reader, text_columns)
+    return acl_imdb.read(shard, spec.reader)
+
+
+def _check_unchanged(file: InputFile) -> None:
+    if file.format == acl_imdb.FORMAT:
+        return  # a folder has no stamp of its own; its row count is checked
+    size_bytes, modified = stamp(file.path)
+    if (size_bytes, modified) != (file.size_bytes, file.modified):
+        raise InfrastructureError(
+            f"{file.path}: changed since it was listed (then {file.size_bytes} bytes, now {size_bytes}).",
+            "Run the same command again when it is complete.",
+        )
+
+
+def _no_rows(file: InputFile, spec: ReadSpec) -> pa.Table:
+    fields = [(ROW_NO, pa.int64()), (ID, pa.string()), (TEXT, pa.string())]
+    if spec.columns.text_pair is not None:
+        fields.append((TEXT_PAIR, pa.string()))
+    if spec.wants_label:
+        fields.append((LABEL, pa.string()))
+    fields += [(CUT, pa.bool_()), (SCRIPT, pa.string())]
+    fields += [(f"{KEEP_PREFIX}{field.name}", field.type) for field in kept_schema([file], spec)]
+    return pa.schema(fields).empty_table()

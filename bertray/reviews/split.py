@@ -1,0 +1,109 @@
+"""Which reviews are held out for validation: whole groups, by a stable hash, in the same mix of labels."""
+
+from __future__ import annotations
+
+from hashlib import blake2b
+
+import numpy as np
+import pyarrow as pa
+
+
+def group_hash(values: pa.Array | pa.ChunkedArray) -> np.ndarray:
+    """uint64 [N]: the same for equal texts or group keys, today and on every machine; nulls are one group."""
+    hashes = bytearray()
+    for value in values.to_pylist():
+        text = "\0null" if value is None else value if isinstance(value, str) else str(value)
+        hashes += blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+    return np.frombuffer(bytes(hashes), dtype="<u8").astype(np.uint64)
+
+
+def validation_mask(group_hash_N: np.ndarray, label_ids_N: np.ndarray, fraction: float, seed: int) -> np.ndarray:
+    """Rows held out for validation.
+
+    Whole groups go to one side. Each class's share is within one group of `fraction` where its rows stand in groups
+    of one class; groups of several classes are dealt out greedily so that all shares come near. The result depends on
+    the set of (group, label) rows and the seed, not on their order.
+
+    Args:
+        group_hash_N: uint64 [N].
+        label_ids_N: int [N] in 0..C-1.
+        fraction: share of the rows, between 0 and 1.
+        seed: another seed holds out other groups.
+
+    Returns:
+        bool [N].
+
+    Raises:
+        ValueError: lengths differ, a label id is negative, or the fraction is not inside (0, 1).
+    """
+    if len(group_hash_N) != len(label_ids_N) or (len(label_ids_N) and label_ids_N.min() < 0):
+        raise ValueError("expected one group and one label id (0 or more) for each row")
+    if not 0 < fraction < 1:
+        raise ValueError(f"expected a fraction between 0 and 1, found {fraction}")
+    if not len(group_hash_N):
+        return np.zeros(0, dtype=bool)
+    groups_G, group_of_N = np.unique(group_hash_N, return_inverse=True)
+    num_classes = int(label_ids_N.max()) + 1
+    # Rows of each (group, class) that occurs.
+    cells, rows_of_cell = np.unique(group_of_N * num_classes + label_ids_N, return_counts=True)
+    cell_group, cell_class = cells // num_classes, cells % num_classes
+    is_mixed_G = np.bincount(cell_group, minlength=len(groups_G)) > 1
+    rank_G = _mixed(groups_G, seed)
+    is_held_out_G = np.zeros(len(groups_G), dtype=bool)
+
+    total_C = np.bincount(label_ids_N, minlength=num_classes).astype(float)
+    in_mixed = is_mixed_G[cell_group]
+    mixed_total_C = np.bincount(cell_class[in_mixed], rows_of_cell[in_mixed], num_classes)
+    taken_C = _deal_mixed(
+        cell_group[in_mixed],
+        cell_class[in_mixed],
+        rows_of_cell[in_mixed],
+        rank_G,
+        fraction * mixed_total_C,
+        is_held_out_G,
+    )
+    for label in range(num_classes):
+        pure = ~in_mixed & (cell_class == label)
+        order = np.lexsort((groups_G[cell_group[pure]], rank_G[cell_group[pure]]))
+        sizes = rows_of_cell[pure][order]
+        # The prefix whose rows come nearest to what is still missing; of two equally near ones the shorter.
+        reached = np.concatenate([[0], np.cumsum(sizes)])
+        missing = fraction * total_C[label] - taken_C[label]
+        is_held_out_G[cell_group[pure][order[: int(np.argmin(np.abs(reached - missing)))]]] = True
+    return is_held_out_G[group_of_N]
+
+
+def _mixed(hashes_G: np.ndarray, seed: int) -> np.ndarray:
+    """A random-looking order of groups for this seed (splitmix64's finish)."""
+    with np.errstate(over="ignore"):
+        x = hashes_G + np.uint64(seed & 0xFFFFFFFFFFFFFFFF) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(1)
+        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+def _deal_mixed(
+    cell_group: np.ndarray,
+    cell_class: np.ndarray,
+    rows_of_cell: np.ndarray,
+    rank_G: np.ndarray,
+    target_C: np.ndarray,
+    is_held_out_G: np.ndarray,
+) -> np.ndarray:
+    """Hold out groups of several classes, in rank order, while that brings the classes nearer to their targets.
+
+    Marks them in `is_held_out_G`; returns the rows taken by class.
+    """
+    taken_C = np.zeros(len(target_C))
+    starts = np.flatnonzero(np.diff(cell_group, prepend=-1))
+    ends = np.append(starts[1:], len(cell_group))
+    weight_C = 1 / np.maximum(target_C, 1)  # each class counts alike, however rare
+    for number in np.argsort(rank_G[cell_group[starts]], kind="stable"):
+        cell = slice(starts[number], ends[number])
+        classes, rows = cell_class[cell], rows_of_cell[cell]
+        gap = target_C[classes] - taken_C[classes]
+        gain = (np.abs(gap) - np.abs(gap - rows)) * weight_C[classes]
+        if gain.sum() > 0:
+            taken_C[classes] += rows
+            is_held_out_G[cell_group[starts[number]]] = True
+    return taken_C

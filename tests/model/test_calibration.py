@@ -1,0 +1,62 @@
+"""Temperature: against solutions found by hand."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from bertray.model.calibration import fit_temperature, probs_of_reviews
+
+
+def test_temperature_makes_confidence_equal_accuracy():
+    # Four equal answers, three of them right: the best probability is 3/4, so margin / T = ln(3).
+    logits_NC = np.array([[4.0, 0.0]] * 4)
+    assert fit_temperature(logits_NC, np.array([0, 0, 0, 1])) == pytest.approx(4 / math.log(3), rel=1e-4)
+
+
+def test_temperature_below_one_makes_a_timid_model_surer():
+    logits_NC = np.array([[0.0, 0.5]] * 10)
+    fitted = fit_temperature(logits_NC, np.array([1] * 9 + [0]))
+    assert fitted == pytest.approx(0.5 / math.log(9), rel=1e-4)
+
+
+def test_temperature_over_windows_fits_the_mean_of_their_probabilities():
+    # Each review has one window that says nothing (1/2) and one with a margin of 2; seven of ten are right:
+    # (1/2 + p) / 2 = 7/10, so p = 9/10 and 2 / T = ln(9).
+    logits_SC = np.array([[0.0, 0.0], [2.0, 0.0]] * 10)
+    rows_S = np.repeat(np.arange(10), 2)
+    fitted = fit_temperature(logits_SC, np.array([0] * 7 + [1] * 3), rows_S=rows_S)
+    assert fitted == pytest.approx(2 / math.log(9), rel=1e-4)
+
+
+def test_temperature_stays_within_its_bounds():
+    logits_NC = np.array([[3.0, 0.0]] * 5)
+    assert fit_temperature(logits_NC, np.array([1] * 5)) == pytest.approx(20, rel=1e-3)
+    # Always right by little: the surer the better.
+    assert fit_temperature(np.array([[0.01, 0.0]] * 5), np.array([0] * 5)) == pytest.approx(0.05, rel=1e-3)
+    assert 0.05 <= fit_temperature(logits_NC, np.array([0] * 5)) <= 20
+
+
+def test_temperature_is_one_where_nothing_can_be_learnt():
+    assert fit_temperature(np.zeros((0, 3)), np.zeros(0, np.int64)) == 1.0
+    assert fit_temperature(np.array([[4.0, 0.0]]), np.array([1])) == 1.0
+    assert fit_temperature(np.zeros((6, 2)), np.array([0, 1] * 3)) == 1.0
+    assert fit_temperature(np.array([[4.0, 0.0], [np.nan, 0.0]]), np.array([1, 1])) == 1.0
+
+
+def test_rows_that_are_not_finite_do_not_count():
+    logits_NC = np.array([[4.0, 0.0]] * 4 + [[np.inf, 0.0], [np.nan, np.nan]], np.float32)
+    assert fit_temperature(logits_NC, np.array([0, 0, 0, 1, 1, 1])) == pytest.approx(4 / math.log(3), rel=1e-4)
+
+
+def test_one_label_a_review_is_expected():
+    with pytest.raises(ValueError, match="expected 2 labels, one a review, found 3"):
+        fit_temperature(np.zeros((2, 2)), np.array([0, 1, 0]))
+
+
+def test_probs_of_reviews_divide_by_the_temperature_and_average_windows():
+    logits_SC = np.log([[1.0, 3.0], [9.0, 1.0], [1.0, 1.0]])
+    probs_NC = probs_of_reviews(2 * logits_SC, np.array([0, 1, 1]), 2.0)
+    np.testing.assert_allclose(probs_NC, [[0.25, 0.75], [0.7, 0.3]], atol=1e-12)

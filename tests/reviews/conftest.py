@@ -1,0 +1,50 @@
+"""What the reader's tests share: one call from a path to kept and refused rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from bertray.config import TextFormat
+from bertray.reviews.sources import (
+    InputFile,
+    ReadSpec,
+    ReviewBatch,
+    check_columns,
+    find_duplicate_ids,
+    inspect,
+    list_inputs,
+    plan_shards,
+    read_shard,
+)
+
+ReadAll = Callable[..., ReviewBatch]
+
+
+@pytest.fixture
+def read_all() -> ReadAll:
+    """Read everything below a path in shards of some rows, through the same steps as a run; counts are checked."""
+
+    def read(
+        path: Path | str, rows_per_shard: int = 4096, reader: TextFormat | None = None, **spec: Any
+    ) -> ReviewBatch:
+        options = ReadSpec(reader=reader or TextFormat(), **spec)
+        files = [inspect(entry, options.reader) for entry in list_inputs([str(path)], options.reader)]
+        assert all(isinstance(file, InputFile) for file in files), files
+        check_columns(files, options)
+        duplicates = {number: find_duplicate_ids(file, options) for number, file in enumerate(files)}
+        batches = [read_shard(shard, options) for shard in plan_shards(files, rows_per_shard, duplicates)]
+        for batch in batches:
+            assert batch.rows_in == batch.kept.num_rows + batch.refused.num_rows
+        assert sum(batch.rows_in for batch in batches) == sum(file.num_rows for file in files)
+        return ReviewBatch(
+            pa.concat_tables([batch.kept for batch in batches]),
+            pa.concat_tables([batch.refused for batch in batches]),
+            sum(batch.rows_in for batch in batches),
+        )
+
+    return read

@@ -1,0 +1,103 @@
+"""Labels: canonical values, class names, ids, and the messages for labels that do not fit."""
+
+from __future__ import annotations
+
+import json
+from decimal import Decimal
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from bertray.errors import DataRefused
+from bertray.reviews.labels import LEFT_OUT, NO_LABEL, UNKNOWN, LabelMap, canonical, sorted_values, value_counts
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        (pa.array([0, 1, None]), ["0", "1", None]),
+        (pa.array([1.0, 2.5, float("nan"), None]), ["1", "2.5", None, None]),
+        (pa.array([True, False, None]), ["true", "false", None]),
+        (pa.array([" pos ", "", "1.0", "-2.00", "1.5", "v1.0", None]), ["pos", None, "1", "-2", "1.5", "v1.0", None]),
+        (pa.array(["b", "a", "b"]).dictionary_encode(), ["b", "a", "b"]),
+        (pa.array([b"good", b"\xff"], pa.binary()), ["good", "\ufffd"]),
+        (pa.array(["x"], pa.large_string()), ["x"]),
+        (pa.array([Decimal("1.00"), Decimal("2.50")]), ["1", "2.50"]),
+        (pa.array([None, None], pa.null()), [None, None]),
+    ],
+)
+def test_canonical_text_is_the_same_for_the_same_value_in_any_type(values, expected):
+    assert canonical(values).to_pylist() == expected
+    assert canonical(values).type == pa.string()
+
+
+def test_without_labels_the_sorted_values_are_the_names():
+    assert LabelMap.from_config(None, ["pos", "neg", "pos"]).names == ("neg", "pos")
+    assert LabelMap.from_config(None, ["10", "2", "-1"]).names == ("-1", "2", "10")
+    assert sorted_values(["10", "2", "a"]) == ["10", "2", "a"]
+
+
+def test_a_list_gives_the_id_order():
+    labels = LabelMap.from_config(["positive", "negative"])
+    assert labels.ids(pa.array(["negative", "positive"])).tolist() == [1, 0]
+
+
+def test_a_mapping_gives_ids_by_first_appearance_and_leaves_nulls_out():
+    labels = LabelMap.from_config({"1": "bad", "2": "bad", "3": None, "4": "good", "5": "good"})
+    assert labels.names == ("bad", "good")
+    ids = labels.ids(pa.array(["5", "1", "3", "9", None, "2"]))
+    assert ids.dtype == np.int32
+    assert ids.tolist() == [1, 0, LEFT_OUT, UNKNOWN, NO_LABEL, 0]
+
+
+def test_ids_of_a_chunked_column_are_in_order():
+    labels = LabelMap.from_config(["a", "b"])
+    assert labels.ids(pa.chunked_array([["b"], ["a", None]])).tolist() == [1, 0, NO_LABEL]
+
+
+def test_value_counts_leave_nulls_out():
+    assert value_counts(pa.array(["a", None, "b", "a"])) == {"a": 2, "b": 1}
+
+
+def test_one_class_without_labels_is_refused():
+    with pytest.raises(DataRefused, match=r"at least two classes, found 1 \(neg\)") as caught:
+        LabelMap.from_config(None, ["neg", "neg"])
+    assert caught.value.exit_code == 6
+
+
+def test_unknown_values_are_refused_with_counts_in_order_and_the_remedy():
+    labels = LabelMap.from_config(["negative", "positive"])
+    with pytest.raises(DataRefused) as caught:
+        labels.check({"1": 12500, "0": 12400}, "data.train")
+    assert str(caught.value) == (
+        "data.train: expected label values negative, positive, found 24900 rows with others: 0 (12400), 1 (12500). "
+        "Give every value a class name (null leaves it out): `labels={0: negative, 1: positive}`."
+    )
+
+
+def test_one_more_value_than_the_mapping_knows_is_shown_in_the_remedy():
+    labels = LabelMap.from_config({"0": "negative", "1": "positive"})
+    with pytest.raises(DataRefused, match=r"labels=\{0: negative, 1: positive, 2: class_2\}"):
+        labels.check({"0": 5, "1": 5, "2": 1}, "data.train")
+
+
+def test_a_class_without_rows_is_refused_for_training_only():
+    labels = LabelMap.from_config(["a", "b", "c"])
+    with pytest.raises(DataRefused, match=r"found a \(3\), b \(2\), c \(0\)"):
+        labels.check({"a": 3, "b": 2}, "data.train")
+    labels.check({"a": 3, "b": 2}, "input", needs_all_classes=False)
+    with pytest.raises(DataRefused, match="two classes at least"):
+        labels.check({"a": 3}, "input", needs_all_classes=False)
+
+
+def test_values_that_are_left_out_do_not_count_as_a_class():
+    labels = LabelMap.from_config({"0": "negative", "1": "positive", "2": None})
+    labels.check({"0": 1, "1": 1, "2": 100}, "data.train")
+    with pytest.raises(DataRefused):
+        labels.check({"0": 1, "2": 100}, "data.train")
+
+
+def test_a_label_map_survives_json():
+    labels = LabelMap.from_config({"1": "schlecht", "2": None, "3": "gut"})
+    assert LabelMap.from_json(json.loads(json.dumps(labels.to_json()))) == labels

@@ -1,0 +1,218 @@
+"""Which files the named paths mean."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from bertray.config import TextFormat
+from bertray.errors import ConfigError
+from bertray.reviews.listing import list_inputs
+from bertray.reviews.sources import BadFile, inspect
+
+AUTO = TextFormat()
+
+
+def touch(root: Path, *names: str) -> Path:
+    for name in names:
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"x")
+    return root
+
+
+def relative(path: Path | str, reader: TextFormat = AUTO) -> list[str]:
+    return [entry.relative_path for entry in list_inputs([str(path)], reader)]
+
+
+def test_folder_gives_files_of_known_formats_at_any_depth_in_order(tmp_path):
+    touch(tmp_path, "b.parquet", "a/c.csv.gz", "a/D.PARQUET", "e.jsonl", "f.tsv", "readme.md", "notes.txt")
+    assert relative(tmp_path) == ["a/D.PARQUET", "a/c.csv.gz", "b.parquet", "e.jsonl", "f.tsv"]
+    assert [entry.format for entry in list_inputs([str(tmp_path)], AUTO)] == [
+        "parquet",
+        "csv",
+        "parquet",
+        "jsonl",
+        "csv",
+    ]
+
+
+def test_hidden_and_underscore_names_are_ignored_below_the_root_only(tmp_path):
+    root = touch(tmp_path / "_root", "a.parquet", ".b.parquet", "_SUCCESS", "_tmp/c.parquet", ".git/d.parquet")
+    assert relative(root) == ["a.parquet"]
+    assert relative(f"{root}/_tmp/*.parquet") == ["c.parquet"]  # named by the user
+    assert relative(f"{root}/*/*.parquet") == []  # matched by a star
+
+
+def test_an_entry_says_where_how_large_and_when(tmp_path):
+    touch(tmp_path, "a.parquet")
+    os.utime(tmp_path / "a.parquet", ns=(5, 1_700_000_000_000_000_001))
+    [entry] = list_inputs([str(tmp_path)], AUTO)
+    assert entry.path == str(tmp_path / "a.parquet")
+    assert (entry.size_bytes, entry.modified) == (1, "1700000000000000001")
+    assert list_inputs([f"file://{tmp_path}/a.parquet"], AUTO) == [entry]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "expected"),
+    [
+        ("*.parquet", ["a.parquet"]),
+        ("**/*.parquet", ["a.parquet", "dt=1/b.parquet", "dt=1/x/c.parquet", "dt=2/d.parquet"]),
+        ("dt=*/*.parquet", ["dt=1/b.parquet", "dt=2/d.parquet"]),
+        ("dt=*", ["dt=1/b.parquet", "dt=1/x/c.parquet", "dt=2/d.parquet"]),  # a folder that matches gives its files
+        ("dt=[!2]/?.parquet", ["dt=1/b.parquet"]),
+        ("dt=1/**", ["b.parquet", "x/c.parquet"]),
+        ("none*", []),
+    ],
+)
+def test_globs_match_as_in_a_shell(tmp_path, pattern, expected):
+    touch(tmp_path, "a.parquet", "dt=1/b.parquet", "dt=1/x/c.parquet", "dt=2/d.parquet")
+    assert relative(f"{tmp_path}/{pattern}") == expected
+
+
+def test_a_name_with_glob_characters_is_taken_literally_when_it_exists(tmp_path):
+    touch(tmp_path, "a[1].parquet", "a1.parquet")
+    assert relative(tmp_path / "a[1].parquet") == ["a[1].parquet"]
+
+
+def test_a_file_named_twice_stands_once_and_equal_names_become_distinct(tmp_path):
+    touch(tmp_path, "x/a.parquet", "y/a.parquet")
+    paths = [str(tmp_path / "x"), str(tmp_path / "x/a.parquet"), str(tmp_path / "y")]
+    assert [entry.relative_path for entry in list_inputs(paths, AUTO)] == ["x/a.parquet", "y/a.parquet"]
+
+
+def test_a_missing_path_is_named_with_the_nearest_name(tmp_path):
+    touch(tmp_path, "reviews.parquet")
+    with pytest.raises(ConfigError, match=r"revews\.parquet: expected a file, folder or glob, found nothing") as caught:
+        list_inputs([str(tmp_path / "revews.parquet")], AUTO)
+    assert "Did you mean 'reviews.parquet'?" in str(caught.value)
+    with pytest.raises(ConfigError, match="found nothing there"):
+        list_inputs([str(tmp_path / "nowhere/*.parquet")], AUTO)
+
+
+def test_an_empty_folder_gives_no_entry_and_unknown_formats_are_an_error(tmp_path):
+    (tmp_path / "empty").mkdir()
+    assert list_inputs([str(tmp_path / "empty")], AUTO) == []
+    touch(tmp_path / "other", "a.xml", "b.review")
+    with pytest.raises(ConfigError, match=r"found 2 of others \(.review, .xml\)"):
+        list_inputs([str(tmp_path / "other")], AUTO)
+
+
+def test_a_single_file_may_have_any_name_when_the_format_is_given(tmp_path):
+    touch(tmp_path, "train.head20.txt")
+    [entry] = list_inputs([str(tmp_path / "train.head20.txt")], TextFormat(format="csv"))
+    assert entry.format == "csv"
+    assert relative(tmp_path, TextFormat(format="tsv")) == ["train.head20.txt"]
+    with pytest.raises(ConfigError, match=r"Set `reader\.format`"):
+        list_inputs([str(tmp_path / "train.head20.txt")], AUTO)
+
+
+def test_an_explicit_format_leaves_files_of_others_out(tmp_path):
+    touch(tmp_path, "a.parquet", "b.csv")
+    assert relative(tmp_path, TextFormat(format="parquet")) == ["a.parquet"]
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "http://example.com/a.parquet",
+        "https://user:secret@example.com/a",
+        "ftp://host/a",
+        "hdfs://host/a",
+        "s3://key:secret@bucket/a",
+        "s3://bucket/a?endpoint_override=evil.example",
+        "gs://bucket/a?x=1",
+        "s3:///a",
+    ],
+)
+def test_other_addresses_are_refused_without_repeating_secrets(path):
+    with pytest.raises(ConfigError) as caught:
+        list_inputs([path], AUTO)
+    assert "secret" not in str(caught.value)
+    assert "evil" not in str(caught.value)
+
+
+def test_links_inside_the_root_count_once_and_links_out_of_it_are_refused(tmp_path):
+    outside = touch(tmp_path / "outside", "far.parquet")
+    root = touch(tmp_path / "root", "real.parquet")
+    (root / "latest.parquet").symlink_to(root / "real.parquet")
+    (root / "away.parquet").symlink_to(outside / "far.parquet")
+    (root / "folder").symlink_to(outside)
+    entries = list_inputs([str(root)], AUTO)
+    assert [entry.relative_path for entry in entries] == ["away.parquet", "folder", "real.parquet"]
+    results = [inspect(entry, AUTO) for entry in entries[:2]]
+    assert [(type(result), result.reason) for result in results] == [(BadFile, "path_refused")] * 2
+
+
+def test_a_root_that_is_itself_a_link_is_followed(tmp_path):
+    touch(tmp_path / "real", "a.parquet")
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    assert relative(tmp_path / "link") == ["a.parquet"]
+
+
+def acl_imdb(root: Path) -> Path:
+    return touch(root, "pos/0_9.txt", "neg/0_1.txt", "unsup/0_0.txt", "urls_pos.txt")
+
+
+def test_acl_imdb_is_known_by_its_folders_and_unsup_is_never_read(tmp_path):
+    acl_imdb(tmp_path / "aclImdb/train")
+    for path in (tmp_path / "aclImdb/train", f"{tmp_path}/aclImdb/tr*"):
+        assert [entry.relative_path.split("/")[-1] for entry in list_inputs([str(path)], AUTO)] == ["neg", "pos"]
+    assert relative(tmp_path / "aclImdb") == ["train/neg", "train/pos"]
+
+
+def test_acl_imdb_with_train_and_test_asks_which_one(tmp_path):
+    acl_imdb(tmp_path / "train")
+    acl_imdb(tmp_path / "test")
+    with pytest.raises(ConfigError, match=r"one pair of folders pos/ and neg/, found 2 \(in test, train\)"):
+        list_inputs([str(tmp_path)], AUTO)
+    both = list_inputs([str(tmp_path / "train"), str(tmp_path / "test")], AUTO)
+    assert [entry.relative_path for entry in both] == ["test/neg", "test/pos", "train/neg", "train/pos"]
+
+
+def test_s3_files_folders_and_globs(s3_bucket, read_all):
+    s3_bucket.put_object(Bucket="reviews", Key="in/a b%20#.parquet", Body=_parquet("s3 says hello"))
+    s3_bucket.put_object(Bucket="reviews", Key="in/dt=1/b.csv", Body=b"text\nfrom csv\n")
+    s3_bucket.put_object(Bucket="reviews", Key="in/_tmp/c.parquet", Body=b"x")
+    assert relative("s3://reviews/in") == ["a b%20#.parquet", "dt=1/b.csv"]
+    assert relative("s3://reviews/in/dt=*/*.csv") == ["dt=1/b.csv"]
+    assert read_all("s3://reviews/in").kept["text"].to_pylist() == ["s3 says hello", "from csv"]
+    assert read_all("s3://reviews/in/a b%20#.parquet").kept["text"].to_pylist() == ["s3 says hello"]
+    with pytest.raises(ConfigError, match="found nothing there"):
+        relative("s3://reviews/nowhere")
+
+
+def _parquet(text: str) -> bytes:
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.table({"text": [text]}), sink)
+    return sink.getvalue().to_pybytes()
+
+
+@pytest.fixture
+def s3_bucket(monkeypatch):
+    """An S3 server on loopback with one bucket."""
+    import boto3
+    from moto.server import ThreadedMotoServer
+
+    from bertray.reviews.files import _bucket_filesystem
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
+    server.start()
+    host, port = server.get_host_and_port()
+    for name, value in {
+        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }.items():
+        monkeypatch.setenv(name, value)
+    client = boto3.client("s3", endpoint_url=f"http://{host}:{port}", region_name="us-east-1")
+    client.create_bucket(Bucket="reviews")
+    _bucket_filesystem.cache_clear()
+    yield client
+    _bucket_filesystem.cache_clear()
+    server.stop()

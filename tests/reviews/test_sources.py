@@ -1,0 +1,202 @@
+"""The front door: column checks with their messages, shard plans, duplicate ids, and whole reads of real data."""
+
+from __future__ import annotations
+
+import pickle
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from bertray.config import Columns, TextFormat
+from bertray.errors import ConfigError
+from bertray.reviews.sources import (
+    InputFile,
+    ReadSpec,
+    check_columns,
+    column_fault,
+    find_duplicate_ids,
+    inspect,
+    inspect_all,
+    kept_schema,
+    list_inputs,
+    plan_shards,
+    read_shard,
+)
+from bertray.schema import Reason
+
+AUTO = TextFormat()
+
+
+def written(path: Path, **columns: pa.Array | list[object]) -> InputFile:
+    pq.write_table(pa.table(columns), path)
+    [entry] = list_inputs([str(path)], AUTO)
+    file = inspect(entry, AUTO)
+    assert isinstance(file, InputFile)
+    return file
+
+
+def test_a_missing_column_names_file_columns_guess_and_key(tmp_path):
+    file = written(tmp_path / "a.parquet", id=["1"], txt=["t"], label=[1])
+    with pytest.raises(ConfigError) as caught:
+        check_columns([file], ReadSpec())
+    assert str(caught.value) == (
+        f"{tmp_path}/a.parquet: expected column 'text' (string), found columns 'id', 'txt', 'label'. "
+        "Did you mean 'txt'? Set `columns.text` to the column that holds it."
+    )
+    assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        (ReadSpec(columns=Columns(text="stars")), r"column 'stars' to be string, found int64.*`columns.text`"),
+        (ReadSpec(columns=Columns(text="tags")), r"column 'tags' to be string, found list<"),
+        (ReadSpec(columns=Columns(text_pair="aspekt")), r"expected column 'aspekt'.*`columns.text_pair`"),
+        (ReadSpec(columns=Columns(id="review_id")), r"expected column 'review_id'.*`columns.id`"),
+        (ReadSpec(columns=Columns(id="score")), r"'score' to be string, integer or UUID, found double"),
+        (ReadSpec(wants_label=True), r"expected column 'label'.*`columns.label`"),
+        (
+            ReadSpec(columns=Columns(label="tags"), wants_label=True),
+            r"'tags' to be string, number or boolean, found list<",
+        ),
+        (ReadSpec(keep_columns=("stars", "date")), r"expected column 'date'.*Correct `keep_columns`"),
+    ],
+)
+def test_wrong_columns_are_config_errors_before_anything_is_read(tmp_path, spec, message):
+    file = written(tmp_path / "a.parquet", text=["t"], stars=[5], tags=[["x"]], score=[0.5])
+    with pytest.raises(ConfigError, match=message):
+        check_columns([file], spec)
+
+
+def test_missing_columns_of_a_csv_hint_at_header_and_delimiter(tmp_path):
+    (tmp_path / "a.csv").write_text("good film;pos\nbad film;neg\n")
+    [entry] = list_inputs([str(tmp_path)], AUTO)
+    with pytest.raises(ConfigError, match=r"`reader.header=false`.*is `reader.delimiter` right\?$"):
+        check_columns([inspect(entry, AUTO)], ReadSpec())
+
+
+def test_a_file_that_does_not_fit_can_be_taken_as_a_bad_file(tmp_path):
+    file = written(tmp_path / "a.parquet", id=["1"], body=["t"])
+    fault = column_fault(file, ReadSpec())
+    assert fault is not None
+    assert (fault.reason, fault.num_rows, fault.path) == (Reason.SCHEMA_MISSING_COLUMN, 1, file.path)
+    assert column_fault(file, ReadSpec(columns=Columns(text="body"))) is None
+    wrong = written(tmp_path / "b.parquet", id=[1.5], text=["t"])
+    assert column_fault(wrong, ReadSpec()).reason == Reason.SCHEMA_ID_TYPE
+
+
+def test_absent_ids_are_made_of_relative_path_and_row(tmp_path, read_all):
+    (tmp_path / "sub").mkdir()
+    written(tmp_path / "sub" / "a.parquet", text=["x", "y"])
+    assert read_all(tmp_path, rows_per_shard=1).kept["id"].to_pylist() == ["sub/a.parquet:0", "sub/a.parquet:1"]
+
+
+def test_types_of_an_empty_file_do_not_matter(tmp_path):
+    file = written(tmp_path / "a.parquet", id=pa.array([], pa.null()), text=pa.array([], pa.null()))
+    check_columns([file], ReadSpec())
+
+
+def test_kept_columns_have_one_type_over_all_files(tmp_path):
+    one = written(tmp_path / "a.parquet", text=["t"], stars=[5], day=pa.array(["x"]).dictionary_encode())
+    two = written(tmp_path / "b.parquet", text=["t"], stars=[5.0], day=["x"])
+    spec = ReadSpec(keep_columns=("day", "stars"))
+    assert kept_schema([one], spec) == pa.schema([("day", pa.string()), ("stars", pa.int64())])
+    assert kept_schema([one, two], ReadSpec(keep_columns=("day",))) == pa.schema([("day", pa.string())])
+    with pytest.raises(
+        ConfigError, match=r"b.parquet: expected column 'stars' to be int64, as in .*a.parquet, found double"
+    ):
+        check_columns([one, two], spec)
+
+
+def test_a_shard_without_kept_rows_has_the_same_schema(tmp_path):
+    file = written(tmp_path / "a.parquet", id=["1", "2"], text=["t", ""], label=[1, 0], stars=[5, 1])
+    spec = ReadSpec(wants_label=True, keep_columns=("stars",))
+    full, empty = (read_shard(shard, spec).kept for shard in plan_shards([file], 1))
+    assert (full.num_rows, empty.num_rows) == (1, 0)
+    assert full.schema == empty.schema
+
+
+def test_shards_cover_every_row_once_and_carry_their_duplicates(tmp_path):
+    files = [written(tmp_path / f"{n}.parquet", text=["t"] * n) for n in (1, 5, 7)]
+    shards = plan_shards(files, 3, {1: {2, 3, 4}, 2: {0}})
+    assert [(s.file_no, s.lo, s.hi, s.duplicates) for s in shards] == [
+        (0, 0, 1, ()),
+        (1, 0, 3, (2,)),
+        (1, 3, 5, (3, 4)),
+        (2, 0, 3, (0,)),
+        (2, 3, 6, ()),
+        (2, 6, 7, ()),
+    ]
+
+
+def test_shards_and_specs_are_small_when_pickled(tmp_path):
+    file = written(tmp_path / "a.parquet", text=["t"])
+    large = InputFile(**{**vars(file), "format": "csv", "num_rows": 40_960_000, "row_offsets": tuple(range(10_000))})
+    shards = plan_shards([large], 4096)
+    assert max(len(pickle.dumps(shard)) for shard in shards[:3] + shards[-3:]) < 1000
+    assert len(pickle.dumps(ReadSpec())) < 2000
+    assert pickle.loads(pickle.dumps(ReadSpec(keep_columns=("a",)))) == ReadSpec(keep_columns=("a",))
+
+
+def test_duplicate_ids_are_found_over_the_whole_file(tmp_path, read_all):
+    ids = ["a", "b", None, "a", "", "c", "", None, "b", "a"]
+    file = written(tmp_path / "a.parquet", id=ids, text=[f"t{i}" for i in range(10)])
+    assert find_duplicate_ids(file, ReadSpec()) == {3, 8, 9}
+    assert find_duplicate_ids(file, ReadSpec(unique_ids=False)) == frozenset()
+    batch = read_all(tmp_path / "a.parquet", rows_per_shard=2)
+    assert batch.kept["id"].to_pylist() == ["a", "b", "c"]
+    assert batch.refused["reason"].to_pylist().count("id_duplicate") == 3
+    assert read_all(tmp_path / "a.parquet", unique_ids=False).kept["id"].to_pylist() == ["a", "b", "a", "c", "b", "a"]
+
+
+def test_equal_hashes_of_different_ids_are_no_duplicates(tmp_path, monkeypatch):
+    from bertray.reviews import sources
+
+    file = written(tmp_path / "a.parquet", id=["a", "b", "a", "c"], text=["t"] * 4)
+    monkeypatch.setattr(sources, "hash", lambda value: 1, raising=False)
+    assert find_duplicate_ids(file, ReadSpec()) == {2}
+
+
+def test_duplicate_integer_ids_are_found_in_csv_and_parquet(tmp_path):
+    file = written(tmp_path / "a.parquet", id=[1, 2, 1], text=["t"] * 3)
+    assert find_duplicate_ids(file, ReadSpec()) == {2}
+    (tmp_path / "b.csv").write_text("id,text\n1,x\n2,y\n1,z\n")
+    [entry] = list_inputs([str(tmp_path / "b.csv")], AUTO)
+    assert find_duplicate_ids(inspect(entry, AUTO), ReadSpec()) == {2}
+
+
+def test_reading_needs_neither_ray_nor_torch_nor_transformers():
+    program = (
+        "import sys, bertray.reviews.sources, bertray.reviews.split, bertray.reviews.sniff, bertray.reviews.labels;"
+        "print(sorted({'ray', 'torch', 'transformers', 'datasets', 'ftfy'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_the_daily_files_of_naver_add_up_per_file(real_data: Path):
+    entries = list_inputs([str(real_data / "naver_movies/incoming")], AUTO)
+    files = inspect_all(entries, AUTO)
+    spec = ReadSpec(wants_label=True)
+    check_columns(files, spec)
+    batches = [read_shard(shard, spec) for shard in plan_shards(files, 4096)]
+    assert (len(files), sum(batch.rows_in for batch in batches)) == (27, 23_894)
+    assert sum(batch.kept.num_rows for batch in batches) == 23_893
+    [refused] = [row for batch in batches for row in batch.refused.to_pylist()]
+    assert (refused["reason"], refused["text_len"]) == ("text_empty", 0)
+
+
+def test_imdb_is_read_and_cleaned_at_thousands_of_rows_a_second(real_data: Path):
+    [entry] = list_inputs([str(real_data / "imdb/train.parquet")], AUTO)
+    file = inspect(entry, AUTO)
+    shard = plan_shards([file], 5000)[0]
+    start = time.process_time()
+    batch = read_shard(shard, ReadSpec(wants_label=True, keep_columns=("stars",)))
+    seconds = time.process_time() - start
+    assert batch.kept.num_rows == 5000
+    assert 5000 / seconds > 1500  # about 10,000 on an idle core

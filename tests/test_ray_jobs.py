@@ -1,0 +1,115 @@
+"""The same jobs on a real Ray head, by `ray job submit`, as on a cluster."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from tests.test_jobs import write
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+ROOT = Path(__file__).resolve().parent.parent
+RAY = Path(sys.executable).parent / "ray"
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture(scope="module")
+def head() -> Iterator[tuple[str, dict[str, str]]]:
+    """A Ray head on loopback with a job server; (its address, the environment of its clients)."""
+    temporary = Path(tempfile.mkdtemp(prefix="rj-"))  # short: Ray's sockets lie below it
+    port, dashboard = free_port(), free_port()
+    env = {**os.environ, "RAY_TMPDIR": str(temporary), "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
+    env.pop("RAY_ADDRESS", None)
+    command = [
+        str(RAY), "start", "--head", "--block", "--num-cpus=4", f"--port={port}", "--node-ip-address=127.0.0.1",
+        "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}", "--object-store-memory=300000000",
+    ]  # fmt: skip
+    log = (temporary / "head.log").open("wb")
+    process = subprocess.Popen(command, env=env, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+    address = f"http://127.0.0.1:{dashboard}"
+    try:
+        deadline = time.monotonic() + 90
+        while True:
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", dashboard), timeout=1):
+                break
+            assert process.poll() is None, (temporary / "head.log").read_text()
+            assert time.monotonic() < deadline, "the head does not answer"
+            time.sleep(0.5)
+        time.sleep(3)  # the job agent comes up after the dashboard
+        yield address, env
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=20)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def submit(head: tuple[str, dict[str, str]], *entrypoint: str) -> subprocess.CompletedProcess[str]:
+    address, env = head
+    command = [
+        str(RAY),
+        "job",
+        "submit",
+        f"--address={address}",
+        "--working-dir",
+        ".",
+        "--",
+        sys.executable,
+        *entrypoint,
+    ]
+    return subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True, timeout=300)
+
+
+def test_train_and_score_run_as_submitted_jobs_and_a_failing_one_tells_its_code(head, tiny_encoder, tmp_path):
+    write(tmp_path / "train.parquet", 120, 1, "t")
+    write(tmp_path / "in" / "a.parquet", 40, 3, "a")
+    run = submit(
+        head,
+        "jobs/train.py",
+        f"model={tiny_encoder}",
+        f"data.train={tmp_path / 'train.parquet'}",
+        f"output={tmp_path / 'run'}",
+        "max_length=24",
+        "training.epochs=2",
+        "report.baselines=false",
+        "workers.threads=1",
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert (tmp_path / "run" / "metrics.json").is_file()
+
+    scored = [
+        "jobs/score.py",
+        f"model={tmp_path / 'run' / 'model'}",
+        f"input={tmp_path / 'in'}",
+        f"output={tmp_path / 'scored'}",
+        "slot=s",
+        "workers.threads=1",
+    ]
+    run = submit(head, *scored)
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert len(pq.read_table(tmp_path / "scored" / "data" / "s", partitioning=None)) == 40
+
+    run = submit(head, "jobs/score.py", "input=nowhere", f"output={tmp_path / 'scored'}", "model=/no/model")
+    assert run.returncode == 1
+    log = run.stdout + run.stderr
+    assert "model=/no/model: no such folder." in log
+    assert "bertray: exit 2 (configuration): Give a trained run's `model` folder, a hub id, or `bundled`." in log
