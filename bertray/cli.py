@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 import sys
 from collections.abc import Callable
 from typing import Annotated, Any
@@ -167,6 +168,7 @@ def _config_schema(verb: VerbArgument, verbose: Verbose = False) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     """Run one command and leave the process with its exit code."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # `ray job stop` and cron say goodbye as Ctrl-C does
     sys.exit(run(sys.argv[1:] if argv is None else argv))
 
 

@@ -29,9 +29,7 @@ from bertray.evaluation.intervals import (
     wilson_estimate,
 )
 
-EPS = float(
-    np.finfo(np.float64).eps
-)  # probabilities are clipped to [EPS, 1 - EPS] for the log loss, as scikit-learn does
+EPS = float(np.finfo(np.float64).eps)  # log loss clips probabilities to [EPS, 1 - EPS], as scikit-learn does
 NUM_BINS = 15
 AVERAGES = (
     "macro_f1",
@@ -145,9 +143,9 @@ def matrix_metrics(matrix_CC: np.ndarray, seed: int) -> dict[str, Estimate]:
     estimates = {"accuracy": accuracy}
     if num_hits in (0, num_rows):
         for name in AVERAGES:
-            low, high = (
-                (2 * accuracy.low - 1, 2 * accuracy.high - 1) if name == "mcc" else (accuracy.low, accuracy.high)
-            )
+            low, high = accuracy.low, accuracy.high
+            if name == "mcc":  # of two balanced classes
+                low, high = 2 * low - 1, 2 * high - 1
             estimates[name] = Estimate(values[name], min(low, values[name]), max(high, values[name]))
         return estimates
     drawn = [figures(draws_RK) for draws_RK in resampled_counts(counts_K, seed)]
@@ -163,18 +161,19 @@ def class_metrics(matrix_CC: np.ndarray) -> list[ClassMetrics]:
     precision, recall = wilson(hits_C, predicted_C), wilson(hits_C, given_C)
     # F1 = 2 J / (1 + J) rises with the share J = hits / rows that are of the class or predicted as it.
     f1 = [2 * share / (1 + share) for share in wilson(hits_C, given_C + predicted_C - hits_C)]
-    return [
-        ClassMetrics(
-            *(Estimate(float(value[c]), float(low[c]), float(high[c])) for value, low, high in (precision, recall, f1)),
-            support=int(given_C[c]),
-        )
-        for c in range(len(matrix_CC))
-    ]
+    support = given_C.tolist()
+    return [ClassMetrics(_at(precision, c), _at(recall, c), _at(f1, c), support[c]) for c in range(len(matrix_CC))]
+
+
+def _at(arrays: Sequence[np.ndarray], c: int) -> Estimate:
+    value, low, high = (float(array[c]) for array in arrays)
+    return Estimate(value, low, high)
 
 
 def confidence_bins(confidence_N: np.ndarray, num_bins: int) -> np.ndarray:
     """Number of the equal-width bin (m/M, (m+1)/M] of each confidence; 0 belongs to the first."""
-    return np.clip(np.ceil(confidence_N * num_bins).astype(np.int64) - 1, 0, num_bins - 1)
+    bins_N: np.ndarray = np.clip(np.ceil(confidence_N * num_bins).astype(np.int64) - 1, 0, num_bins - 1)
+    return bins_N
 
 
 def expected_calibration_error(probs_NC: np.ndarray, label_ids_N: np.ndarray, *, num_bins: int = NUM_BINS) -> float:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -21,7 +22,7 @@ OTHER = "other"
 MISSING = "(none)"
 LENGTH_BOUNDS = (16, 64, 128, 256, 512)
 
-Values = pa.Array | pa.ChunkedArray | np.ndarray | Sequence[str | None]
+Values: TypeAlias = pa.Array | pa.ChunkedArray | np.ndarray | Sequence[str | None]
 
 
 @dataclass(frozen=True)

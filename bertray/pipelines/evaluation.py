@@ -102,7 +102,6 @@ def evaluate_shards(
         slice_columns=tuple(slice_columns),
         needs_review_below=None,
         write_parts=False,
-        whole_shards=only_rows is None,
         device=resources.device,
         threads=resources.threads,
     )

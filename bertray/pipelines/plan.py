@@ -113,7 +113,7 @@ def _training_rate(config: TrainConfig, folder: Path, sample: Sample, labels: tu
     model = load_classifier(folder, labels, config.training, bf16=bf16, device="cpu").train()
     seqs = sequences(sample.tokens.slice(0, TIMED_ROWS))
     width = int(np.median(seqs.lens_S))
-    ids_BL = torch.randint(5, 1000, (max(1, min(16, TIMED_ROWS)), width))
+    ids_BL = torch.randint(0, model.get_input_embeddings().weight.shape[0], (max(1, min(16, TIMED_ROWS)), width))
     started = 0.0
     for number in range(3):
         if number == 1:  # the first pass warms up

@@ -305,7 +305,6 @@ def _score_settings(
         slice_columns=config.report.slices,
         needs_review_below=config.needs_review_below,
         write_parts=True,
-        whole_shards=True,
         device=resources.device,
         threads=resources.threads,
     )

@@ -13,7 +13,6 @@ import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from datetime import UTC, datetime
 from typing import Any
 
@@ -35,6 +34,7 @@ from bertray.training.token_shards import FILE_NO, to_ipc
 # Ray Data keeps bookkeeping for each item; beyond this many, one item carries several shards.
 MAX_ITEMS = 20_000
 SCORE_BINS = 20
+SHARD = "shard"  # column that carries a tokenized shard as an Arrow IPC file
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,6 @@ class ScoreSettings:
     slice_columns: tuple[str, ...]
     needs_review_below: float | None
     write_parts: bool  # False: only the report's staging (evaluate, train)
-    whole_shards: bool  # False: some rows of a shard are left out on purpose, so receipts prove nothing
     device: str
     threads: int
 
@@ -77,10 +76,11 @@ def _tokenizer(model: str, max_length: int, long_text: str) -> ReviewTokenizer:
 
 
 class ReadAndTokenize:
-    """Shards to tokenized reviews: one Arrow table a call, kept and refused rows together.
+    """Shards to tokenized reviews, kept and refused rows together.
 
     A refused row has a `reason` and no tokens; so each row of a shard travels exactly once, and what a later stage
-    counts is what was read.
+    counts is what was read. A whole shard travels as one row of Ray's, as bytes: Ray may join and split blocks as it
+    likes and never cuts a shard.
     """
 
     def __init__(
@@ -89,8 +89,8 @@ class ReadAndTokenize:
         self._shards, self._settings, self._only_rows = shards, settings, only_rows
 
     def __call__(self, items: pa.Table) -> pa.Table:
-        tables = [self.shard(self._shards[number]) for number in items["id"].to_pylist()]
-        return pa.concat_tables(tables, promote_options="default").combine_chunks()
+        tables = [to_ipc(self.shard(self._shards[number])) for number in items["id"].to_pylist()]
+        return pa.table({SHARD: pa.array(tables, pa.large_binary())})
 
     def shard(self, shard: Shard) -> pa.Table:
         settings = self._settings
@@ -126,7 +126,10 @@ class WriteTokenShard:
     def __init__(self, output: str, folder: str) -> None:
         self._output, self._folder = output, folder
 
-    def __call__(self, table: pa.Table) -> pa.Table:
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        return pa.concat_tables([self._write(table) for table in _shards_of(batch)])
+
+    def _write(self, table: pa.Table) -> pa.Table:
         refused = pc.is_valid(table[s.REASON])
         reasons = pc.value_counts(table[s.REASON].filter(refused)).to_pylist()
         examples = table.filter(pc.invert(refused)).select(
@@ -150,7 +153,7 @@ class WriteTokenShard:
 
 
 class ScoreShard:
-    """An actor that holds the model: tokenized shards in, one receipt a contiguous row range out."""
+    """An actor that holds the model: a tokenized shard in, its part staged, its receipt out."""
 
     def __init__(self, settings: ScoreSettings) -> None:
         import torch
@@ -165,14 +168,9 @@ class ScoreShard:
             resolve_model(settings.model), temperature=settings.temperature, device=settings.device
         )
 
-    def __call__(self, table: pa.Table) -> pa.Table:
-        receipts = [self._score(part).model_dump_json() for part in self._parts(table)]
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        receipts = [self._score(table).model_dump_json() for table in _shards_of(batch) if table.num_rows]
         return pa.table({"receipt": pa.array(receipts, pa.string())})
-
-    def _parts(self, table: pa.Table) -> Iterator[pa.Table]:
-        if not table.num_rows:
-            return iter(())
-        return _contiguous(table) if self._settings.whole_shards else iter((table,))
 
     def _score(self, table: pa.Table) -> Receipt:
         settings, started = self._settings, time.monotonic()
@@ -277,7 +275,7 @@ def score_shards(
     dataset = _tokenized(shards, read, resources, only_rows).map_batches(
         ScoreShard,
         fn_constructor_args=(score,),
-        batch_size=None,
+        batch_size=1,
         batch_format="pyarrow",
         compute=ActorPoolStrategy(size=min(resources.num_workers, len(shards))),
         num_cpus=resources.cpus_per_worker,
@@ -295,7 +293,7 @@ def write_token_shards(
     if not shards:
         return
     dataset = _tokenized(shards, read, resources, None).map_batches(
-        WriteTokenShard(output, folder), batch_size=None, batch_format="pyarrow", num_cpus=0.5
+        WriteTokenShard(output, folder), batch_size=1, batch_format="pyarrow", num_cpus=0.5
     )
     for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
         yield from batch.to_pylist()
@@ -320,14 +318,10 @@ def parquet_bytes(table: pa.Table) -> bytes:
     return sink.getvalue()
 
 
-def _contiguous(table: pa.Table) -> Iterator[pa.Table]:
-    """Split a table into runs of consecutive rows of one file; Ray may join or split blocks as it likes."""
-    table = table.sort_by([(FILE_NO, "ascending"), (s.ROW_NO, "ascending")]).combine_chunks()
-    file_no, row_no = table[FILE_NO].to_numpy(), table[s.ROW_NO].to_numpy()
-    breaks = np.flatnonzero((np.diff(file_no) != 0) | (np.diff(row_no) != 1)) + 1
-    edges = [0, *breaks.tolist(), len(row_no)]
-    for start, end in pairwise(edges):
-        yield table.slice(start, end - start)
+def _shards_of(batch: pa.Table) -> Iterator[pa.Table]:
+    """The tokenized shards in a batch of Ray's, without a copy."""
+    for content in _one_chunk(batch[SHARD]):
+        yield pa.ipc.open_file(content.as_buffer()).read_all()
 
 
 def _refuse_nan(rows: pa.Table) -> pa.Table:

@@ -9,8 +9,7 @@ import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -326,9 +325,7 @@ def _fit(
             failure_config=FailureConfig(max_failures=config.training.max_failures),
         ),
     )
-    with _progress_shown(store):
-        result = trainer.fit()
-    returned = result.return_value
+    returned = _followed(trainer.fit, store).return_value
     if "error" in returned:
         raise returned["error"]
     outcome: Outcome = returned["outcome"]
@@ -394,44 +391,50 @@ class _Collector(logging.Handler):
         self._messages.append(record.getMessage())
 
 
-@contextmanager
-def _progress_shown(store: Store) -> Iterator[None]:
-    """Follow `control/progress.json` while training runs: a bar on a terminal, log lines elsewhere."""
+def _followed(fit: Callable[[], Any], store: Store) -> Any:
+    """Run Ray Train and follow `control/progress.json`: a bar on a terminal, log lines elsewhere.
+
+    It runs in a thread of its own: in the main thread Ray Train would answer Ctrl-C by leaving with code 0.
+    """
+    ended: list[Any] = []
+
+    def run() -> None:
+        try:
+            ended.append(fit())
+        except BaseException as error:
+            ended.append(error)
+
     store.delete(PROGRESS)
-    stop = threading.Event()
+    thread = threading.Thread(target=run, name="ray-train", daemon=True)
+    thread.start()
     interval_s = 0.5 if isinstance(store, LocalStore) else 5.0
+    with Ticker("training", 1.0, "steps") as ticker:
+        messages_shown = 0
+        while thread.is_alive():
+            thread.join(interval_s)
+            messages_shown = _show_progress(store, ticker, messages_shown)
+    _show_progress(store, ticker, messages_shown)
+    if isinstance(ended[0], BaseException):
+        raise ended[0]
+    return ended[0]
 
-    def follow() -> None:
-        shown = 0
-        with Ticker("training", 1.0, "steps") as ticker:
-            while not stop.wait(interval_s) or shown >= 0:
-                try:
-                    state = json.loads(store.get(PROGRESS))
-                except (FileNotFoundError, InfrastructureError):
-                    if stop.is_set():
-                        return
-                    continue
-                messages = state["messages"]
-                for message in messages[shown:]:
-                    log.info("%s", message)
-                shown = len(messages)
-                if "loss" in state:
-                    ticker.total = state["total_steps"]
-                    ticker.update(
-                        state["step"],
-                        f"epoch {state['epoch']:.2f}, loss {state['loss']:.4f}, lr {state['learning_rate']:.1e}, "
-                        f"{state['tokens_per_s']:,.0f} tokens/s",
-                    )
-                if stop.is_set():
-                    return
 
-    follower = threading.Thread(target=follow, name="training-progress", daemon=True)
-    follower.start()
+def _show_progress(store: Store, ticker: Ticker, messages_shown: int) -> int:
+    """Show where training stands; returns how many of its messages have been shown."""
     try:
-        yield
-    finally:
-        stop.set()
-        follower.join(timeout=10)
+        state = json.loads(store.get(PROGRESS))
+    except (FileNotFoundError, InfrastructureError):
+        return messages_shown
+    for message in state["messages"][messages_shown:]:
+        log.info("%s", message)
+    if "loss" in state:
+        ticker.total = state["total_steps"]
+        ticker.update(
+            state["step"],
+            f"epoch {state['epoch']:.2f}, loss {state['loss']:.4f}, lr {state['learning_rate']:.1e}, "
+            f"{state['tokens_per_s']:,.0f} tokens/s",
+        )
+    return len(state["messages"])
 
 
 # --- after training --------------------------------------------------------------------------------------------------

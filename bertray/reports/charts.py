@@ -9,7 +9,7 @@ import io
 import itertools
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import matplotlib
 from markupsafe import Markup
@@ -17,6 +17,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from bertray.evaluation.curves import Curve, ReliabilityBin
+
+Points: TypeAlias = Sequence[tuple[float, float]]
 
 # Placeholders that are replaced by CSS variables after drawing; no two are alike and none is a default of matplotlib.
 _INK, _MUTED, _GRID = "#010203", "#020304", "#030405"
@@ -26,7 +28,7 @@ _VARIABLES = {_INK: "--ink", _MUTED: "--muted", _GRID: "--line"} | {
 }
 _DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2)), (0, (8, 2)), (0, (3, 1, 1, 1)))
 MAX_SERIES = len(SERIES)
-_RC = {
+_RC: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "bertray",
     "font.size": 10.5,
@@ -81,9 +83,7 @@ class Charts:
             if wrong is not None:
                 axes.bar(centres, wrong, width=0.9 * width, bottom=list(right), color=SERIES[1])
             filled = [n for n, rows in enumerate(right) if rows or (wrong is not None and wrong[n])]
-            axes.set(
-                xlim=((min(filled) if filled else 0) * width, 1.0), xlabel="score of the predicted label", ylabel="rows"
-            )
+            axes.set(xlim=(min(filled, default=0) * width, 1.0), xlabel="score of the predicted label", ylabel="rows")
             axes.grid(visible=False, axis="x")
             _whole_numbers(axes)
             return self._svg(figure, "Histogram of scores")
@@ -107,12 +107,7 @@ class Charts:
             axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.02), xlabel="recall", ylabel="precision")
             return self._svg(figure, "Precision-recall curves, one class against the rest")
 
-    def losses(
-        self,
-        steps: Sequence[tuple[float, float]],
-        train: Sequence[tuple[float, float]],
-        validation: Sequence[tuple[float, float]],
-    ) -> Markup:
+    def losses(self, steps: Points, train: Points, validation: Points) -> Markup:
         """Loss by epoch: (epoch, loss) of training steps, their means by epoch, and validation."""
         with matplotlib.rc_context(_RC):
             figure, axes = _figure()
@@ -126,18 +121,13 @@ class Charts:
             axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=_last(train, validation) > 1))
             return self._svg(figure, "Training and validation loss by epoch")
 
-    def validation(self, series: Sequence[Sequence[tuple[float, float]]]) -> Markup:
+    def validation(self, series: Sequence[Points]) -> Markup:
         """Figures on validation by epoch: (epoch, value) of each series."""
         with matplotlib.rc_context(_RC):
             figure, axes = _figure()
             for number, points in enumerate(series):
-                axes.plot(
-                    *zip(*points, strict=True),
-                    color=SERIES[number],
-                    linestyle=_DASHES[number],
-                    marker="o",
-                    markersize=5,
-                )
+                x, y = zip(*points, strict=True)
+                axes.plot(x, y, color=SERIES[number], linestyle=_DASHES[number], marker="o", markersize=5)
             axes.set(xlabel="epoch", ylabel="value on validation")
             axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
             return self._svg(figure, "Figures on validation by epoch")
@@ -160,7 +150,7 @@ def _whole_numbers(axes: Any) -> None:
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
 
 
-def _last(*series: Sequence[tuple[float, float]]) -> float:
+def _last(*series: Points) -> float:
     return max((x for points in series for x, _ in points), default=0.0)
 
 

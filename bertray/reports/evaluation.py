@@ -25,17 +25,6 @@ BASELINE_ROWS = {"majority": "Majority class", "tfidf_logreg": "TF-IDF + logisti
 
 
 @dataclass(frozen=True)
-class Mistake:
-    """A wrong prediction to look at; its text is masked and cut before it is shown."""
-
-    id: str
-    text: str
-    label: str
-    prediction: str
-    score: float
-
-
-@dataclass(frozen=True)
 class EvaluationReport:
     """An evaluation and what surrounds it, as plain data."""
 
@@ -143,12 +132,16 @@ def _of(curves: Mapping[str, Curve], labels: Sequence[str]) -> list[Curve]:
 def _confusions(evaluation: Evaluation) -> list[dict[str, Any]]:
     """The most frequent mistakes as (given, predicted, rows, share of the given class)."""
     pairs = [
-        {"given": given, "predicted": predicted, "rows": rows, "share": rows / sum(row)}
+        (rows, given, predicted, rows / sum(row))
         for given, row in zip(evaluation.labels, evaluation.confusion_matrix, strict=True)
         for predicted, rows in zip(evaluation.labels, row, strict=True)
         if rows and given != predicted
     ]
-    return sorted(pairs, key=lambda pair: -int(pair["rows"]))[:MAX_CONFUSIONS]
+    pairs.sort(key=lambda pair: -pair[0])
+    return [
+        {"given": given, "predicted": predicted, "rows": rows, "share": share}
+        for rows, given, predicted, share in pairs[:MAX_CONFUSIONS]
+    ]
 
 
 def _learning_charts(history: Sequence[Mapping[str, Any]], charts: Charts) -> dict[str, Any]:

@@ -46,7 +46,7 @@ def visible(text: str) -> str:
 
 
 def excerpt(text: str, max_chars: int = MAX_TEXT_CHARS) -> str:
-    """The start of a review for a page: one line, e-mails, phone, card and account numbers masked, cut with an ellipsis."""
+    """The start of a review for a page: one line; e-mails, phone, card and account numbers masked."""
     line = _SPACES.sub(" ", visible(text)).strip()
     line = _EMAIL.sub("[e-mail]", line)
     line = _IBAN.sub("[account]", line)

@@ -107,7 +107,7 @@ class ScoringReport:
         """What the paths of several files have in common, up to a slash."""
         if len(self.files) < 2:
             return ""
-        common = commonprefix([file.path for file in self.files])
+        common = commonprefix([file.path for file in self.files])  # noqa: RUF071 - cut back to a slash below
         return common[: common.rfind("/") + 1]
 
     @property
@@ -135,18 +135,17 @@ class ScoringReport:
 
     @property
     def token_percentiles(self) -> dict[str, int | None]:
-        """Bound that a share of the scored rows does not exceed, read off the histogram; None: beyond the last bound."""
+        """Tokens that a share of the scored rows does not exceed, read off the bins; None: beyond the last bound."""
         total = sum(self.token_histogram)
         if not total:
             return {}
         reached = list(accumulate(self.token_histogram))
         bounds = [*self.token_bounds, None]
-        return {
-            f"p{percent}": next(
-                bound for bound, rows in zip(bounds, reached, strict=True) if 100 * rows >= percent * total
-            )
-            for percent in (50, 90, 99)
-        }
+
+        def bound(percent: int) -> int | None:
+            return bounds[next(n for n, rows in enumerate(reached) if 100 * rows >= percent * total)]
+
+        return {f"p{percent}": bound(percent) for percent in (50, 90, 99)}
 
     def to_json(self) -> dict[str, Any]:
         """Everything on the page as plain data: the content of report.json."""

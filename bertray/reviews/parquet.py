@@ -23,7 +23,7 @@ _BUFFERED_ABOVE_BYTES = 64 << 20  # larger column chunks are streamed instead of
 _MAGIC, _ENCRYPTED_MAGIC = b"PAR1", b"PARE"
 
 
-class _Refused(Exception):  # noqa: N818 - becomes a BadFile, never leaves this module
+class _Refused(Exception):
     def __init__(self, reason: Reason, detail: str, num_rows: int | None = None) -> None:
         super().__init__(detail)
         self.reason, self.detail, self.num_rows = reason, detail, num_rows

@@ -175,7 +175,7 @@ class _Feed:
         del self.taken[1:]
 
 
-class _RecordTooLong(Exception):  # noqa: N818 - a signal between the feed and its reader
+class _RecordTooLong(Exception):
     pass
 
 

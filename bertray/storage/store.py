@@ -6,6 +6,7 @@ renamed into place, objects are uploaded in one request.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import shutil
@@ -129,7 +130,10 @@ class LocalStore:
         )
 
     def delete(self, key: str) -> None:
-        (self._path / key).unlink(missing_ok=True)
+        path = self._path / key
+        path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # not empty, or gone already
+            path.parent.rmdir()
 
     def publish(self, staged: list[tuple[str, str]], folder: str) -> None:
         target = self._path / folder

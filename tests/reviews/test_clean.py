@@ -66,6 +66,7 @@ def test_text_that_only_looks_like_markup_stays(text):
         ("it&#39;s &quot;good&quot;", 'it\'s "good"'),
         ("&#xE9;t&eacute;", "été"),
         ("a&nbsp;b", "a b"),
+        ("&" + "amp;" * 50 + "lt;3", "<3"),
         ("doubly &amp;amp;amp; escaped &amp;quot;", 'doubly & escaped "'),
         ("&lt;br&gt;new line, I &lt;3 it", "new line, I <3 it"),
         ("AT&T, R&B, Q&A; ?a=1&copy=2", "AT&T, R&B, Q&A; ?a=1&copy=2"),
@@ -82,6 +83,7 @@ def test_entities_are_decoded_to_the_end(text, expected):
         ("it\x92s \x93fine\x94 \x96 really\x85", "it’s “fine” – really…"),  # Windows-1252 read as Latin-1, as in IMDB
         ("It’s fun".encode().decode("cp1252"), "It’s fun"),
         ("un café très bon".encode().decode("latin-1"), "un café très bon"),
+        ("dÃ©jÃ  vu", "déjà vu"),
         ("\x1b[31mred\x1b[0m alert", "red alert"),
     ],
 )
@@ -144,11 +146,9 @@ def test_nulls_stay_null_and_order_is_kept():
     assert clean_texts(pa.array([], pa.string()), CLEANING).to_pylist() == []
 
 
-def test_a_text_built_never_to_settle_settles():
-    nested = "&"
-    for _ in range(40):
-        nested = "".join(f"&#{ord(char)};" if char == "&" else char for char in nested).replace("38", "3&#56;", 1)
-    once = cleaned(nested * 20)
+def test_a_text_built_to_need_many_rounds_settles():
+    once = cleaned("good &lt" + "&#59" * 40 + ";")  # each round decodes one semicolon
+    assert once.startswith("good ")
     assert cleaned(once) == once
 
 

@@ -69,6 +69,12 @@ def test_original_formats_get_their_reader(real_data: Path):
     }
 
 
+def test_what_a_left_out_csv_needs_is_not_set_for_parquet(real_data: Path):
+    config, text = config_for(real_data / "cola")
+    assert "left out, other format or columns: sample/in_domain_train.head20.tsv" in text
+    assert config["reader"] == TextFormat().model_dump()
+
+
 def test_splits_and_pairs_are_found_by_name(real_data: Path):
     config, _ = config_for(real_data / "emotion")
     assert {split: [Path(p).name for p in config["data"][split]] for split in ("train", "validation", "test")} == {
