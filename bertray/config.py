@@ -73,7 +73,7 @@ class Cleaning(Section):
 
 
 class Ids(Section):
-    unique: Literal["file", "slot", "off"] = Field("file", description="where a repeated id is quarantined")
+    unique: Literal["file", "off"] = Field("file", description="where a repeated id is quarantined")
 
 
 class Workers(Section):
@@ -149,9 +149,7 @@ Labels = Annotated[tuple[str, ...] | dict[str, str | None] | None, BeforeValidat
 class Common(Section):
     """Keys that mean the same in every command."""
 
-    model: Text = Field(
-        "bundled", min_length=1, description="hub id[@revision], folder, <run>/model, registry:NAME, bundled"
-    )
+    model: Text = Field("bundled", min_length=1, description="hub id[@revision], folder, <run>/model, bundled")
     output: Text = Field(..., min_length=1, description="folder or s3://, gs:// prefix that receives everything")
     columns: Columns = Columns()
     reader: TextFormat = TextFormat()
@@ -160,7 +158,6 @@ class Common(Section):
     workers: Workers = Workers()
     price_per_hour: float | None = Field(None, ge=0, description="what the machines cost, for the forecast")
     max_chars: int = Field(20_000, ge=100, description="longer texts are cut to this before tokenizing, and flagged")
-    registry: Text | None = Field(None, description="folder of promoted models, for model=registry:NAME")
 
     @field_validator("labels")
     @classmethod
@@ -214,12 +211,8 @@ class ScoreConfig(Common):
     ids: Ids = Ids()
     on_bad_file: Literal["fail", "quarantine"] = Field("fail", description="a file that cannot be read at all")
     max_quarantine_ratio: float = Field(0.01, ge=0, le=1, description="refuse above it, once 100 rows are quarantined")
-    on_changed_file: Literal["refuse", "replace"] = Field("refuse", description="a scored file that changed since")
-    rescore: Literal["never", "replace"] = Field("never", description="replace: a new model rewrites scored slots")
-    replace: bool = Field(False, description="rewrite an explicit slot that is committed from other inputs")
     allow_empty: bool = Field(False, description="no input file at all is success, with an empty slot")
     single_writer: bool = Field(False, description="accept a store whose put-if-absent does not hold")
-    takeover: bool = Field(False, description="go on although another live run holds the output")
     rows_per_shard: int = Field(4096, ge=1, description="rows of one unit of work, and of one part file")
 
     @field_validator("slot")

@@ -42,7 +42,8 @@ class Ticker:
         self.total = total
         self._title, self._unit = title, unit
         self._log = logging.getLogger("bertray.progress")
-        self._started = self._last = time.monotonic()
+        self._last = time.monotonic()
+        self._first: tuple[float, float] | None = None  # when, and how much was done: a resumed run starts later than 0
         self._bar: Progress | None = None
         if err.is_terminal:
             self._bar = Progress(
@@ -73,21 +74,16 @@ class Ticker:
             self._bar.update(self._task, completed=done, total=self.total, note=note)
             return
         now = time.monotonic()
+        if self._first is None:
+            self._first = (now, done)
         if now - self._last < LOG_EVERY_S:
             return
         self._last = now
-        share = done / self.total if self.total else 1.0
-        left = (now - self._started) * (1 - share) / share if share else 0.0
+        since, before = self._first
+        left = f", {duration((now - since) * (self.total - done) / (done - before))} left" if done > before else ""
         detail = f", {note}" if note else ""
-        self._log.info(
-            "%s: %s of %s %s%s, %s left",
-            self._title,
-            f"{done:,.0f}",
-            f"{self.total:,.0f}",
-            self._unit,
-            detail,
-            duration(left),
-        )
+        line = f"{self._title}: {done:,.0f} of {self.total:,.0f} {self._unit}{detail}{left}"
+        self._log.info("%s", line)
 
 
 def duration(seconds: float) -> str:

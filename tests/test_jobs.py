@@ -317,6 +317,35 @@ def test_a_bad_file_fails_the_run_by_default_and_is_quarantined_on_request(night
     assert len(rows_of(out / "data" / "s")) == 80
 
 
+def test_a_file_with_other_columns_is_named_before_work_and_quarantined_on_request(night, capsys):
+    incoming, out, score = night
+    pq.write_table(pa.table({"id": ["o1", "o2"], "body": ["x", "y"]}), incoming / "odd.parquet")
+    assert score("slot=s") == 2
+    assert "odd.parquet: expected column 'text'" in capsys.readouterr().err
+    assert score("slot=s", "on_bad_file=quarantine") == 0
+    rows = rows_of(out / "quarantine" / "s")
+    assert [(Path(row["input_path"]).name, row["reason"]) for row in rows] == [("odd.parquet", "schema_missing_column")]
+    report = metrics_of(out / "reports" / "s" / "report.json")
+    assert (report["rows_in"], report["rows_scored"], report["rows_quarantined"]) == (82, 80, 2)
+
+
+def test_an_empty_folder_is_refused_or_an_empty_slot_on_request(tmp_path, trained, capsys):
+    (tmp_path / "in").mkdir()
+    argv = ["score", f"model={trained / 'model'}", f"input={tmp_path / 'in'}", f"output={tmp_path / 'out'}", "slot=s"]
+    assert run(argv) == 6
+    assert "no review file in" in capsys.readouterr().err
+    assert run([*argv, "allow_empty=true"]) == 0
+    assert [path.name for path in (tmp_path / "out" / "data" / "s").iterdir()] == ["_SUCCESS"]
+    assert run([*argv, "allow_empty=true"]) == 0
+    assert "nothing new" in capsys.readouterr().out
+
+
+def test_the_slots_own_key_cannot_be_kept(night, capsys):
+    _, _, score = night
+    assert score("slot=shop=north", "keep_columns=[shop]") == 2
+    assert "'shop' is the slot's own key" in capsys.readouterr().err
+
+
 def test_too_many_quarantined_rows_refuse_the_commit(night, capsys):
     incoming, out, score = night
     ids = [f"n{i}" for i in range(200)]

@@ -6,7 +6,7 @@ import hashlib
 import logging
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -32,6 +32,7 @@ from bertray.reviews.sources import (
     ReadSpec,
     Shard,
     check_columns,
+    column_fault,
     find_duplicate_ids,
     kept_schema,
     plan_shards,
@@ -135,6 +136,28 @@ def decide(config: ScoreConfig, info: BundleInfo, store: Store) -> Tonight:
             f"input: no review file in {', '.join(config.input)}.", "Check the path, or set allow_empty=true."
         )
     entries = ledger.read_ledger(store)
+    new = [d.file.path for d in _decisions(looked_at, entries) if d.verdict == "score"]
+    spec = _spec(config, info, [file for path in new if isinstance(file := looked_at[path], InputFile)])
+    if config.on_bad_file == "quarantine":  # a file with other columns is a bad file too, and costs no other
+        for path in new:
+            file = looked_at[path]
+            looked_at[path] = (column_fault(file, spec) or file) if isinstance(file, InputFile) else file
+    decisions = _decisions(looked_at, entries)
+    bad = [d.file for d in decisions if d.verdict == "score" and d.file.reason is not None]
+    if bad and config.on_bad_file == "fail":
+        raise DataRefused(
+            f"input: {len(bad)} of {len(decisions)} files cannot be read, first {bad[0].path}: {bad[0].reason} "
+            f"({bad[0].detail}).",
+            "Repair or remove them, or set on_bad_file=quarantine.",
+        )
+    check_columns([file for path in new if isinstance(file := looked_at[path], InputFile)], spec)
+    _check_slot_key(config)
+    return Tonight(config.model, info, spec, entries, decisions, looked_at, _settings(config, info))
+
+
+def _decisions(
+    looked_at: Mapping[str, InputFile | BadFile], entries: Sequence[LedgerEntry]
+) -> list[planning.FileDecision]:
     decisions = planning.decide_files([_record(file) for file in looked_at.values()], entries)
     changed = [d for d in decisions if d.verdict == "changed"]
     if changed:
@@ -143,22 +166,18 @@ def decide(config: ScoreConfig, info: BundleInfo, store: Store) -> Tonight:
             f"({changed[0].why}).",
             "Deliver changes under a new name, or score into another output.",
         )
-    bad = [d.file for d in decisions if d.verdict == "score" and d.file.reason is not None]
-    if bad and config.on_bad_file == "fail":
-        raise DataRefused(
-            f"input: {len(bad)} of {len(decisions)} files cannot be read, first {bad[0].path}: {bad[0].reason} "
-            f"({bad[0].detail}).",
-            "Repair or remove them, or set on_bad_file=quarantine.",
-        )
-    good = [file for d in decisions if d.verdict == "score" and isinstance(file := looked_at[d.file.path], InputFile)]
-    labelled = bool(good) and all(config.columns.label in file.columns for file in good)
-    keep = list(dict.fromkeys([*config.keep_columns, *config.report.slices]))
-    spec = read_spec(
-        config, info.cleaning, wants_label=labelled, keep_columns=keep, unique_ids=config.ids.unique != "off"
+    return decisions
+
+
+def _spec(config: ScoreConfig, info: BundleInfo, new: Sequence[InputFile]) -> ReadSpec:
+    """How tonight's files are read; labels are used when every one of them has the column."""
+    return read_spec(
+        config,
+        info.cleaning,
+        wants_label=bool(new) and all(config.columns.label in file.columns for file in new),
+        keep_columns=list(dict.fromkeys([*config.keep_columns, *config.report.slices])),
+        unique_ids=config.ids.unique != "off",
     )
-    check_columns(good, spec)
-    _check_slot_key(config)
-    return Tonight(config.model, info, spec, entries, decisions, looked_at, _settings(config, info))
 
 
 def _check_slot_key(config: ScoreConfig) -> None:

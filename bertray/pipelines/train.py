@@ -123,7 +123,7 @@ def run_train(config: TrainConfig) -> int:
         data.test or data.validation or data.train,
         info,
         split="validation" if data.test is None else "test",
-        title=f"Training {Path(config.output).name}",
+        title=f"Training run {Path(config.output).name}",
         config=config,
         history=outcome.history,
         baselines=baselines,

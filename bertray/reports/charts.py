@@ -141,13 +141,21 @@ class Charts:
 
 def _figure() -> tuple[Figure, Any]:
     # Small on purpose: one chart fills the width of a phone, so that its letters keep their size.
-    figure = Figure(figsize=(4.4, 3.0), layout="constrained")
+    figure = Figure(figsize=(4.4, 3.0))
+    figure.subplots_adjust(left=0.165, right=0.975, top=0.97, bottom=0.17)  # a layout engine takes twice the time
     return figure, figure.add_subplot()
 
 
 def _whole_numbers(axes: Any) -> None:
     axes.yaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
-    axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+    axes.yaxis.set_major_formatter(lambda value, _: _short(value))
+
+
+def _short(value: float) -> str:
+    """`950`, `1,200`, `35k`, `1.5M`: at most five characters."""
+    if value >= 1e6:
+        return f"{value / 1e6:.3g}M"
+    return f"{value / 1e3:.3g}k" if value >= 1e4 else f"{value:,.0f}"
 
 
 def _last(*series: Points) -> float:

@@ -127,7 +127,7 @@ PAYLOADS = (
     "<!-- --><base href=//evil.example>",
     "<math><mtext></p><style><!--</style><img title='--&gt;&lt;img src=x onerror=alert(1)&gt;'>",
     "&lt;script&gt;alert(1)&lt;/script&gt;",
-    "<form action=x><input name=y></form><object data=x><embed src=x><link rel=stylesheet href=x><meta http-equiv=refresh>",
+    "<form action=x><input name=y></form><object data=x><embed src=x><link rel=stylesheet href=x><meta name=x>",
     "\x00<scr\x00ipt>alert(1)</scr\x00ipt>",
 )
 VOID = {"meta", "br", "path", "use", "rect"}
@@ -152,6 +152,7 @@ class Page(HTMLParser):
     def handle_starttag(self, tag, attrs):
         self.elements[tag] = self.elements.get(tag, 0) + 1
         self.attributes += [(tag, name, value or "") for name, value in attrs]
+        self.text += " "
         if tag not in VOID:
             self.open_elements.append(tag)
 
