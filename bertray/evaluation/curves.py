@@ -115,6 +115,5 @@ def _thinned(x: np.ndarray, y: np.ndarray, area: float) -> Curve:
     if len(x) > MAX_POINTS:
         way = np.append(0.0, np.cumsum(np.hypot(np.diff(x), np.diff(y))))
         kept = np.unique(np.searchsorted(way, np.linspace(0, way[-1], MAX_POINTS)).clip(0, len(x) - 1))
-        kept[-1] = len(x) - 1
         x, y = x[kept], y[kept]
     return Curve(tuple(x.tolist()), tuple(y.tolist()), area)

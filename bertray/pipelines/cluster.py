@@ -57,6 +57,8 @@ def ray_session(workers: Workers) -> Iterator[Resources]:
     if not log.isEnabledFor(logging.DEBUG):
         # Ray's core prints an error for every actor pool about constructor arguments that it itself put in its store.
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    # Ray gives its workers the lowest priority by default; beside any other process they would then starve.
+    os.environ.setdefault("RAY_worker_niceness", "0")
     started = not ray.is_initialized()
     if started:
         _connect()

@@ -59,6 +59,7 @@ def test_percentile_estimate_is_widened_to_hold_its_value():
     draws_R = np.linspace(0, 1, 1001)
     assert percentile_estimate(0.5, draws_R) == Estimate(0.5, pytest.approx(0.025), pytest.approx(0.975))
     assert percentile_estimate(1.2, draws_R) == Estimate(1.2, pytest.approx(0.025), 1.2)
+    assert percentile_estimate(-0.2, draws_R) == Estimate(-0.2, -0.2, pytest.approx(0.975))
 
 
 def test_mean_estimate_agrees_with_the_normal_interval_below_and_above_the_switch():

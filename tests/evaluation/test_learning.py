@@ -29,12 +29,13 @@ def test_other_courses_get_no_note(training, validation):
     assert overfitting_note(training, validation) is None
 
 
-def test_losses_come_from_eval_rows_or_from_the_steps_before_them():
+def test_losses_come_from_eval_rows_or_from_the_steps_of_their_epoch():
     history = [
         {"kind": "step", "step": 1, "epoch": 0.5, "loss": 0.9},
         {"kind": "step", "step": 2, "epoch": 1.0, "loss": 0.7},
         {"kind": "eval", "step": 2, "epoch": 1.0, "loss": 0.6},
         {"kind": "step", "step": 3, "epoch": 1.5, "loss": 0.5},
-        {"kind": "eval", "step": 4, "epoch": 2.0, "loss": 0.65, "train_loss": 0.45},
+        {"kind": "eval", "step": 4, "epoch": 2.0, "loss": 0.65},
+        {"kind": "eval", "step": 6, "epoch": 3.0, "loss": 0.7, "train_loss": 0.25},
     ]
-    assert losses_by_epoch(history) == ([pytest.approx(0.8), 0.45], [0.6, 0.65])
+    assert losses_by_epoch(history) == ([pytest.approx(0.8), 0.5, 0.25], [0.6, 0.65, 0.7])

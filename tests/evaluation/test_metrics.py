@@ -132,6 +132,12 @@ def test_calibration_error_equals_a_hand_calculation():
     assert expected_calibration_error(probs_NC, label_ids_N, num_bins=1) == pytest.approx(abs(2.99 / 4 - 0.75))
 
 
+def test_a_confidence_on_the_edge_of_two_bins_belongs_to_the_lower_one():
+    probs_NC = np.array([[0.5, 0.5], [0.625, 0.375]])
+    # Bins of 1/4: 0.5 (right) in (0.25, 0.5], 0.625 (wrong) in (0.5, 0.75].
+    assert expected_calibration_error(probs_NC, np.array([0, 1]), num_bins=4) == (0.5 + 0.625) / 2
+
+
 def test_calibration_interval_holds_the_value_and_shrinks_with_rows():
     widths = []
     for num_rows in (500, 50_000):

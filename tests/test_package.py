@@ -1,0 +1,133 @@
+"""What holds for the package as a whole: cheap imports, one direction of imports, documents that are true."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from bertray.cli import app
+from bertray.config import CONFIGS, load_config
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = ROOT / "bertray"
+VERBS = sorted(command.name or "" for command in app.registered_commands)
+# Each may import the ones before it; only pipelines may import ray.
+ROOMS = ["reviews", "model", "storage", "training", "evaluation", "reports", "pipelines", "cli"]
+ALLOWED = {
+    "reviews": set(),
+    "model": set(),
+    "storage": set(),
+    "training": {"model", "storage"},
+    "evaluation": {"reviews"},
+    "reports": {"evaluation"},
+    "pipelines": {"reviews", "model", "storage", "training", "evaluation", "reports"},
+    "cli": {"pipelines"},
+}
+
+
+def imports_of(path: Path) -> set[str]:
+    """Modules that a file imports anywhere in it."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return found
+
+
+def room_of(path: Path) -> str | None:
+    first = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    return first if first in ROOMS else None
+
+
+@pytest.mark.parametrize(
+    "module", ["bertray", "bertray.config", "bertray.schema", "bertray.cli", "bertray.reviews.sources"]
+)
+def test_importing_is_cheap(module):
+    code = f"import sys, {module}; print(sorted({{'torch', 'ray', 'transformers'}} & set(sys.modules)))"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"
+
+
+def test_only_pipelines_import_ray():
+    users = {
+        path.relative_to(PACKAGE).as_posix()
+        for path in PACKAGE.rglob("*.py")
+        if any(name == "ray" or name.startswith("ray.") for name in imports_of(path))
+    }
+    assert users
+    assert {user for user in users if not user.startswith("pipelines/")} == set()
+
+
+def test_rooms_import_one_way():
+    wrong = []
+    for path in PACKAGE.rglob("*.py"):
+        room = room_of(path)
+        if room is None:
+            continue
+        for name in imports_of(path):
+            parts = name.split(".")
+            if parts[0] == "bertray" and len(parts) > 1 and parts[1] in set(ROOMS) - {room} - ALLOWED[room]:
+                wrong.append(f"{path.relative_to(PACKAGE)} imports {name}")
+    assert wrong == []
+
+
+def test_every_file_says_what_it_is_for():
+    silent = [p.name for p in PACKAGE.rglob("*.py") if not ast.get_docstring(ast.parse(p.read_text(encoding="utf-8")))]
+    assert silent == []
+
+
+def test_every_verb_has_a_job_file_and_stands_in_the_readme():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    for verb in VERBS:
+        assert (ROOT / "jobs" / f"{verb}.py").is_file()
+        assert f"bertray {verb}" in readme or f"make {verb}" in readme, verb
+
+
+def test_job_files_show_the_help_of_their_verb():
+    found = subprocess.run(
+        [sys.executable, "jobs/score.py", "--help"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert "max_quarantine_ratio" in found.stdout
+
+
+def test_every_key_in_the_readmes_commands_exists():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8").replace("\\\n", " ")
+    commands = re.findall(r"(?:bertray|python jobs/)\s?(train|evaluate|score)(?:\.py)? ([^\n#`>]*)", readme)
+    assert len(commands) >= 6
+    for verb, words in commands:
+        import shlex
+
+        overrides = [word for word in shlex.split(words) if "=" in word]
+        required = {
+            "train": ["data.train=x", "output=x"],
+            "evaluate": ["input=x", "output=x"],
+            "score": ["input=x", "output=x"],
+        }
+        load_config(verb, [], [*required[verb], *overrides])
+
+
+def test_the_readme_names_every_room():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    rooms = [path.name for path in PACKAGE.iterdir() if (path / "__init__.py").is_file()]
+    assert [room for room in rooms if f"`{room}/`" not in readme] == []
+
+
+def test_every_config_class_is_documented():
+    assert [verb for verb, config in CONFIGS.items() if not config.__doc__] == []
+
+
+def test_the_project_names_no_machine():
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False)
+    if listed.returncode:
+        pytest.skip("not a git checkout")
+    pattern = re.compile("/wor" + "k/|/roo" + "t/|/farm" + "/")
+    files = [ROOT / name for name in listed.stdout.splitlines()]
+    texts = {path: path.read_text(encoding="utf-8", errors="ignore") for path in files if path.is_file()}
+    assert [path.name for path, text in texts.items() if pattern.search(text)] == []
