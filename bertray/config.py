@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from bertray.errors import ConfigError, did_you_mean
@@ -30,8 +32,20 @@ def _as_text(value: Any) -> Any:
     return str(value) if isinstance(value, int | float) else value
 
 
+def _path_list(value: Any) -> Any:
+    """One path is a list of one. An empty one is refused: it would name the working directory."""
+    paths = (value,) if isinstance(value, str | int | float) else value
+    if isinstance(paths, list | tuple) and any(path == "" for path in paths):
+        raise ValueError("an empty path; is a variable unset?")
+    return paths
+
+
 Text = Annotated[str, BeforeValidator(_as_text)]
-Paths = Annotated[tuple[Text, ...], BeforeValidator(lambda v: (v,) if isinstance(v, str | int | float) else v)]
+_PATH_LIST = BeforeValidator(_path_list)  # also what tells a key of paths from others
+Paths = Annotated[tuple[Text, ...], _PATH_LIST]
+Delimiter = Annotated[
+    str, Field(min_length=1, max_length=1), BeforeValidator(lambda v: "\t" if v in ("\\t", "tab") else v)
+]
 
 
 class Section(BaseModel):
@@ -55,8 +69,8 @@ class TextFormat(Section):
     format: Literal["auto", "parquet", "csv", "tsv", "jsonl", "acl_imdb"] = Field(
         "auto", description="file format; auto goes by the file name"
     )
-    delimiter: str | None = Field(
-        None, min_length=1, max_length=1, description="field separator; by default ',' for .csv and a tab for .tsv"
+    delimiter: Delimiter | None = Field(
+        None, description=r"field separator (a tab: \t or tab); by default ',' for .csv and a tab for .tsv"
     )
     header: bool = Field(True, description="the first row holds the column names")
     quoting: bool = Field(True, description='double quotes enclose fields; false reads every " as a character')
@@ -125,14 +139,40 @@ class ReportOptions(Section):
     num_mistakes: int = Field(20, ge=0, description="most confident mistakes shown, with their text")
 
 
+_WHOLE_NUMBER = re.compile(r"(-?[0-9]+)\.0+")
+
+
 def _labels(value: Any) -> Any:
     if value is None or isinstance(value, str):
         return value
     if isinstance(value, Mapping):
-        return {_label_word(k): (None if v is None else _label_word(v)) for k, v in value.items()}
+        names: dict[Any, Any] = {}
+        for written, name in value.items():
+            key, name = _label_value(written), None if name is None else _class_name(name)
+            if names.setdefault(key, name) != name:
+                raise ValueError(f"gives the value {key!r} two names: {names[key]!r} and {name!r}")
+        return names
     if isinstance(value, Sequence):
-        return tuple(_label_word(v) for v in value)
+        return tuple(_label_value(v) for v in value)
     return value
+
+
+def _label_value(value: Any) -> Any:
+    """A value of the data in the form in which labels are compared (`reviews.labels.canonical`): 1.0 is "1"."""
+    if isinstance(value, float):
+        return str(int(value)) if value == value // 1 and abs(value) < 2**53 else str(value)
+    text = _class_name(value)
+    whole = _WHOLE_NUMBER.fullmatch(text) if isinstance(text, str) else None
+    return whole[1] if whole else text
+
+
+def _class_name(value: Any) -> Any:
+    name = _label_word(value)
+    if not isinstance(name, str):
+        return name
+    if not name.strip():
+        raise ValueError("an empty label; rows without a label are left out anyway")
+    return name.strip()
 
 
 def _label_word(value: Any) -> Any:
@@ -157,7 +197,6 @@ class Common(Section):
     seed: int = Field(0, ge=0, lt=2**32, description="every random choice follows from it")
     workers: Workers = Workers()
     price_per_hour: float | None = Field(None, ge=0, description="what the machines cost, for the forecast")
-    max_chars: int = Field(20_000, ge=100, description="longer texts are cut to this before tokenizing, and flagged")
 
     @field_validator("labels")
     @classmethod
@@ -179,6 +218,7 @@ class TrainConfig(Common):
     training: Training = Training()
     max_length: int = Field(128, ge=8, description="tokens of a review that the model sees, special tokens included")
     long_text: LongText = Field("head", description="which part of a longer review it sees")
+    max_chars: int = Field(20_000, ge=100, description="longer texts are cut to this before tokenizing, and flagged")
     cleaning: Cleaning = Cleaning()
     report: ReportOptions = ReportOptions()
 
@@ -214,6 +254,14 @@ class ScoreConfig(Common):
     allow_empty: bool = Field(False, description="no input file at all is success, with an empty slot")
     single_writer: bool = Field(False, description="accept a store whose put-if-absent does not hold")
     rows_per_shard: int = Field(4096, ge=1, description="rows of one unit of work, and of one part file")
+
+    @field_validator("keep_columns")
+    @classmethod
+    def _each_column_once(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        twice = [name for name in dict.fromkeys(names) if names.count(name) > 1]
+        if twice:
+            raise ValueError(f"names a column twice: {', '.join(map(repr, twice))}")
+        return names
 
     @field_validator("slot")
     @classmethod
@@ -265,6 +313,9 @@ class _Loader(yaml.SafeLoader):
         seen: set[Any] = set()
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, Hashable):
+                problem = f"expected a word as key, found a {type(key).__name__}"
+                raise yaml.constructor.ConstructorError(None, None, problem, key_node.start_mark)
             if key in seen:
                 raise yaml.constructor.ConstructorError(None, None, f"key {key!r} stands twice", key_node.start_mark)
             seen.add(key)
@@ -284,7 +335,7 @@ _Loader.add_implicit_resolver(
 def _parse_yaml(text: str, where: str) -> Any:
     try:
         return yaml.load(text, Loader=_Loader)  # noqa: S506 - _Loader is a SafeLoader
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # 0x_ is no number; a thousand brackets
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or "not readable"
@@ -311,18 +362,25 @@ def _read_file(path: str) -> dict[str, Any]:
 
 def _keeps_raw_text(field_type: Any) -> bool:
     """True for keys whose override is text whatever it looks like (paths, slots, models)."""
-    members = [field_type, *get_args(field_type)]
+    members = get_args(field_type) if get_origin(field_type) in (Union, UnionType) else (field_type,)
+    members = tuple(get_args(m)[0] if get_origin(m) is Annotated else m for m in members)
     return any(m is str for m in members) and not any(m in (int, float, bool) for m in members)
 
 
-def _is_name(config: type[Section], dotted: str) -> bool:
+def _field(config: type[Section], dotted: str) -> FieldInfo | None:
     model: Any = config
+    field: FieldInfo | None = None
     for part in dotted.split("."):
         field = model.model_fields.get(part) if isinstance(model, type) and issubclass(model, Section) else None
         if field is None:
-            return False
+            return None
         model = field.annotation
-    return _keeps_raw_text(model)
+    return field
+
+
+def _is_paths(field: FieldInfo) -> bool:
+    members = get_args(field.annotation)  # of `Paths | None`
+    return any(_PATH_LIST in metadata for metadata in (field.metadata, *(get_args(member) for member in members)))
 
 
 def _override(config: type[Section], word: str) -> tuple[list[str], Any]:
@@ -332,21 +390,55 @@ def _override(config: type[Section], word: str) -> tuple[list[str], Any]:
             f"{word!r}: expected key=value, found no key or no '='.",
             "Options are keys, for example `training.epochs=2`; the only flags are -c, -v, --help and --version.",
         )
-    if _is_name(config, key):
+    field = _field(config, key)
+    if field is None:
+        return key.split("."), _parse_yaml(raw, key)
+    if _is_paths(field) and (items := _list_items(raw)) is not None:
+        return key.split("."), [_list_item(item, key) for item in items]
+    # `*.csv`, `@x`, `[ab]*.csv` and a folder called 2026 are paths, not what YAML makes of them.
+    if _is_paths(field) or _keeps_raw_text(field.annotation):
         return key.split("."), None if raw in ("null", "~") else _unquote(raw)
-    value = _parse_yaml(raw, key)
-    if isinstance(value, str):
-        return key.split("."), value
-    # A bare path that YAML reads as a number (a folder called 2026) is still a path: Paths keep it as text.
-    return key.split("."), raw if isinstance(value, int | float) and _is_paths(config, key) else value
+    return key.split("."), _parse_yaml(raw, key)
 
 
 def _unquote(raw: str) -> str:
     return raw[1:-1] if len(raw) >= 2 and raw[0] == raw[-1] and raw[0] in "\"'" else raw
 
 
-def _is_paths(config: type[Section], dotted: str) -> bool:
-    return dotted.split(".")[-1] in {"input", "train", "validation", "test", "data"}
+_QUOTED = re.compile(r""""(?:[^"\\]|\\.)*"|'(?:[^']|'')*'""")
+
+
+def _list_items(raw: str) -> list[str] | None:
+    """Items of `[a, b]`, as they were written; None where the brackets belong to a path (`[ab]*.[ch]`).
+
+    A comma inside quotes, brackets or braces separates nothing.
+    """
+    if not (raw.startswith("[") and raw.endswith("]")):
+        return None
+    inside, at, depth, items = raw[1:-1], 0, 0, [""]
+    while at < len(inside):
+        quoted = None if items[-1].strip() else _QUOTED.match(inside, at)
+        piece = quoted.group() if quoted else inside[at]
+        at += len(piece)
+        if piece == "," and depth == 0:
+            items.append("")
+            continue
+        items[-1] += piece
+        depth += {"[": 1, "{": 1, "]": -1, "}": -1}.get(piece, 0)
+        if depth < 0:
+            return None
+    if not items[-1].strip():  # `[]` and `[a, ]`
+        items.pop()
+    return [item.strip() for item in items] if depth == 0 else None
+
+
+def _list_item(item: str, key: str) -> str:
+    if not item.startswith(('"', "'")):
+        return item
+    value = _parse_yaml(item, key)
+    if not isinstance(value, str):
+        raise ConfigError(f"{key}: expected a quoted path, found {item}.", "Put quotes around the whole of it.")
+    return value
 
 
 def _merge(base: dict[str, Any], new: Mapping[str, Any], top: bool = True) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 LOG_EVERY_S = 5.0
 out = Console(highlight=False, soft_wrap=True)
@@ -47,10 +48,10 @@ class Ticker:
         self._bar: Progress | None = None
         if err.is_terminal:
             self._bar = Progress(
-                TextColumn("{task.description}"),
+                TextColumn("{task.description}", markup=False),
                 BarColumn(),
-                TextColumn("{task.completed:,.0f}/{task.total:,.0f} {task.fields[unit]}"),
-                TextColumn("{task.fields[note]}"),
+                TextColumn("{task.completed:,.0f}/{task.total:,.0f} {task.fields[unit]}", markup=False),
+                TextColumn("{task.fields[note]}", markup=False),
                 TimeRemainingColumn(),
                 console=err,
                 transient=True,
@@ -96,13 +97,18 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
+def say(text: str) -> None:
+    """Print a line to stdout as it is: a path may hold what Rich takes for markup (`y[red]z`, `q[/b]`)."""
+    out.out(text, highlight=False)
+
+
 def table(title: str, columns: list[str], rows: list[list[str]]) -> None:
-    """Print a small table; numbers right-aligned, the first column left."""
-    grid = Table(title=title, title_justify="left", title_style="bold")
+    """Print a small table; numbers right-aligned, the first column left. Nothing in it is markup."""
+    grid = Table(title=Text(title, style="bold"), title_justify="left")
     for number, column in enumerate(columns):
-        grid.add_column(column, justify="left" if number == 0 else "right", overflow="fold")
+        grid.add_column(Text(column), justify="left" if number == 0 else "right", overflow="fold")
     for row in rows:
-        grid.add_row(*row)
+        grid.add_row(*map(Text, row))
     out.print(grid)
 
 

@@ -6,6 +6,8 @@ from enum import StrEnum
 
 import pyarrow as pa
 
+from bertray.errors import ConfigError
+
 SCHEMA_VERSION = 1
 
 # --- reviews as they move through the pipeline ---------------------------------------------------------------------
@@ -26,7 +28,8 @@ TRUNCATED = "truncated"  # bool
 
 # --- examples (token shards) ----------------------------------------------------------------------------------------
 LABEL_ID = "label_id"  # int32, ordered as in the bundle's `labels`
-GROUP_HASH = "group_hash"  # uint64: stable hash of the group key; one group is never in two splits
+TEXT_HASH = "text_hash"  # uint64: stable hash of the cleaned text; equal texts are never in two splits
+GROUP_HASH = "group_hash"  # uint64: stable hash of the group key, or of the text where there is none
 
 # --- scored rows ----------------------------------------------------------------------------------------------------
 PREDICTION = "prediction"
@@ -50,6 +53,9 @@ def scored_schema(labels: list[str], kept: pa.Schema, *, needs_review: bool = Fa
     """Arrow schema of the scored rows of a model with these `labels` and these kept input columns.
 
     A kept column whose name is taken becomes `input_<name>`.
+
+    Raises:
+        ConfigError: two kept columns would get the same name.
     """
     fields = [
         pa.field(ID, pa.string(), nullable=False),
@@ -64,8 +70,15 @@ def scored_schema(labels: list[str], kept: pa.Schema, *, needs_review: bool = Fa
         pa.field(SCORED_AT, TIMESTAMP, nullable=False),
     ]
     taken = {field.name for field in fields}
+    kept_as: dict[str, str] = {}
     for field in kept:
         name = f"{INPUT_PREFIX}{field.name}" if field.name in taken else field.name
+        if name in kept_as:
+            raise ConfigError(
+                f"keep_columns: {kept_as[name]!r} and {field.name!r} would both be written as {name!r}.",
+                "Leave one of them out of `keep_columns`.",
+            )
+        kept_as[name] = field.name
         fields.append(field.with_name(name).with_nullable(True))
     return pa.schema(fields)
 

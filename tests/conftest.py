@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 
@@ -35,6 +36,16 @@ WORDS = [
     "actor",
     "story",
 ]
+
+
+@pytest.fixture(autouse=True)
+def _own_logging():
+    """The command line sets up logging on the stderr of one test; the next test has another."""
+    root = logging.getLogger()
+    before = list(root.handlers)
+    yield
+    for handler in [handler for handler in root.handlers if handler not in before]:
+        root.removeHandler(handler)
 
 
 @pytest.fixture(scope="session")
@@ -73,8 +84,6 @@ def tiny_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def ray_cluster():
     """One local Ray for the whole test session; four logical CPUs, so that actor pools leave some for tasks."""
-    import logging
-
     import ray
 
     from bertray.pipelines.cluster import ALLOCATOR_ENV

@@ -103,7 +103,18 @@ def test_every_wrong_key_is_named_at_once():
     assert "slot: '../x' is not a slot name" in text
 
 
-@pytest.mark.parametrize("text", ["- a\n", "a: [\n", "a: 1\na: 2\n", "x: !!python/object/apply:os.system [ls]\n"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "- a\n",
+        "a: [\n",
+        "a: 1\na: 2\n",
+        "? [a, b]\n: c\n",
+        "? {a: b}\n: c\n",
+        "a: 0x_\n",
+        "x: !!python/object/apply:os.system [ls]\n",
+    ],
+)
 def test_a_file_that_is_not_a_plain_mapping_is_a_config_error(tmp_path, text):
     with pytest.raises(ConfigError):
         load_config("train", [file(tmp_path, text)], TRAIN)
@@ -153,3 +164,110 @@ def test_a_config_is_frozen():
     config = build_config("score", yaml.safe_load("{input: a, output: b}"))
     with pytest.raises(ValueError, match="frozen"):
         config.seed = 3
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "*.parquet",
+        "**/*.csv",
+        "[ab]*.csv",
+        "[ab]*.[ch]sv",
+        "{a,b}.csv",
+        "@x",
+        "data/x #1",
+        "a: b",
+        "2026-11-20",
+        "007",
+        "it's",
+        "[a",
+    ],
+)
+def test_a_path_is_what_was_written_whatever_yaml_makes_of_it(path):
+    assert load_config("score", [], [f"input={path}", "output=o"]).input == (path,)
+    data = load_config(
+        "train", [], [f"data.{key}={path}" for key in ("train", "validation", "test")] + ["output=o"]
+    ).data
+    assert (data.train, data.validation, data.test) == ((path,), (path,), (path,))
+    assert load_config("init", [], [f"data={path}"]).data == (path,)
+    config = load_config("score", [], ["input=i", f"output={path}", f"model={path}"])
+    assert (config.output, config.model) == (path, path)
+
+
+@pytest.mark.parametrize(
+    ("written", "paths"),
+    [
+        ("[a, b]", ("a", "b")),
+        ("[*.parquet,[ab]*.csv, {c,d}.csv , @x, e #1,]", ("*.parquet", "[ab]*.csv", "{c,d}.csv", "@x", "e #1")),
+        ("[2026-11-20, 007, 1e5, null, it's]", ("2026-11-20", "007", "1e5", "null", "it's")),
+        ("""["a, b", 'it''s, c', "d]"]""", ("a, b", "it's, c", "d]")),
+        ('"[a, b]"', ("[a, b]",)),
+        ("'*.csv'", ("*.csv",)),
+    ],
+)
+def test_a_list_of_paths_is_split_and_its_items_stay_text(written, paths):
+    assert load_config("score", [], [f"input={written}", "output=o"]).input == paths
+
+
+def test_null_takes_a_path_back(tmp_path):
+    path = file(tmp_path, "data: {train: a, validation: b}\noutput: o\n")
+    assert load_config("train", [path], ["data.validation=null"]).data.validation is None
+
+
+@pytest.mark.parametrize("written", ["", "[a,,b]", '[a, ""]', '["a" b]', "['a]"])
+def test_a_path_that_is_empty_or_half_quoted_is_a_config_error(written):
+    with pytest.raises(ConfigError, match="input"):
+        load_config("score", [], [f"input={written}", "output=o"])
+
+
+@pytest.mark.parametrize("slot", ["007", "2026_11", "1e5"])
+def test_a_slot_keeps_its_digits(slot):
+    assert load_config("score", [], [*SCORE, f"slot={slot}"]).slot == slot
+
+
+@pytest.mark.parametrize("written", [r"\t", "tab", "\t", r"'\t'"])
+def test_a_tab_can_be_written_as_delimiter(tmp_path, written):
+    assert load_config("score", [], [*SCORE, f"reader.delimiter={written}"]).reader.delimiter == "\t"
+
+
+@pytest.mark.parametrize("written", [r"\t", r'"\t"', r"'\t'", "tab"])
+def test_a_tab_can_be_written_as_delimiter_in_yaml(tmp_path, written):
+    path = file(tmp_path, f"reader: {{delimiter: {written}}}\n")
+    assert load_config("score", [path], SCORE).reader.delimiter == "\t"
+    with pytest.raises(ConfigError, match="delimiter: String should have at most 1 character"):
+        load_config("score", [path], [*SCORE, "reader.delimiter=;;"])
+
+
+@pytest.mark.parametrize(
+    ("labels", "expected"),
+    [
+        ("{1.0: neg, 2.0: pos}", {"1": "neg", "2": "pos"}),
+        ("{'1.0': neg, ' -2.00 ': ' pos '}", {"1": "neg", "-2": "pos"}),
+        ("{a: 1.0, b: 2.0, c: null}", {"a": "1.0", "b": "2.0", "c": None}),
+        ("{1.5: a, 10: b, v1.0: c}", {"1.5": "a", "10": "b", "v1.0": "c"}),
+        ("{1: neg, '1.0': neg, 2: pos}", {"1": "neg", "2": "pos"}),
+        ("[1.0, 2.0]", ("1", "2")),
+        ("[' neg ', \"pos\\n\"]", ("neg", "pos")),
+    ],
+)
+def test_label_values_are_taken_as_the_data_has_them(labels, expected):
+    assert load_config("train", [], [*TRAIN, f"labels={labels}"]).labels == expected
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ("{1: neg, '1.0': pos}", "the value '1' two names: 'neg' and 'pos'"),
+        ("[1, 1.0]", "needs at least two class names"),
+        ("{1: a, ' ': b}", "an empty label"),
+        ("{1: a, 2: ' '}", "an empty label"),
+    ],
+)
+def test_labels_that_become_one_or_none_are_a_config_error(labels, message):
+    with pytest.raises(ConfigError, match=message):
+        load_config("train", [], [*TRAIN, f"labels={labels}"])
+
+
+def test_a_column_is_kept_once():
+    with pytest.raises(ConfigError, match="keep_columns: names a column twice: 'x'"):
+        load_config("score", [], [*SCORE, "keep_columns=[x, y, x]"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -57,7 +58,7 @@ def test_nightly_config_scores_daily_files(real_data, tiny_encoder, tmp_path, ra
     incoming = tmp_path / "incoming"
     incoming.mkdir()
     for day in sorted((real_data / "naver_movies" / "incoming").iterdir())[:2]:
-        (incoming / day.name).symlink_to(day)
+        shutil.copy(day, incoming)
     words = [f"model={model}", f"input={incoming}/*.parquet", f"output={tmp_path / 'scored'}"]
     assert run(["score", "-c", str(CONFIGS / "nightly.yaml"), *words]) == 0
     entry = json.loads((tmp_path / "scored" / "control" / "commits" / "00000001.json").read_text())

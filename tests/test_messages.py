@@ -19,6 +19,18 @@ def reviews(tmp_path):
     return path
 
 
+@pytest.fixture
+def tiny_classifier(tmp_path, tiny_encoder):
+    """A classifier of two classes as it comes from the hub: without a bertray.json."""
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    folder = tmp_path / "classifier"
+    labels = {0: "neg", 1: "pos"}
+    AutoModelForSequenceClassification.from_pretrained(tiny_encoder, id2label=labels).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(tiny_encoder).save_pretrained(folder)
+    return folder
+
+
 @pytest.fixture(autouse=True)
 def no_cluster(monkeypatch):
     """Whoever starts Ray in these tests has checked too late."""
@@ -45,6 +57,7 @@ TRAIN_FAULTS = [
     (2, ["model=/no/such/model"], ["model=/no/such/model: no such folder"]),
     (2, ["max_length=9999"], ["max_length=9999", "sees at most 64 tokens"]),
     (2, ["output=/proc/bertray"], ["/proc/bertray"]),
+    (2, ["output=ftp://host/x"], ["found ftp://"]),
     (2, ["training.method=distill"], ["training.method=distill: not in this version"]),
     (6, ["labels=[pos, negative]"], ["neg (4)"]),
     (6, ["columns.label=stars", "labels={{0: a, 1: b}}"], ["2 (1)", "labels={"]),
@@ -110,6 +123,51 @@ def test_an_output_that_holds_another_run_is_a_conflict(tmp_path, tiny_encoder, 
     code, text = outcome(capsys, *argv)
     assert code == 4, text
     assert "holds a train run with other data or settings" in text
+
+
+def test_a_folder_that_is_not_ours_is_left_alone(tmp_path, tiny_encoder, reviews, capsys):
+    (tmp_path / "out" / "model").mkdir(parents=True)
+    (tmp_path / "out" / "model" / "precious").write_text("x")
+    (tmp_path / "out" / "metrics.json").write_text("{}")
+    for argv in (
+        ["train", f"model={tiny_encoder}", f"data.train={reviews}", "max_length=32"],
+        ["train", f"model={tiny_encoder}", f"data.train={reviews}", "max_length=32"],
+    ):
+        code, text = outcome(capsys, *argv, f"output={tmp_path / 'out'}")
+        assert code == 4, text
+        assert "not empty, and not an output of bertray" in text
+    found = sorted(path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*"))
+    assert found == ["metrics.json", "model", "model/precious"]
+
+
+@pytest.mark.parametrize("below", ["", "/run"])
+def test_an_output_that_is_a_file_or_below_one_is_a_configuration_error(tmp_path, tiny_encoder, reviews, capsys, below):
+    (tmp_path / "file").write_text("x")
+    argv = ["train", f"model={tiny_encoder}", f"data.train={reviews}", "max_length=32"]
+    code, text = outcome(capsys, *argv, f"output={tmp_path}/file{below}")
+    assert code == 2, text
+
+
+def test_a_wrong_input_leaves_the_output_untouched(tmp_path, capsys, reviews, tiny_classifier):
+    code, text = outcome(capsys, "score", f"model={tiny_classifier}", "input=nowhere", f"output={tmp_path / 'out'}")
+    assert code == 2, text
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_plan_over_reviews_without_text_says_so(tmp_path, capsys, tiny_classifier):
+    path = tmp_path / "empty.parquet"
+    pq.write_table(pa.table({"id": ["a"], "text": ["   "]}), path)
+    code, text = outcome(capsys, "plan", f"model={tiny_classifier}", f"input={path}", f"output={tmp_path / 'out'}")
+    assert code == 6, text
+    assert "none of 1 sampled rows can be used; first: text_empty" in text
+
+
+def test_labels_of_another_model_are_refused(tmp_path, capsys, reviews, tiny_classifier):
+    for verb in ("score", "evaluate"):
+        argv = [verb, f"model={tiny_classifier}", f"input={reviews}", f"output={tmp_path / 'out'}"]
+        code, text = outcome(capsys, *argv, "labels={neg: sad, pos: happy}")
+        assert code == 2, text
+        assert "expected classes of the model (neg, pos), found sad, happy" in text
 
 
 def test_scoring_with_an_encoder_that_was_never_trained_says_to_train(tmp_path, tiny_encoder, reviews, capsys):

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bertray.config import Cleaning
-from bertray.errors import ConfigError, InfrastructureError
+from bertray.errors import ConfigError, ConflictError, InfrastructureError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -32,6 +32,17 @@ BUNDLED_SHA256 = {
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*(/[\w.-]+)?(@[\w./-]+)?$")
 # Only what a model needs is fetched; weights only as safetensors, never as pickles.
 _HUB_FILES = ("*.json", "*.txt", "*.model", "model*.safetensors")
+_WEIGHT_FILES = "model*.safetensors"
+_REMOTE_SCHEMES = ("s3", "gs")
+# A tokenizer is one of these: of the library `tokenizers`, of WordPiece, of byte-level BPE, of SentencePiece.
+_VOCABULARY_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "*.model")
+_TOKENIZER_FILES = (
+    *_VOCABULARY_FILES,
+    "merges.txt",
+    "added_tokens.json",
+    "special_tokens_map.json",
+    "tokenizer_config.json",
+)
 
 
 @dataclass(frozen=True)
@@ -47,6 +58,8 @@ class BundleInfo:
     head: str = "sequence_classification"
     base_model: str = ""
     data_fingerprint: str = ""
+    max_chars: int = 20_000  # longer reviews were cut to this before tokenizing
+    text_pair: bool = False  # trained on pairs: a review comes with a second text
     model_version: str = ""  # digest of the files beside this one and of the fields above
     schema_version: int = SCHEMA_VERSION
 
@@ -96,12 +109,20 @@ def resolve_model(model: str) -> Path:
     Every machine of a cluster calls this for itself, so that each model is fetched once per machine.
 
     Raises:
-        ConfigError: no such folder, no such model on the hub, or a folder that holds no model.
-        InfrastructureError: the hub cannot be reached.
+        ConfigError: no such folder, a URI of another kind or without a bucket, no such model on the hub, or a folder
+            without config, weights as safetensors, or tokenizer.
+        InfrastructureError: the hub or the object store cannot be reached.
     """
     if model == "bundled":
         return bundled_model()
     if "://" in model:
+        scheme, _, rest = model.partition("://")
+        if scheme not in _REMOTE_SCHEMES or not rest.partition("/")[0]:
+            found = f"{scheme}:// without one" if scheme in _REMOTE_SCHEMES else f"{scheme}://"
+            raise ConfigError(
+                f"model={model}: expected s3:// or gs:// with a bucket, found {found}.",
+                "Give a prefix like s3://bucket/run/model, a local folder, a hub id, or `bundled`.",
+            )
         return _checked(_downloaded(model), model)
     folder = Path(model).expanduser()
     if folder.is_dir():
@@ -114,15 +135,49 @@ def resolve_model(model: str) -> Path:
 
 
 def _checked(folder: Path, model: str) -> Path:
-    if (folder / "config.json").is_file():
-        return folder
-    inside = folder / "model" / "config.json"
-    if inside.is_file():
-        raise ConfigError(f"model={model}: holds a run, not a model.", f"Give model={Path(model) / 'model'}.")
-    raise ConfigError(
-        f"model={model}: expected a folder with config.json and model.safetensors, found {_listing(folder)}.",
-        "Give the `model` folder of a finished run, a hub id, or `bundled`.",
-    )
+    """The folder, when it has all that loading a model needs."""
+    if not (folder / "config.json").is_file():
+        if (folder / "model" / "config.json").is_file():
+            raise ConfigError(f"model={model}: holds a run, not a model.", f"Give model={Path(model) / 'model'}.")
+        raise ConfigError(
+            f"model={model}: expected a folder with config.json and model.safetensors, found {_listing(folder)}.",
+            "Give the `model` folder of a finished run, a hub id, or `bundled`.",
+        )
+    _read_json(folder / "config.json", model)
+    if not _matching(folder, (_WEIGHT_FILES,)):
+        raise ConfigError(
+            f"model={model}: expected weights as model.safetensors, found {_listing(folder)}; "
+            "pickled weights such as pytorch_model.bin are never loaded.",
+            "Convert them: load the model with transformers and `save_pretrained` it as safetensors.",
+        )
+    if not _matching(folder, _VOCABULARY_FILES):
+        raise ConfigError(
+            f"model={model}: expected a tokenizer (tokenizer.json, vocab.txt, vocab.json or spiece.model), "
+            f"found {_listing(folder)}.",
+            "Save it beside the weights: `AutoTokenizer.from_pretrained(...).save_pretrained(...)`.",
+        )
+    return folder
+
+
+def _matching(folder: Path, patterns: Iterable[str]) -> list[Path]:
+    """Files of a folder whose name fits one of the patterns, by name, each once."""
+    return sorted({path for pattern in patterns for path in folder.glob(pattern) if path.is_file()})
+
+
+def _read_json(path: Path, model: str) -> dict[str, Any]:
+    """Raises ConfigError when the file is not a JSON object."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # JSONDecodeError, UnicodeDecodeError
+        raise ConfigError(
+            f"model={model}: expected JSON in {path.name}, found something else ({error}).", "Copy the model again."
+        ) from error
+    if not isinstance(content, dict):
+        raise ConfigError(
+            f"model={model}: expected a JSON object in {path.name}, found a {type(content).__name__}.",
+            "Copy the model again.",
+        )
+    return content
 
 
 def _listing(folder: Path) -> str:
@@ -193,14 +248,14 @@ def read_info(folder: Path, *, model: str = "") -> BundleInfo:
     """
     where = model or str(folder)
     if (folder / INFO_FILE).is_file():
-        info = BundleInfo.from_json(json.loads((folder / INFO_FILE).read_text(encoding="utf-8")), f"model={where}")
+        info = BundleInfo.from_json(_read_json(folder / INFO_FILE, where), f"model={where}")
         if info.model_version != content_version(folder, info):
             raise ConfigError(
                 f"model={where}: its files do not match the model_version {info.model_version} they were saved with.",
                 "Copy the bundle again, or train again.",
             )
         return info
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config = _read_json(folder / "config.json", where)
     architectures = config.get("architectures") or []
     if not any(name.endswith("ForSequenceClassification") for name in architectures):
         raise ConfigError(
@@ -227,7 +282,7 @@ def _position_offset(config: dict[str, Any]) -> int:
 
 def longest_input(folder: Path) -> int | None:
     """Tokens the model of a folder can see at most, special tokens included; None when its config does not say."""
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config = _read_json(folder / "config.json", str(folder))
     positions = config.get("max_position_embeddings")
     return None if positions is None else int(positions) - _position_offset(config)
 
@@ -235,11 +290,19 @@ def longest_input(folder: Path) -> int | None:
 def write_bundle(
     target: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, info: BundleInfo, card: str
 ) -> BundleInfo:
-    """Write a bundle into an empty or absent folder; it is complete or not there.
+    """Write a bundle into an empty or absent folder, or in place of an earlier bundle; it is complete or not there.
 
     Returns:
         The info as stored, with its `model_version`.
+
+    Raises:
+        ConflictError: the target holds something that is not a bundle of bertray.
     """
+    if target.exists() and not (target / INFO_FILE).is_file() and not (target.is_dir() and not any(target.iterdir())):
+        raise ConflictError(
+            f"{target}: holds a model that bertray did not write (no {INFO_FILE}).",
+            "Choose another `output`, or move it away.",
+        )
     target.parent.mkdir(parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     try:
@@ -273,6 +336,17 @@ def content_version(folder: Path, info: BundleInfo) -> str:
         digest.update(f"{path.name}:{file_sha256(path)}\n".encode())
     fields = {key: value for key, value in info.to_json().items() if key != "model_version"}
     digest.update(json.dumps(fields, sort_keys=True, ensure_ascii=False).encode())
+    return digest.hexdigest()[:16]
+
+
+def weights_digest(folder: Path) -> str:
+    """16 hex digits over the bytes of a model's config, tokenizer and weights, whatever the folder is called.
+
+    Another digest means that a model was replaced in place: its token ids or its start of training may differ.
+    """
+    digest = hashlib.sha256()
+    for path in _matching(folder, ("config.json", "*.safetensors", *_TOKENIZER_FILES)):
+        digest.update(f"{path.name}:{file_sha256(path)}\n".encode())
     return digest.hexdigest()[:16]
 
 

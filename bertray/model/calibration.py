@@ -42,6 +42,9 @@ def fit_temperature(
 ) -> float:
     """The temperature with the least log loss on held-out rows, between 0.05 and 20.
 
+    Training fits it on one sequence a review, where `long_text` is `windows` on the first window, although scoring
+    then averages the probabilities of all windows.
+
     Args:
         logits_NC: float [N, C]; with `rows_S`, [S, C].
         label_ids_N: the given labels, in 0..C-1.

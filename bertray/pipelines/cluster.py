@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 from collections.abc import Iterator
@@ -118,43 +119,51 @@ def configure_data() -> None:
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-    context.execution_no_progress_timeout_s = 300
+    # A block is a whole shard, minutes of work for a large model on a CPU; a cluster may have to start machines first.
+    context.execution_no_progress_timeout_s = 6 * 3600 if inside_cluster() else 3600
     context.max_errored_blocks = 0
 
 
-def unwrap(error: BaseException) -> BertrayError | None:
-    """The BertrayError inside whatever Ray wrapped around it, if there is one."""
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """An error and everything that Ray, Ray Data and Ray Train wrapped into it."""
     seen: set[int] = set()
     pending: list[BaseException | None] = [error]
     while pending:
-        current = pending.pop()
+        current = pending.pop(0)
         if current is None or id(current) in seen:
             continue
         seen.add(id(current))
-        if isinstance(current, BertrayError):
-            return current
+        yield current
         pending += [current.__cause__, current.__context__, getattr(current, "cause", None)]
         failures = getattr(current, "worker_failures", None)
         if isinstance(failures, dict):
             pending += list(failures.values())
-    return None
 
 
 def as_known(error: BaseException) -> BertrayError | None:
     """What went wrong inside Ray as one of our errors: ours unwrapped, Ray's own as infrastructure, else None."""
+    import ray.data.exceptions
     import ray.exceptions
 
-    ours = unwrap(error)
-    if ours is not None:
-        return ours
+    chain = list(_chain(error))
+    for inner in chain:
+        if isinstance(inner, BertrayError):
+            return inner
     crashed = (
-        ray.exceptions.RaySystemError,
-        ray.exceptions.RayActorError,
-        ray.exceptions.WorkerCrashedError,
-        ray.exceptions.OutOfMemoryError,
-        ray.exceptions.ObjectLostError,
+        MemoryError,
         ray.exceptions.GetTimeoutError,
+        ray.exceptions.NodeDiedError,
+        ray.exceptions.ObjectLostError,
+        ray.exceptions.OutOfMemoryError,
+        ray.exceptions.RayActorError,
+        ray.exceptions.RaySystemError,
+        ray.exceptions.WorkerCrashedError,
+        *([ray.data.exceptions.ExecutionTimeoutError] if hasattr(ray.data.exceptions, "ExecutionTimeoutError") else []),
     )
-    if isinstance(error, crashed):
-        return InfrastructureError(f"Ray: {' '.join(str(error).split())[:300]}", "Run the same command again.")
+    for inner in chain:
+        out_of_memory = type(inner).__name__ == "OutOfMemoryError"  # torch's, without importing torch
+        no_space = isinstance(inner, OSError) and inner.errno in (errno.ENOSPC, errno.EDQUOT)
+        if isinstance(inner, crashed) or out_of_memory or no_space:
+            words = " ".join(str(inner).split())[:300] or type(inner).__name__
+            return InfrastructureError(f"Ray: {words}", "Run the same command again.")
     return None

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from bertray.config import DemoConfig, ScoreConfig, TrainConfig, Workers, build_config
-from bertray.console import duration, out, table
+from bertray.console import duration, out, say, table
 from bertray.errors import ConflictError
 from bertray.pipelines.cluster import ray_session
 from bertray.pipelines.score import run_score
@@ -37,7 +37,7 @@ def run_demo(config: DemoConfig) -> int:
         run_train(train)
         for number, (night, slot) in enumerate(NIGHTS, start=2):
             shutil.copytree(REVIEWS / night, incoming, dirs_exist_ok=True)
-            out.print(f"[bold]{number}. {night}[/bold]: score what came in")
+            say(f"[bold]{number}. {night}[/bold]: score what came in")
             score = build_config("score", _score_settings(root, slot))
             assert isinstance(score, ScoreConfig)
             run_score(score)
@@ -65,7 +65,7 @@ def _train_settings(root: Path, seed: int) -> dict[str, Any]:
         "max_length": 128,
         "long_text": "head_tail",
         "seed": seed,
-        "training": {"epochs": 6, "batch_size": 16, "learning_rate": 1e-4},
+        "training": {"epochs": 3, "batch_size": 16, "learning_rate": 2e-4},
         "report": {"slices": SLICES},
     }
 
@@ -98,10 +98,10 @@ def _print_summary(root: Path, seconds: float) -> None:
             ]
         )
     table(f"demo in {duration(seconds)}", ["", "rows in", "scored", "quarantined", "accuracy", "rows/s"], rows)
-    out.print(f"training report   {root / 'train' / 'report.html'}")
+    say(f"training report   {root / 'train' / 'report.html'}")
     for night, slot in NIGHTS:
-        out.print(f"{night} report    {root / 'scored' / 'reports' / slot / 'report.html'}")
-    out.print(f"scored Parquet    {root / 'scored' / 'data'}")
+        say(f"{night} report    {root / 'scored' / 'reports' / slot / 'report.html'}")
+    say(f"scored Parquet    {root / 'scored' / 'data'}")
 
 
 def _accuracy(metrics: Path) -> str:

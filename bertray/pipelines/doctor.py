@@ -14,7 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from bertray.config import DoctorConfig, Workers
-from bertray.console import out
+from bertray.console import say
 from bertray.errors import BertrayError, ConfigError, InfrastructureError
 from bertray.model.bundle import resolve_model
 from bertray.pipelines.cluster import ray_session
@@ -42,7 +42,7 @@ def run_doctor(config: DoctorConfig) -> int:
     ]
     codes = [_check(name, check) for name, check in checks]
     failed = [code for code in codes if code]
-    out.print(f"{len(codes) - len(failed)} of {len(codes)} checks passed")
+    say(f"{len(codes) - len(failed)} of {len(codes)} checks passed")
     return failed[0] if failed else 0
 
 
@@ -51,9 +51,12 @@ def _check(name: str, check: Callable[[], str]) -> int:
     try:
         found = check()
     except BertrayError as error:
-        out.print(f"FAIL  {name:14} {error.message} {error.remedy}", markup=False)
+        say(f"FAIL  {name:14} {error.message} {error.remedy}")
         return error.exit_code
-    out.print(f"ok    {name:14} {found} ({time.monotonic() - started:.1f} s)", markup=False)
+    except Exception as error:  # whatever a check meets is its finding; the next checks still run
+        say(f"FAIL  {name:14} {type(error).__name__}: {' '.join(str(error).split())[:200]}")
+        return InfrastructureError.exit_code
+    say(f"ok    {name:14} {found} ({time.monotonic() - started:.1f} s)")
     return 0
 
 

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import logging
-import shutil
 import time
 from pathlib import Path
 
 import bertray
 from bertray.config import EvaluateConfig, to_yaml
-from bertray.console import duration, out
+from bertray.console import duration, say
 from bertray.errors import ConfigError
-from bertray.model.bundle import BundleInfo, longest_input, read_info, resolve_model
+from bertray.model.bundle import longest_input, read_info, resolve_model
 from bertray.pipelines.cluster import ray_session
-from bertray.pipelines.evaluation import STAGING, evaluate_shards, finish_report
-from bertray.pipelines.inputs import Inputs, open_inputs, read_spec
-from bertray.pipelines.runs import claim_output, finished_run
+from bertray.pipelines.evaluation import STAGING, evaluate_shards, finish_report, label_map
+from bertray.pipelines.inputs import check_pair, open_inputs, read_spec
+from bertray.pipelines.runs import claim_output, finished_run, mark_finished
 from bertray.reviews.label_counts import count_labels
-from bertray.reviews.labels import LabelMap
-from bertray.storage.store import LocalStore, open_store
+from bertray.storage.store import open_store
 from bertray.training.token_shards import cache_key
 
 log = logging.getLogger(__name__)
@@ -32,15 +30,17 @@ def run_evaluate(config: EvaluateConfig) -> int:
     longest = longest_input(folder)
     if config.max_length and longest is not None and config.max_length > longest:
         raise ConfigError(f"max_length={config.max_length}: {config.model} sees at most {longest} tokens.")
-    spec = read_spec(config, info.cleaning, wants_label=True, keep_columns=config.report.slices)
+    check_pair(config, info)
+    spec = read_spec(config, info.cleaning, info.max_chars, wants_label=True, keep_columns=config.report.slices)
     inputs = open_inputs("input", config.input, config, spec)
-    labels = label_map(config, info, inputs)
+    labels = label_map(config.labels, info)
+    labels.check(count_labels(inputs.files, inputs.spec), "input", needs_all_classes=False)
     files = [(f.path, f.size_bytes, f.digest, f.num_rows) for f in inputs.files]
     identity = config.model_dump(mode="json", exclude={"output", "price_per_hour", "workers"})
     run_key = cache_key({"config": identity, "files": files, "model": info.model_version})
     store = open_store(config.output)
     if finished_run(store, "evaluate", run_key):
-        out.print(f"already evaluated: {store.uri('report.html')}")
+        say(f"already evaluated: {store.uri('report.html')}")
         return 0
     claim_output(store, "evaluate", run_key, to_yaml(config))
     with ray_session(config.workers) as resources:
@@ -74,26 +74,9 @@ def run_evaluate(config: EvaluateConfig) -> int:
             "bertray": bertray.__version__,
         },
     )
-    if isinstance(store, LocalStore):
-        shutil.rmtree(store.uri(STAGING), ignore_errors=True)
-    out.print(summary)
-    out.print(f"report   {store.uri('report.html')}")
+    mark_finished(store)
+    for key in store.keys(STAGING):
+        store.delete(key)
+    say(summary)
+    say(f"report   {store.uri('report.html')}")
     return 0
-
-
-def label_map(config: EvaluateConfig, info: BundleInfo, inputs: Inputs) -> LabelMap:
-    """How the input's label values read: as the config says, else as the model was trained.
-
-    Raises:
-        ConfigError: the config names a class that the model does not have.
-        DataRefused: a value of the input is no class.
-    """
-    labels = LabelMap.from_config(config.labels) if config.labels else LabelMap(info.labels, dict(info.label_values))
-    strangers = [name for name in labels.names if name not in info.labels]
-    if strangers:
-        raise ConfigError(
-            f"labels: expected classes of the model ({', '.join(info.labels)}), found {', '.join(strangers)}.",
-            "Map the values of the input to the model's classes.",
-        )
-    labels.check(count_labels(inputs.files, inputs.spec), "input", needs_all_classes=False)
-    return labels

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from bertray import schema as s
 from bertray.config import EvaluateConfig, TrainConfig, to_yaml
 from bertray.console import Ticker, timed
-from bertray.errors import DataRefused
+from bertray.errors import ConfigError, DataRefused
 from bertray.evaluation.baselines import TfidfLogreg, fit_tfidf_logreg, majority
 from bertray.evaluation.evaluation import Evaluation, evaluate_predictions
 from bertray.evaluation.slices import length_bands
@@ -52,6 +52,7 @@ class EvaluatedRows:
     unknown: int  # rows whose label the model does not know
     unlabelled: int  # rows without a label
     refused: int  # rows that could not be scored
+    text_hash_N: np.ndarray  # uint64, of the cleaned text
 
     @property
     def num_rows(self) -> int:
@@ -159,7 +160,26 @@ def collect(
         unknown=int((label_ids_N == -1).sum()),
         unlabelled=int((label_ids_N == -3).sum()),
         refused=refused,
+        text_hash_N=kept[s.TEXT_HASH].to_numpy(),
     )
+
+
+def label_map(labels: Sequence[str] | Mapping[str, str | None] | None, info: BundleInfo) -> LabelMap:
+    """How the input's label values read: as the config says, else as the model was trained.
+
+    Raises:
+        ConfigError: the config names a class that the model does not have.
+    """
+    if labels is None:
+        return LabelMap(info.labels, dict(info.label_values))
+    found = LabelMap.from_config(labels)
+    strangers = [name for name in found.names if name not in info.labels]
+    if strangers:
+        raise ConfigError(
+            f"labels: expected classes of the model ({', '.join(info.labels)}), found {', '.join(strangers)}.",
+            "Map the values of the input to the model's classes.",
+        )
+    return found
 
 
 def predictions_table(rows: EvaluatedRows, labels: Sequence[str]) -> pa.Table:
@@ -201,8 +221,9 @@ def train_baselines(
         seed: of the sample and the solver.
     """
     num_rows = sum(len(rows) for rows in members.values())
-    random = np.random.default_rng(seed)
-    share = min(1.0, max_rows / max(num_rows, 1))
+    order = np.random.default_rng(seed).permutation(num_rows)
+    sampled_N = np.zeros(num_rows, bool)
+    sampled_N[order[:max_rows]] = True
     texts: list[str] = []
     label_ids: list[np.ndarray] = []
     sampled: list[np.ndarray] = []
@@ -210,7 +231,8 @@ def train_baselines(
         kept = _members(read_shard(shard, inputs.spec).kept, members.get(shard.file_no))
         ids_N = labels.ids(_array(kept[s.LABEL]))
         label_ids.append(ids_N)
-        picked = np.flatnonzero(random.random(len(ids_N)) < share)
+        seen = sum(len(ids) for ids in label_ids) - len(ids_N)
+        picked = np.flatnonzero(sampled_N[seen : seen + len(ids_N)])
         texts += kept[s.TEXT].take(pa.array(picked)).to_pylist()
         sampled.append(ids_N[picked])
     sampled_ids_N = np.concatenate(sampled)

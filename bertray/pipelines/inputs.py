@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from bertray.config import Cleaning, Common
-from bertray.errors import DataRefused
+from bertray.errors import ConfigError, DataRefused
+from bertray.model.bundle import BundleInfo
 from bertray.reviews.sources import (
     BadFile,
     InputFile,
@@ -35,15 +36,22 @@ class Inputs:
 
 
 def read_spec(
-    config: Common, cleaning: Cleaning, *, wants_label: bool, keep_columns: Sequence[str] = (), unique_ids: bool = False
+    config: Common,
+    cleaning: Cleaning,
+    max_chars: int,
+    *,
+    wants_label: bool,
+    keep_columns: Sequence[str] = (),
+    unique_ids: bool = False,
 ) -> ReadSpec:
+    """How to read an input; `cleaning` and `max_chars` are those of training, whoever reads."""
     return ReadSpec(
         columns=config.columns,
         reader=config.reader,
         keep_columns=tuple(keep_columns),
         wants_label=wants_label,
         cleaning=cleaning,
-        max_chars=config.max_chars,
+        max_chars=max_chars,
         unique_ids=unique_ids,
     )
 
@@ -74,3 +82,16 @@ def open_inputs(key: str, paths: Sequence[str], config: Common, spec: ReadSpec) 
     if inputs.num_rows == 0:
         raise DataRefused(f"{key}: {len(files)} files, no row.", "Give files that hold reviews.")
     return inputs
+
+
+def check_pair(config: Common, info: BundleInfo) -> None:
+    """A model that was trained on pairs gets pairs, and no other does.
+
+    Raises:
+        ConfigError: `columns.text_pair` does not fit the model.
+    """
+    if info.text_pair and config.columns.text_pair is None:
+        raise ConfigError(
+            f"columns.text_pair: {config.model} was trained on pairs of texts, and no second column is named.",
+            "Set `columns.text_pair` to the column that holds the second text.",
+        )

@@ -17,6 +17,8 @@ from bertray.reviews.labels import LabelMap
 from bertray.storage.records import TOKEN_BANDS, LedgerEntry
 from bertray.storage.store import Store
 
+UNKNOWN_LABELS = "The input has a label column, but none of its values is a class of the model: no accuracy."
+
 
 def write_night_report(
     store: Store,
@@ -72,6 +74,7 @@ def write_night_report(
             "parts taken over from an interrupted run": f"{entry.adopted_receipts:,}",
         },
         config=json.dumps(entry.settings, indent=1, ensure_ascii=False),
+        notes=[UNKNOWN_LABELS] if entry.evaluation_parts and evaluated is None else [],
         created=entry.committed_at,
         evaluation=evaluated,
     )

@@ -12,7 +12,8 @@ import pyarrow as pa
 
 from bertray import schema as s
 from bertray.config import Common, ScoreConfig, Section, TrainConfig
-from bertray.console import duration, out, table
+from bertray.console import duration, say, table
+from bertray.errors import DataRefused
 from bertray.model.bundle import resolve_model
 from bertray.model.tokenization import ReviewTokenizer, sequences
 from bertray.pipelines.cluster import inside_cluster, plan_resources
@@ -61,7 +62,7 @@ def _plan_score(config: ScoreConfig) -> None:
     good = [file for file in new if isinstance(file, InputFile)]
     inputs = Inputs(good, tonight.spec)
     if not inputs.num_rows:
-        out.print("nothing new to score")
+        say("nothing new to score")
         return
     max_length, long_text = config.max_length or info.max_length, config.long_text or info.long_text
     folder = resolve_model(config.model)
@@ -87,7 +88,7 @@ def _plan_train(config: TrainConfig) -> None:
         if inputs
     ]
     table("data", ["", "files", "rows"], rows)
-    out.print(f"classes: {', '.join(data.labels.names)}")
+    say(f"classes: {', '.join(data.labels.names)}")
     folder = resolve_model(config.model)
     sample = draw_sample(data.train, ReviewTokenizer(folder, config.max_length, config.long_text))
     _print_sample(sample, data.train.num_rows, config.max_length)
@@ -96,7 +97,7 @@ def _plan_train(config: TrainConfig) -> None:
     rows_trained = data.train.num_rows * (1.0 if data.validation else 1 - config.data.validation_fraction)
     seconds = rows_trained * mean_tokens * config.training.epochs / tokens_per_s
     steps = -(-int(rows_trained) // config.training.batch_size) * config.training.epochs
-    out.print(f"about {steps:,} optimizer steps of {config.training.batch_size} examples")
+    say(f"about {steps:,} optimizer steps of {config.training.batch_size} examples")
     evaluated = data.test.num_rows if data.test else data.train.num_rows - rows_trained
     seconds += evaluated * mean_tokens / (3 * tokens_per_s)  # a forward pass is a third of a training step
     _print_forecast(config, seconds, f"{tokens_per_s:,.0f} tokens/s of training measured here")
@@ -135,6 +136,11 @@ def draw_sample(inputs: Inputs, tokenizer: ReviewTokenizer, num_rows: int = SAMP
         tokenizer.encode(text, pairs[number] if pairs else None) for number, text in enumerate(texts) if len(text)
     ]
     rows = sum(batch.rows_in for batch in batches)
+    if not tokens:
+        raise DataRefused(
+            f"none of {rows:,} sampled rows can be used; first: {batches[0].refused[s.REASON][0].as_py()}.",
+            "Look at the file, and at `columns.text`.",
+        )
     return Sample(pa.concat_tables(tokens), rows, sum(batch.refused.num_rows for batch in batches))
 
 
@@ -153,19 +159,19 @@ def _print_files(tonight: Tonight) -> None:
         rest = len(rows) - MAX_LINES
         rows = [*rows[:MAX_LINES], [f"... and {rest} more files", "", "", ""]]
     table("files", ["path", "tonight", "rows", "why"], rows)
-    out.print(", ".join(f"{count} {verdict}" for verdict, count in sorted(counts.items())) or "no files")
+    say(", ".join(f"{count} {verdict}" for verdict, count in sorted(counts.items())) or "no files")
 
 
 def _print_sample(sample: Sample, num_rows: int, max_length: int) -> None:
     n_tokens_N = sample.tokens[s.N_TOKENS].to_numpy()
     p50, p90, p99 = np.percentile(n_tokens_N, [50, 90, 99])
-    out.print(
+    say(
         f"tokens of {len(n_tokens_N):,} sampled reviews: median {p50:.0f}, 90 % below {p90:.0f}, 99 % below {p99:.0f}, "
         f"longest {n_tokens_N.max()}; {(n_tokens_N > max_length).mean():.1%} longer than max_length={max_length}"
     )
     if sample.rows_refused:
         share = sample.rows_refused / sample.rows_read
-        out.print(f"of {sample.rows_read:,} sampled rows {sample.rows_refused} would be quarantined ({share:.2%})")
+        say(f"of {sample.rows_read:,} sampled rows {sample.rows_refused} would be quarantined ({share:.2%})")
 
 
 def _print_forecast(config: Common, seconds: float, basis: str) -> None:
@@ -180,16 +186,16 @@ def _print_forecast(config: Common, seconds: float, basis: str) -> None:
         cpus = {"CPU": float(max(2, os.cpu_count() or 2)), "GPU": float(config.workers.num_workers)}
         resources = plan_resources(config.workers, cpus, local=True)
     on_gpu = config.workers.use_gpu
-    out.print(
+    say(
         f"{resources.num_workers} worker{'s' if resources.num_workers > 1 else ''} of "
         + ("1 GPU" if on_gpu else f"{resources.threads} threads")
         + f", {resources.cpus_per_worker:g} CPU each"
     )
     if on_gpu:
-        out.print(f"no forecast for GPUs ({basis}, on the CPU: {duration(seconds)})")
+        say(f"no forecast for GPUs ({basis}, on the CPU: {duration(seconds)})")
         return
     share = resources.num_workers if inside_cluster() else 1
     total = START_UP_S + seconds / share
-    out.print(f"about {duration(total)} ({basis}; {START_UP_S:.0f} s of it to start)")
+    say(f"about {duration(total)} ({basis}; {START_UP_S:.0f} s of it to start)")
     if config.price_per_hour is not None:
-        out.print(f"about {total / 3600 * config.price_per_hour:.2f} at {config.price_per_hour:g} an hour")
+        say(f"about {total / 3600 * config.price_per_hour:.2f} at {config.price_per_hour:g} an hour")

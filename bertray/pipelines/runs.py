@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import uuid
+from pathlib import Path
 
 from bertray.errors import ConfigError, ConflictError
 from bertray.storage.ledger import COMMITS
-from bertray.storage.store import Store
+from bertray.storage.store import LocalStore, Store
 
 RUN_FILE = "control/run.json"
+FINISHED_FILE = "control/finished.json"
 SCHEMA_VERSION = 1
 
 
@@ -23,6 +25,10 @@ def claim_output(store: Store, verb: str, run_key: str, config_yaml: str) -> Non
     record = {"schema_version": SCHEMA_VERSION, "verb": verb, "run_key": run_key}
     if store.keys(COMMITS) and verb != "score":
         raise ConflictError(f"{store.root}: holds scored slots, not a {verb} run.", "Choose another `output`.")
+    if not store.exists(RUN_FILE) and _in_use(store):
+        raise ConflictError(
+            f"{store.root}: not empty, and not an output of bertray.", "Choose an empty or new folder as `output`."
+        )
     if store.put_new(RUN_FILE, json.dumps(record).encode()):
         if verb != "score":
             store.put("config.yaml", config_yaml.encode())
@@ -45,7 +51,19 @@ def finished_run(store: Store, verb: str, run_key: str) -> bool:
         held = json.loads(store.get(RUN_FILE))
     except FileNotFoundError:
         return False
-    return held.get("verb") == verb and held.get("run_key") == run_key and store.exists("metrics.json")
+    return held.get("verb") == verb and held.get("run_key") == run_key and store.exists(FINISHED_FILE)
+
+
+def mark_finished(store: Store) -> None:
+    """The last write of a run: everything else is in place."""
+    store.put(FINISHED_FILE, json.dumps({"schema_version": SCHEMA_VERSION}).encode())
+
+
+def _in_use(store: Store) -> bool:
+    if isinstance(store, LocalStore):
+        root = Path(store.root)
+        return root.is_dir() and any(root.iterdir())
+    return any(store.keys(name) for name in ("data", "model", "quarantine", "reports", "control"))
 
 
 def check_put_if_absent(store: Store, *, single_writer: bool) -> None:

@@ -15,17 +15,16 @@ import pyarrow as pa
 
 from bertray import schema as s
 from bertray.config import ScoreConfig, to_yaml
-from bertray.console import Ticker, duration, out, table
+from bertray.console import Ticker, duration, say, table
 from bertray.errors import ConfigError, ConflictError, DataRefused
 from bertray.evaluation.evaluation import Evaluation
 from bertray.model.bundle import BundleInfo, longest_input, read_info, resolve_model
 from bertray.pipelines.cluster import Resources, ray_session
-from bertray.pipelines.evaluation import in_words
-from bertray.pipelines.inputs import Inputs, inspect_inputs, read_spec
+from bertray.pipelines.evaluation import in_words, label_map
+from bertray.pipelines.inputs import Inputs, check_pair, inspect_inputs, read_spec
 from bertray.pipelines.night import has_report, scoring_rate, write_night_report
 from bertray.pipelines.runs import check_put_if_absent, claim_output
 from bertray.pipelines.shards import SCORE_BINS, ReadSettings, ScoreSettings, parquet_bytes, score_shards
-from bertray.reviews.labels import LabelMap
 from bertray.reviews.sources import (
     BadFile,
     InputFile,
@@ -35,6 +34,7 @@ from bertray.reviews.sources import (
     column_fault,
     find_duplicate_ids,
     kept_schema,
+    label_is_readable,
     plan_shards,
 )
 from bertray.storage import ledger
@@ -62,7 +62,6 @@ ROWS_BEFORE_RATIO = 100  # quarantined rows up to which max_quarantine_ratio doe
 class Tonight:
     """Everything decided about a run before any compute: shared by `score` and `plan`."""
 
-    model: str
     info: BundleInfo
     spec: ReadSpec
     entries: list[LedgerEntry]
@@ -79,8 +78,9 @@ def run_score(config: ScoreConfig) -> int:
     """Score what is new; the same command again is always safe."""
     store = open_store(config.output)
     info = model_info(config)
-    check_put_if_absent(store, single_writer=config.single_writer)
+    decide(config, info, store)  # a wrong input is told before the output is touched
     claim_output(store, "score", "score", to_yaml(config))
+    check_put_if_absent(store, single_writer=config.single_writer)
     entries = ledger.read_ledger(store)
     ledger.publish_all(store, entries)  # whatever a killed run committed but did not publish
     for entry in entries:
@@ -106,7 +106,7 @@ def run_score(config: ScoreConfig) -> int:
         )
         _print_entry(store, entry, evaluation)
     if not committed:
-        out.print(f"nothing new: {len(tonight.decisions)} files listed, all scored before ({store.root})")
+        say(f"nothing new: {len(tonight.decisions)} files listed, all scored before ({store.root})")
     return 0
 
 
@@ -135,6 +135,7 @@ def decide(config: ScoreConfig, info: BundleInfo, store: Store) -> Tonight:
         raise DataRefused(
             f"input: no review file in {', '.join(config.input)}.", "Check the path, or set allow_empty=true."
         )
+    check_pair(config, info)
     entries = ledger.read_ledger(store)
     new = [d.file.path for d in _decisions(looked_at, entries) if d.verdict == "score"]
     spec = _spec(config, info, [file for path in new if isinstance(file := looked_at[path], InputFile)])
@@ -152,7 +153,7 @@ def decide(config: ScoreConfig, info: BundleInfo, store: Store) -> Tonight:
         )
     check_columns([file for path in new if isinstance(file := looked_at[path], InputFile)], spec)
     _check_slot_key(config)
-    return Tonight(config.model, info, spec, entries, decisions, looked_at, _settings(config, info))
+    return Tonight(info, spec, entries, decisions, looked_at, _settings(config, info))
 
 
 def _decisions(
@@ -174,7 +175,8 @@ def _spec(config: ScoreConfig, info: BundleInfo, new: Sequence[InputFile]) -> Re
     return read_spec(
         config,
         info.cleaning,
-        wants_label=bool(new) and all(config.columns.label in file.columns for file in new),
+        info.max_chars,
+        wants_label=bool(new) and all(label_is_readable(file, config.columns) for file in new),
         keep_columns=list(dict.fromkeys([*config.keep_columns, *config.report.slices])),
         unique_ids=config.ids.unique != "off",
     )
@@ -191,7 +193,7 @@ def _check_slot_key(config: ScoreConfig) -> None:
 
 def _settings(config: ScoreConfig, info: BundleInfo) -> dict[str, Any]:
     """The part of the config that decides what is written."""
-    labels = LabelMap.from_config(config.labels) if config.labels else LabelMap(info.labels, dict(info.label_values))
+    labels = label_map(config.labels, info)
     return {
         "columns": config.columns.model_dump(),
         "reader": config.reader.model_dump(),
@@ -199,7 +201,6 @@ def _settings(config: ScoreConfig, info: BundleInfo) -> dict[str, Any]:
         "needs_review_below": config.needs_review_below,
         "max_length": config.max_length or info.max_length,
         "long_text": config.long_text or info.long_text,
-        "max_chars": config.max_chars,
         "unique_ids": config.ids.unique,
         "labels": labels.to_json(),
         "slices": list(config.report.slices),
@@ -235,9 +236,10 @@ def _next_plan(config: ScoreConfig, tonight: Tonight, store: Store) -> Plan | No
             f"slot={config.slot}: committed from other inputs; {len(new)} listed files are not among them.",
             "Leave `slot` out to commit them beside it, or choose another slot.",
         )
-    if not new and (slot_taken or tonight.decisions or tonight.entries):
-        return None
     default = f"dt={datetime.now(UTC):%Y-%m-%d}"
+    slot = config.slot or default
+    if not new and (tonight.decisions or any(entry.slot == slot for entry in tonight.entries)):
+        return None  # without any file at all, allow_empty commits one empty slot
     files = sorted(new.values(), key=lambda file: file.path)
     return planning.pin_plan(
         store,
@@ -274,7 +276,7 @@ def _run_plan(config: ScoreConfig, tonight: Tonight, plan: Plan, store: Store, r
     rows = sum(shard.hi - shard.lo for shard in shards)
     if adopted:
         log.info("%d finished parts of an earlier attempt are used", len(adopted))
-    read = ReadSettings(tonight.spec, plan.model, plan.settings["max_length"], plan.settings["long_text"])
+    read = ReadSettings(tonight.spec, config.model, plan.settings["max_length"], plan.settings["long_text"])
     score = _score_settings(config, tonight, plan, attempt, good, resources)
     receipts = list(adopted)
     with Ticker("scoring", rows, "reviews") as ticker:
@@ -286,10 +288,9 @@ def _run_plan(config: ScoreConfig, tonight: Tonight, plan: Plan, store: Store, r
     receipts = sorted(planning.without_overlap(receipts), key=lambda r: (r.file_no, r.lo))
     planning.verify_cover(plan, receipts)
     file_level = _quarantine_files(plan, store, attempt)
-    computed = sum(receipt.seconds for receipt in receipts) - sum(receipt.seconds for receipt in adopted)
-    entry = _entry(
-        plan, receipts, file_level, len(adopted), time.monotonic() - started, computed / resources.num_workers
-    )
+    # Parts of an earlier attempt count with the time that attempt spent on them.
+    compute_seconds = sum(receipt.seconds for receipt in receipts) / resources.num_workers
+    entry = _entry(plan, receipts, file_level, len(adopted), time.monotonic() - started, compute_seconds)
     _check_ratio(config, entry)
     entry = _commit(store, plan, entry)
     ledger.publish(store, entry)
@@ -310,8 +311,10 @@ def _shards(config: ScoreConfig, tonight: Tonight, plan: Plan, files: Sequence[I
 def _score_settings(
     config: ScoreConfig, tonight: Tonight, plan: Plan, attempt: str, good: Sequence[InputFile], resources: Resources
 ) -> ScoreSettings:
+    kept = kept_schema(good, replace(tonight.spec, keep_columns=config.keep_columns))
+    s.scored_schema(plan.labels, kept)  # two kept columns of one name are told here, not by an actor
     return ScoreSettings(
-        model=plan.model,
+        model=config.model,
         labels=tonight.info.labels,
         temperature=tonight.info.temperature,
         model_version=plan.model_version,
@@ -319,7 +322,7 @@ def _score_settings(
         output=store_root(config.output),
         staging=f"{planning.staging_folder(plan)}/{attempt}",
         kept_columns=config.keep_columns,
-        kept_schema=kept_schema(good, replace(tonight.spec, keep_columns=config.keep_columns)),
+        kept_schema=kept,
         with_labels=tonight.spec.wants_label,
         slice_columns=config.report.slices,
         needs_review_below=config.needs_review_below,
@@ -488,9 +491,9 @@ def _print_entry(store: Store, entry: LedgerEntry, evaluation: Evaluation | None
         ],
     )
     for reason, count in sorted(entry.reasons.items()):
-        out.print(f"  quarantined {count}: {reason}")
+        say(f"  quarantined {count}: {reason}")
     if evaluation is not None:
-        out.print(in_words(evaluation), markup=False)
-    out.print(f"data     {store.uri(f'data/{entry.slot}')}")
-    out.print(f"report   {store.uri(f'reports/{entry.slot}/report.html')}")
+        say(in_words(evaluation))
+    say(f"data     {store.uri(f'data/{entry.slot}')}")
+    say(f"report   {store.uri(f'reports/{entry.slot}/report.html')}")
     log.info("slot %s committed in %s", entry.slot, duration(entry.seconds))

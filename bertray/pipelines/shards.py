@@ -26,14 +26,15 @@ from bertray.model.bundle import resolve_model
 from bertray.model.tokenization import ReviewTokenizer
 from bertray.pipelines.cluster import Resources, configure_data
 from bertray.reviews.sources import KEEP_PREFIX, ReadSpec, Shard, read_shard
-from bertray.reviews.split import group_hash
+from bertray.reviews.split import group_hash, group_or_text_hash
 from bertray.storage.records import TOKEN_BANDS, Receipt, StagedFile
 from bertray.storage.store import open_store
-from bertray.training.token_shards import FILE_NO, to_ipc
+from bertray.training.token_shards import COLUMNS, FILE_NO, to_ipc
 
 # Ray Data keeps bookkeeping for each item; beyond this many, one item carries several shards.
 MAX_ITEMS = 20_000
 SCORE_BINS = 20
+EVALUATION_COLUMNS = (FILE_NO, s.ROW_NO, s.ID, s.LABEL, s.SCRIPT, s.N_TOKENS, s.TEXT_HASH)
 SHARD = "shard"  # column that carries a tokenized shard as an Arrow IPC file
 
 
@@ -109,8 +110,11 @@ class ReadAndTokenize:
         columns = {name: kept[name] for name in kept.column_names if name not in (s.TEXT, s.TEXT_PAIR, "cut")}
         columns |= {name: tokens[name] for name in tokens.column_names}
         group = settings.group_column
-        groups = texts if group is None else _one_chunk(kept[KEEP_PREFIX + group]).cast(pa.string())
-        columns[s.GROUP_HASH] = pa.array(group_hash(groups))
+        columns[s.TEXT_HASH] = pa.array(group_hash(texts))
+        if group is not None:
+            columns[s.GROUP_HASH] = pa.array(group_or_text_hash(_one_chunk(kept[KEEP_PREFIX + group]), texts))
+        else:
+            columns[s.GROUP_HASH] = columns[s.TEXT_HASH]
         columns[s.INPUT_PATH] = pa.repeat(pa.scalar(shard.file.path), kept.num_rows)
         for name in (s.REASON, s.DETAIL, s.TEXT_SHA256, s.TEXT_LEN):
             columns[name] = pa.nulls(kept.num_rows, s.REFUSED_SCHEMA.field(name).type)
@@ -132,9 +136,7 @@ class WriteTokenShard:
     def _write(self, table: pa.Table) -> pa.Table:
         refused = pc.is_valid(table[s.REASON])
         reasons = pc.value_counts(table[s.REASON].filter(refused)).to_pylist()
-        examples = table.filter(pc.invert(refused)).select(
-            [s.ID, s.LABEL, s.GROUP_HASH, s.INPUT_IDS, s.SECOND_LEN, s.N_TOKENS, s.ROW_NO, FILE_NO]
-        )
+        examples = table.filter(pc.invert(refused)).select(list(COLUMNS))
         key = None
         if examples.num_rows:
             first = examples.slice(0, 1).to_pylist()[0]
@@ -243,9 +245,7 @@ class ScoreShard:
 
     def _evaluation_rows(self, kept: pa.Table, probs_NC: np.ndarray) -> pa.Table:
         """What the report needs of labelled rows; not part of the output."""
-        columns: dict[str, Any] = {
-            name: kept[name] for name in (FILE_NO, s.ROW_NO, s.ID, s.LABEL, s.SCRIPT, s.N_TOKENS)
-        }
+        columns: dict[str, Any] = {name: kept[name] for name in EVALUATION_COLUMNS}
         for number, label in enumerate(self._settings.labels):
             columns[s.prob_column(label)] = pa.array(np.ascontiguousarray(probs_NC[:, number], np.float32))
         for name in self._settings.slice_columns:

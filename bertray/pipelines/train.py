@@ -19,9 +19,9 @@ import pyarrow as pa
 
 import bertray
 from bertray.config import TrainConfig, to_yaml
-from bertray.console import Ticker, duration, out
+from bertray.console import Ticker, duration, say
 from bertray.errors import ConfigError, DataRefused, InfrastructureError
-from bertray.model.bundle import BundleInfo, longest_input, resolve_model, write_bundle
+from bertray.model.bundle import BundleInfo, longest_input, resolve_model, weights_digest, write_bundle
 from bertray.pipelines.cluster import Resources, ray_session
 from bertray.pipelines.evaluation import (
     EvaluatedRows,
@@ -30,11 +30,11 @@ from bertray.pipelines.evaluation import (
     train_baselines,
 )
 from bertray.pipelines.inputs import Inputs, open_inputs, read_spec
-from bertray.pipelines.runs import claim_output, finished_run
+from bertray.pipelines.runs import claim_output, finished_run, mark_finished
 from bertray.pipelines.shards import ReadSettings, parquet_bytes, write_token_shards
 from bertray.reviews.label_counts import count_labels
 from bertray.reviews.labels import LabelMap
-from bertray.reviews.split import validation_mask
+from bertray.reviews.split import joined_groups, validation_mask
 from bertray.storage.store import LocalStore, Store, is_uri, open_store
 from bertray.training.checkpoint import checkpoint_folders, load_step
 from bertray.training.loop import Examples, LoopSettings, Outcome
@@ -83,16 +83,19 @@ def run_train(config: TrainConfig) -> int:
     model_folder = resolve_model(config.model)
     _check_length(config, model_folder)
     data = open_data(config)
-    run_key = cache_key({"config": _identity(config), "data": data.fingerprint})
+    base = weights_digest(model_folder)
+    run_key = cache_key({"config": _identity(config), "data": data.fingerprint, "base model": base})
     store = open_store(config.output)
     if finished_run(store, "train", run_key):
-        out.print(f"already trained: {store.uri('report.html')}")
+        say(f"already trained: {store.uri('report.html')}")
         return 0
     claim_output(store, "train", run_key, to_yaml(config))
     with ray_session(config.workers) as resources:
-        train_keys = _token_shards(config, data.train, store, resources, "train")
+        train_keys = _token_shards(config, data.train, base, store, resources, "train")
         validation_keys = (
-            None if data.validation is None else _token_shards(config, data.validation, store, resources, "validation")
+            None
+            if data.validation is None
+            else _token_shards(config, data.validation, base, store, resources, "validation")
         )
         examples = load_examples(
             _local_copies(store, train_keys),
@@ -117,7 +120,7 @@ def run_train(config: TrainConfig) -> int:
         else None
     )
     store.put("history.parquet", parquet_bytes(_history_table(outcome.history)))
-    summary = finish_report(  # metrics.json is written last: with it the run is finished
+    summary = finish_report(
         store,
         rows,
         data.test or data.validation or data.train,
@@ -127,13 +130,14 @@ def run_train(config: TrainConfig) -> int:
         config=config,
         history=outcome.history,
         baselines=baselines,
-        notes=_notes(config, data, examples, outcome),
+        notes=_notes(config, data, examples, outcome, rows),
         facts=_facts(config, data, examples, outcome, info, time.monotonic() - started),
     )
+    mark_finished(store)
     _clean_up(store)
-    out.print(summary)
-    out.print(f"model    {store.uri('model')}")
-    out.print(f"report   {store.uri('report.html')}")
+    say(summary)
+    say(f"model    {store.uri('model')}")
+    say(f"report   {store.uri('report.html')}")
     log.info("trained and evaluated in %s", duration(time.monotonic() - started))
     return 0
 
@@ -153,8 +157,10 @@ def _check_length(config: TrainConfig, model_folder: Path) -> None:
 def open_data(config: TrainConfig) -> _Data:
     columns = [*config.report.slices]
     group = [config.data.group] if config.data.group else []
-    label_spec = read_spec(config, config.cleaning, wants_label=True, keep_columns=[*dict.fromkeys(columns + group)])
-    report_spec = read_spec(config, config.cleaning, wants_label=True, keep_columns=columns)
+    label_spec = read_spec(
+        config, config.cleaning, config.max_chars, wants_label=True, keep_columns=[*dict.fromkeys(columns + group)]
+    )
+    report_spec = read_spec(config, config.cleaning, config.max_chars, wants_label=True, keep_columns=columns)
     assert config.data.train is not None
     train = open_inputs("data.train", config.data.train, config, label_spec)
     validation = config.data.validation and open_inputs("data.validation", config.data.validation, config, label_spec)
@@ -193,7 +199,9 @@ def _check_classes(examples: Examples, labels: LabelMap) -> None:
 # --- token shards ----------------------------------------------------------------------------------------------------
 
 
-def _token_shards(config: TrainConfig, inputs: Inputs, store: Store, resources: Resources, split: str) -> list[str]:
+def _token_shards(
+    config: TrainConfig, inputs: Inputs, base: str, store: Store, resources: Resources, split: str
+) -> list[str]:
     """Keys of the token shards of an input, in the order of its rows; reused when nothing changed."""
     # Training sees one window of a long review; scoring pools several.
     long_text = "head" if config.long_text == "windows" else config.long_text
@@ -204,7 +212,7 @@ def _token_shards(config: TrainConfig, inputs: Inputs, store: Store, resources: 
             "columns": inputs.spec.columns.model_dump(),
             "cleaning": config.cleaning.model_dump(),
             "max_chars": config.max_chars,
-            "model": config.model,
+            "model": base,
             "max_length": config.max_length,
             "long_text": long_text,
             "group": config.data.group,
@@ -226,7 +234,7 @@ def _token_shards(config: TrainConfig, inputs: Inputs, store: Store, resources: 
         if not keys:
             raise DataRefused(f"data.{split}: none of {inputs.num_rows} rows is usable.", "Look at the file.")
         if refused:
-            log.warning("%s: %d of %d rows cannot be used (empty, broken or repeated id)", split, refused, done)
+            log.warning("%s: %d of %d rows cannot be used (no text or no id)", split, refused, done)
         store.put(manifest, json.dumps({"keys": keys, "rows": done, "refused": refused}).encode())
     keys = json.loads(store.get(manifest))["keys"]
     return [str(key) for key in keys]
@@ -259,7 +267,8 @@ def load_examples(
     if validation_paths is None:
         held_out_N = np.zeros(len(shards), bool)
         usable = np.flatnonzero(usable_N)
-        mask = validation_mask(shards.group_hash_N[usable], label_ids_N[usable], validation_fraction, seed)
+        groups = joined_groups(shards.text_hash_N[usable], shards.group_hash_N[usable])
+        mask = validation_mask(groups, label_ids_N[usable], validation_fraction, seed)
         held_out_N[usable[mask]] = True
     else:
         held_out_N = np.arange(len(shards)) >= len(TokenShards(train_paths))
@@ -470,6 +479,8 @@ def _write_bundle(
         temperature=temperature,
         base_model=config.model,
         data_fingerprint=data.fingerprint,
+        max_chars=config.max_chars,
+        text_pair=config.columns.text_pair is not None,
     )
     local = Path(store.uri("model")) if isinstance(store, LocalStore) else Path(tempfile.mkdtemp()) / "model"
     info = write_bundle(local, model, AutoTokenizer.from_pretrained(model_folder), info, _card(config, data, outcome))
@@ -523,17 +534,21 @@ def _evaluate(
     )
 
 
-def _notes(config: TrainConfig, data: _Data, examples: Examples, outcome: Outcome) -> list[str]:
+def _notes(config: TrainConfig, data: _Data, examples: Examples, outcome: Outcome, rows: EvaluatedRows) -> list[str]:
     """What the reader of the report should know."""
     notes = []
     if data.test is None:
         notes.append("No data.test was given: the figures are on validation rows, which also chose the best epoch.")
     if outcome.resumed_from is not None:
         notes.append(f"The run was interrupted and resumed at step {outcome.resumed_from}.")
-    group_hash_N = examples.shards.group_hash_N
-    straddling = np.intersect1d(group_hash_N[examples.train], group_hash_N[examples.validation])
+    text_hash_N = examples.shards.text_hash_N
+    straddling = np.intersect1d(text_hash_N[examples.train], text_hash_N[examples.validation])
     if len(straddling):
         notes.append(f"{len(straddling)} texts stand in both data.train and data.validation.")
+    if data.test is not None:
+        known = np.isin(rows.text_hash_N, text_hash_N[examples.train])
+        if known.any():
+            notes.append(f"{int(known.sum())} of the test texts also stand in data.train.")
     if config.long_text == "windows":
         notes.append("Training saw the first window of a long review; scoring averages over all windows.")
     return notes

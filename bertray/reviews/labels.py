@@ -112,6 +112,10 @@ class LabelMap:
         ids_N[pc.is_null(labels).to_numpy(zero_copy_only=False)] = NO_LABEL
         return ids_N
 
+    def unknown_values(self, counts: Mapping[str, int]) -> dict[str, int]:
+        """Rows by canonical value, of the values that are neither a class nor left out; sorted."""
+        return {value: counts[value] for value in sorted_values(counts) if value not in self.values}
+
     def check(self, counts: Mapping[str, int], where: str, *, needs_all_classes: bool = True) -> None:
         """Refuse data with values that are no class, or with fewer than two classes.
 
@@ -123,7 +127,7 @@ class LabelMap:
         Raises:
             DataRefused: names the values, their counts and the remedy.
         """
-        unknown = {value: counts[value] for value in sorted_values(counts) if value not in self.values}
+        unknown = self.unknown_values(counts)
         if unknown:
             raise DataRefused(
                 f"{where}: expected label values {_listed(self.values)}, found {sum(unknown.values())} rows with "

@@ -46,6 +46,7 @@ __all__ = [
     "inspect",
     "inspect_all",
     "kept_schema",
+    "label_is_readable",
     "list_inputs",
     "plan_shards",
     "read_rows",
@@ -121,6 +122,12 @@ def column_fault(file: InputFile, spec: ReadSpec) -> BadFile | None:
     return BadFile(file.path, file.relative_path, file.size_bytes, file.modified, reason, problem[:200], file.num_rows)
 
 
+def label_is_readable(file: InputFile, columns: Columns) -> bool:
+    """Does the file have the label column, once, with a type that can be a label? Scoring goes on without."""
+    stored = file.columns.get(columns.label)
+    return stored is not None and stored != "repeated" and (not file.num_rows or _type_fits("columns.label", stored))
+
+
 def _column_problem(file: InputFile, spec: ReadSpec) -> tuple[Reason, str, str] | None:
     """(reason, problem, remedy) of the first column that is missing or of the wrong type."""
     columns = spec.columns
@@ -154,7 +161,7 @@ def _column_problem(file: InputFile, spec: ReadSpec) -> tuple[Reason, str, str] 
 def _missing_remedy(key: str, file: InputFile) -> str:
     remedy = f"Set `{key}` to the column that holds it"
     if key == "keep_columns":
-        remedy = "Correct `keep_columns`"
+        remedy = "Correct `keep_columns` or `report.slices`"
     if file.format == "csv":
         remedy += "; for a file without a header set `reader.header=false`, its columns are then '0', '1', ..."
         if len(file.columns) == 1:
@@ -182,6 +189,9 @@ def _type_fits(key: str, stored: str) -> bool:
 def kept_schema(files: Sequence[InputFile], spec: ReadSpec) -> pa.Schema:
     """Names and Arrow types of the `keep_columns`, the same for every file; text formats keep everything as text.
 
+    A column that is all null in one file (Arrow's null type) has the type of the others; `pa.table(columns,
+    schema=...)` casts it.
+
     Raises:
         ConfigError: a column has another type in another file.
     """
@@ -199,7 +209,9 @@ def kept_schema(files: Sequence[InputFile], spec: ReadSpec) -> pa.Schema:
             else:
                 kind = pa.int32() if file.columns[name] == "int32" and file.format == acl_imdb.FORMAT else pa.string()
             expected, where = first.setdefault(name, (kind, file.path))
-            if kind != expected:
+            if pa.types.is_null(expected):
+                first[name] = (kind, file.path)
+            elif kind != expected and not pa.types.is_null(kind):
                 raise ConfigError(
                     f"{file.path}: expected column {name!r} to be {expected}, as in {where}, found {kind}.",
                     "Leave it out of `keep_columns`, or write the files with one type.",
@@ -321,8 +333,10 @@ def _needed_columns(file: InputFile, spec: ReadSpec) -> tuple[list[str], list[st
 
 
 def read_rows(shard: Shard, spec: ReadSpec, columns: list[str], text_columns: list[str]) -> Iterator[RawRows]:
-    """Rows of a shard as they were read, unchecked; the file must have the columns."""
-    """Some columns of a shard as they are stored, before any check; aclImdb folders give all of theirs."""
+    """Some columns of a shard as they are stored, before any check; aclImdb folders give all of theirs.
+
+    The file must have the columns.
+    """
     match shard.file.format:
         case "parquet":
             return parquet.read(shard, columns, text_columns)

@@ -17,6 +17,54 @@ def group_hash(values: pa.Array | pa.ChunkedArray) -> np.ndarray:
     return np.frombuffer(bytes(hashes), dtype="<u8").astype(np.uint64)
 
 
+def group_or_text_hash(groups: pa.Array | pa.ChunkedArray, texts: pa.Array | pa.ChunkedArray) -> np.ndarray:
+    """uint64 [N]: the hash of the group key, or of the row's text where it has none (null, NaN or blank).
+
+    Otherwise all rows without a key would be one giant group.
+    """
+    hashes_N = group_hash(groups)
+    has_none_N = np.array([_is_blank(value) for value in groups.to_pylist()], dtype=bool)
+    if has_none_N.any():
+        hashes_N[has_none_N] = group_hash(texts.filter(pa.array(has_none_N)))
+    return hashes_N
+
+
+def _is_blank(value: object) -> bool:
+    return value is None or value != value or (isinstance(value, str) and not value.strip())
+
+
+def joined_groups(text_hash_N: np.ndarray, group_hash_N: np.ndarray) -> np.ndarray:
+    """Groups that keep equal texts together as well as equal group keys, however long the chain of rows.
+
+    Args:
+        text_hash_N: uint64 [N], `group_hash` of the texts.
+        group_hash_N: uint64 [N], `group_or_text_hash` of the group column.
+
+    Returns:
+        uint64 [N]: the smallest text hash among the rows that are linked; it does not depend on their order.
+
+    Raises:
+        ValueError: lengths differ.
+    """
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    if len(text_hash_N) != len(group_hash_N):
+        raise ValueError(f"expected as many texts as groups, found {len(text_hash_N)} and {len(group_hash_N)}")
+    texts_T, text_of_N = np.unique(text_hash_N, return_inverse=True)
+    groups_G, group_of_N = np.unique(group_hash_N, return_inverse=True)
+    # Texts and groups are the nodes, rows the edges between them.
+    num_nodes = len(texts_T) + len(groups_G)
+    if not num_nodes:
+        return np.empty(0, np.uint64)
+    edges = (np.ones(len(text_of_N)), (text_of_N, len(texts_T) + group_of_N))
+    _, part_of = connected_components(coo_array(edges, shape=(num_nodes, num_nodes)), directed=False)
+    # Texts are in ascending order, so the first of each component is its smallest.
+    _, first_P = np.unique(part_of[: len(texts_T)], return_index=True)
+    joined_N: np.ndarray = texts_T[first_P][part_of[text_of_N]]
+    return joined_N
+
+
 def validation_mask(group_hash_N: np.ndarray, label_ids_N: np.ndarray, fraction: float, seed: int) -> np.ndarray:
     """Rows held out for validation.
 

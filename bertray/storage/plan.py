@@ -48,7 +48,9 @@ def decide_files(files: Sequence[FileRecord], entries: Sequence[LedgerEntry]) ->
             same = before.size_bytes == file.size_bytes and (
                 before.modified == file.modified or (before.digest is not None and before.digest == file.digest)
             )
-            if same:
+            if not same and before.reason is not None:
+                decisions.append(FileDecision(file, "score", f"repaired since slot {entry.slot} quarantined it"))
+            elif same:
                 decisions.append(FileDecision(file, "scored", f"scored in slot {entry.slot}"))
             else:
                 decisions.append(FileDecision(file, "changed", f"changed since it was scored in slot {entry.slot}"))

@@ -10,11 +10,11 @@ import contextlib
 import errno
 import os
 import shutil
+import stat
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
-from urllib.parse import urlsplit
 
 from bertray.errors import ConfigError, InfrastructureError
 
@@ -59,16 +59,24 @@ def open_store(root: str) -> Store:
     """Store below a local folder or an `s3://` / `gs://` prefix.
 
     Raises:
-        ConfigError: the scheme is not supported.
+        ConfigError: the scheme is not supported, or there is no bucket in it.
     """
     if not is_uri(root):
         return LocalStore(Path(root))
-    scheme = urlsplit(root).scheme
+    scheme = root.partition("://")[0].lower()
     if scheme not in OBJECT_STORE_SCHEMES:
         raise ConfigError(
             f"{root}: expected a folder, s3:// or gs://, found {scheme}://.", "Give an output of one of these kinds."
         )
-    return ObjectStore(root)
+    from obstore.exceptions import BaseError
+
+    remedy = f"Write it as {scheme}://bucket/folder."
+    if not root.partition("://")[2].partition("/")[0]:
+        raise ConfigError(f"{root}: expected a bucket, found none.", remedy)
+    try:
+        return ObjectStore(root)
+    except (BaseError, ValueError) as error:
+        raise ConfigError(f"{root}: {str(error).splitlines()[0]}.", remedy) from error
 
 
 class LocalStore:
@@ -116,13 +124,26 @@ class LocalStore:
         return temporary
 
     def get(self, key: str) -> bytes:
-        return (self._path / key).read_bytes()
+        path = self._path / key
+        with _storage_errors(path):
+            return path.read_bytes()
 
     def exists(self, key: str) -> bool:
-        return (self._path / key).is_file()
+        return stat.S_ISREG(self._mode(key))
+
+    def _mode(self, key: str) -> int:
+        """Mode bits of what lies under a key, 0 when nothing does; a ConfigError below a file."""
+        path = self._path / key
+        try:
+            with _storage_errors(path):
+                return path.stat().st_mode
+        except FileNotFoundError:
+            return 0
 
     def keys(self, prefix: str) -> list[str]:
         folder = self._path / prefix
+        if not stat.S_ISDIR(self._mode(prefix)):
+            return []
         return sorted(
             str(path.relative_to(self._path))
             for path in folder.rglob("*")
@@ -131,7 +152,8 @@ class LocalStore:
 
     def delete(self, key: str) -> None:
         path = self._path / key
-        path.unlink(missing_ok=True)
+        with _storage_errors(path):
+            path.unlink(missing_ok=True)
         with contextlib.suppress(OSError):  # not empty, or gone already
             path.parent.rmdir()
 
@@ -202,7 +224,8 @@ class ObjectStore:
         import obstore
 
         try:
-            obstore.head(self._store, key)
+            with _storage_errors(key):
+                obstore.head(self._store, key)
         except FileNotFoundError:
             return False
         return True

@@ -7,6 +7,7 @@ Shape letters: N examples, V validation examples, B examples of a forward pass, 
 from __future__ import annotations
 
 import contextlib
+import inspect
 import logging
 import time
 from collections.abc import Callable
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bertray.config import Training
-from bertray.errors import DataRefused, InfrastructureError
+from bertray.errors import BertrayError, DataRefused, InfrastructureError
 from bertray.storage.store import Store
 from bertray.training.checkpoint import (
     Checkpoint,
@@ -85,9 +86,12 @@ class Outcome:
 def load_classifier(
     folder: Path, labels: tuple[str, ...], training: Training, *, bf16: bool, device: str
 ) -> PreTrainedModel:
-    """Model with a classification head for `labels`; dropout on attention weights only when asked for."""
+    """Model with a classification head for `labels`; dropout on attention weights only when asked for.
+
+    Attention is torch's fused one where the architecture has it and it is fast, else plain matrix products.
+    """
     import torch
-    from transformers import AutoConfig, AutoModelForSequenceClassification
+    from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING, AutoConfig, AutoModelForSequenceClassification
 
     config = AutoConfig.from_pretrained(folder)
     config.num_labels = len(labels)
@@ -97,8 +101,10 @@ def load_classifier(
         for name in ("attention_probs_dropout_prob", "attention_dropout"):
             if hasattr(config, name):
                 setattr(config, name, 0.0)
+    model_class = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING.get(type(config), None)
+    has_fused = getattr(model_class, "_supports_sdpa", True)  # DeBERTa-v2 has none, and refuses to load with it
     # On CPU the bf16 kernel of fused attention has a backward several times slower than plain matrix products.
-    implementation = "eager" if device == "cpu" and bf16 else "sdpa"
+    implementation = "eager" if not has_fused or (device == "cpu" and bf16) else "sdpa"
     with _quiet_transformers():
         return AutoModelForSequenceClassification.from_pretrained(
             folder,
@@ -120,10 +126,18 @@ def run_loop(
     device: str = "cpu",
     on_progress: Callable[[dict[str, Any]], None] | None = None,
 ) -> Outcome:
-    """Train, or resume, to the end; every rank calls it with the same arguments.
+    """Train, or resume, to the end; every rank calls it with the same arguments, but for `on_progress`.
+
+    An example is one sequence. Where `long_text` is `windows` the token shards hold the first window of each review,
+    so training, the validation figures and the logits to fit a temperature on see that window alone.
+
+    Args:
+        on_progress: called by rank 0 about once a second; one that fails with a BertrayError or an OSError is logged
+            once and does not end training.
 
     Raises:
-        InfrastructureError: the loss is not finite; the last finite checkpoint is kept.
+        InfrastructureError: the loss or the gradient is not finite, and the last checkpoint, which is finite, is kept;
+            or a checkpoint cannot be written. Every rank raises it.
         DataRefused: a split has no example.
     """
     return _Loop(examples, model_folder, pad_id, settings, store, device, on_progress).run()
@@ -159,9 +173,13 @@ class _Loop:
         training = settings.training
         self.bf16 = _use_bf16(training.precision, device)
         torch.manual_seed(settings.seed)  # a new head starts the same on every rank
-        self.model: torch.nn.Module = load_classifier(
-            model_folder, settings.labels, training, bf16=self.bf16, device=device
-        ).to(device)
+        classifier = load_classifier(model_folder, settings.labels, training, bf16=self.bf16, device=device)
+        # The signature, not the code object: transformers wraps `forward` in decorators. As the engine does it.
+        self._takes_types = (
+            "token_type_ids" in inspect.signature(classifier.forward).parameters
+            and getattr(classifier.config, "type_vocab_size", 0) > 1
+        )
+        self.model: torch.nn.Module = classifier.to(device)
         self.raw_model = self.model
         self.optimizer = torch.optim.AdamW(
             _parameter_groups(self.model, training.weight_decay), lr=training.learning_rate, fused=True
@@ -175,13 +193,13 @@ class _Loop:
         self.class_weights_C = np.asarray(weights, np.float64)
         self.steps_per_epoch = num_steps(len(examples.train), training.batch_size)
         self.total_steps = self.steps_per_epoch * training.epochs
-        self.log_every = max(1, self.total_steps // MAX_HISTORY_ROWS)
+        self.log_every = -(-self.total_steps // MAX_HISTORY_ROWS)
         self.progress = Progress()
         self.resumed_from: int | None = None
         self.best_logits_VC: np.ndarray | None = None
-        self._takes_types = "token_type_ids" in self.raw_model.forward.__code__.co_varnames
         self._last_save = self._started = time.monotonic()
         self._last_report = 0.0
+        self._report_failed = False
 
     def run(self) -> Outcome:
         checkpoint = load_latest(self.store, self.settings.run_key)
@@ -281,15 +299,21 @@ class _Loop:
             loss_sum, float(save_due and self.rank == 0), float(shards.lens_N[share].sum())
         )
         loss = loss_sum / total_weight
-        if not np.isfinite(loss):
-            raise InfrastructureError(
-                f"training: the loss is {loss} at step {self.progress.step + 1}; the last checkpoint is finite.",
-                "Lower training.learning_rate or set training.precision=fp32, in a new output.",
-            )
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), training.max_grad_norm)
+        self._check_finite("loss", loss)
+        # A finite loss may have a gradient that is not; clipping would spread it over all weights. After the
+        # all-reduce every rank has the same norm.
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), training.max_grad_norm)
+        self._check_finite("gradient", float(norm))
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return loss, save_votes > 0, int(tokens)
+
+    def _check_finite(self, what: str, value: float) -> None:
+        if not np.isfinite(value):
+            raise InfrastructureError(
+                f"training: the {what} is {value} at step {self.progress.step + 1}; the last checkpoint is finite.",
+                "Lower training.learning_rate or set training.precision=fp32, in a new output.",
+            )
 
     def _no_sync(self) -> contextlib.AbstractContextManager[None]:
         """Gradients of all but the last pass stay on this rank."""
@@ -404,16 +428,30 @@ class _Loop:
     # --- checkpoints and messages ------------------------------------------------------------------------------------
 
     def _save(self) -> None:
+        """Rank 0 writes; all ranks learn how that went, so that none waits for one that has given up."""
         self.progress.seconds = time.monotonic() - self._started
+        failure: Exception | None = None
         if self.rank == 0:
-            state = {name: tensor.detach().cpu().contiguous() for name, tensor in self.raw_model.state_dict().items()}
-            save_checkpoint(
-                self.store,
-                Checkpoint(self.progress, state, _on_cpu(optimizer_tensors(self.optimizer)), self.settings.run_key),
-            )
-            best = {self.progress.best_step} if self.progress.best_step is not None else set()
-            prune(self.store, best)
+            try:
+                self._write_checkpoint()
+            except Exception as error:
+                failure = error
+        (num_failures,) = self._sum_over_ranks(float(failure is not None))
+        if failure is not None and not isinstance(failure, BertrayError | OSError):
+            raise failure  # a bug keeps its own name and trace
+        if num_failures:
+            reason = ", on rank 0." if failure is None else f": {getattr(failure, 'message', failure)}"
+            raise InfrastructureError(
+                f"training: the checkpoint of step {self.progress.step} cannot be written{reason}",
+                "Check the storage, then run the same command again: it resumes from the checkpoint before.",
+            ) from failure
         self._last_save = time.monotonic()
+
+    def _write_checkpoint(self) -> None:
+        state, optimizer = _on_cpu(self.raw_model.state_dict()), _on_cpu(optimizer_tensors(self.optimizer))
+        save_checkpoint(self.store, Checkpoint(self.progress, state, optimizer, self.settings.run_key))
+        best = {self.progress.best_step} if self.progress.best_step is not None else set()
+        prune(self.store, best)
 
     def _restore(self, checkpoint: Checkpoint) -> None:
         self.raw_model.load_state_dict(checkpoint.model)
@@ -436,17 +474,22 @@ class _Loop:
         self._last_report = now
         progress = self.progress
         seconds = now - self._started
-        self.on_progress(
-            {
-                "step": progress.step,
-                "total_steps": self.total_steps,
-                "epoch": progress.epoch + progress.step_in_epoch / self.steps_per_epoch,
-                "loss": loss,
-                "learning_rate": learning_rate,
-                "tokens_per_s": progress.tokens / max(seconds, 1e-9),
-                "seconds_left": seconds / progress.step * (self.total_steps - progress.step),
-            }
-        )
+        state = {
+            "step": progress.step,
+            "total_steps": self.total_steps,
+            "epoch": progress.epoch + progress.step_in_epoch / self.steps_per_epoch,
+            "loss": loss,
+            "learning_rate": learning_rate,
+            "tokens_per_s": progress.tokens / max(seconds, 1e-9),
+            "seconds_left": seconds / progress.step * (self.total_steps - progress.step),
+        }
+        try:
+            self.on_progress(state)
+        except (BertrayError, OSError) as error:
+            # Only someone's view of the run suffers; the other ranks would wait for this one.
+            if not self._report_failed:
+                log.warning("progress cannot be shown for now, training goes on: %s", error)
+            self._report_failed = True
 
 
 def _use_bf16(precision: str, device: str) -> bool:

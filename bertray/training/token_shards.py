@@ -14,14 +14,18 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from bertray.schema import GROUP_HASH, ID, INPUT_IDS, LABEL, N_TOKENS, ROW_NO, SECOND_LEN
+from bertray.schema import GROUP_HASH, ID, INPUT_IDS, LABEL, N_TOKENS, ROW_NO, SECOND_LEN, TEXT_HASH
 
 FILE_NO = "file_no"
-COLUMNS = (ID, LABEL, GROUP_HASH, INPUT_IDS, SECOND_LEN, N_TOKENS, ROW_NO, FILE_NO)
+COLUMNS = (ID, LABEL, TEXT_HASH, GROUP_HASH, INPUT_IDS, SECOND_LEN, N_TOKENS, ROW_NO, FILE_NO)
 
 
 def cache_key(parts: dict[str, Any]) -> str:
-    """16 hex digits over data, tokenizer and settings: equal keys mean equal token shards."""
+    """16 hex digits over `parts` as sorted JSON; a value that JSON lacks counts as its `str`.
+
+    It knows only what it is given: who keys a cache by it names all that decides the cached content, a file by its
+    digest and never by its path alone.
+    """
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
@@ -58,6 +62,7 @@ class TokenShards:
         self.lens_N = np.concatenate([np.diff(offsets) for offsets in self._offsets])
         self.n_tokens_N: np.ndarray = rows[N_TOKENS].to_numpy()
         self.second_lens_N: np.ndarray = rows[SECOND_LEN].to_numpy()
+        self.text_hash_N: np.ndarray = rows[TEXT_HASH].to_numpy()
         self.group_hash_N: np.ndarray = rows[GROUP_HASH].to_numpy()
         self.row_no_N: np.ndarray = rows[ROW_NO].to_numpy()
         self.file_no_N: np.ndarray = rows[FILE_NO].to_numpy()

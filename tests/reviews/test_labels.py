@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from bertray.config import build_config
 from bertray.errors import DataRefused
 from bertray.reviews.labels import LEFT_OUT, NO_LABEL, UNKNOWN, LabelMap, canonical, sorted_values, value_counts
 
@@ -101,3 +102,19 @@ def test_values_that_are_left_out_do_not_count_as_a_class():
 def test_a_label_map_survives_json():
     labels = LabelMap.from_config({"1": "schlecht", "2": None, "3": "gut"})
     assert LabelMap.from_json(json.loads(json.dumps(labels.to_json()))) == labels
+
+
+def test_unknown_values_are_counted_without_classes_and_values_left_out():
+    labels = LabelMap.from_config({"0": "negative", "1": "positive", "2": None})
+    assert labels.unknown_values({"10": 1, "1": 4, "3": 7, "2": 9}) == {"3": 7, "10": 1}
+    assert labels.unknown_values({"0": 1, "2": 9}) == {}
+
+
+@pytest.mark.parametrize(
+    "value",
+    [1, 1.0, -2.0, 2.5, 1e15, 1e17, 2.0**53, 10**20, "1.0", " -2.00 ", "v1.0", "1.0.0", "\u00a0a b\u3000", "1e5"],
+)
+def test_a_value_in_the_config_is_the_value_in_the_data(value):
+    config = build_config("evaluate", {"input": "i", "output": "o", "labels": {value: "this", "other": "that"}})
+    in_data = pa.array([value]) if not isinstance(value, int) or value < 2**63 else pa.array([str(value)])
+    assert LabelMap.from_config(config.labels).ids(canonical(in_data)).tolist() == [0]

@@ -23,11 +23,12 @@ from bertray.reviews.sources import (
     inspect,
     inspect_all,
     kept_schema,
+    label_is_readable,
     list_inputs,
     plan_shards,
     read_shard,
 )
-from bertray.schema import Reason
+from bertray.schema import Reason, scored_schema
 
 AUTO = TextFormat()
 
@@ -64,7 +65,10 @@ def test_a_missing_column_names_file_columns_guess_and_key(tmp_path):
             ReadSpec(columns=Columns(label="tags"), wants_label=True),
             r"'tags' to be string, number or boolean, found list<",
         ),
-        (ReadSpec(keep_columns=("stars", "date")), r"expected column 'date'.*Correct `keep_columns`"),
+        (
+            ReadSpec(keep_columns=("stars", "date")),
+            r"expected column 'date'.*Correct `keep_columns` or `report.slices`\.$",
+        ),
     ],
 )
 def test_wrong_columns_are_config_errors_before_anything_is_read(tmp_path, spec, message):
@@ -200,3 +204,40 @@ def test_imdb_is_read_and_cleaned_at_thousands_of_rows_a_second(real_data: Path)
     seconds = time.process_time() - start
     assert batch.kept.num_rows == 5000
     assert 5000 / seconds > 1500  # about 10,000 on an idle core
+
+
+def test_a_label_column_is_readable_when_its_type_can_be_a_label(tmp_path):
+    columns = {"label": [["x"]], "part": [{"a": 1}], "stars": [5], "day": ["x"], "text": ["t"]}
+    file = written(tmp_path / "a.parquet", **columns)
+    readable = [name for name in (*columns, "absent") if label_is_readable(file, Columns(label=name))]
+    assert readable == ["stars", "day", "text"]
+
+
+def test_an_all_null_kept_column_takes_the_type_of_the_other_files(tmp_path):
+    nulls = pa.array([None], pa.null())
+    empty = written(tmp_path / "a.parquet", text=["t"], note=nulls, stars=nulls, tags=nulls)
+    other = written(tmp_path / "b.parquet", text=["t"], note=["n"], stars=[5], tags=[["x"]])
+    third = written(tmp_path / "c.parquet", text=["t"], note=[7], stars=nulls, tags=nulls)
+    spec = ReadSpec(keep_columns=("note", "stars", "tags"))
+    expected = pa.schema(
+        [("note", pa.string()), ("stars", pa.int64()), ("tags", pa.list_(pa.field("element", pa.string())))]
+    )
+    for files in ([empty, other], [other, empty]):
+        check_columns(files, spec)
+        schema = kept_schema(files, spec)
+        assert schema == expected
+        kept = read_shard(plan_shards([empty], 9)[0], spec).kept
+        table = pa.table([kept[f"keep:{name}"] for name in spec.keep_columns], schema=schema)
+        assert table.schema == expected
+        assert table.to_pylist() == [{"note": None, "stars": None, "tags": None}]
+    with pytest.raises(
+        ConfigError, match=r"c.parquet: expected column 'note' to be string, as in .*b.parquet, found int64"
+    ):
+        kept_schema([empty, other, third], spec)
+
+
+def test_kept_columns_that_would_get_one_name_are_a_config_error():
+    kept = pa.schema([("label", pa.string()), ("stars", pa.int64()), ("input_label", pa.string())])
+    with pytest.raises(ConfigError, match="'label' and 'input_label' would both be written as 'input_label'"):
+        scored_schema(["neg", "pos"], kept)
+    assert scored_schema(["neg", "pos"], pa.schema(list(kept)[:2])).names[-2:] == ["input_label", "stars"]

@@ -126,6 +126,14 @@ def test_a_changed_file_is_named_and_a_touched_one_is_not():
     ]
 
 
+def test_a_file_that_was_quarantined_whole_is_scored_once_it_is_repaired():
+    broken = entry("dt=1", file("a", digest=None))
+    broken = broken.model_copy(update={"files": [broken.files[0].model_copy(update={"reason": "file_corrupt"})]})
+    decisions = decide_files([file("a", size=11, modified="2", digest="new")], [broken])
+    assert [(d.verdict, d.why) for d in decisions] == [("score", "repaired since slot dt=1 quarantined it")]
+    assert [d.verdict for d in decide_files([file("a", digest=None)], [broken])] == ["scored"]
+
+
 def test_the_same_content_under_another_name_is_not_scored_twice():
     decisions = decide_files([file("b"), file("c"), file("d", digest="other")], [entry("dt=1", file("a"))])
     assert [(d.verdict, d.why) for d in decisions] == [

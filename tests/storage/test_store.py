@@ -69,3 +69,30 @@ def test_an_output_where_nothing_can_be_created_is_a_config_error():
 def test_other_schemes_are_refused():
     with pytest.raises(ConfigError, match="found ftp://"):
         open_store("ftp://host/x")
+
+
+@pytest.mark.parametrize("below", ["", "out"])
+def test_reading_an_output_that_is_a_file_or_below_one_is_a_config_error(tmp_path, below):
+    (tmp_path / "file").write_text("x")
+    store = LocalStore(tmp_path / "file" / below)
+    for call in (store.get, store.exists, store.keys, store.delete):
+        with pytest.raises(ConfigError, match="expected a folder, found a file in its place"):
+            call("control/x")
+
+
+def test_what_is_absent_is_no_error_but_for_get(store):
+    assert not store.exists("control/x")
+    assert store.keys("control") == []
+    store.put("a", b"")
+    assert store.keys("a") == []
+    with pytest.raises(FileNotFoundError):
+        store.get("control/x")
+
+
+@pytest.mark.parametrize("uri", ["s3://", "gs://", "s3:///folder", "s3://[x", "s3://b ad/x"])
+def test_a_uri_without_a_bucket_or_of_no_sense_is_a_config_error(uri):
+    with pytest.raises(ConfigError) as caught:
+        open_store(uri)
+    assert uri in str(caught.value)
+    assert "bucket/folder" in str(caught.value)
+    assert "\n" not in str(caught.value)

@@ -1,6 +1,7 @@
 """The loop on one process and on two: the same steps, a resume that repeats them, and a loss that stays finite."""
 
 import dataclasses
+import datetime
 import json
 import logging
 import socket
@@ -12,7 +13,7 @@ import torch
 import torch.multiprocessing as mp
 
 from bertray.config import Training
-from bertray.errors import DataRefused, InfrastructureError
+from bertray.errors import ConfigError, DataRefused, InfrastructureError
 from bertray.storage.store import LocalStore
 from bertray.training.checkpoint import checkpoint_folders, load_latest
 from bertray.training.loop import Examples, LoopSettings, Outcome, run_loop
@@ -45,6 +46,7 @@ def examples(folder, num_rows: int = 53) -> Examples:
         {
             "id": pa.array([f"r{i}" for i in range(num_rows)]),
             "label": pa.array(labels),
+            "text_hash": pa.array(np.arange(num_rows, dtype=np.uint64)),
             "group_hash": pa.array(np.arange(num_rows, dtype=np.uint64)),
             "input_ids": pa.array(rows, pa.list_(pa.uint16())),
             "second_len": pa.array(np.zeros(num_rows, np.int32)),
@@ -169,6 +171,169 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(t
     assert kept.progress.step == 5
 
 
+def test_a_gradient_that_is_not_finite_stops_the_run_before_it_reaches_a_checkpoint(tmp_path, tiny_encoder):
+    store = LocalStore(tmp_path / "nan-gradient")
+    often = settings(checkpoint_every_s=1e-9)
+    import bertray.training.loop as loop_module
+
+    class Poisoned(loop_module._Loop):
+        def _losses(self, batch):
+            losses_B = super()._losses(batch)
+            # The root of zero is zero; its slope is not finite.
+            return losses_B + torch.sqrt(losses_B * 0.0) if self.progress.step == 5 else losses_B
+
+    with pytest.raises(InfrastructureError, match="the gradient is nan at step 6; the last checkpoint is finite"):
+        Poisoned(examples(tmp_path), tiny_encoder, 0, often, store, "cpu", None).run()
+    kept = load_latest(store, "run")
+    assert kept is not None
+    assert kept.progress.step == 5
+    assert all(tensor.isfinite().all() for tensor in [*kept.model.values(), *kept.optimizer.values()])
+
+
+@pytest.mark.parametrize(
+    "error", [InfrastructureError("x: the storage failed."), ConfigError("x: read-only."), OSError(5, "hiccup")]
+)
+def test_progress_that_cannot_be_written_is_said_once_and_does_not_end_training(tmp_path, tiny_encoder, caplog, error):
+    import bertray.training.loop as loop_module
+
+    calls = []
+
+    def on_progress(state):
+        calls.append(state["step"])
+        raise error
+
+    class Chatty(loop_module._Loop):
+        def _report(self, loss, learning_rate):
+            self._last_report = float("-inf")  # a second has passed
+            super()._report(loss, learning_rate)
+
+    store = LocalStore(tmp_path / "hiccup")
+    with caplog.at_level(logging.WARNING, "bertray"):
+        outcome = Chatty(examples(tmp_path), tiny_encoder, 0, SETTINGS, store, "cpu", on_progress).run()
+    assert outcome.num_steps == 12
+    assert calls == list(range(1, 13))
+    assert [record.getMessage() for record in caplog.records] == [
+        f"progress cannot be shown for now, training goes on: {error}"
+    ]
+
+
+class _FullStore(LocalStore):
+    """Holds one checkpoint; then the disk is full."""
+
+    def put(self, key, value):
+        if key.startswith("checkpoints/step-00000012/"):
+            raise OSError(28, "No space left on device")
+        super().put(key, value)
+
+
+def test_a_checkpoint_that_cannot_be_written_is_an_infrastructure_error_and_keeps_the_one_before(
+    tmp_path, tiny_encoder
+):
+    store = _FullStore(tmp_path / "full")
+    with pytest.raises(InfrastructureError, match=r"checkpoint of step 12 cannot be written: .*No space left"):
+        run_loop(examples(tmp_path), tiny_encoder, 0, SETTINGS, store)
+    kept = load_latest(store, "run")
+    assert kept is not None
+    assert kept.progress.step == 6
+
+
+def test_a_bug_while_writing_a_checkpoint_keeps_its_name(tmp_path, tiny_encoder):
+    class Buggy(LocalStore):
+        def put(self, key, value):
+            raise TypeError("a bug")
+
+    with pytest.raises(TypeError, match="a bug"):
+        run_loop(examples(tmp_path), tiny_encoder, 0, SETTINGS, Buggy(tmp_path / "bug"))
+
+
+@pytest.mark.parametrize(
+    ("max_rows", "expected"), [(7, [2, 4, 6, 8, 10, 12]), (12, list(range(1, 13))), (5, [3, 6, 9, 12])]
+)
+def test_history_never_has_more_rows_than_its_limit(tmp_path, tiny_encoder, monkeypatch, max_rows, expected):
+    monkeypatch.setattr("bertray.training.loop.MAX_HISTORY_ROWS", max_rows)
+    outcome = run_loop(examples(tmp_path), tiny_encoder, 0, SETTINGS, LocalStore(tmp_path / "run"))
+    assert [row["step"] for row in outcome.history if row["kind"] == "step"] == expected
+
+
+# --- architectures ---------------------------------------------------------------------------------------------------
+
+
+def _tiny_classifier(family: str, folder):
+    """A classifier of two labels with wild random weights, so that each input matters."""
+    import transformers as t
+
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
+    plain = {**sizes, "vocab_size": 60, "max_position_embeddings": 40, "type_vocab_size": 2, "pad_token_id": 0}
+    modern = {**sizes, "vocab_size": 60, "max_position_embeddings": 40, "pad_token_id": 0}
+    modern |= {"bos_token_id": 2, "eos_token_id": 3, "cls_token_id": 2, "sep_token_id": 3}
+    distil = {"dim": 32, "n_layers": 2, "n_heads": 4, "hidden_dim": 48, "vocab_size": 60, "pad_token_id": 0}
+    config = {
+        "bert": lambda: t.BertConfig(**plain),
+        "roberta": lambda: t.RobertaConfig(**{**plain, "type_vocab_size": 1}),
+        "electra": lambda: t.ElectraConfig(**plain, embedding_size=16),
+        "albert": lambda: t.AlbertConfig(**plain, embedding_size=16),
+        "distilbert": lambda: t.DistilBertConfig(**distil),
+        "deberta-v2": lambda: t.DebertaV2Config(**plain, relative_attention=True, pos_att_type=["p2c", "c2p"]),
+        "modernbert": lambda: t.ModernBertConfig(**modern),
+    }[family]()
+    torch.manual_seed(0)
+    model = t.AutoModelForSequenceClassification.from_config(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.3 * torch.randn_like(parameter)
+    model.save_pretrained(folder)
+    return folder
+
+
+def _loop_of(family: str, tmp_path, data: Examples):
+    import bertray.training.loop as loop_module
+
+    encoder = _tiny_classifier(family, tmp_path / family)
+    store = LocalStore(tmp_path / "run")
+    return loop_module._Loop(data, encoder, 0, settings(precision="fp32"), store, "cpu", None)
+
+
+FAMILIES = ["bert", "roberta", "electra", "albert", "distilbert", "deberta-v2", "modernbert"]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_architecture_takes_an_optimizer_step(tmp_path, family):
+    data = examples(tmp_path)
+    loop = _loop_of(family, tmp_path, data)
+    before = {name: parameter.detach().clone() for name, parameter in loop.raw_model.named_parameters()}
+    loss, _, tokens = loop._step(data.train[:8], 1e-3)
+    assert np.isfinite(loss)
+    assert tokens == data.shards.lens_N[data.train[:8]].sum()
+    still = [name for name, parameter in loop.raw_model.named_parameters() if torch.equal(parameter, before[name])]
+    assert still == []  # DDP would refuse a parameter that no loss reaches
+
+
+@pytest.mark.parametrize("family", ["bert", "electra", "roberta", "deberta-v2"])
+def test_training_sees_a_pair_as_scoring_does(tmp_path, family):
+    from bertray.model.engine import Engine
+    from bertray.model.tokenization import Sequences
+
+    data = examples(tmp_path)
+    data.shards.second_lens_N = (data.shards.lens_N // 2).astype(np.int32)
+    loop = _loop_of(family, tmp_path, data)
+    loop.raw_model.eval()
+    batch = data.train[:8]
+    with torch.inference_mode():
+        logits_BC = loop._logits(batch).numpy()
+    seqs = Sequences(
+        ids_T=np.concatenate([data.shards._example(int(number)) for number in batch]),
+        lens_S=data.shards.lens_N[batch],
+        second_lens_S=data.shards.second_lens_N[batch],
+        rows_S=np.arange(len(batch)),
+        num_rows=len(batch),
+    )
+    expected_SC = Engine(tmp_path / family, precision="fp32").logits(seqs)
+    np.testing.assert_allclose(logits_BC, expected_SC, atol=1e-3)  # the engine's own contract for fp32
+
+
+# --- how a run ends --------------------------------------------------------------------------------------------------
+
+
 def test_early_stopping_ends_after_epochs_without_gain(tmp_path, tiny_encoder):
     frozen = settings(epochs=9, learning_rate=1e-12, early_stopping_patience=2)
     outcome = run_loop(examples(tmp_path), tiny_encoder, 0, frozen, LocalStore(tmp_path / "stop"))
@@ -208,37 +373,52 @@ def _without_dropout(encoder, tmp_path):
 
 
 def _rank(rank: int, world_size: int, port: int, folder, encoder, queue) -> None:
+    """One of the ranks: a whole run, then one whose second checkpoint rank 0 cannot write."""
     torch.set_num_threads(1)
     torch.distributed.init_process_group(
-        "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world_size
+        "gloo",
+        init_method=f"tcp://127.0.0.1:{port}",
+        rank=rank,
+        world_size=world_size,
+        timeout=datetime.timedelta(seconds=180),
     )
-    outcome = run_loop(examples_of(folder), encoder, 0, SETTINGS, LocalStore(folder / f"world-{world_size}"))
-    if rank == 0:
-        queue.put((losses(outcome), outcome.num_steps, outcome.validation_logits_VC.tolist()))
+    mine = folder / f"rank-{rank}"  # each rank writes its own copy of the same token shards
+    mine.mkdir()
+    outcome = run_loop(examples(mine, 52), encoder, 0, SETTINGS, LocalStore(folder / "whole"))
+    error = None
+    try:
+        run_loop(examples(mine, 52), encoder, 0, SETTINGS, _FullStore(folder / "full"))
+    except Exception as raised:
+        error = (type(raised).__name__, str(raised))
+    queue.put((rank, losses(outcome), outcome.num_steps, outcome.validation_logits_VC.tolist(), error))
     torch.distributed.destroy_process_group()
 
 
-def examples_of(folder) -> Examples:
-    """Each rank writes its own copy of the same token shards."""
-    import os
-
-    mine = folder / f"pid-{os.getpid()}"
-    mine.mkdir()
-    return examples(mine)
-
-
-def test_the_loss_curve_does_not_depend_on_the_number_of_workers(tmp_path, tiny_encoder):
-    still = _without_dropout(tiny_encoder, tmp_path)
-    (tmp_path / "one").mkdir()
-    alone = run_loop(examples(tmp_path / "one"), still, 0, SETTINGS, LocalStore(tmp_path / "alone"))
-    context = mp.get_context("spawn")
-    queue = context.SimpleQueue()
+@pytest.fixture(scope="module")
+def two_ranks(tmp_path_factory, tiny_encoder):
+    """What two ranks say of their runs, in order of rank, and the encoder they began from."""
+    folder = tmp_path_factory.mktemp("two-ranks")
+    still = _without_dropout(tiny_encoder, folder)
+    queue = mp.get_context("spawn").SimpleQueue()
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    # Three ranks share steps of 8 and a last step of 2, so one rank is idle in it.
-    mp.start_processes(_rank, args=(3, port, tmp_path, still, queue), nprocs=3, start_method="spawn")
-    together, num_steps, logits_VC = queue.get()
-    assert num_steps == alone.num_steps
-    np.testing.assert_allclose(together, losses(alone), atol=1e-5)  # gradients are summed in another order
-    np.testing.assert_allclose(logits_VC, alone.validation_logits_VC, atol=1e-3)
+    mp.start_processes(_rank, args=(2, port, folder, still, queue), nprocs=2, start_method="spawn")
+    return sorted(queue.get() for _ in range(2)), still
+
+
+def test_the_loss_curve_does_not_depend_on_the_number_of_workers(tmp_path, two_ranks):
+    # Two ranks share steps of 8 and a last step of 1, in which one rank is idle.
+    said, still = two_ranks
+    alone = run_loop(examples(tmp_path, 52), still, 0, SETTINGS, LocalStore(tmp_path / "alone"))
+    for _, together, num_steps, logits_VC, _ in said:
+        assert num_steps == alone.num_steps
+        np.testing.assert_allclose(together, losses(alone), atol=1e-5)  # gradients are summed in another order
+        np.testing.assert_allclose(logits_VC, alone.validation_logits_VC, atol=1e-3)
+
+
+def test_every_rank_ends_with_the_same_error_when_a_checkpoint_cannot_be_written(two_ranks):
+    (first, first_text), (second, second_text) = [error for *_, error in two_ranks[0]]
+    assert (first, second) == ("InfrastructureError", "InfrastructureError")
+    assert "the checkpoint of step 12 cannot be written: [Errno 28] No space left on device" in first_text
+    assert "the checkpoint of step 12 cannot be written, on rank 0." in second_text
