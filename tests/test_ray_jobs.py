@@ -40,19 +40,24 @@ def head() -> Iterator[tuple[str, dict[str, str]]]:
     command = [
         str(RAY), "start", "--head", "--block", "--num-cpus=4", f"--port={port}", "--node-ip-address=127.0.0.1",
         "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}", "--object-store-memory=300000000",
+        # Ray's fixed default port of the job agent may belong to another cluster of this machine.
+        f"--dashboard-agent-listen-port={free_port()}", f"--ray-client-server-port={free_port()}",
     ]  # fmt: skip
     log = (temporary / "head.log").open("wb")
     process = subprocess.Popen(command, env=env, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
     address = f"http://127.0.0.1:{dashboard}"
     try:
-        deadline = time.monotonic() + 90
+        deadline = time.monotonic() + 150
         while True:
             with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", dashboard), timeout=1):
                 break
             assert process.poll() is None, (temporary / "head.log").read_text()
             assert time.monotonic() < deadline, "the head does not answer"
             time.sleep(0.5)
-        time.sleep(3)  # the job agent comes up after the dashboard
+        # The job agent comes up some time after the dashboard; until then a submission is refused.
+        while submit((address, env), "-c", "pass").returncode != 0:
+            assert time.monotonic() < deadline, "the head takes no job"
+            time.sleep(1)
         yield address, env
     finally:
         os.killpg(process.pid, signal.SIGTERM)
