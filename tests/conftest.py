@@ -100,3 +100,14 @@ def ray_cluster():
     )
     yield
     ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder with 240 labelled reviews to train on and 90 to test with."""
+    from tests.corpus import write
+
+    folder = tmp_path_factory.mktemp("corpus")
+    write(folder / "train.parquet", 240, 1, "t")
+    write(folder / "test.parquet", 90, 2, "e")
+    return folder

@@ -6,7 +6,6 @@ import json
 import shutil
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -14,32 +13,9 @@ from sklearn.metrics import accuracy_score, f1_score, log_loss
 
 from bertray.cli import run
 from bertray.schema import QUARANTINE_SCHEMA
+from tests.corpus import sentences, write
 
 pytestmark = pytest.mark.ray
-
-GOOD, BAD = ["great", "good", "fine", "lovely"], ["bad", "awful", "poor", "boring"]
-
-
-def sentences(num_rows: int, seed: int) -> tuple[list[str], list[str]]:
-    """Texts and labels that a bag of words can tell apart."""
-    random = np.random.default_rng(seed)
-    texts, labels = [], []
-    for _ in range(num_rows):
-        good = bool(random.integers(2))
-        words = ["the", "film", "was", str(random.choice(GOOD if good else BAD)), "and"]
-        words += random.choice(["very", "plot", "actor", "story", "it"], size=int(random.integers(1, 12))).tolist()
-        texts.append(" ".join(words))
-        labels.append("pos" if good else "neg")
-    return texts, labels
-
-
-def write(path: Path, num_rows: int, seed: int, prefix: str) -> Path:
-    texts, labels = sentences(num_rows, seed)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    ids = [f"{prefix}{i}" for i in range(num_rows)]
-    shops = ["north" if i % 3 else "south" for i in range(num_rows)]
-    pq.write_table(pa.table({"id": ids, "text": texts, "label": labels, "shop": shops}), path)
-    return path
 
 
 def train_argv(encoder: Path, folder: Path, output: Path, *words: str) -> list[str]:
@@ -56,14 +32,6 @@ def train_argv(encoder: Path, folder: Path, output: Path, *words: str) -> list[s
         "report.slices=[shop]",
         *words,
     ]
-
-
-@pytest.fixture(scope="session")
-def corpus(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("corpus")
-    write(folder / "train.parquet", 240, 1, "t")
-    write(folder / "test.parquet", 90, 2, "e")
-    return folder
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import shutil
@@ -382,7 +383,8 @@ def _train_worker(settings: dict[str, Any]) -> dict[str, Any]:
     except BertrayError as error:
         return {"error": error}
     if rank == 0:
-        on_progress({"step": outcome.num_steps, "total_steps": outcome.num_steps, "done": True})
+        with contextlib.suppress(BertrayError):  # the run is whole; only its last message is at stake
+            on_progress({"step": outcome.num_steps, "total_steps": outcome.num_steps, "done": True})
     return {
         "outcome": outcome,
         "temperature": fit_temperature(outcome.validation_logits_VC, outcome.validation_label_ids_V),
