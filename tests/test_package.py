@@ -113,6 +113,12 @@ def test_every_key_in_the_readmes_commands_exists():
         load_config(verb, [], [*required[verb], *overrides])
 
 
+def test_the_readme_shows_what_the_demo_prints():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    for part in ("rows in ┃ scored ┃ quarantined", "night-1 report", "scored Parquet"):
+        assert part in readme
+
+
 def test_the_readme_names_every_room():
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     rooms = [path.name for path in PACKAGE.iterdir() if (path / "__init__.py").is_file()]
