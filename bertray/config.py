@@ -134,9 +134,12 @@ class Training(Section):
 
 class ReportOptions(Section):
     slices: tuple[Text, ...] = Field((), description="input columns to break the metrics down by")
+    num_mistakes: int = Field(20, ge=0, description="most confident mistakes shown, with their text")
+
+
+class TrainReportOptions(ReportOptions):
     baselines: bool = Field(True, description="majority class and TF-IDF + logistic regression on the same rows")
     baseline_rows: int = Field(50_000, ge=1, description="train rows the TF-IDF baseline sees at most")
-    num_mistakes: int = Field(20, ge=0, description="most confident mistakes shown, with their text")
 
 
 _WHOLE_NUMBER = re.compile(r"(-?[0-9]+)\.0+")
@@ -220,7 +223,7 @@ class TrainConfig(Common):
     long_text: LongText = Field("head", description="which part of a longer review it sees")
     max_chars: int = Field(20_000, ge=100, description="longer texts are cut to this before tokenizing, and flagged")
     cleaning: Cleaning = Cleaning()
-    report: ReportOptions = ReportOptions()
+    report: TrainReportOptions = TrainReportOptions()
 
     @model_validator(mode="after")
     def _needs_train(self) -> TrainConfig:
@@ -292,7 +295,6 @@ class InitConfig(Section):
     reader: TextFormat = TextFormat()
 
 
-Verb = Literal["train", "evaluate", "score", "demo", "doctor", "init"]
 CONFIGS: dict[str, type[Section]] = {
     "train": TrainConfig,
     "evaluate": EvaluateConfig,

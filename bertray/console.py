@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import tempfile
 import time
 import warnings
 from collections.abc import Iterator
@@ -102,6 +103,11 @@ def say(text: str) -> None:
     out.out(text, highlight=False)
 
 
+def heading(title: str, text: str) -> None:
+    """Print a line that opens a part of a command; the title bold on a terminal."""
+    out.print(Text.assemble((title, "bold"), f": {text}"))
+
+
 def table(title: str, columns: list[str], rows: list[list[str]]) -> None:
     """Print a small table; numbers right-aligned, the first column left. Nothing in it is markup."""
     grid = Table(title=Text(title, style="bold"), title_justify="left")
@@ -118,3 +124,26 @@ def timed(what: str) -> Iterator[None]:
     start = time.monotonic()
     yield
     logging.getLogger("bertray.time").debug("%s: %.1f s", what, time.monotonic() - start)
+
+
+@contextmanager
+def stderr_without(words: str) -> Iterator[None]:
+    """Hold back what this process writes to stderr, native code included, and drop the lines with `words` from it."""
+    sys.stderr.flush()
+    try:
+        kept = os.dup(2)
+    except OSError:  # closed, as a daemon may have it: nothing to hold back
+        yield
+        return
+    with tempfile.TemporaryFile() as held:
+        os.dup2(held.fileno(), 2)
+        try:
+            yield
+        finally:
+            sys.stderr.flush()
+            os.dup2(kept, 2)
+            os.close(kept)
+            held.seek(0)
+            for line in held:
+                if words.encode() not in line:
+                    os.write(2, line)

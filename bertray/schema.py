@@ -27,7 +27,6 @@ N_TOKENS = "n_tokens"  # int32: before truncation, special tokens included
 TRUNCATED = "truncated"  # bool
 
 # --- examples (token shards) ----------------------------------------------------------------------------------------
-LABEL_ID = "label_id"  # int32, ordered as in the bundle's `labels`
 TEXT_HASH = "text_hash"  # uint64: stable hash of the cleaned text; equal texts are never in two splits
 GROUP_HASH = "group_hash"  # uint64: stable hash of the group key, or of the text where there is none
 

@@ -87,8 +87,9 @@ def ray_cluster():
     """One local Ray for the whole test session; four logical CPUs, so that actor pools leave some for tasks."""
     import ray
 
-    from bertray.pipelines.cluster import ALLOCATOR_ENV
+    from bertray.pipelines.cluster import ALLOCATOR_ENV, LOCAL_TRAIN_ENV
 
+    os.environ.update(ALLOCATOR_ENV | LOCAL_TRAIN_ENV)
     ray.init(
         address="local",
         include_dashboard=False,
@@ -96,7 +97,6 @@ def ray_cluster():
         object_store_memory=300 << 20,
         log_to_driver=False,
         logging_level=logging.ERROR,
-        runtime_env={"env_vars": ALLOCATOR_ENV},
     )
     yield
     ray.shutdown()

@@ -1,8 +1,12 @@
 """What is printed is what was said: a path is never taken for markup."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 
-from bertray.console import say, table
+from bertray.console import heading, say, stderr_without, table
 
 
 @pytest.mark.parametrize("text", ["report   y[red]z/report.html", "q[/b]", ":smile: 3.14 'x'", "a\\[b]", "x" * 300])
@@ -16,3 +20,17 @@ def test_a_table_prints_cells_headers_and_title_as_they_are(capsys):
     printed = capsys.readouterr().out
     for text in ("slot [b]=x[/c]", "path [i]", "y[red]z.csv", "q[/b]", ":smile:", "\\[x]"):
         assert text in printed
+
+
+def test_a_heading_is_plain_text_where_there_is_no_terminal(capsys):
+    heading("1. [b]train[/b]", "on labelled [red]reviews")
+    assert capsys.readouterr().out == "1. [b]train[/b]: on labelled [red]reviews\n"
+
+
+def test_one_line_is_dropped_from_stderr_and_the_others_come_through_in_order(capfd):
+    with stderr_without("noise"):
+        print("first", file=sys.stderr)
+        os.write(2, b"native noise\n")
+        subprocess.run(["sh", "-c", "echo from a child >&2"], check=True)
+    print("after", file=sys.stderr)
+    assert capfd.readouterr().err == "first\nfrom a child\nafter\n"

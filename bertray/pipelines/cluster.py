@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import errno
+import importlib
 import logging
 import os
-from collections.abc import Iterator
+import signal
+import threading
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from bertray.config import Workers
+from bertray.console import stderr_without
 from bertray.errors import BertrayError, ConfigError, InfrastructureError
 
 log = logging.getLogger(__name__)
@@ -21,6 +25,13 @@ ALLOCATOR_ENV = {
     "MALLOC_TRIM_THRESHOLD_": "68719476736",
     "MALLOC_TOP_PAD_": "268435456",
     "MALLOC_ARENA_MAX": "2",
+}
+
+# One machine: look often whether training has ended, and watch for no machine being taken away.
+LOCAL_TRAIN_ENV = {
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    "RAY_TRAIN_METRICS_ENABLED": "0",
 }
 
 
@@ -44,8 +55,12 @@ def inside_cluster() -> bool:
 
 
 @contextmanager
-def ray_session(workers: Workers) -> Iterator[Resources]:
+def ray_session(workers: Workers, *, imports: Sequence[str] = ()) -> Iterator[Resources]:
     """A Ray connection for one command; one that exists already (tests, demo) is used and left running.
+
+    Args:
+        workers: what the config asks for.
+        imports: modules that this process will need later; imported while Ray's own processes start.
 
     Raises:
         ConfigError: more GPUs are asked for than this machine has.
@@ -62,7 +77,10 @@ def ray_session(workers: Workers) -> Iterator[Resources]:
     os.environ.setdefault("RAY_worker_niceness", "0")
     started = not ray.is_initialized()
     if started:
+        warm_up = threading.Thread(target=_import_all, args=(imports,), name="imports", daemon=True)
+        warm_up.start()
         _connect()
+        warm_up.join()
     try:
         yield plan_resources(workers, ray.cluster_resources(), local=not inside_cluster())
     finally:
@@ -70,27 +88,35 @@ def ray_session(workers: Workers) -> Iterator[Resources]:
             ray.shutdown()
 
 
+def _import_all(names: Sequence[str]) -> None:
+    for name in names:
+        importlib.import_module(name)
+
+
 def _connect() -> None:
     import ray
 
     quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": log.isEnabledFor(logging.DEBUG)}
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
-        if inside_cluster():
-            ray.init(**quiet)
-        else:
-            # At least two logical CPUs: an actor pool that holds all of them would starve the reading tasks.
-            ray.init(
-                address="local",
-                include_dashboard=False,
-                num_cpus=max(2, os.cpu_count() or 2),
-                runtime_env={"env_vars": ALLOCATOR_ENV},
-                **quiet,
-            )
+        with stderr_without("Set ray log level from environment variable"):
+            if inside_cluster():
+                ray.init(**quiet)
+            else:
+                # Through the environment, which the processes that Ray starts ahead of need inherit: a runtime_env
+                # would have it start others.
+                for name, value in {**ALLOCATOR_ENV, **LOCAL_TRAIN_ENV}.items():
+                    os.environ.setdefault(name, value)
+                # At least two logical CPUs: an actor pool that holds all of them would starve the reading tasks.
+                ray.init(address="local", include_dashboard=False, num_cpus=max(2, os.cpu_count() or 2), **quiet)
     except (OSError, RuntimeError, ValueError, ConnectionError) as error:
         words = " ".join(str(error).split())[:300]
         raise InfrastructureError(
             f"Ray: does not start or answer: {words}", "Run `bertray doctor`; on a cluster check RAY_ADDRESS."
         ) from error
+    if in_main_thread:  # Ray's own handler prints a native stack trace
+        signal.signal(signal.SIGTERM, on_sigterm)
 
 
 def plan_resources(workers: Workers, cluster: dict[str, float], *, local: bool) -> Resources:

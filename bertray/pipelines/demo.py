@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from bertray.config import DemoConfig, ScoreConfig, TrainConfig, Workers, build_config
-from bertray.console import duration, out, say, table
+from bertray.console import duration, heading, say, table
 from bertray.errors import ConflictError
 from bertray.pipelines.cluster import ray_session
 from bertray.pipelines.score import run_score
-from bertray.pipelines.train import run_train
+from bertray.pipelines.train import IMPORTS, run_train
 
 log = logging.getLogger(__name__)
 
@@ -32,12 +32,12 @@ def run_demo(config: DemoConfig) -> int:
     assert isinstance(train, TrainConfig)
     incoming = root / "reviews" / "incoming"
     incoming.mkdir(parents=True)
-    with ray_session(Workers()):
-        out.print("[bold]1. train[/bold] on labelled reviews, then evaluate on others")
+    with ray_session(Workers(), imports=IMPORTS):
+        heading("1. train", "on labelled reviews, then evaluate on others")
         run_train(train)
         for number, (night, slot) in enumerate(NIGHTS, start=2):
             shutil.copytree(REVIEWS / night, incoming, dirs_exist_ok=True)
-            say(f"[bold]{number}. {night}[/bold]: score what came in")
+            heading(f"{number}. {night}", "score what came in")
             score = build_config("score", _score_settings(root, slot))
             assert isinstance(score, ScoreConfig)
             run_score(score)

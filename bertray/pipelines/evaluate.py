@@ -9,11 +9,9 @@ from pathlib import Path
 import bertray
 from bertray.config import EvaluateConfig, to_yaml
 from bertray.console import duration, say
-from bertray.errors import ConfigError
-from bertray.model.bundle import longest_input, read_info, resolve_model
 from bertray.pipelines.cluster import ray_session
 from bertray.pipelines.evaluation import STAGING, evaluate_shards, finish_report, label_map
-from bertray.pipelines.inputs import check_pair, open_inputs, read_spec
+from bertray.pipelines.inputs import open_inputs, open_model, read_spec
 from bertray.pipelines.runs import claim_output, finished_run, mark_finished
 from bertray.reviews.label_counts import count_labels
 from bertray.storage.store import open_store
@@ -25,12 +23,7 @@ log = logging.getLogger(__name__)
 def run_evaluate(config: EvaluateConfig) -> int:
     """Evaluate; the same command on a finished output says so in one line."""
     started = time.monotonic()
-    folder = resolve_model(config.model)
-    info = read_info(folder, model=config.model)
-    longest = longest_input(folder)
-    if config.max_length and longest is not None and config.max_length > longest:
-        raise ConfigError(f"max_length={config.max_length}: {config.model} sees at most {longest} tokens.")
-    check_pair(config, info)
+    info = open_model(config)
     spec = read_spec(config, info.cleaning, info.max_chars, wants_label=True, keep_columns=config.report.slices)
     inputs = open_inputs("input", config.input, config, spec)
     labels = label_map(config.labels, info)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
-from bertray.config import Cleaning, Common
+from bertray.config import Cleaning, Common, EvaluateConfig, ScoreConfig
 from bertray.errors import ConfigError, DataRefused
-from bertray.model.bundle import BundleInfo
+from bertray.model.bundle import BundleInfo, longest_input, read_info, resolve_model
 from bertray.reviews.sources import (
     BadFile,
     InputFile,
@@ -26,13 +27,17 @@ class Inputs:
 
     files: list[InputFile]
     spec: ReadSpec
+    file_nos: Sequence[int] | None = None  # of each file in a plan that also holds files which cannot be read
 
     @property
     def num_rows(self) -> int:
         return sum(file.num_rows for file in self.files)
 
     def shards(self, rows_per_shard: int) -> list[Shard]:
-        return plan_shards(self.files, rows_per_shard)
+        shards = plan_shards(self.files, rows_per_shard)
+        if self.file_nos is None:
+            return shards
+        return [replace(shard, file_no=self.file_nos[shard.file_no]) for shard in shards]
 
 
 def read_spec(
@@ -70,12 +75,7 @@ def open_inputs(key: str, paths: Sequence[str], config: Common, spec: ReadSpec) 
     """
     looked_at = inspect_inputs(paths, config)
     bad = [file for file in looked_at if isinstance(file, BadFile)]
-    if bad:
-        raise DataRefused(
-            f"{key}: {len(bad)} of {len(looked_at)} files cannot be read, first {bad[0].path}: {bad[0].reason} "
-            f"({bad[0].detail}).",
-            "Repair or remove them.",
-        )
+    refuse_bad_files(key, bad, len(looked_at), "Repair or remove them.")
     files = [file for file in looked_at if isinstance(file, InputFile)]
     check_columns(files, spec)
     inputs = Inputs(files, spec)
@@ -84,14 +84,44 @@ def open_inputs(key: str, paths: Sequence[str], config: Common, spec: ReadSpec) 
     return inputs
 
 
-def check_pair(config: Common, info: BundleInfo) -> None:
-    """A model that was trained on pairs gets pairs, and no other does.
+def open_model(config: EvaluateConfig | ScoreConfig) -> BundleInfo:
+    """The bundle that a config names, checked against what the config asks of it.
 
     Raises:
-        ConfigError: `columns.text_pair` does not fit the model.
+        ConfigError: there is no such bundle, it sees fewer tokens than `max_length`, or it was trained on pairs of
+            texts and `columns.text_pair` names none.
     """
+    folder = resolve_model(config.model)
+    info = read_info(folder, model=config.model)
+    if config.max_length:
+        check_length(config.max_length, config.model, folder)
     if info.text_pair and config.columns.text_pair is None:
         raise ConfigError(
             f"columns.text_pair: {config.model} was trained on pairs of texts, and no second column is named.",
             "Set `columns.text_pair` to the column that holds the second text.",
+        )
+    return info
+
+
+def check_length(max_length: int, model: str, folder: Path) -> None:
+    """Refuse a `max_length` beyond what a model sees.
+
+    Raises:
+        ConfigError: as said.
+    """
+    longest = longest_input(folder)
+    if longest is not None and max_length > longest:
+        raise ConfigError(
+            f"max_length={max_length}: {model} sees at most {longest} tokens.",
+            f"Set max_length={longest} or less; long_text=head_tail or windows reach further into long reviews.",
+        )
+
+
+def refuse_bad_files(key: str, bad: Sequence[BadFile], num_files: int, remedy: str) -> None:
+    """Raises DataRefused that names the first file which cannot be read, if there is one."""
+    if bad:
+        raise DataRefused(
+            f"{key}: {len(bad)} of {num_files} files cannot be read, first {bad[0].path}: {bad[0].reason} "
+            f"({bad[0].detail}).",
+            remedy,
         )

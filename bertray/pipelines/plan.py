@@ -17,8 +17,8 @@ from bertray.errors import DataRefused
 from bertray.model.bundle import resolve_model
 from bertray.model.tokenization import ReviewTokenizer, sequences
 from bertray.pipelines.cluster import inside_cluster, plan_resources
-from bertray.pipelines.inputs import Inputs
-from bertray.pipelines.score import Tonight, decide, model_info
+from bertray.pipelines.inputs import Inputs, open_model
+from bertray.pipelines.score import Tonight, decide, look
 from bertray.pipelines.train import open_data
 from bertray.reviews.sources import InputFile, read_shard
 from bertray.storage.store import open_store
@@ -55,8 +55,8 @@ def run_plan(config: Section) -> int:
 
 
 def _plan_score(config: ScoreConfig) -> None:
-    info = model_info(config)
-    tonight = decide(config, info, open_store(config.output))
+    info = open_model(config)
+    tonight = decide(config, info, open_store(config.output), look(config))
     _print_files(tonight)
     new = [tonight.looked_at[file.path] for file in tonight.new_files]
     good = [file for file in new if isinstance(file, InputFile)]

@@ -18,10 +18,10 @@ from bertray.config import ScoreConfig, to_yaml
 from bertray.console import Ticker, duration, say, table
 from bertray.errors import ConfigError, ConflictError, DataRefused
 from bertray.evaluation.evaluation import Evaluation
-from bertray.model.bundle import BundleInfo, longest_input, read_info, resolve_model
+from bertray.model.bundle import BundleInfo
 from bertray.pipelines.cluster import Resources, ray_session
 from bertray.pipelines.evaluation import in_words, label_map
-from bertray.pipelines.inputs import Inputs, check_pair, inspect_inputs, read_spec
+from bertray.pipelines.inputs import Inputs, inspect_inputs, open_model, read_spec, refuse_bad_files
 from bertray.pipelines.night import has_report, scoring_rate, write_night_report
 from bertray.pipelines.runs import check_put_if_absent, claim_output
 from bertray.pipelines.shards import SCORE_BINS, ReadSettings, ScoreSettings, parquet_bytes, score_shards
@@ -77,8 +77,9 @@ class Tonight:
 def run_score(config: ScoreConfig) -> int:
     """Score what is new; the same command again is always safe."""
     store = open_store(config.output)
-    info = model_info(config)
-    decide(config, info, store)  # a wrong input is told before the output is touched
+    info = open_model(config)
+    looked_at = look(config)
+    tonight = decide(config, info, store, looked_at)  # a wrong input is told before the output is touched
     claim_output(store, "score", "score", to_yaml(config))
     check_put_if_absent(store, single_writer=config.single_writer)
     entries = ledger.read_ledger(store)
@@ -87,11 +88,7 @@ def run_score(config: ScoreConfig) -> int:
         if not has_report(store, entry) and entry.model_version == info.model_version:
             write_night_report(store, entry, info, config.report, seed=config.seed)
     committed = 0
-    while True:
-        tonight = decide(config, info, store)
-        plan = _next_plan(config, tonight, store)
-        if plan is None:
-            break
+    while plan := _next_plan(config, tonight, store):
         with ray_session(config.workers) as resources:
             entry = _run_plan(config, tonight, plan, store, resources)
         committed += 1
@@ -105,6 +102,7 @@ def run_score(config: ScoreConfig) -> int:
             skipped=_skipped(tonight),
         )
         _print_entry(store, entry, evaluation)
+        tonight = decide(config, info, store, looked_at)  # a plan of an earlier run may have left files of tonight
     if not committed:
         say(f"nothing new: {len(tonight.decisions)} files listed, all scored before ({store.root})")
     return 0
@@ -113,29 +111,30 @@ def run_score(config: ScoreConfig) -> int:
 # --- deciding --------------------------------------------------------------------------------------------------------
 
 
-def model_info(config: ScoreConfig) -> BundleInfo:
-    folder = resolve_model(config.model)
-    info = read_info(folder, model=config.model)
-    longest = longest_input(folder)
-    if config.max_length and longest is not None and config.max_length > longest:
-        raise ConfigError(f"max_length={config.max_length}: {config.model} sees at most {longest} tokens.")
-    return info
-
-
-def decide(config: ScoreConfig, info: BundleInfo, store: Store) -> Tonight:
-    """Look at the input and at the ledger: which files are new, and how they will be read.
+def look(config: ScoreConfig) -> dict[str, InputFile | BadFile]:
+    """Every file of the input by path, looked at once.
 
     Raises:
-        ConfigError: a path or column is missing.
-        DataRefused: bad files with on_bad_file=fail, or no file at all.
-        ConflictError: a scored file changed.
+        ConfigError: a path is missing.
+        DataRefused: there is no file at all.
     """
     looked_at = {file.path: file for file in inspect_inputs(config.input, config)}
     if not looked_at and not config.allow_empty:
         raise DataRefused(
             f"input: no review file in {', '.join(config.input)}.", "Check the path, or set allow_empty=true."
         )
-    check_pair(config, info)
+    return looked_at
+
+
+def decide(config: ScoreConfig, info: BundleInfo, store: Store, found: Mapping[str, InputFile | BadFile]) -> Tonight:
+    """Hold the input against the ledger: which files are new, and how they will be read.
+
+    Raises:
+        ConfigError: a column is missing.
+        DataRefused: bad files with on_bad_file=fail.
+        ConflictError: a scored file changed.
+    """
+    looked_at = dict(found)
     entries = ledger.read_ledger(store)
     new = [d.file.path for d in _decisions(looked_at, entries) if d.verdict == "score"]
     spec = _spec(config, info, [file for path in new if isinstance(file := looked_at[path], InputFile)])
@@ -144,13 +143,9 @@ def decide(config: ScoreConfig, info: BundleInfo, store: Store) -> Tonight:
             file = looked_at[path]
             looked_at[path] = (column_fault(file, spec) or file) if isinstance(file, InputFile) else file
     decisions = _decisions(looked_at, entries)
-    bad = [d.file for d in decisions if d.verdict == "score" and d.file.reason is not None]
-    if bad and config.on_bad_file == "fail":
-        raise DataRefused(
-            f"input: {len(bad)} of {len(decisions)} files cannot be read, first {bad[0].path}: {bad[0].reason} "
-            f"({bad[0].detail}).",
-            "Repair or remove them, or set on_bad_file=quarantine.",
-        )
+    if config.on_bad_file == "fail":
+        bad = [file for path in new if isinstance(file := looked_at[path], BadFile)]
+        refuse_bad_files("input", bad, len(looked_at), "Repair or remove them, or set on_bad_file=quarantine.")
     check_columns([file for path in new if isinstance(file := looked_at[path], InputFile)], spec)
     _check_slot_key(config)
     return Tonight(info, spec, entries, decisions, looked_at, _settings(config, info))
@@ -469,11 +464,11 @@ def _skipped(tonight: Tonight) -> list[dict[str, str]]:
     ]
 
 
-def _inputs_of(entry: LedgerEntry, tonight: Tonight) -> Inputs | None:
-    """The files behind an entry, to read shown texts again; None when one of them cannot be read."""
-    files = [tonight.looked_at.get(file.path) for file in entry.files]
-    good = [file for file in files if isinstance(file, InputFile)]
-    return Inputs(good, tonight.spec) if len(good) == len(files) else None
+def _inputs_of(entry: LedgerEntry, tonight: Tonight) -> Inputs:
+    """The readable files behind an entry, to read shown texts again."""
+    found = enumerate(tonight.looked_at[file.path] for file in entry.files)
+    good = {file_no: file for file_no, file in found if isinstance(file, InputFile)}
+    return Inputs(list(good.values()), tonight.spec, file_nos=list(good))
 
 
 def _print_entry(store: Store, entry: LedgerEntry, evaluation: Evaluation | None) -> None:

@@ -272,7 +272,7 @@ def score_shards(
 
     if not shards:
         return
-    dataset = _tokenized(shards, read, resources, only_rows).map_batches(
+    dataset = _tokenized(shards, read, only_rows).map_batches(
         ScoreShard,
         fn_constructor_args=(score,),
         batch_size=1,
@@ -287,21 +287,19 @@ def score_shards(
 
 
 def write_token_shards(
-    shards: Sequence[Shard], read: ReadSettings, output: str, folder: str, resources: Resources
+    shards: Sequence[Shard], read: ReadSettings, output: str, folder: str
 ) -> Iterator[dict[str, Any]]:
     """Tokenize labelled reviews in parallel into token shards; one summary a shard."""
     if not shards:
         return
-    dataset = _tokenized(shards, read, resources, None).map_batches(
+    dataset = _tokenized(shards, read, None).map_batches(
         WriteTokenShard(output, folder), batch_size=1, batch_format="pyarrow", num_cpus=0.5
     )
     for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
         yield from batch.to_pylist()
 
 
-def _tokenized(
-    shards: Sequence[Shard], read: ReadSettings, resources: Resources, only_rows: Mapping[int, np.ndarray] | None
-) -> Any:
+def _tokenized(shards: Sequence[Shard], read: ReadSettings, only_rows: Mapping[int, np.ndarray] | None) -> Any:
     import ray.data
 
     configure_data()

@@ -22,7 +22,7 @@ import bertray
 from bertray.config import TrainConfig, to_yaml
 from bertray.console import Ticker, duration, say
 from bertray.errors import ConfigError, DataRefused, InfrastructureError
-from bertray.model.bundle import BundleInfo, longest_input, resolve_model, weights_digest, write_bundle
+from bertray.model.bundle import BundleInfo, resolve_model, weights_digest, write_bundle
 from bertray.pipelines.cluster import Resources, ray_session
 from bertray.pipelines.evaluation import (
     EvaluatedRows,
@@ -30,13 +30,13 @@ from bertray.pipelines.evaluation import (
     finish_report,
     train_baselines,
 )
-from bertray.pipelines.inputs import Inputs, open_inputs, read_spec
+from bertray.pipelines.inputs import Inputs, check_length, open_inputs, read_spec
 from bertray.pipelines.runs import claim_output, finished_run, mark_finished
 from bertray.pipelines.shards import ReadSettings, parquet_bytes, write_token_shards
 from bertray.reviews.label_counts import count_labels
 from bertray.reviews.labels import LabelMap
 from bertray.reviews.split import joined_groups, validation_mask
-from bertray.storage.store import LocalStore, Store, is_uri, open_store
+from bertray.storage.store import LocalStore, Store, open_store
 from bertray.training.checkpoint import checkpoint_folders, load_step
 from bertray.training.loop import Examples, LoopSettings, Outcome
 from bertray.training.order import num_steps
@@ -47,6 +47,7 @@ log = logging.getLogger(__name__)
 TOKENS = "control/tokens"
 PROGRESS = "control/progress.json"
 ROWS_PER_SHARD = 4096
+IMPORTS = ("ray.data", "ray.train.torch", "transformers")  # what the driver needs after Ray has started
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,6 @@ class _TrainJob:
     labels: LabelMap
     validation_fraction: float
     loop: LoopSettings
-    use_gpu: bool
 
 
 def run_train(config: TrainConfig) -> int:
@@ -82,7 +82,7 @@ def run_train(config: TrainConfig) -> int:
             f"training.method={config.training.method}: not in this version.", "Set training.method=finetune."
         )
     model_folder = resolve_model(config.model)
-    _check_length(config, model_folder)
+    check_length(config.max_length, config.model, model_folder)
     data = open_data(config)
     base = weights_digest(model_folder)
     run_key = cache_key({"config": _identity(config), "data": data.fingerprint, "base model": base})
@@ -91,12 +91,10 @@ def run_train(config: TrainConfig) -> int:
         say(f"already trained: {store.uri('report.html')}")
         return 0
     claim_output(store, "train", run_key, to_yaml(config))
-    with ray_session(config.workers) as resources:
-        train_keys = _token_shards(config, data.train, base, store, resources, "train")
+    with ray_session(config.workers, imports=IMPORTS) as resources:
+        train_keys = _token_shards(config, data.train, base, store, "train")
         validation_keys = (
-            None
-            if data.validation is None
-            else _token_shards(config, data.validation, base, store, resources, "validation")
+            None if data.validation is None else _token_shards(config, data.validation, base, store, "validation")
         )
         examples = load_examples(
             _local_copies(store, train_keys),
@@ -146,15 +144,6 @@ def run_train(config: TrainConfig) -> int:
 # --- before the cluster ----------------------------------------------------------------------------------------------
 
 
-def _check_length(config: TrainConfig, model_folder: Path) -> None:
-    longest = longest_input(model_folder)
-    if longest is not None and config.max_length > longest:
-        raise ConfigError(
-            f"max_length={config.max_length}: {config.model} sees at most {longest} tokens.",
-            f"Set max_length={longest} or less; long_text=head_tail or windows reach further into long reviews.",
-        )
-
-
 def open_data(config: TrainConfig) -> _Data:
     columns = [*config.report.slices]
     group = [config.data.group] if config.data.group else []
@@ -200,9 +189,7 @@ def _check_classes(examples: Examples, labels: LabelMap) -> None:
 # --- token shards ----------------------------------------------------------------------------------------------------
 
 
-def _token_shards(
-    config: TrainConfig, inputs: Inputs, base: str, store: Store, resources: Resources, split: str
-) -> list[str]:
+def _token_shards(config: TrainConfig, inputs: Inputs, base: str, store: Store, split: str) -> list[str]:
     """Keys of the token shards of an input, in the order of its rows; reused when nothing changed."""
     # Training sees one window of a long review; scoring pools several.
     long_text = "head" if config.long_text == "windows" else config.long_text
@@ -226,7 +213,7 @@ def _token_shards(
         summaries = []
         with Ticker(f"tokenizing {split}", inputs.num_rows, "reviews") as ticker:
             done = 0
-            for summary in write_token_shards(shards, settings, config.output, folder, resources):
+            for summary in write_token_shards(shards, settings, config.output, folder):
                 summaries.append(summary)
                 done += summary["rows"]
                 ticker.update(done)
@@ -312,7 +299,6 @@ def _fit(
         labels=data.labels,
         validation_fraction=config.data.validation_fraction,
         loop=LoopSettings(data.labels.names, config.training, config.seed, run_key, resources.threads),
-        use_gpu=config.workers.use_gpu,
     )
     per_worker = {"CPU": resources.cpus_per_worker} | ({"GPU": 1.0} if resources.gpus_per_worker else {})
     log.info(
@@ -355,6 +341,7 @@ def _train_worker(settings: dict[str, Any]) -> dict[str, Any]:
     job: _TrainJob = settings["job"]
     store = open_store(job.output)
     rank = ray.train.get_context().get_world_rank()
+    start = uuid.uuid4().hex
     messages: list[str] = []
     logging.getLogger("bertray").setLevel(logging.INFO)
     logging.getLogger("bertray").addHandler(_Collector(messages))
@@ -368,7 +355,7 @@ def _train_worker(settings: dict[str, Any]) -> dict[str, Any]:
     )
 
     def on_progress(state: dict[str, Any]) -> None:
-        store.put(PROGRESS, json.dumps({**state, "messages": messages}).encode())
+        store.put(PROGRESS, json.dumps({**state, "start": start, "messages": messages}).encode())
 
     try:
         outcome = run_loop(
@@ -420,24 +407,25 @@ def _followed(fit: Callable[[], Any], store: Store) -> Any:
     thread.start()
     interval_s = 0.5 if isinstance(store, LocalStore) else 5.0
     with Ticker("training", 1.0, "steps") as ticker:
-        messages_shown = 0
+        shown: dict[str, int] = {}
         while thread.is_alive():
             thread.join(interval_s)
-            messages_shown = _show_progress(store, ticker, messages_shown)
-    _show_progress(store, ticker, messages_shown)
+            _show_progress(store, ticker, shown)
+    _show_progress(store, ticker, shown)
     if isinstance(ended[0], BaseException):
         raise ended[0]
     return ended[0]
 
 
-def _show_progress(store: Store, ticker: Ticker, messages_shown: int) -> int:
-    """Show where training stands; returns how many of its messages have been shown."""
+def _show_progress(store: Store, ticker: Ticker, shown: dict[str, int]) -> None:
+    """Show where training stands; `shown` counts the messages of each start of the worker that have been shown."""
     try:
         state = json.loads(store.get(PROGRESS))
     except (FileNotFoundError, InfrastructureError):
-        return messages_shown
-    for message in state["messages"][messages_shown:]:
+        return
+    for message in state["messages"][shown.get(state["start"], 0) :]:
         log.info("%s", message)
+    shown[state["start"]] = len(state["messages"])
     if "loss" in state:
         ticker.total = state["total_steps"]
         ticker.update(
@@ -445,7 +433,6 @@ def _show_progress(store: Store, ticker: Ticker, messages_shown: int) -> int:
             f"epoch {state['epoch']:.2f}, loss {state['loss']:.4f}, lr {state['learning_rate']:.1e}, "
             f"{state['tokens_per_s']:,.0f} tokens/s",
         )
-    return len(state["messages"])
 
 
 # --- after training --------------------------------------------------------------------------------------------------
@@ -598,6 +585,6 @@ def _clean_up(store: Store) -> None:
         for key in store.keys(folder):
             store.delete(key)
     store.delete(PROGRESS)
-    if isinstance(store, LocalStore) and not is_uri(store.root):
+    if isinstance(store, LocalStore):
         for name in ("checkpoints", "control/ray_train", "control/staging"):
             shutil.rmtree(store.uri(name), ignore_errors=True)

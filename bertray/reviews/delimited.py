@@ -10,11 +10,8 @@ import numpy as np
 from bertray.config import TextFormat
 from bertray.reviews import records
 from bertray.reviews.files import DATA_ERRORS, ends_digest, is_store_failure, reading, short
-from bertray.reviews.inputs import BadFile, FileEntry, InputFile, RawRows, RowFault, Shard
+from bertray.reviews.inputs import BadFile, FileEntry, InputFile, RawRows, Shard
 from bertray.schema import Reason
-
-_ROWS_PER_READ = 2048
-_CHARS_PER_READ = 32 << 20
 
 
 def _open(path: str, reader: TextFormat, start_byte: int = 0) -> Iterator[records.CsvRecord]:
@@ -77,36 +74,15 @@ def read(shard: Shard, columns: Sequence[str], reader: TextFormat) -> Iterator[R
     """Rows [lo, hi) of the named columns, as text; rows with another number of fields become faults."""
     names = list(shard.file.columns)
     positions = {name: names.index(name) for name in columns}
-    row = shard.start_row
-    try:
-        with reading(shard.file.path):
-            rows = _open(shard.file.path, reader, shard.start_byte or 0)
-            if shard.start_byte is None and reader.header:
-                next(rows, None)
-            for _ in range(shard.start_row, shard.lo):
-                next(rows, None)
-            row = shard.lo
-            while part := _take(rows, shard.hi - row):
-                yield _raw_rows(row, part, len(names), positions, reader.encoding)
-                row += len(part)
-    except DATA_ERRORS as error:
-        if is_store_failure(error):
-            raise
-        row = max(row, shard.lo)
-        faults = tuple(RowFault(no, Reason.FILE_CORRUPT, short(error)) for no in range(row, shard.hi))
-        yield RawRows(np.empty(0, np.int64), {}, faults)
 
+    def rows() -> Iterator[records.CsvRecord]:
+        found = _open(shard.file.path, reader, shard.start_byte or 0)
+        return islice(found, 1, None) if shard.start_byte is None and reader.header else found
 
-def _take(rows: Iterator[records.CsvRecord], limit: int) -> list[records.CsvRecord]:
-    """The next rows: at most `limit`, a few thousand and some ten million characters."""
-    part: list[records.CsvRecord] = []
-    chars = 0
-    for record in islice(rows, max(0, min(limit, _ROWS_PER_READ))):
-        part.append(record)
-        chars += sum(len(line.text) for line in record.lines)
-        if chars > _CHARS_PER_READ:
-            break
-    return part
+    def raw_rows(first: int, part: list[records.CsvRecord]) -> RawRows:
+        return _raw_rows(first, part, len(names), positions, reader.encoding)
+
+    return records.read_range(shard, rows, raw_rows, lambda row: sum(len(line.text) for line in row.lines))
 
 
 def _raw_rows(

@@ -16,8 +16,6 @@ from bertray.reviews.inputs import BadFile, FileEntry, InputFile, RawRows, RowFa
 from bertray.schema import Reason
 
 _ROWS_LOOKED_AT = 1000
-_ROWS_PER_READ = 2048
-_CHARS_PER_READ = 32 << 20
 _KINDS = {str: "string", bool: "bool", int: "int64", float: "double", type(None): "null", list: "json", dict: "json"}
 
 
@@ -93,33 +91,12 @@ def read(
 
     Numbers and booleans become their JSON text, lists and objects compact JSON; an absent key is null.
     """
-    row = shard.start_row
-    try:
-        with reading(shard.file.path):
-            rows = _open(shard.file.path, reader, shard.start_byte or 0)
-            for _ in range(shard.start_row, shard.lo):
-                next(rows, None)
-            row = shard.lo
-            while part := _take(rows, shard.hi - row):
-                yield _raw_rows(row, part, columns, text_columns, reader.encoding)
-                row += len(part)
-    except DATA_ERRORS as error:
-        if is_store_failure(error):
-            raise
-        row = max(row, shard.lo)
-        faults = tuple(RowFault(no, Reason.FILE_CORRUPT, short(error)) for no in range(row, shard.hi))
-        yield RawRows(np.empty(0, np.int64), {}, faults)
-
-
-def _take(rows: Iterator[records.Line], limit: int) -> list[records.Line]:
-    part: list[records.Line] = []
-    chars = 0
-    for line in islice(rows, max(0, min(limit, _ROWS_PER_READ))):
-        part.append(line)
-        chars += len(line.text)
-        if chars > _CHARS_PER_READ:
-            break
-    return part
+    return records.read_range(
+        shard,
+        lambda: _open(shard.file.path, reader, shard.start_byte or 0),
+        lambda first, part: _raw_rows(first, part, columns, text_columns, reader.encoding),
+        lambda line: len(line.text),
+    )
 
 
 def _raw_rows(

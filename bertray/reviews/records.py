@@ -12,21 +12,28 @@ import gzip
 import hashlib
 import io
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import IO, Any, cast
+from itertools import islice
+from typing import IO, Any, TypeVar, cast
 
+import numpy as np
 import pyarrow as pa
 
 from bertray.config import TextFormat
 from bertray.errors import ConfigError
-from bertray.reviews.files import open_bytes
-from bertray.reviews.inputs import ROWS_PER_OFFSET, RowFault
+from bertray.reviews.files import DATA_ERRORS, is_store_failure, open_bytes, reading, short
+from bertray.reviews.inputs import ROWS_PER_OFFSET, RawRows, RowFault, Shard
 from bertray.schema import Reason
 
 # A quote that is never closed, or a line that never ends, costs at most this much memory.
 MAX_RECORD_CHARS = 32 << 20
+_ROWS_PER_READ = 2048
+_CHARS_PER_READ = 32 << 20
 _UTF8_BOM = b"\xef\xbb\xbf"
+
+
+Row = TypeVar("Row")
 
 
 @dataclass(frozen=True)
@@ -223,6 +230,51 @@ def index(records: Iterator[Any], *, seekable: bool) -> tuple[int, tuple[int, ..
             offsets.append(record.offset)
         count += 1
     return count, tuple(offsets)
+
+
+def read_range(
+    shard: Shard,
+    open_rows: Callable[[], Iterator[Row]],
+    raw_rows: Callable[[int, list[Row]], RawRows],
+    num_chars: Callable[[Row], int],
+) -> Iterator[RawRows]:
+    """Rows [lo, hi) of a shard, a few thousand and some ten million characters at a time.
+
+    Args:
+        shard: where to read.
+        open_rows: the records from the shard's start on.
+        raw_rows: (number of the first, records) to values and faults.
+        num_chars: size of a record.
+
+    Where the file turns out to be damaged, every row from there on is a fault; where the storage failed, it raises.
+    """
+    row = shard.start_row
+    try:
+        with reading(shard.file.path):
+            rows = open_rows()
+            for _ in range(shard.start_row, shard.lo):
+                next(rows, None)
+            row = shard.lo
+            while part := _take(rows, shard.hi - row, num_chars):
+                yield raw_rows(row, part)
+                row += len(part)
+    except DATA_ERRORS as error:
+        if is_store_failure(error):
+            raise
+        row = max(row, shard.lo)
+        faults = tuple(RowFault(no, Reason.FILE_CORRUPT, short(error)) for no in range(row, shard.hi))
+        yield RawRows(np.empty(0, np.int64), {}, faults)
+
+
+def _take(rows: Iterator[Row], limit: int, num_chars: Callable[[Row], int]) -> list[Row]:
+    part: list[Row] = []
+    chars = 0
+    for row in islice(rows, max(0, min(limit, _ROWS_PER_READ))):
+        part.append(row)
+        chars += num_chars(row)
+        if chars > _CHARS_PER_READ:
+            break
+    return part
 
 
 def delimiter_of(path: str, reader: TextFormat) -> str:

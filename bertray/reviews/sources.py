@@ -161,7 +161,7 @@ def _column_problem(file: InputFile, spec: ReadSpec) -> tuple[Reason, str, str] 
 def _missing_remedy(key: str, file: InputFile) -> str:
     remedy = f"Set `{key}` to the column that holds it"
     if key == "keep_columns":
-        remedy = "Correct `keep_columns` or `report.slices`"
+        remedy = "Correct the key that names it (`keep_columns`, `report.slices` or `data.group`)"
     if file.format == "csv":
         remedy += "; for a file without a header set `reader.header=false`, its columns are then '0', '1', ..."
         if len(file.columns) == 1:

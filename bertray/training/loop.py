@@ -481,7 +481,6 @@ class _Loop:
             "loss": loss,
             "learning_rate": learning_rate,
             "tokens_per_s": progress.tokens / max(seconds, 1e-9),
-            "seconds_left": seconds / progress.step * (self.total_steps - progress.step),
         }
         try:
             self.on_progress(state)

@@ -67,7 +67,7 @@ def test_a_missing_column_names_file_columns_guess_and_key(tmp_path):
         ),
         (
             ReadSpec(keep_columns=("stars", "date")),
-            r"expected column 'date'.*Correct `keep_columns` or `report.slices`\.$",
+            r"expected column 'date'.*`keep_columns`, `report.slices` or `data.group`.\.$",
         ),
     ],
 )
