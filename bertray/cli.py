@@ -29,6 +29,8 @@ SUMMARIES = {
     "evaluate": "A model and labelled reviews to a report and metrics.",
     "score": "A model and review files to committed scored rows, quarantine and report.",
     "plan": "What a train or score config would do: files, rows, tokens, time; nothing is written.",
+    "files": "The committed part files of an output, one a line, for exact readers.",
+    "gc": "What an output no longer needs: shown, and removed with delete=true.",
     "demo": "The whole path on bundled reviews and the bundled model, without network.",
     "doctor": "Is this machine ready? One line a check, with the remedy.",
     "init": "Look at data and print a commented config that works on it.",
@@ -99,7 +101,7 @@ def _add_verb(verb: str) -> None:
     app.command(verb, help=SUMMARIES[verb], epilog=_key_help(verb))(command)
 
 
-for _verb in ("demo", "doctor", "train", "evaluate", "score"):
+for _verb in ("demo", "doctor", "train", "evaluate", "score", "files", "gc"):
     _add_verb(_verb)
 
 

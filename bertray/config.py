@@ -254,6 +254,16 @@ class ScoreConfig(Common):
     ids: Ids = Ids()
     on_bad_file: Literal["fail", "quarantine"] = Field("fail", description="a file that cannot be read at all")
     max_quarantine_ratio: float = Field(0.01, ge=0, le=1, description="refuse above it, once 100 rows are quarantined")
+    on_changed_file: Literal["refuse", "replace"] = Field(
+        "refuse", description="a scored file that changed; replace: its slot gets a new version"
+    )
+    rescore: Literal["never", "replace"] = Field(
+        "never", description="slots scored with another model; replace: each gets a new version"
+    )
+    replace: bool = Field(
+        False, description="`slot` becomes exactly the listed files of no other slot, as a new version"
+    )
+    takeover: bool = Field(False, description="work on a slot even if another run seems to be at work on it")
     allow_empty: bool = Field(False, description="no input file at all is success, with an empty slot")
     single_writer: bool = Field(False, description="accept a store whose put-if-absent does not hold")
     rows_per_shard: int = Field(4096, ge=1, description="rows of one unit of work, and of one part file")
@@ -272,6 +282,21 @@ class ScoreConfig(Common):
         if slot is not None and (not SLOT_PATTERN.match(slot) or ".." in slot):
             raise ValueError(f"{slot!r} is not a slot name: 1 to 128 letters, digits and _ . = - , no '..'")
         return slot
+
+
+class FilesConfig(Section):
+    """`bertray files`: the committed part files of an output, one a line, for exact readers."""
+
+    output: Text = Field(..., min_length=1, description="a scored output")
+    slot: Text | None = Field(None, description="only this slot")
+
+
+class GcConfig(Section):
+    """`bertray gc`: what an output no longer needs; shown, and removed on request."""
+
+    output: Text = Field(..., min_length=1, description="a scored output")
+    delete: bool = Field(False, description="remove what is shown")
+    grace_days: float = Field(7, ge=0, description="how long replaced versions and unfinished runs are kept")
 
 
 class DemoConfig(Section):
@@ -299,6 +324,8 @@ CONFIGS: dict[str, type[Section]] = {
     "train": TrainConfig,
     "evaluate": EvaluateConfig,
     "score": ScoreConfig,
+    "files": FilesConfig,
+    "gc": GcConfig,
     "demo": DemoConfig,
     "doctor": DoctorConfig,
     "init": InitConfig,

@@ -18,9 +18,9 @@ from bertray.model.bundle import resolve_model
 from bertray.model.tokenization import ReviewTokenizer, sequences
 from bertray.pipelines.cluster import inside_cluster, plan_resources
 from bertray.pipelines.inputs import Inputs, open_model
-from bertray.pipelines.score import Tonight, decide, look
+from bertray.pipelines.tonight import Tonight, decide, look, spec_for, unfinished_plan
 from bertray.pipelines.train import open_data
-from bertray.reviews.sources import InputFile, read_shard
+from bertray.reviews.sources import read_shard
 from bertray.storage.store import open_store
 
 SAMPLE_ROWS = 1000
@@ -56,11 +56,18 @@ def run_plan(config: Section) -> int:
 
 def _plan_score(config: ScoreConfig) -> None:
     info = open_model(config)
-    tonight = decide(config, info, open_store(config.output), look(config))
+    store = open_store(config.output)
+    tonight = decide(config, info, store, look(config))
     _print_files(tonight)
-    new = [tonight.looked_at[file.path] for file in tonight.new_files]
-    good = [file for file in new if isinstance(file, InputFile)]
-    inputs = Inputs(good, tonight.spec)
+    unfinished = unfinished_plan(tonight, store)
+    if unfinished is not None:
+        say(f"slot {unfinished.slot}: begun on {unfinished.created_at[:16]} UTC and not finished; it is resumed first")
+    for rewrite in tonight.rewrites:
+        version = rewrite.entry.version + 1
+        say(f"slot {rewrite.entry.slot}: rewritten as version {version}, {len(rewrite.files)} files ({rewrite.why})")
+    to_score = [*(file for rewrite in tonight.rewrites for file in rewrite.files), *tonight.new_files]
+    good = tonight.readable(to_score)
+    inputs = Inputs(good, spec_for(config, info, good))
     if not inputs.num_rows:
         say("nothing new to score")
         return
@@ -146,10 +153,12 @@ def draw_sample(inputs: Inputs, tokenizer: ReviewTokenizer, num_rows: int = SAMP
 
 def _print_files(tonight: Tonight) -> None:
     counts = Counter(decision.verdict for decision in tonight.decisions)
+    going_in = {file.path for rewrite in tonight.rewrites for file in rewrite.files}
+    going_in |= {file.path for file in tonight.new_files}
     rows = [
         [
             d.file.path,
-            "in" if d.verdict == "score" else "out",
+            "in" if d.file.path in going_in else "out",
             "?" if d.file.num_rows is None else f"{d.file.num_rows:,}",
             d.why,
         ]

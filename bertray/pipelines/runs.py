@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+import shutil
 import uuid
 from pathlib import Path
 
-from bertray.errors import ConfigError, ConflictError
+from bertray.errors import ConfigError, ConflictError, InfrastructureError
 from bertray.storage.ledger import COMMITS
 from bertray.storage.store import LocalStore, Store
 
 RUN_FILE = "control/run.json"
 FINISHED_FILE = "control/finished.json"
 SCHEMA_VERSION = 1
+MIN_FREE_BYTES = 64 << 20
 
 
 def claim_output(store: Store, verb: str, run_key: str, config_yaml: str) -> None:
@@ -25,7 +27,7 @@ def claim_output(store: Store, verb: str, run_key: str, config_yaml: str) -> Non
     record = {"schema_version": SCHEMA_VERSION, "verb": verb, "run_key": run_key}
     if store.keys(COMMITS) and verb != "score":
         raise ConflictError(f"{store.root}: holds scored slots, not a {verb} run.", "Choose another `output`.")
-    if not store.exists(RUN_FILE) and _in_use(store):
+    if _in_use(store) and not store.exists(RUN_FILE):  # in this order: a run beside us may be claiming it right now
         raise ConflictError(
             f"{store.root}: not empty, and not an output of bertray.", "Choose an empty or new folder as `output`."
         )
@@ -59,10 +61,28 @@ def mark_finished(store: Store) -> None:
     store.put(FINISHED_FILE, json.dumps({"schema_version": SCHEMA_VERSION}).encode())
 
 
+def check_free_space(store: Store, input_bytes: int) -> None:
+    """Refuse to start on a disk that the output would fill.
+
+    Raises:
+        InfrastructureError: less is free than half of the input, or than 64 MiB.
+    """
+    if not isinstance(store, LocalStore):
+        return
+    folder = next(path for path in (Path(store.root), *Path(store.root).parents) if path.is_dir())
+    free, needed = shutil.disk_usage(folder).free, max(input_bytes // 2, MIN_FREE_BYTES)
+    if free < needed:
+        raise InfrastructureError(
+            f"{store.root}: {free >> 20} MiB are free, about {needed >> 20} MiB are needed.",
+            "Free some space (`bertray gc` shows what an output no longer needs), then run the same command again.",
+        )
+
+
 def _in_use(store: Store) -> bool:
     if isinstance(store, LocalStore):
         root = Path(store.root)
-        return root.is_dir() and any(root.iterdir())
+        others = root.is_dir() and any(path.name != "control" for path in root.iterdir())
+        return others or bool(store.keys("control"))  # what a claim that died left half-written does not count
     return any(store.keys(name) for name in ("data", "model", "quarantine", "reports", "control"))
 
 
@@ -70,14 +90,15 @@ def check_put_if_absent(store: Store, *, single_writer: bool) -> None:
     """Refuse a store on which two runs could both believe that they committed.
 
     Raises:
-        ConfigError: the second of two put-if-absent of one key succeeded.
+        ConfigError: the second of two put-if-absent of one key succeeded, or the store has no such thing.
     """
     key = f"control/probe-{uuid.uuid4().hex[:8]}"
     try:
         first, second = store.put_new(key, b"1"), store.put_new(key, b"2")
     finally:
         store.delete(key)
-    if (not first or second) and not single_writer:
+    holds = first and not second and store.put_new_is_atomic
+    if not holds and not single_writer:
         raise ConfigError(
             f"{store.root}: put-if-absent does not hold there, so two runs could both commit.",
             "Use another store, or set single_writer=true if only one run ever writes.",

@@ -6,51 +6,33 @@ import hashlib
 import logging
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import Any
+from typing import Protocol
 
 import pyarrow as pa
 
 from bertray import schema as s
-from bertray.config import ScoreConfig, to_yaml
+from bertray.config import ScoreConfig, Workers, to_yaml
 from bertray.console import Ticker, duration, say, table
-from bertray.errors import ConfigError, ConflictError, DataRefused
+from bertray.errors import ConflictError, DataRefused
 from bertray.evaluation.evaluation import Evaluation
 from bertray.model.bundle import BundleInfo
 from bertray.pipelines.cluster import Resources, ray_session
-from bertray.pipelines.evaluation import in_words, label_map
-from bertray.pipelines.inputs import Inputs, inspect_inputs, open_model, read_spec, refuse_bad_files
+from bertray.pipelines.evaluation import in_words
+from bertray.pipelines.inputs import Inputs, open_model
 from bertray.pipelines.night import has_report, scoring_rate, write_night_report
-from bertray.pipelines.runs import check_put_if_absent, claim_output
-from bertray.pipelines.shards import SCORE_BINS, ReadSettings, ScoreSettings, parquet_bytes, score_shards
-from bertray.reviews.sources import (
-    BadFile,
-    InputFile,
-    ReadSpec,
-    Shard,
-    check_columns,
-    column_fault,
-    find_duplicate_ids,
-    kept_schema,
-    label_is_readable,
-    plan_shards,
-)
-from bertray.storage import ledger
+from bertray.pipelines.runs import check_free_space, check_put_if_absent, claim_output
+from bertray.pipelines.shards import ReadSettings, ScoreSettings, parquet_bytes, score_shards
+from bertray.pipelines.tonight import Tonight, check_unchanged, decide, look, next_plan, spec_for
+from bertray.reviews.sources import InputFile, ReadSpec, Shard, find_duplicate_ids, kept_schema, plan_shards
+from bertray.storage import faults, ledger
 from bertray.storage import plan as planning
-from bertray.storage.records import (
-    TOKEN_BANDS,
-    CommittedPart,
-    FileCount,
-    FileRecord,
-    LedgerEntry,
-    Plan,
-    Receipt,
-    StagedFile,
-    add_counts,
-    add_histograms,
-)
+from bertray.storage.commit import commit, make_entry
+from bertray.storage.heartbeat import Heartbeat, live_attempt
+from bertray.storage.records import LedgerEntry, Plan, Receipt, StagedFile
 from bertray.storage.store import Store, open_store
 
 log = logging.getLogger(__name__)
@@ -58,255 +40,158 @@ log = logging.getLogger(__name__)
 ROWS_BEFORE_RATIO = 100  # quarantined rows up to which max_quarantine_ratio does not apply
 
 
-@dataclass(frozen=True)
-class Tonight:
-    """Everything decided about a run before any compute: shared by `score` and `plan`."""
-
-    info: BundleInfo
-    spec: ReadSpec
-    entries: list[LedgerEntry]
-    decisions: list[planning.FileDecision]
-    looked_at: dict[str, InputFile | BadFile]
-    settings: dict[str, Any]
+class Scorer(Protocol):
+    """Whatever turns shards into staged parts and receipts: Ray here, a loop in tests."""
 
     @property
-    def new_files(self) -> list[FileRecord]:
-        return [decision.file for decision in self.decisions if decision.verdict == "score"]
+    def resources(self) -> Resources:
+        """How the work is laid out."""
+
+    def __call__(self, shards: Sequence[Shard], read: ReadSettings, score: ScoreSettings) -> Iterator[Receipt]:
+        """Receipts of every shard, in any order, as parts are staged."""
+
+
+@dataclass(frozen=True)
+class RayScorer:
+    resources: Resources
+
+    def __call__(self, shards: Sequence[Shard], read: ReadSettings, score: ScoreSettings) -> Iterator[Receipt]:
+        return score_shards(shards, read, score, self.resources)
+
+
+@contextmanager
+def ray_scorer(workers: Workers) -> Iterator[Scorer]:
+    with ray_session(workers, imports=("ray.data",)) as resources:
+        yield RayScorer(resources)
 
 
 def run_score(config: ScoreConfig) -> int:
     """Score what is new; the same command again is always safe."""
+    return score_night(config, open_model(config), lambda: ray_scorer(config.workers))
+
+
+def score_night(
+    config: ScoreConfig, info: BundleInfo, open_scorer: Callable[[], AbstractContextManager[Scorer]]
+) -> int:
+    """Decide, score, commit, publish, report, until nothing is left to do.
+
+    Args:
+        config: what to score and where to.
+        info: of the model.
+        open_scorer: called once, when there is something to compute.
+    """
     store = open_store(config.output)
-    info = open_model(config)
     looked_at = look(config)
     tonight = decide(config, info, store, looked_at)  # a wrong input is told before the output is touched
     claim_output(store, "score", "score", to_yaml(config))
     check_put_if_absent(store, single_writer=config.single_writer)
-    entries = ledger.read_ledger(store)
-    ledger.publish_all(store, entries)  # whatever a killed run committed but did not publish
-    for entry in entries:
-        if not has_report(store, entry) and entry.model_version == info.model_version:
-            write_night_report(store, entry, info, config.report, seed=config.seed)
+    _finish_earlier_runs(config, info, store, tonight.entries)
     committed = 0
-    while plan := _next_plan(config, tonight, store):
-        with ray_session(config.workers) as resources:
-            entry = _run_plan(config, tonight, plan, store, resources)
-        committed += 1
-        evaluation = write_night_report(
-            store,
-            entry,
-            info,
-            config.report,
-            seed=config.seed,
-            inputs=_inputs_of(entry, tonight),
-            skipped=_skipped(tonight),
-        )
-        _print_entry(store, entry, evaluation)
-        tonight = decide(config, info, store, looked_at)  # a plan of an earlier run may have left files of tonight
+    with ExitStack() as stack:
+        scorer = None
+        while plan := next_plan(config, tonight, store):
+            scorer = scorer or stack.enter_context(open_scorer())
+            spec = spec_for(config, info, tonight.readable(plan.files))
+            entry = _run_plan(config, tonight, plan, spec, store, scorer)
+            committed += 1
+            evaluation = write_night_report(
+                store,
+                entry,
+                info,
+                config.report,
+                seed=config.seed,
+                inputs=_inputs_of(plan, tonight, spec),
+                skipped=_skipped(tonight),
+            )
+            _print_entry(store, entry, evaluation)
+            tonight = decide(config, info, store, looked_at)  # what is left: a plan may hold only some of the files
     if not committed:
         say(f"nothing new: {len(tonight.decisions)} files listed, all scored before ({store.root})")
     return 0
 
 
-# --- deciding --------------------------------------------------------------------------------------------------------
+def _finish_earlier_runs(config: ScoreConfig, info: BundleInfo, store: Store, entries: Sequence[LedgerEntry]) -> None:
+    """Publish what a killed run committed, and write the reports that it did not come to."""
+    ledger.publish_all(store, entries)
+    for entry in ledger.current(entries):
+        if not has_report(store, entry) and entry.model_version == info.model_version:
+            write_night_report(store, entry, info, config.report, seed=config.seed)
 
 
-def look(config: ScoreConfig) -> dict[str, InputFile | BadFile]:
-    """Every file of the input by path, looked at once.
-
-    Raises:
-        ConfigError: a path is missing.
-        DataRefused: there is no file at all.
-    """
-    looked_at = {file.path: file for file in inspect_inputs(config.input, config)}
-    if not looked_at and not config.allow_empty:
-        raise DataRefused(
-            f"input: no review file in {', '.join(config.input)}.", "Check the path, or set allow_empty=true."
-        )
-    return looked_at
+# --- one plan --------------------------------------------------------------------------------------------------------
 
 
-def decide(config: ScoreConfig, info: BundleInfo, store: Store, found: Mapping[str, InputFile | BadFile]) -> Tonight:
-    """Hold the input against the ledger: which files are new, and how they will be read.
-
-    Raises:
-        ConfigError: a column is missing.
-        DataRefused: bad files with on_bad_file=fail.
-        ConflictError: a scored file changed.
-    """
-    looked_at = dict(found)
-    entries = ledger.read_ledger(store)
-    new = [d.file.path for d in _decisions(looked_at, entries) if d.verdict == "score"]
-    spec = _spec(config, info, [file for path in new if isinstance(file := looked_at[path], InputFile)])
-    if config.on_bad_file == "quarantine":  # a file with other columns is a bad file too, and costs no other
-        for path in new:
-            file = looked_at[path]
-            looked_at[path] = (column_fault(file, spec) or file) if isinstance(file, InputFile) else file
-    decisions = _decisions(looked_at, entries)
-    if config.on_bad_file == "fail":
-        bad = [file for path in new if isinstance(file := looked_at[path], BadFile)]
-        refuse_bad_files("input", bad, len(looked_at), "Repair or remove them, or set on_bad_file=quarantine.")
-    check_columns([file for path in new if isinstance(file := looked_at[path], InputFile)], spec)
-    _check_slot_key(config)
-    return Tonight(info, spec, entries, decisions, looked_at, _settings(config, info))
-
-
-def _decisions(
-    looked_at: Mapping[str, InputFile | BadFile], entries: Sequence[LedgerEntry]
-) -> list[planning.FileDecision]:
-    decisions = planning.decide_files([_record(file) for file in looked_at.values()], entries)
-    changed = [d for d in decisions if d.verdict == "changed"]
-    if changed:
-        raise ConflictError(
-            f"input: {len(changed)} scored file{'s' if len(changed) > 1 else ''} changed: {changed[0].file.path} "
-            f"({changed[0].why}).",
-            "Deliver changes under a new name, or score into another output.",
-        )
-    return decisions
-
-
-def _spec(config: ScoreConfig, info: BundleInfo, new: Sequence[InputFile]) -> ReadSpec:
-    """How tonight's files are read; labels are used when every one of them has the column."""
-    return read_spec(
-        config,
-        info.cleaning,
-        info.max_chars,
-        wants_label=bool(new) and all(label_is_readable(file, config.columns) for file in new),
-        keep_columns=list(dict.fromkeys([*config.keep_columns, *config.report.slices])),
-        unique_ids=config.ids.unique != "off",
-    )
-
-
-def _check_slot_key(config: ScoreConfig) -> None:
-    key = (config.slot or "dt=").partition("=")[0]
-    if "=" in (config.slot or "dt=") and key in config.keep_columns:
-        raise ConfigError(
-            f"keep_columns: {key!r} is the slot's own key; readers would see two columns of that name.",
-            f"Leave {key} out of keep_columns, or name the slot otherwise.",
-        )
-
-
-def _settings(config: ScoreConfig, info: BundleInfo) -> dict[str, Any]:
-    """The part of the config that decides what is written."""
-    labels = label_map(config.labels, info)
-    return {
-        "columns": config.columns.model_dump(),
-        "reader": config.reader.model_dump(),
-        "keep_columns": list(config.keep_columns),
-        "needs_review_below": config.needs_review_below,
-        "max_length": config.max_length or info.max_length,
-        "long_text": config.long_text or info.long_text,
-        "unique_ids": config.ids.unique,
-        "labels": labels.to_json(),
-        "slices": list(config.report.slices),
-    }
-
-
-def _record(file: InputFile | BadFile) -> FileRecord:
-    bad = file if isinstance(file, BadFile) else None
-    return FileRecord(
-        path=file.path,
-        relative_path=file.relative_path,
-        format=file.format if isinstance(file, InputFile) else "unknown",
-        size_bytes=file.size_bytes,
-        modified=file.modified,
-        num_rows=file.num_rows,
-        digest=file.digest if isinstance(file, InputFile) else None,
-        reason=None if bad is None else str(bad.reason),
-        detail=None if bad is None else bad.detail,
-    )
-
-
-def _next_plan(config: ScoreConfig, tonight: Tonight, store: Store) -> Plan | None:
-    """An unfinished plan of this output that still fits, else a new one over the new files, else None."""
-    new = {file.path: file for file in tonight.new_files}
-    for plan in reversed(planning.open_plans(store, tonight.entries)):
-        fits = plan.model_version == tonight.info.model_version and plan.settings == tonight.settings
-        if fits and plan.files and all(new.get(file.path) == file for file in plan.files):
-            log.info("resuming slot %s", plan.slot)
-            return plan
-    slot_taken = config.slot is not None and any(entry.slot == config.slot for entry in tonight.entries)
-    if slot_taken and new:
-        raise ConflictError(
-            f"slot={config.slot}: committed from other inputs; {len(new)} listed files are not among them.",
-            "Leave `slot` out to commit them beside it, or choose another slot.",
-        )
-    default = f"dt={datetime.now(UTC):%Y-%m-%d}"
-    slot = config.slot or default
-    if not new and (tonight.decisions or any(entry.slot == slot for entry in tonight.entries)):
-        return None  # without any file at all, allow_empty commits one empty slot
-    files = sorted(new.values(), key=lambda file: file.path)
-    return planning.pin_plan(
-        store,
-        Plan(
-            plan_key=planning.plan_key(files, tonight.info.model_version, tonight.settings),
-            slot=config.slot or planning.next_slot(default, tonight.entries),
-            seq=len(tonight.entries) + 1,
-            run_id=uuid.uuid4().hex,
-            created_at=datetime.now(UTC).isoformat(),
-            model=config.model,
-            model_version=tonight.info.model_version,
-            labels=list(tonight.info.labels),
-            settings=tonight.settings,
-            files=files,
-            rows_per_shard=config.rows_per_shard,
-        ),
-    )
-
-
-# --- doing -----------------------------------------------------------------------------------------------------------
-
-
-def _run_plan(config: ScoreConfig, tonight: Tonight, plan: Plan, store: Store, resources: Resources) -> LedgerEntry:
+def _run_plan(
+    config: ScoreConfig, tonight: Tonight, plan: Plan, spec: ReadSpec, store: Store, scorer: Scorer
+) -> LedgerEntry:
     started = time.monotonic()
     attempt = uuid.uuid4().hex[:8]
-    files = [tonight.looked_at[file.path] for file in plan.files]
-    good = [file for file in files if isinstance(file, InputFile)]
-    shards = _shards(config, tonight, plan, files)
-    adopted = planning.adopt(
-        [(shard.file_no, shard.lo, shard.hi) for shard in shards], planning.stored_receipts(store, plan)
-    )
+    if not config.takeover and (holder := live_attempt(store, planning.staging_folder(plan))):
+        raise ConflictError(
+            f"slot {plan.slot}: another run is at work on it ({holder}).",
+            "Wait for it; if it is dead or lost, set takeover=true.",
+        )
+    check_free_space(store, sum(file.size_bytes for file in plan.files))
+    shards = _shards(tonight, plan, spec)
+    adopted = _adopted(store, plan, shards)
     done_before = {(receipt.file_no, receipt.lo) for receipt in adopted}
     shards = [shard for shard in shards if (shard.file_no, shard.lo) not in done_before]
-    rows = sum(shard.hi - shard.lo for shard in shards)
-    if adopted:
-        log.info("%d finished parts of an earlier attempt are used", len(adopted))
-    read = ReadSettings(tonight.spec, config.model, plan.settings["max_length"], plan.settings["long_text"])
-    score = _score_settings(config, tonight, plan, attempt, good, resources)
+    read = ReadSettings(spec, config.model, plan.settings["max_length"], plan.settings["long_text"])
+    score = _score_settings(config, tonight, plan, spec, attempt, scorer.resources)
     receipts = list(adopted)
-    with Ticker("scoring", rows, "reviews") as ticker:
+    with (
+        Heartbeat(store, score.staging, plan.run_id),
+        Ticker("scoring", sum(shard.hi - shard.lo for shard in shards), "reviews") as ticker,
+    ):
         done = 0
-        for receipt in score_shards(shards, read, score, resources):
+        for receipt in scorer(shards, read, score):
             receipts.append(receipt)
             done += receipt.rows_in
             ticker.update(done, f"{done / (time.monotonic() - started):,.0f} rows/s")
+    faults.point("verify.before")
     receipts = sorted(planning.without_overlap(receipts), key=lambda r: (r.file_no, r.lo))
     planning.verify_cover(plan, receipts)
-    file_level = _quarantine_files(plan, store, attempt)
-    # Parts of an earlier attempt count with the time that attempt spent on them.
-    compute_seconds = sum(receipt.seconds for receipt in receipts) / resources.num_workers
-    entry = _entry(plan, receipts, file_level, len(adopted), time.monotonic() - started, compute_seconds)
+    check_unchanged(config, plan)
+    entry = make_entry(
+        plan,
+        len(tonight.entries) + 1,
+        receipts,
+        _quarantine_files(plan, store, attempt),
+        adopted=len(adopted),
+        seconds=time.monotonic() - started,
+        # Parts of an earlier attempt count with the time that attempt spent on them.
+        compute_seconds=sum(receipt.seconds for receipt in receipts) / scorer.resources.num_workers,
+    )
     _check_ratio(config, entry)
-    entry = _commit(store, plan, entry)
+    entry = commit(store, entry)
     ledger.publish(store, entry)
     return entry
 
 
-def _shards(config: ScoreConfig, tonight: Tonight, plan: Plan, files: Sequence[InputFile | BadFile]) -> list[Shard]:
+def _shards(tonight: Tonight, plan: Plan, spec: ReadSpec) -> list[Shard]:
     """Every shard of a plan; `file_no` is the file's place in the plan."""
     shards = []
-    for file_no, file in enumerate(files):
+    for file_no, planned in enumerate(plan.files):
+        file = tonight.looked_at[planned.path]
         if isinstance(file, InputFile):
-            duplicates = find_duplicate_ids(file, tonight.spec)
-            cut = plan_shards([file], plan.rows_per_shard, {0: duplicates})
+            cut = plan_shards([file], plan.rows_per_shard, {0: find_duplicate_ids(file, spec)})
             shards += [replace(shard, file_no=file_no) for shard in cut]
     return shards
 
 
+def _adopted(store: Store, plan: Plan, shards: Sequence[Shard]) -> list[Receipt]:
+    """Finished parts that an earlier attempt left, whole and checked."""
+    stored = [receipt for receipt in planning.stored_receipts(store, plan) if planning.is_whole(store, receipt)]
+    adopted = planning.adopt([(shard.file_no, shard.lo, shard.hi) for shard in shards], stored)
+    if adopted:
+        log.info("%d finished parts of an earlier attempt are used", len(adopted))
+    return adopted
+
+
 def _score_settings(
-    config: ScoreConfig, tonight: Tonight, plan: Plan, attempt: str, good: Sequence[InputFile], resources: Resources
+    config: ScoreConfig, tonight: Tonight, plan: Plan, spec: ReadSpec, attempt: str, resources: Resources
 ) -> ScoreSettings:
-    kept = kept_schema(good, replace(tonight.spec, keep_columns=config.keep_columns))
+    kept = kept_schema(tonight.readable(plan.files), replace(spec, keep_columns=config.keep_columns))
     s.scored_schema(plan.labels, kept)  # two kept columns of one name are told here, not by an actor
     return ScoreSettings(
         model=config.model,
@@ -318,7 +203,7 @@ def _score_settings(
         staging=f"{planning.staging_folder(plan)}/{attempt}",
         kept_columns=config.keep_columns,
         kept_schema=kept,
-        with_labels=tonight.spec.wants_label,
+        with_labels=spec.wants_label,
         slice_columns=config.report.slices,
         needs_review_below=config.needs_review_below,
         write_parts=True,
@@ -354,73 +239,6 @@ def _quarantine_files(plan: Plan, store: Store, attempt: str) -> list[StagedFile
     return [StagedFile(key=key, rows=len(rows), bytes=len(content), sha256=hashlib.sha256(content).hexdigest())]
 
 
-def _entry(
-    plan: Plan,
-    receipts: Sequence[Receipt],
-    file_level: Sequence[StagedFile],
-    adopted: int,
-    seconds: float,
-    compute_seconds: float,
-) -> LedgerEntry:
-    files = []
-    for file_no, file in enumerate(plan.files):
-        mine = [receipt for receipt in receipts if receipt.file_no == file_no]
-        whole = (file.num_rows or 0) if file.reason is not None else 0
-        files.append(
-            FileCount(
-                path=file.path,
-                relative_path=file.relative_path,
-                format=file.format,
-                size_bytes=file.size_bytes,
-                modified=file.modified,
-                digest=file.digest,
-                rows_in=file.num_rows,
-                rows_scored=sum(receipt.rows_scored for receipt in mine),
-                rows_quarantined=whole + sum(receipt.rows_quarantined for receipt in mine),
-                reason=file.reason,
-            )
-        )
-    reasons = add_counts([*(receipt.reasons for receipt in receipts), *({f.reason: 1} for f in plan.files if f.reason)])
-    run8 = plan.run_id[:8]
-    quarantine = [*(r.quarantine for r in receipts if r.quarantine), *file_level]
-    return LedgerEntry(
-        seq=plan.seq,
-        slot=plan.slot,
-        version=1,
-        run_id=plan.run_id,
-        plan_key=plan.plan_key,
-        committed_at=datetime.now(UTC).isoformat(),
-        model=plan.model,
-        model_version=plan.model_version,
-        labels=plan.labels,
-        settings=plan.settings,
-        files=files,
-        parts=_named([r.part for r in receipts if r.part], run8),
-        quarantine_parts=_named(quarantine, run8),
-        evaluation_parts=_named([r.evaluation for r in receipts if r.evaluation], run8),
-        rows_in=sum(file.rows_in or 0 for file in files),
-        rows_scored=sum(file.rows_scored for file in files),
-        rows_quarantined=sum(file.rows_quarantined for file in files),
-        reasons=reasons,
-        label_counts=add_counts(receipt.label_counts for receipt in receipts),
-        score_histogram=add_histograms((r.score_histogram for r in receipts), SCORE_BINS),
-        token_histogram=add_histograms((r.token_histogram for r in receipts), len(TOKEN_BANDS) + 1),
-        tokens=sum(receipt.tokens for receipt in receipts),
-        truncated=sum(receipt.truncated for receipt in receipts),
-        needs_review=sum(receipt.needs_review for receipt in receipts),
-        adopted_receipts=adopted,
-        seconds=seconds,
-        compute_seconds=compute_seconds,
-    )
-
-
-def _named(staged: Sequence[StagedFile], run8: str) -> list[CommittedPart]:
-    return [
-        CommittedPart(name=f"part-{number:05d}-{run8}.parquet", **file.model_dump(exclude={"schema_version"}))
-        for number, file in enumerate(staged)
-    ]
-
-
 def _check_ratio(config: ScoreConfig, entry: LedgerEntry) -> None:
     refused = entry.rows_quarantined
     if refused > ROWS_BEFORE_RATIO and refused > config.max_quarantine_ratio * entry.rows_in:
@@ -433,27 +251,14 @@ def _check_ratio(config: ScoreConfig, entry: LedgerEntry) -> None:
         )
 
 
-def _commit(store: Store, plan: Plan, entry: LedgerEntry) -> LedgerEntry:
-    """Append to the ledger; on a lost race go on behind the winner unless it holds one of our files."""
-    while (committed := ledger.append(store, entry)) is None:
-        entries = ledger.read_ledger(store)
-        for other in entries:
-            if other.plan_key == plan.plan_key and other.slot == plan.slot:
-                log.info("another run committed the same plan")
-                return other
-            common = {file.path for file in other.files} & {file.path for file in entry.files}
-            if common or other.slot == plan.slot:
-                raise ConflictError(
-                    f"slot {plan.slot}: another run committed "
-                    + (f"{sorted(common)[0]} in slot {other.slot}" if common else "this slot")
-                    + "; nothing of this run was committed.",
-                    "Run the same command again; it scores what is still new.",
-                )
-        entry = entry.model_copy(update={"seq": len(entries) + 1})
-    return committed
-
-
 # --- telling ---------------------------------------------------------------------------------------------------------
+
+
+def _inputs_of(plan: Plan, tonight: Tonight, spec: ReadSpec) -> Inputs:
+    """The readable files of a plan, to read shown texts again."""
+    found = enumerate(tonight.looked_at[file.path] for file in plan.files)
+    good = {file_no: file for file_no, file in found if isinstance(file, InputFile)}
+    return Inputs(list(good.values()), spec, file_nos=list(good))
 
 
 def _skipped(tonight: Tonight) -> list[dict[str, str]]:
@@ -462,13 +267,6 @@ def _skipped(tonight: Tonight) -> list[dict[str, str]]:
         for decision in tonight.decisions
         if decision.verdict != "score"
     ]
-
-
-def _inputs_of(entry: LedgerEntry, tonight: Tonight) -> Inputs:
-    """The readable files behind an entry, to read shown texts again."""
-    found = enumerate(tonight.looked_at[file.path] for file in entry.files)
-    good = {file_no: file for file_no, file in found if isinstance(file, InputFile)}
-    return Inputs(list(good.values()), tonight.spec, file_nos=list(good))
 
 
 def _print_entry(store: Store, entry: LedgerEntry, evaluation: Evaluation | None) -> None:

@@ -27,13 +27,13 @@ from bertray.model.tokenization import ReviewTokenizer
 from bertray.pipelines.cluster import Resources, configure_data
 from bertray.reviews.sources import KEEP_PREFIX, ReadSpec, Shard, read_shard
 from bertray.reviews.split import group_hash, group_or_text_hash
-from bertray.storage.records import TOKEN_BANDS, Receipt, StagedFile
+from bertray.storage import faults
+from bertray.storage.records import SCORE_BINS, TOKEN_BANDS, Receipt, StagedFile
 from bertray.storage.store import open_store
 from bertray.training.token_shards import COLUMNS, FILE_NO, to_ipc
 
 # Ray Data keeps bookkeeping for each item; beyond this many, one item carries several shards.
 MAX_ITEMS = 20_000
-SCORE_BINS = 20
 EVALUATION_COLUMNS = (FILE_NO, s.ROW_NO, s.ID, s.LABEL, s.SCRIPT, s.N_TOKENS, s.TEXT_HASH)
 SHARD = "shard"  # column that carries a tokenized shard as an Arrow IPC file
 
@@ -213,6 +213,7 @@ class ScoreShard:
         )
         # Written after everything it names: without a receipt a staged file does not exist.
         self._store.put_new(f"{settings.staging}/{name}.receipt.json", receipt.to_bytes())
+        faults.point("receipt.after_put")
         return receipt
 
     def _scored_rows(self, kept: pa.Table, probs_NC: np.ndarray) -> pa.Table:
@@ -256,6 +257,7 @@ class ScoreShard:
         content = parquet_bytes(table)
         key = f"{self._settings.staging}/{name}.parquet"
         self._store.put(key, content)
+        faults.point("part.after_put")
         return StagedFile(key=key, rows=table.num_rows, bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from bertray.errors import InfrastructureError
+from bertray.storage import faults
 from bertray.storage.records import CommittedPart, LedgerEntry
-from bertray.storage.store import Store
+from bertray.storage.store import SUCCESS, Store
 
 COMMITS = "control/commits"
 PUBLISHED = "control/published"
@@ -16,17 +18,36 @@ def read_ledger(store: Store) -> list[LedgerEntry]:
     return [LedgerEntry.from_bytes(store.get(key), store.uri(key)) for key in store.keys(COMMITS)]
 
 
+def current(entries: Sequence[LedgerEntry]) -> list[LedgerEntry]:
+    """The newest version of each slot, in the order in which the slots were first committed."""
+    return list({entry.slot: entry for entry in entries}.values())
+
+
 def append(store: Store, entry: LedgerEntry) -> LedgerEntry | None:
     """Commit an entry under its `seq`.
 
     Returns:
         The entry that stands there if it is of the same plan (ours, or that of a run beside us), else None.
+
+    Raises:
+        InfrastructureError: the store failed, and our entry does not stand there.
     """
     key = entry_key(entry.seq)
-    if store.put_new(key, entry.to_bytes()):
-        return entry
+    failure: Exception | None = None
+    try:
+        faults.point("commit.before_put")
+        created = store.put_new(key, entry.to_bytes())
+        faults.point("commit.after_put")
+        if created:
+            return entry
+    except (InfrastructureError, TimeoutError) as error:
+        failure = error
     # The reply of a request that did succeed may have been lost: what is stored decides.
-    stored = LedgerEntry.from_bytes(store.get(key), store.uri(key))
+    try:
+        stored = LedgerEntry.from_bytes(store.get(key), store.uri(key))
+    except FileNotFoundError:
+        words = failure or "there, and not there a moment later"
+        raise InfrastructureError(f"{store.uri(key)}: {words}", "Run the same command again.") from failure
     same = stored.plan_key == entry.plan_key and stored.slot == entry.slot
     return stored if same else None
 
@@ -35,21 +56,69 @@ def entry_key(seq: int) -> str:
     return f"{COMMITS}/{seq:08d}.json"
 
 
+def is_published(store: Store, entry: LedgerEntry) -> bool:
+    return store.exists(_marker(entry))
+
+
 def publish(store: Store, entry: LedgerEntry) -> None:
-    """Make a committed entry visible; may run any number of times, by anyone."""
-    marker = f"{PUBLISHED}/{entry.seq:08d}"
-    if store.exists(marker):
-        return
-    if entry.quarantine_parts:
-        store.publish(_staged(entry.quarantine_parts), f"quarantine/{entry.slot}")
-    store.publish(_staged(entry.parts), f"data/{entry.slot}")
-    store.put(marker, b"")
+    """Make a committed entry what readers of its slot see; may run any number of times, by anyone.
+
+    A run that was asleep since may hold an old version: it leaves a later one alone, and puts right what it could not
+    know of.
+    """
+    entries = read_ledger(store)
+    published = None
+    while published != (newest := _newest(entries, entry)).seq:
+        _publish_version(store, newest, [other for other in entries if other.slot == entry.slot and other != newest])
+        published = newest.seq
+        entries = read_ledger(store)
+
+
+def _newest(entries: Sequence[LedgerEntry], entry: LedgerEntry) -> LedgerEntry:
+    return next(other for other in reversed(entries) if other.slot == entry.slot)
+
+
+def _publish_version(store: Store, entry: LedgerEntry, older: Sequence[LedgerEntry]) -> None:
+    if not is_published(store, entry):
+        faults.point("publish.before")
+        # Quarantine first: whoever sees the slot's rows can also see what was kept out.
+        obsolete = {part.name for old in older for part in old.quarantine_parts}
+        if entry.quarantine_parts:
+            store.publish(_staged(entry.quarantine_parts), f"quarantine/{entry.slot}", obsolete)
+        elif obsolete:
+            store.unpublish(f"quarantine/{entry.slot}", obsolete)
+        store.publish(_staged(entry.parts), f"data/{entry.slot}", {part.name for old in older for part in old.parts})
+        faults.point("publish.after")
+        store.put(_marker(entry), b"")
+        faults.point("marker.after_put")
+    for old in older:
+        if not is_published(store, old):  # it never will be
+            store.put(_marker(old), b"")
 
 
 def publish_all(store: Store, entries: Sequence[LedgerEntry]) -> None:
     """Roll forward whatever a killed run committed but did not publish."""
-    for entry in entries:
-        publish(store, entry)
+    markers = set(store.keys(PUBLISHED))
+    for entry in current(entries):
+        # Of two runs that replaced a slot of an object store at once, one may have died after the other's marker.
+        half_replaced = entry.version > 1 and not store.exists(f"data/{entry.slot}/{SUCCESS}")
+        if half_replaced:
+            store.delete(_marker(entry))
+        if half_replaced or _marker(entry) not in markers:
+            publish(store, entry)
+
+
+def committed_files(store: Store, entries: Sequence[LedgerEntry]) -> list[str]:
+    """Paths or URIs of the part files that are the output right now, published or not."""
+    files = []
+    for entry in current(entries):
+        published = is_published(store, entry)
+        files += [store.uri(f"data/{entry.slot}/{part.name}" if published else part.key) for part in entry.parts]
+    return files
+
+
+def _marker(entry: LedgerEntry) -> str:
+    return f"{PUBLISHED}/{entry.seq:08d}"
 
 
 def _staged(parts: Sequence[CommittedPart]) -> list[tuple[str, str]]:

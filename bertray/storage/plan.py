@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Literal
 
 from bertray.errors import ConflictError
+from bertray.storage import faults
+from bertray.storage.ledger import current
 from bertray.storage.records import FileRecord, LedgerEntry, Plan, Receipt
 from bertray.storage.store import Store
+
+log = logging.getLogger(__name__)
 
 Verdict = Literal["score", "scored", "duplicate", "changed"]
 
@@ -23,14 +28,16 @@ class FileDecision:
     file: FileRecord
     verdict: Verdict
     why: str
+    slot: str | None = None  # that holds the file
 
 
 def decide_files(files: Sequence[FileRecord], entries: Sequence[LedgerEntry]) -> list[FileDecision]:
     """Compare listed files with everything the ledger holds, file by file, in the order given.
 
     A file is known by path, size and etag or mtime; content that was delivered under another name is known by size
-    and digest.
+    and digest. Of a slot that was replaced, only the newest version counts.
     """
+    entries = current(entries)
     by_path = {file.path: (file, entry) for entry in entries for file in entry.files}
     by_content = {
         (file.size_bytes, file.digest): (file.path, entry.slot)
@@ -51,9 +58,10 @@ def decide_files(files: Sequence[FileRecord], entries: Sequence[LedgerEntry]) ->
             if not same and before.reason is not None:
                 decisions.append(FileDecision(file, "score", f"repaired since slot {entry.slot} quarantined it"))
             elif same:
-                decisions.append(FileDecision(file, "scored", f"scored in slot {entry.slot}"))
+                decisions.append(FileDecision(file, "scored", f"scored in slot {entry.slot}", entry.slot))
             else:
-                decisions.append(FileDecision(file, "changed", f"changed since it was scored in slot {entry.slot}"))
+                why = f"changed since it was scored in slot {entry.slot}"
+                decisions.append(FileDecision(file, "changed", why, entry.slot))
         elif content is not None and content in by_content and file.reason is None:
             other, slot = by_content[content]
             decisions.append(FileDecision(file, "duplicate", f"same content as {other}, scored in slot {slot}"))
@@ -67,10 +75,10 @@ def decide_files(files: Sequence[FileRecord], entries: Sequence[LedgerEntry]) ->
     return decisions
 
 
-def plan_key(files: Iterable[FileRecord], model_version: str, settings: Mapping[str, Any]) -> str:
-    """16 hex digits over input files, model and settings; the order in which files were listed does not matter."""
-    pinned = sorted((f.path, f.size_bytes, f.modified, f.num_rows, f.digest, f.reason) for f in files)
-    content = json.dumps([pinned, model_version, settings], sort_keys=True, default=str)
+def plan_key(files: Iterable[FileRecord], model_version: str, settings: Mapping[str, Any], *, version: int = 1) -> str:
+    """16 hex digits over input files, model, settings and slot version; the order of listing does not matter."""
+    pinned = sorted((f.path, f.size_bytes, f.modified, f.num_rows, f.digest, f.reason or "") for f in files)
+    content = json.dumps([pinned, model_version, settings, version], sort_keys=True, default=str)
     return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
@@ -88,7 +96,9 @@ def next_slot(default: str, entries: Sequence[LedgerEntry]) -> str:
 def pin_plan(store: Store, plan: Plan) -> Plan:
     """Store a plan, or join the equal one that another run stored first."""
     key = f"control/plans/{plan.slot}/{plan.plan_key}.json"
+    faults.point("plan.before_put")
     store.put_new(key, plan.to_bytes())
+    faults.point("plan.after_put")
     return Plan.from_bytes(store.get(key), store.uri(key))
 
 
@@ -107,9 +117,28 @@ def staging_folder(plan: Plan) -> str:
 
 
 def stored_receipts(store: Store, plan: Plan) -> list[Receipt]:
-    """Receipts of every attempt at this plan, in the order of their names."""
-    keys = [key for key in store.keys(staging_folder(plan)) if key.endswith(".receipt.json")]
-    return [Receipt.from_bytes(store.get(key), store.uri(key)) for key in keys]
+    """Receipts of every attempt at this plan, in the order of their names; damaged ones are left out, and logged."""
+    receipts = []
+    for key in store.keys(staging_folder(plan)):
+        if key.endswith(".receipt.json"):
+            try:
+                receipts.append(Receipt.from_bytes(store.get(key), store.uri(key)))
+            except ConflictError:
+                log.warning("%s: damaged; its rows are scored again", store.uri(key))
+    return receipts
+
+
+def is_whole(store: Store, receipt: Receipt) -> bool:
+    """Is everything that a receipt names there, byte for byte?"""
+    for staged in filter(None, (receipt.part, receipt.quarantine, receipt.evaluation)):
+        try:
+            content = store.get(staged.key)
+        except FileNotFoundError:
+            return False
+        if hashlib.sha256(content).hexdigest() != staged.sha256:
+            log.warning("%s: damaged; its rows are scored again", store.uri(staged.key))
+            return False
+    return True
 
 
 def without_overlap(receipts: Iterable[Receipt]) -> list[Receipt]:

@@ -57,6 +57,7 @@ class Plan(Record):
 
     plan_key: str
     slot: str
+    version: int  # of the slot; above 1 it takes the place of an earlier one
     seq: int
     run_id: str
     created_at: str
@@ -87,7 +88,7 @@ class Receipt(Record):
     rows_quarantined: int
     reasons: dict[str, int]
     label_counts: dict[str, int]
-    score_histogram: list[int]  # 20 equal bins of `score` over [0, 1]
+    score_histogram: list[int]  # see SCORE_BINS
     token_histogram: list[int]  # see TOKEN_BANDS
     tokens: int
     truncated: int
@@ -157,6 +158,7 @@ class LedgerEntry(Record):
     compute_seconds: float  # of it with the model at work, on all workers side by side
 
 
+SCORE_BINS = 20  # equal bins of `score_histogram` over [0, 1]
 TOKEN_BANDS = (16, 32, 64, 128, 256, 512)  # upper ends of the bins of `token_histogram`; the last bin is open
 
 

@@ -12,19 +12,36 @@ import os
 import shutil
 import stat
 import uuid
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
 
 from bertray.errors import ConfigError, InfrastructureError
+from bertray.storage import faults
 
 OBJECT_STORE_SCHEMES = ("s3", "gs")
+_NO_HARD_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
+SUCCESS = "_SUCCESS"
+PUBLISHING = "control/publishing"  # folders that are about to be renamed into place
+TRASH = "control/trash"  # folders that a later version took the place of
+
+
+@dataclass(frozen=True)
+class StoredFile:
+    """One value as a listing shows it, temporary files included."""
+
+    key: str
+    size_bytes: int
+    modified: datetime
 
 
 class Store(Protocol):
     """What the commit protocol needs of a store; `root` is the folder or URI that keys are relative to."""
 
     root: str
+    put_new_is_atomic: bool  # False once the store turned out to have nothing to build put_new on
 
     def put(self, key: str, value: bytes) -> None:
         """Write or overwrite one value, durably."""
@@ -44,8 +61,18 @@ class Store(Protocol):
     def delete(self, key: str) -> None:
         """Remove a value; absent is fine."""
 
-    def publish(self, staged: list[tuple[str, str]], folder: str) -> None:
-        """Make the staged `(key, name)` values visible as `folder/name`, with a zero-byte `_SUCCESS`; may run twice."""
+    def listing(self, prefix: str) -> list[StoredFile]:
+        """Everything below `prefix/`, also what a writer that died left half-written; sorted by key."""
+
+    def publish(self, staged: Sequence[tuple[str, str]], folder: str, obsolete: Collection[str] = ()) -> None:
+        """Make the staged `(key, name)` values, and a zero-byte `_SUCCESS`, the content of a folder.
+
+        Values named in `obsolete` go; a folder that holds other names is of a later publication and stays as it is.
+        May run any number of times, also at once.
+        """
+
+    def unpublish(self, folder: str, obsolete: Collection[str]) -> None:
+        """Take away a folder that holds nothing but values named in `obsolete` and `_SUCCESS`."""
 
     def uri(self, key: str) -> str:
         """Absolute path or URI of a key, for readers."""
@@ -53,6 +80,12 @@ class Store(Protocol):
 
 def is_uri(path: str) -> bool:
     return "://" in path
+
+
+def is_temporary(key: str) -> bool:
+    """Is it a file that a writer on a file system has not renamed yet?"""
+    name = key.rpartition("/")[2]
+    return name.startswith(".") and name.endswith(".tmp")
 
 
 def open_store(root: str) -> Store:
@@ -84,6 +117,7 @@ class LocalStore:
 
     def __init__(self, root: Path) -> None:
         self.root = str(root.absolute())
+        self.put_new_is_atomic = True
         self._path = Path(self.root)
 
     def uri(self, key: str) -> str:
@@ -105,6 +139,14 @@ class LocalStore:
                 os.link(temporary, target)
             except FileExistsError:
                 return False
+            except OSError as error:
+                if error.errno not in _NO_HARD_LINKS:
+                    raise
+                # The best that such a file system allows; `single_writer` says that nobody races.
+                self.put_new_is_atomic = False
+                if target.exists():
+                    return False
+                temporary.replace(target)
             finally:
                 temporary.unlink(missing_ok=True)
             _sync_folder(target.parent)
@@ -115,7 +157,10 @@ class LocalStore:
         temporary = target.parent / f".{target.name}.{uuid.uuid4().hex[:8]}.tmp"
         try:
             with temporary.open("wb") as file:
-                file.write(value)
+                file.write(value[: len(value) // 2])
+                file.flush()
+                faults.point("put.half_written")
+                file.write(value[len(value) // 2 :])
                 file.flush()
                 os.fsync(file.fileno())
         except BaseException:
@@ -141,14 +186,22 @@ class LocalStore:
             return 0
 
     def keys(self, prefix: str) -> list[str]:
+        return [file.key for file in self.listing(prefix) if not is_temporary(file.key)]
+
+    def listing(self, prefix: str) -> list[StoredFile]:
         folder = self._path / prefix
         if not stat.S_ISDIR(self._mode(prefix)):
             return []
-        return sorted(
-            str(path.relative_to(self._path))
-            for path in folder.rglob("*")
-            if path.is_file() and not (path.name.startswith(".") and path.name.endswith(".tmp"))
-        )
+        found = []
+        for path in folder.rglob("*"):
+            try:
+                status = path.lstat()
+            except FileNotFoundError:
+                continue  # another run has just removed it
+            if stat.S_ISREG(status.st_mode):
+                modified = datetime.fromtimestamp(status.st_mtime, UTC)
+                found.append(StoredFile(str(path.relative_to(self._path)), status.st_size, modified))
+        return sorted(found, key=lambda file: file.key)
 
     def delete(self, key: str) -> None:
         path = self._path / key
@@ -157,11 +210,12 @@ class LocalStore:
         with contextlib.suppress(OSError):  # not empty, or gone already
             path.parent.rmdir()
 
-    def publish(self, staged: list[tuple[str, str]], folder: str) -> None:
+    def publish(self, staged: Sequence[tuple[str, str]], folder: str, obsolete: Collection[str] = ()) -> None:
         target = self._path / folder
-        if target.exists():
+        wanted = {name for _, name in staged}
+        if self._is_done(target, wanted, obsolete):
             return
-        aside = self._path / "control" / f"pub-{uuid.uuid4().hex[:8]}"
+        aside = self._path / PUBLISHING / uuid.uuid4().hex
         with _storage_errors(target):
             aside.mkdir(parents=True)
             try:
@@ -171,17 +225,42 @@ class LocalStore:
                             f"{self._path / key}: committed, but no longer there.", "Restore it from a backup."
                         )
                     _link_or_copy(self._path / key, aside / name)
-                (aside / "_SUCCESS").touch()
+                    faults.point("publish.half")
+                (aside / SUCCESS).touch()
                 _sync_folder(aside)
                 target.parent.mkdir(parents=True, exist_ok=True)
-                try:
-                    aside.rename(target)  # one rename: a reader sees all of it or nothing
-                except OSError as error:
-                    if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-                        raise  # otherwise another run published the same ledger entry first
+                while not self._is_done(target, wanted, obsolete):
+                    if target.exists():
+                        self._to_trash(target)
+                        faults.point("publish.between_renames")
+                    try:
+                        aside.rename(target)  # one rename: a reader sees all of it or nothing
+                    except OSError as error:
+                        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                            raise  # otherwise another run was first; what it published is looked at again
                 _sync_folder(target.parent)
             finally:
                 shutil.rmtree(aside, ignore_errors=True)
+
+    def unpublish(self, folder: str, obsolete: Collection[str]) -> None:
+        target = self._path / folder
+        with _storage_errors(target):
+            if target.is_dir() and _names(target) <= {*obsolete, SUCCESS}:
+                self._to_trash(target)
+
+    def _is_done(self, target: Path, wanted: Collection[str], obsolete: Collection[str]) -> bool:
+        """Does a folder hold what is wanted, or what a later publication put there?"""
+        if not target.is_dir():
+            return False
+        found = _names(target)
+        return found == {*wanted, SUCCESS} or not found <= {*obsolete, SUCCESS}
+
+    def _to_trash(self, target: Path) -> None:
+        trash = self._path / TRASH / uuid.uuid4().hex
+        trash.parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(FileNotFoundError):  # another run took it away first
+            target.rename(trash)
+            os.utime(trash)  # its age counts from now
 
 
 class ObjectStore:
@@ -191,6 +270,7 @@ class ObjectStore:
         from obstore.store import from_url
 
         self.root = root.rstrip("/")
+        self.put_new_is_atomic = True
         self._store: Any = from_url(self.root)
 
     def uri(self, key: str) -> str:
@@ -204,7 +284,7 @@ class ObjectStore:
 
     def put_new(self, key: str, value: bytes) -> bool:
         import obstore
-        from obstore.exceptions import AlreadyExistsError
+        from obstore.exceptions import AlreadyExistsError, NotSupportedError
 
         with _storage_errors(key):
             try:
@@ -212,6 +292,11 @@ class ObjectStore:
             except AlreadyExistsError:
                 # The client may have retried a request whose reply was lost: what is stored decides.
                 return self.get(key) == value
+            except (NotSupportedError, NotImplementedError):
+                self.put_new_is_atomic = False
+                if self.exists(key):
+                    return False
+                obstore.put(self._store, key, value)
             return True
 
     def get(self, key: str) -> bytes:
@@ -231,11 +316,15 @@ class ObjectStore:
         return True
 
     def keys(self, prefix: str) -> list[str]:
+        return [file.key for file in self.listing(prefix)]
+
+    def listing(self, prefix: str) -> list[StoredFile]:
         import obstore
 
         with _storage_errors(prefix):
-            batches: Iterator[list[dict[str, Any]]] = obstore.keys(self._store, prefix=f"{prefix}/")
-            return sorted(entry["path"] for batch in batches for entry in batch)
+            batches: Iterator[list[dict[str, Any]]] = obstore.list(self._store, prefix=f"{prefix}/")
+            found = [StoredFile(e["path"], e["size"], e["last_modified"]) for batch in batches for e in batch]
+            return sorted(found, key=lambda file: file.key)
 
     def delete(self, key: str) -> None:
         import obstore
@@ -246,16 +335,31 @@ class ObjectStore:
             except FileNotFoundError:
                 return
 
-    def publish(self, staged: list[tuple[str, str]], folder: str) -> None:
+    def publish(self, staged: Sequence[tuple[str, str]], folder: str, obsolete: Collection[str] = ()) -> None:
         import obstore
 
-        marker = f"{folder}/_SUCCESS"
-        if self.exists(marker):
+        wanted = {name for _, name in staged}
+        found = self._names(folder)
+        if found == {*wanted, SUCCESS} or not found <= {*wanted, *obsolete, SUCCESS}:
             return
         with _storage_errors(folder):
+            if found & set(obsolete):
+                self.delete(f"{folder}/{SUCCESS}")  # absent while old and new stand side by side
             for key, name in staged:
                 obstore.copy(self._store, key, f"{folder}/{name}")
-            obstore.put(self._store, marker, b"")
+                faults.point("publish.half")
+            for name in found & set(obsolete):
+                self.delete(f"{folder}/{name}")
+            obstore.put(self._store, f"{folder}/{SUCCESS}", b"")
+
+    def unpublish(self, folder: str, obsolete: Collection[str]) -> None:
+        found = self._names(folder)
+        if found <= {*obsolete, SUCCESS}:
+            for name in sorted(found, key=lambda name: name != SUCCESS):
+                self.delete(f"{folder}/{name}")
+
+    def _names(self, folder: str) -> set[str]:
+        return {key.rpartition("/")[2] for key in self.keys(folder)}
 
 
 class _storage_errors:  # noqa: N801 - reads as a word in a with statement
@@ -292,6 +396,13 @@ class _storage_errors:  # noqa: N801 - reads as a word in a with statement
 def _words(error: BaseException) -> str:
     text = getattr(error, "strerror", None) or str(error)
     return " ".join(str(text).split())[:200] or type(error).__name__
+
+
+def _names(folder: Path) -> set[str]:
+    try:
+        return {path.name for path in folder.iterdir()}
+    except FileNotFoundError:
+        return set()
 
 
 def _link_or_copy(source: Path, target: Path) -> None:

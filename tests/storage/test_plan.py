@@ -76,6 +76,7 @@ def plan(*files: FileRecord, slot: str = "s", key: str = "k", created: str = "1"
     return Plan(
         plan_key=key,
         slot=slot,
+        version=1,
         seq=1,
         run_id="r",
         created_at=created,

@@ -1,0 +1,304 @@
+"""What a score run has to do, decided before any compute: `plan` shows it, `score` does it.
+
+What is done is a sequence of plans, each the files of one version of one slot: first an unfinished plan of an earlier
+run that still fits, then slots to rewrite, then the new files.
+"""
+
+from __future__ import annotations
+
+import logging
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from bertray.config import ScoreConfig
+from bertray.errors import ConfigError, ConflictError, DataRefused, InfrastructureError
+from bertray.model.bundle import BundleInfo
+from bertray.pipelines.evaluation import label_map
+from bertray.pipelines.inputs import inspect_inputs, read_spec, refuse_bad_files
+from bertray.reviews.sources import (
+    BadFile,
+    InputFile,
+    ReadSpec,
+    check_columns,
+    column_fault,
+    label_is_readable,
+    list_inputs,
+)
+from bertray.storage import ledger
+from bertray.storage import plan as planning
+from bertray.storage.records import FileRecord, LedgerEntry, Plan
+from bertray.storage.store import Store
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Rewrite:
+    """A committed slot that gets a new version."""
+
+    entry: LedgerEntry
+    files: list[FileRecord]
+    why: str
+
+
+@dataclass(frozen=True)
+class Tonight:
+    """Everything decided about a run."""
+
+    info: BundleInfo
+    entries: list[LedgerEntry]
+    decisions: list[planning.FileDecision]
+    rewrites: list[Rewrite]
+    looked_at: dict[str, InputFile | BadFile]
+    settings: dict[str, Any]
+
+    @property
+    def new_files(self) -> list[FileRecord]:
+        """Files of no slot, sorted by path; those that a rewrite takes are not among them."""
+        rewritten = {file.path for rewrite in self.rewrites for file in rewrite.files}
+        new = [d.file for d in self.decisions if d.verdict == "score" and d.file.path not in rewritten]
+        return sorted(new, key=lambda file: file.path)
+
+    def readable(self, files: Sequence[FileRecord]) -> list[InputFile]:
+        found = [self.looked_at[file.path] for file in files]
+        return [file for file in found if isinstance(file, InputFile)]
+
+
+def look(config: ScoreConfig) -> dict[str, InputFile | BadFile]:
+    """Every file of the input by path, looked at once.
+
+    Raises:
+        ConfigError: a path is missing.
+        DataRefused: there is no file at all.
+    """
+    looked_at = {file.path: file for file in inspect_inputs(config.input, config)}
+    if not looked_at and not config.allow_empty:
+        raise DataRefused(
+            f"input: no review file in {', '.join(config.input)}.", "Check the path, or set allow_empty=true."
+        )
+    return looked_at
+
+
+def decide(config: ScoreConfig, info: BundleInfo, store: Store, found: Mapping[str, InputFile | BadFile]) -> Tonight:
+    """Hold the input against the ledger: which files are new, which slots are rewritten.
+
+    Raises:
+        ConfigError: a column is missing.
+        DataRefused: bad files with on_bad_file=fail.
+        ConflictError: a scored file changed, or files of a slot to rewrite are not in the input any more.
+    """
+    _check_slot(config)
+    entries, settings = ledger.read_ledger(store), _settings(config, info)
+    first = _decided(config, info, entries, settings, dict(found))
+    to_read = [*first.new_files, *(file for rewrite in first.rewrites for file in rewrite.files)]
+    looked_at = dict(found)
+    spec = spec_for(config, info, first.readable(to_read))
+    if config.on_bad_file == "quarantine":  # a file with other columns is a bad file too, and costs no other
+        for file in first.readable(to_read):
+            looked_at[file.path] = column_fault(file, spec) or file
+    else:
+        bad = [seen for file in to_read if isinstance(seen := looked_at[file.path], BadFile)]
+        refuse_bad_files("input", bad, len(looked_at), "Repair or remove them, or set on_bad_file=quarantine.")
+    tonight = _decided(config, info, entries, settings, looked_at)
+    check_columns(tonight.readable(to_read), spec)
+    return tonight
+
+
+def _decided(
+    config: ScoreConfig,
+    info: BundleInfo,
+    entries: list[LedgerEntry],
+    settings: dict[str, Any],
+    looked_at: dict[str, InputFile | BadFile],
+) -> Tonight:
+    decisions = planning.decide_files([_record(file) for file in looked_at.values()], entries)
+    rewrites = list(_rewrites(config, info, entries, settings, decisions))
+    rewritten = {rewrite.entry.slot for rewrite in rewrites}
+    changed = [d for d in decisions if d.verdict == "changed" and d.slot not in rewritten]
+    if changed:
+        raise ConflictError(
+            f"input: {len(changed)} scored file{'s' if len(changed) > 1 else ''} changed: {changed[0].file.path} "
+            f"({changed[0].why}).",
+            "Deliver changes under a new name, set on_changed_file=replace, or score into another output.",
+        )
+    return Tonight(info, entries, decisions, rewrites, looked_at, settings)
+
+
+def _rewrites(
+    config: ScoreConfig,
+    info: BundleInfo,
+    entries: Sequence[LedgerEntry],
+    settings: Mapping[str, Any],
+    decisions: Sequence[planning.FileDecision],
+) -> Iterator[Rewrite]:
+    """Slots to rewrite, each once, in the order in which they were first committed."""
+    by_path = {decision.file.path: decision for decision in decisions}
+    for entry in ledger.current(entries):
+        mine = [by_path[file.path].file for file in entry.files if file.path in by_path]
+        missing = [file.path for file in entry.files if file.path not in by_path]
+        changed = [d for d in decisions if d.verdict == "changed" and d.slot == entry.slot]
+        if config.replace and entry.slot == config.slot:
+            files = sorted([*mine, *(d.file for d in decisions if d.verdict == "score")], key=lambda file: file.path)
+            same = planning.plan_key(files, info.model_version, settings, version=entry.version) == entry.plan_key
+            if not same:
+                yield Rewrite(entry, files, "replace=true")
+        elif changed and config.on_changed_file == "replace":
+            if missing:
+                raise ConflictError(
+                    f"slot {entry.slot}: {changed[0].file.path} changed, and rewriting the slot also needs "
+                    f"{missing[0]}, which is not in the input.",
+                    "Give all files of the slot as `input`.",
+                )
+            yield Rewrite(entry, mine, f"{len(changed)} of its files changed")
+        elif config.rescore == "replace" and entry.model_version != info.model_version:
+            if missing:
+                log.warning(
+                    "slot %s keeps its model: %d of its %d files are not in the input",
+                    entry.slot,
+                    len(missing),
+                    len(entry.files),
+                )
+            elif mine:
+                yield Rewrite(entry, mine, f"scored with model {entry.model_version}")
+
+
+def _check_slot(config: ScoreConfig) -> None:
+    if config.replace and config.slot is None:
+        raise ConfigError(
+            "replace=true: expected a slot to replace, found none.", "Name it: slot=dt=2026-11-20 replace=true"
+        )
+    key = (config.slot or "dt=").partition("=")[0]
+    if "=" in (config.slot or "dt=") and key in config.keep_columns:
+        raise ConfigError(
+            f"keep_columns: {key!r} is the slot's own key; readers would see two columns of that name.",
+            f"Leave {key} out of keep_columns, or name the slot otherwise.",
+        )
+
+
+def spec_for(config: ScoreConfig, info: BundleInfo, files: Sequence[InputFile]) -> ReadSpec:
+    """How some files are read; labels are used when every one of them has the column."""
+    return read_spec(
+        config,
+        info.cleaning,
+        info.max_chars,
+        wants_label=bool(files) and all(label_is_readable(file, config.columns) for file in files),
+        keep_columns=list(dict.fromkeys([*config.keep_columns, *config.report.slices])),
+        unique_ids=config.ids.unique != "off",
+    )
+
+
+def _settings(config: ScoreConfig, info: BundleInfo) -> dict[str, Any]:
+    """The part of the config that decides what is written."""
+    labels = label_map(config.labels, info)
+    return {
+        "columns": config.columns.model_dump(),
+        "reader": config.reader.model_dump(),
+        "keep_columns": list(config.keep_columns),
+        "needs_review_below": config.needs_review_below,
+        "max_length": config.max_length or info.max_length,
+        "long_text": config.long_text or info.long_text,
+        "unique_ids": config.ids.unique,
+        "labels": labels.to_json(),
+        "slices": list(config.report.slices),
+    }
+
+
+def _record(file: InputFile | BadFile) -> FileRecord:
+    bad = file if isinstance(file, BadFile) else None
+    return FileRecord(
+        path=file.path,
+        relative_path=file.relative_path,
+        format=file.format if isinstance(file, InputFile) else "unknown",
+        size_bytes=file.size_bytes,
+        modified=file.modified,
+        num_rows=file.num_rows,
+        digest=file.digest if isinstance(file, InputFile) else None,
+        reason=None if bad is None else str(bad.reason),
+        detail=None if bad is None else bad.detail,
+    )
+
+
+# --- the next plan ---------------------------------------------------------------------------------------------------
+
+
+def unfinished_plan(tonight: Tonight, store: Store) -> Plan | None:
+    """The newest plan of an earlier run that nobody committed and that is still to be done as it stands."""
+    new = {file.path: file for file in tonight.new_files}
+    rewrites = {(r.entry.slot, r.entry.version + 1): r.files for r in tonight.rewrites}
+    taken = {entry.slot for entry in tonight.entries}
+    for plan in reversed(planning.open_plans(store, tonight.entries)):
+        if plan.model_version != tonight.info.model_version or plan.settings != tonight.settings:
+            continue
+        if plan.version > 1:
+            fits = plan.files == rewrites.get((plan.slot, plan.version))
+        else:
+            fits = plan.slot not in taken and bool(plan.files) and all(new.get(f.path) == f for f in plan.files)
+        if fits:
+            return plan
+    return None
+
+
+def next_plan(config: ScoreConfig, tonight: Tonight, store: Store) -> Plan | None:
+    """What to do now, pinned in the store; None when everything is done."""
+    plan = unfinished_plan(tonight, store)
+    if plan is not None:
+        log.info("resuming slot %s", plan.slot)
+        return plan
+    if tonight.rewrites:
+        rewrite = tonight.rewrites[0]
+        version = rewrite.entry.version + 1
+        log.info("rewriting slot %s as version %d: %s", rewrite.entry.slot, version, rewrite.why)
+        return _pinned(config, tonight, store, rewrite.entry.slot, version, rewrite.files)
+    new = tonight.new_files
+    taken = {entry.slot for entry in tonight.entries}
+    if new and config.slot in taken:
+        raise ConflictError(
+            f"slot={config.slot}: committed from other inputs; {len(new)} listed files are not among them.",
+            "Leave `slot` out to commit them beside it, choose another slot, or set replace=true.",
+        )
+    default = f"dt={datetime.now(UTC):%Y-%m-%d}"
+    if not new and (tonight.decisions or (config.slot or default) in taken):
+        return None  # without any file at all, allow_empty commits one empty slot
+    return _pinned(config, tonight, store, config.slot or planning.next_slot(default, tonight.entries), 1, new)
+
+
+def _pinned(
+    config: ScoreConfig, tonight: Tonight, store: Store, slot: str, version: int, files: list[FileRecord]
+) -> Plan:
+    model_version = tonight.info.model_version
+    return planning.pin_plan(
+        store,
+        Plan(
+            plan_key=planning.plan_key(files, model_version, tonight.settings, version=version),
+            slot=slot,
+            version=version,
+            seq=len(tonight.entries) + 1,
+            run_id=uuid.uuid4().hex,
+            created_at=datetime.now(UTC).isoformat(),
+            model=config.model,
+            model_version=model_version,
+            labels=list(tonight.info.labels),
+            settings=tonight.settings,
+            files=files,
+            rows_per_shard=config.rows_per_shard,
+        ),
+    )
+
+
+def check_unchanged(config: ScoreConfig, plan: Plan) -> None:
+    """The input files are still those that were planned: what was read is what was pinned.
+
+    Raises:
+        InfrastructureError: one was changed or removed meanwhile.
+    """
+    now = {entry.path: (entry.size_bytes, entry.modified) for entry in list_inputs(config.input, config.reader)}
+    for file in plan.files:
+        if now.get(file.path) != (file.size_bytes, file.modified):
+            what = "changed" if file.path in now else "removed"
+            raise InfrastructureError(
+                f"{file.path}: {what} while it was being read; nothing was committed.",
+                "Run the same command again when the delivery is complete.",
+            )

@@ -1,0 +1,130 @@
+"""From receipts to one ledger entry: the moment at which a plan's rows become output."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from datetime import UTC, datetime
+
+from bertray.errors import ConflictError
+from bertray.storage import ledger
+from bertray.storage.records import (
+    SCORE_BINS,
+    TOKEN_BANDS,
+    CommittedPart,
+    FileCount,
+    LedgerEntry,
+    Plan,
+    Receipt,
+    StagedFile,
+    add_counts,
+    add_histograms,
+)
+from bertray.storage.store import Store
+
+log = logging.getLogger(__name__)
+
+
+def make_entry(
+    plan: Plan,
+    seq: int,
+    receipts: Sequence[Receipt],
+    file_level: Sequence[StagedFile],
+    *,
+    adopted: int,
+    seconds: float,
+    compute_seconds: float,
+) -> LedgerEntry:
+    """The ledger entry of a plan whose rows are all staged.
+
+    Args:
+        plan: what was to be done.
+        seq: place in the ledger.
+        receipts: of every row once, see `verify_cover`; parts are numbered in this order.
+        file_level: staged quarantine rows of files that could not be read at all.
+        adopted: how many of the receipts an earlier attempt left.
+        seconds: of this run so far.
+        compute_seconds: of all runs with the model at work.
+    """
+    run8 = plan.run_id[:8]
+    reasons = [*(receipt.reasons for receipt in receipts), *({file.reason: 1} for file in plan.files if file.reason)]
+    files = _file_counts(plan, receipts)
+    return LedgerEntry(
+        seq=seq,
+        slot=plan.slot,
+        version=plan.version,
+        run_id=plan.run_id,
+        plan_key=plan.plan_key,
+        committed_at=datetime.now(UTC).isoformat(),
+        model=plan.model,
+        model_version=plan.model_version,
+        labels=plan.labels,
+        settings=plan.settings,
+        files=files,
+        parts=_named([r.part for r in receipts if r.part], run8),
+        quarantine_parts=_named([*(r.quarantine for r in receipts if r.quarantine), *file_level], run8),
+        evaluation_parts=_named([r.evaluation for r in receipts if r.evaluation], run8),
+        rows_in=sum(file.rows_in or 0 for file in files),
+        rows_scored=sum(file.rows_scored for file in files),
+        rows_quarantined=sum(file.rows_quarantined for file in files),
+        reasons=add_counts(reasons),
+        label_counts=add_counts(receipt.label_counts for receipt in receipts),
+        score_histogram=add_histograms((r.score_histogram for r in receipts), SCORE_BINS),
+        token_histogram=add_histograms((r.token_histogram for r in receipts), len(TOKEN_BANDS) + 1),
+        tokens=sum(receipt.tokens for receipt in receipts),
+        truncated=sum(receipt.truncated for receipt in receipts),
+        needs_review=sum(receipt.needs_review for receipt in receipts),
+        adopted_receipts=adopted,
+        seconds=seconds,
+        compute_seconds=compute_seconds,
+    )
+
+
+def _file_counts(plan: Plan, receipts: Sequence[Receipt]) -> list[FileCount]:
+    scored, refused = [0] * len(plan.files), [0] * len(plan.files)
+    for receipt in receipts:
+        scored[receipt.file_no] += receipt.rows_scored
+        refused[receipt.file_no] += receipt.rows_quarantined
+    return [
+        FileCount(
+            **file.model_dump(exclude={"schema_version", "num_rows", "detail"}),
+            rows_in=file.num_rows,
+            rows_scored=scored[file_no],
+            rows_quarantined=refused[file_no] + ((file.num_rows or 0) if file.reason is not None else 0),
+        )
+        for file_no, file in enumerate(plan.files)
+    ]
+
+
+def _named(staged: Sequence[StagedFile], run8: str) -> list[CommittedPart]:
+    return [
+        CommittedPart(name=f"part-{number:05d}-{run8}.parquet", **file.model_dump(exclude={"schema_version"}))
+        for number, file in enumerate(staged)
+    ]
+
+
+def commit(store: Store, entry: LedgerEntry) -> LedgerEntry:
+    """Append an entry made for the place behind the ledger's end; on a lost race go on behind the winner.
+
+    Returns:
+        What was committed: ours, or the entry of a run beside us with the same plan.
+
+    Raises:
+        ConflictError: a winner holds one of our files, or our slot; nothing of ours was committed.
+    """
+    while (committed := ledger.append(store, entry)) is None:
+        since = ledger.read_ledger(store)[entry.seq - 1 :]
+        for other in since:
+            if other.plan_key == entry.plan_key and other.slot == entry.slot:
+                log.info("another run committed the same plan")
+                return other
+            common = {file.path for file in other.files} & {file.path for file in entry.files}
+            if common or other.slot == entry.slot:
+                raise ConflictError(
+                    f"slot {entry.slot}: another run committed "
+                    + (f"{sorted(common)[0]} in slot {other.slot}" if common else "this slot")
+                    + "; nothing of this run was committed.",
+                    "Run the same command again; it scores what is still new.",
+                )
+        entry = entry.model_copy(update={"seq": entry.seq + len(since)})
+    return committed

@@ -1,0 +1,129 @@
+"""A run dies at every point where dying is interesting; the same command again makes it whole.
+
+Three kinds of storage: a file system, one without hard links, and an S3 server over HTTP.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+
+from bertray.storage.store import open_store
+from tests.nightly import check_exact, expected_ids, night_config, run_night, start_night, visible, write_inbox
+
+ROWS = {"a.parquet": 40, "b.parquet": 9}  # 3 + 1 shards
+
+# What a plain reader sees in the data folder after the crash: nothing, everything, or (object stores only) a part
+# without `_SUCCESS`.
+NOTHING, WHOLE, PART = "nothing", "whole", "part"
+CRASHES = {
+    "plan.before_put:1": NOTHING,
+    "plan.after_put:1": NOTHING,
+    "put.half_written:1": NOTHING,  # the claim of the output
+    "put.half_written:6": NOTHING,  # a part file
+    "part.after_put:1": NOTHING,
+    "receipt.after_put:1": NOTHING,
+    "receipt.after_put:3": NOTHING,
+    "verify.before:1": NOTHING,
+    "commit.before_put:1": NOTHING,
+    "commit.after_put:1": NOTHING,
+    "publish.before:1": NOTHING,
+    "publish.half:1": NOTHING,  # of the quarantine
+    "publish.half:6": PART,  # of the data
+    "publish.after:1": WHOLE,
+    "marker.after_put:1": WHOLE,
+}
+
+
+@pytest.fixture(params=["local", "no hard links", "s3"])
+def place(request, tmp_path, monkeypatch):
+    """(output, keys of the config, environment of the run, whether hard links work)."""
+    if request.param == "s3":
+        environment = request.getfixturevalue("s3_environment")
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        return f"s3://bertray/{tmp_path.name}", {}, environment, True
+    if request.param == "no hard links":
+        return str(tmp_path / "out"), {"single_writer": True}, {}, False
+    return str(tmp_path / "out"), {}, {}, True
+
+
+@pytest.mark.parametrize("crash", CRASHES)
+@pytest.mark.parametrize("beside", [False, True], ids=["alone", "beside another run"])
+def test_the_same_command_makes_a_killed_run_whole(crash, beside, place, tiny_encoder, tmp_path):
+    output, keys, environment, hard_links = place
+    if crash.startswith("put.") and output.startswith("s3://"):
+        pytest.skip("an object is uploaded in one request: there is no half")
+    if beside and keys.get("single_writer"):
+        pytest.skip("single_writer promises that there is no other run")
+    write_inbox(tmp_path / "in", ROWS)
+    config = night_config(tiny_encoder, tmp_path / "in", output, takeover=True, **keys)
+    killed = start_night(config, f"{crash}:kill", environment, hard_links=hard_links)
+    other = start_night(config, "", environment, hard_links=hard_links) if beside else None
+    killed.join(60)
+    # Beside another run it may find everything done before it comes to its point.
+    assert killed.exitcode == -9 or (beside and killed.exitcode == 0)
+    store = open_store(output)
+    if not beside:
+        seen = sum(visible(store, "data").values(), Counter())
+        expected = CRASHES[crash]
+        if expected is PART and not output.startswith("s3://"):
+            expected = NOTHING  # one rename shows all of it
+        whole, _ = expected_ids(ROWS)
+        assert seen == {NOTHING: Counter(), WHOLE: whole}.get(expected, seen)
+        if expected is PART:
+            assert seen < whole
+            assert not any(key.endswith("_SUCCESS") for key in store.keys("data"))
+    else:
+        other.join(60)
+        assert other.exitcode == 0
+
+    again = start_night(config, "", environment, hard_links=hard_links)
+    again.join(60)
+    assert again.exitcode == 0
+    check_exact(store, ROWS)
+
+
+@pytest.mark.parametrize(
+    ("fault", "code"),
+    [
+        ("part.after_put:2:raise", 7),
+        ("receipt.after_put:2:raise", 7),
+        ("put.half_written:2:enospc", 7),
+        ("put.half_written:8:enospc", 7),
+        ("commit.before_put:1:lost_reply", 7),
+        ("commit.after_put:1:lost_reply", 0),  # it is read back
+        ("publish.half:2:raise", 7),
+    ],
+)
+def test_a_failing_store_ends_with_7_and_the_same_command_finishes(fault, code, tiny_encoder, tmp_path):
+    write_inbox(tmp_path / "in", ROWS)
+    config = night_config(tiny_encoder, tmp_path / "in", str(tmp_path / "out"))
+    failing = start_night(config, fault)
+    failing.join(60)
+    assert failing.exitcode == code
+    assert run_night(config) == 0
+    check_exact(open_store(str(tmp_path / "out")), ROWS)
+
+
+@pytest.mark.parametrize(
+    "crash", ["publish.half:2", "publish.between_renames:1", "publish.between_renames:2", "publish.after:1"]
+)
+def test_a_killed_rewrite_shows_the_old_slot_or_the_new_one_and_never_a_mix(crash, tiny_encoder, tmp_path):
+    write_inbox(tmp_path / "in", ROWS)
+    output = str(tmp_path / "out")
+    assert run_night(night_config(tiny_encoder, tmp_path / "in", output, slot="dt=1")) == 0
+    more = ROWS | {"c.parquet": 20}
+    write_inbox(tmp_path / "in", more)
+    config = night_config(tiny_encoder, tmp_path / "in", output, slot="dt=1", replace=True, on_changed_file="replace")
+    killed = start_night(config, f"{crash}:kill")
+    killed.join(60)
+    assert killed.exitcode == -9
+    store = open_store(output)
+    old, new = expected_ids(ROWS)[0], expected_ids(more)[0]
+    assert sum(visible(store, "data").values(), Counter()) in (old, new, Counter())
+    assert run_night(config) == 0
+    check_exact(store, more)
+    assert run_night(config) == 0  # nothing is left to replace
+    check_exact(store, more)
