@@ -140,3 +140,14 @@ def s3_environment() -> Iterator[dict[str, str]]:
     client.create_bucket(Bucket="bertray")
     yield environment
     server.stop()
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory, tiny_encoder, corpus, ray_cluster) -> Path:
+    """A finished training run."""
+    from bertray.cli import run
+    from tests.corpus import train_argv
+
+    output = tmp_path_factory.mktemp("run") / "train"
+    assert run(train_argv(tiny_encoder, corpus, output)) == 0
+    return output

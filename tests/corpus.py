@@ -31,3 +31,19 @@ def write(path: Path, num_rows: int, seed: int, prefix: str) -> Path:
     shops = ["north" if i % 3 else "south" for i in range(num_rows)]
     pq.write_table(pa.table({"id": ids, "text": texts, "label": labels, "shop": shops}), path)
     return path
+
+
+def train_argv(encoder: Path, folder: Path, output: Path, *words: str) -> list[str]:
+    return [
+        "train",
+        f"model={encoder}",
+        f"data.train={folder / 'train.parquet'}",
+        f"data.test={folder / 'test.parquet'}",
+        f"output={output}",
+        "max_length=24",
+        "training.epochs=6",
+        "training.learning_rate=3e-3",
+        "training.batch_size=16",
+        "report.slices=[shop]",
+        *words,
+    ]

@@ -13,33 +13,9 @@ from sklearn.metrics import accuracy_score, f1_score, log_loss
 
 from bertray.cli import run
 from bertray.schema import QUARANTINE_SCHEMA
-from tests.corpus import sentences, write
+from tests.corpus import sentences, train_argv, write
 
 pytestmark = pytest.mark.ray
-
-
-def train_argv(encoder: Path, folder: Path, output: Path, *words: str) -> list[str]:
-    return [
-        "train",
-        f"model={encoder}",
-        f"data.train={folder / 'train.parquet'}",
-        f"data.test={folder / 'test.parquet'}",
-        f"output={output}",
-        "max_length=24",
-        "training.epochs=6",
-        "training.learning_rate=3e-3",
-        "training.batch_size=16",
-        "report.slices=[shop]",
-        *words,
-    ]
-
-
-@pytest.fixture(scope="session")
-def trained(tmp_path_factory, tiny_encoder, corpus, ray_cluster) -> Path:
-    """A finished training run."""
-    output = tmp_path_factory.mktemp("run") / "train"
-    assert run(train_argv(tiny_encoder, corpus, output)) == 0
-    return output
 
 
 def metrics_of(path: Path) -> dict:

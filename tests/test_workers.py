@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 import threading
 import time
-from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
 from bertray.cli import run
-from tests.test_jobs import train_argv
+from tests.corpus import train_argv
+from tests.processes import descendants
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -64,20 +63,9 @@ def _kill_worker_once(checkpoints, killed: list[int]) -> None:
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
         if checkpoints.is_dir() and any(int(path.name[5:]) >= 4 for path in checkpoints.glob("step-*")):
-            listing = subprocess.run(["ps", "-eo", "pid,args"], capture_output=True, text=True, check=True).stdout
-            workers = [int(line.split()[0]) for line in listing.splitlines() if "ray::RayTrainWorker" in line]
-            mine = [pid for pid in workers if _is_descendant(pid)]
+            mine = descendants(os.getpid(), "ray::RayTrainWorker")
             if mine:
                 os.kill(mine[0], signal.SIGKILL)
                 killed.append(mine[0])
                 return
         time.sleep(0.02)
-
-
-def _is_descendant(pid: int) -> bool:
-    """Was the process started by the Ray of this test session?"""
-    while pid > 1:
-        if pid == os.getpid():
-            return True
-        pid = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
-    return False

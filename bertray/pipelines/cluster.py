@@ -43,6 +43,7 @@ class Resources:
     threads: int  # torch threads of a CPU worker
     cpus_per_worker: float
     gpus_per_worker: int
+    stall_timeout_s: float = 3600.0  # without a finished shard
 
     @property
     def device(self) -> str:
@@ -122,22 +123,24 @@ def _connect() -> None:
 def plan_resources(workers: Workers, cluster: dict[str, float], *, local: bool) -> Resources:
     """Fit the workers into the CPUs, and leave a share for reading tasks."""
     cpus, gpus = cluster.get("CPU", 2.0), cluster.get("GPU", 0.0)
+    # A shard is minutes of work for a large model on a CPU; a cluster may have to start machines first.
+    stall_s = workers.stall_timeout_s or (3600.0 if local else 6 * 3600.0)
     if workers.use_gpu:
         if local and gpus < workers.num_workers:
             raise ConfigError(
                 f"workers: {workers.num_workers} GPUs asked for, this machine has {gpus:.0f}.",
                 "Set workers.use_gpu=false or fewer workers.num_workers.",
             )
-        return Resources(workers.num_workers, workers.threads or 1, 1.0, 1)
+        return Resources(workers.num_workers, workers.threads or 1, 1.0, 1, stall_s)
     if local:
         threads = workers.threads or max(1, (os.cpu_count() or 2) // workers.num_workers)
-        return Resources(workers.num_workers, threads, (cpus - 1.0) / workers.num_workers, 0)
+        return Resources(workers.num_workers, threads, (cpus - 1.0) / workers.num_workers, 0, stall_s)
     threads = workers.threads or 2
-    return Resources(workers.num_workers, threads, float(threads), 0)
+    return Resources(workers.num_workers, threads, float(threads), 0, stall_s)
 
 
-def configure_data() -> None:
-    """Ray Data for many small independent shards: quiet, small blocks, no silent drops, a watchdog."""
+def configure_data(stall_timeout_s: float) -> None:
+    """Ray Data for many small independent shards: quiet, no silent drops, a watchdog."""
     from ray.data import DataContext
 
     for name in ("ray.data", "ray.data._internal"):  # Ray sets these up when it is imported, after our own set-up
@@ -145,8 +148,7 @@ def configure_data() -> None:
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-    # A block is a whole shard, minutes of work for a large model on a CPU; a cluster may have to start machines first.
-    context.execution_no_progress_timeout_s = 6 * 3600 if inside_cluster() else 3600
+    context.execution_no_progress_timeout_s = stall_timeout_s
     context.max_errored_blocks = 0
 
 

@@ -22,6 +22,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from bertray import schema as s
+from bertray.errors import InfrastructureError
 from bertray.model.bundle import resolve_model
 from bertray.model.tokenization import ReviewTokenizer
 from bertray.pipelines.cluster import Resources, configure_data
@@ -271,10 +272,11 @@ def score_shards(
 ) -> Iterator[Receipt]:
     """Run the scoring pipeline; receipts arrive as parts are staged, in no particular order."""
     from ray.data import ActorPoolStrategy
+    from ray.data.exceptions import ExecutionTimeoutError
 
     if not shards:
         return
-    dataset = _tokenized(shards, read, only_rows).map_batches(
+    dataset = _tokenized(shards, read, resources, only_rows).map_batches(
         ScoreShard,
         fn_constructor_args=(score,),
         batch_size=1,
@@ -283,28 +285,42 @@ def score_shards(
         num_cpus=resources.cpus_per_worker,
         num_gpus=resources.gpus_per_worker or None,
     )
-    for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
-        for text in batch["receipt"].to_pylist():
-            yield Receipt.model_validate_json(text)
+    waiting = {(shard.file_no, shard.lo): shard for shard in shards}
+    try:
+        for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
+            for text in batch["receipt"].to_pylist():
+                receipt = Receipt.model_validate_json(text)
+                waiting.pop((receipt.file_no, receipt.lo), None)
+                yield receipt
+    except ExecutionTimeoutError as error:
+        first = next(iter(waiting.values()))
+        raise InfrastructureError(
+            f"scoring: no shard was finished for {resources.stall_timeout_s:,.0f} s; {len(waiting)} are waiting, first "
+            f"{first.file.path} rows {first.lo}-{first.hi}.",
+            "Look for a worker that hangs (`ray list actors`), then run the same command again; a slow model needs a "
+            "longer workers.stall_timeout_s.",
+        ) from error
 
 
 def write_token_shards(
-    shards: Sequence[Shard], read: ReadSettings, output: str, folder: str
+    shards: Sequence[Shard], read: ReadSettings, output: str, folder: str, resources: Resources
 ) -> Iterator[dict[str, Any]]:
     """Tokenize labelled reviews in parallel into token shards; one summary a shard."""
     if not shards:
         return
-    dataset = _tokenized(shards, read, None).map_batches(
+    dataset = _tokenized(shards, read, resources, None).map_batches(
         WriteTokenShard(output, folder), batch_size=1, batch_format="pyarrow", num_cpus=0.5
     )
     for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
         yield from batch.to_pylist()
 
 
-def _tokenized(shards: Sequence[Shard], read: ReadSettings, only_rows: Mapping[int, np.ndarray] | None) -> Any:
+def _tokenized(
+    shards: Sequence[Shard], read: ReadSettings, resources: Resources, only_rows: Mapping[int, np.ndarray] | None
+) -> Any:
     import ray.data
 
-    configure_data()
+    configure_data(resources.stall_timeout_s)
     num_items = min(len(shards), MAX_ITEMS)
     return ray.data.range(len(shards), override_num_blocks=num_items).map_batches(
         ReadAndTokenize(shards, read, only_rows), batch_size=None, batch_format="pyarrow", num_cpus=0.5

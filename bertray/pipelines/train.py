@@ -92,9 +92,11 @@ def run_train(config: TrainConfig) -> int:
         return 0
     claim_output(store, "train", run_key, to_yaml(config))
     with ray_session(config.workers, imports=IMPORTS) as resources:
-        train_keys = _token_shards(config, data.train, base, store, "train")
+        train_keys = _token_shards(config, data.train, base, store, resources, "train")
         validation_keys = (
-            None if data.validation is None else _token_shards(config, data.validation, base, store, "validation")
+            None
+            if data.validation is None
+            else _token_shards(config, data.validation, base, store, resources, "validation")
         )
         examples = load_examples(
             _local_copies(store, train_keys),
@@ -189,7 +191,9 @@ def _check_classes(examples: Examples, labels: LabelMap) -> None:
 # --- token shards ----------------------------------------------------------------------------------------------------
 
 
-def _token_shards(config: TrainConfig, inputs: Inputs, base: str, store: Store, split: str) -> list[str]:
+def _token_shards(
+    config: TrainConfig, inputs: Inputs, base: str, store: Store, resources: Resources, split: str
+) -> list[str]:
     """Keys of the token shards of an input, in the order of its rows; reused when nothing changed."""
     # Training sees one window of a long review; scoring pools several.
     long_text = "head" if config.long_text == "windows" else config.long_text
@@ -213,7 +217,7 @@ def _token_shards(config: TrainConfig, inputs: Inputs, base: str, store: Store, 
         summaries = []
         with Ticker(f"tokenizing {split}", inputs.num_rows, "reviews") as ticker:
             done = 0
-            for summary in write_token_shards(shards, settings, config.output, folder):
+            for summary in write_token_shards(shards, settings, config.output, folder, resources):
                 summaries.append(summary)
                 done += summary["rows"]
                 ticker.update(done)

@@ -71,7 +71,7 @@ def find_garbage(store: Store, entries: Sequence[LedgerEntry], now: datetime, gr
         elif file.key.startswith(f"{PLANS}/"):
             slot, _, plan_key = file.key.removeprefix(f"{PLANS}/").removesuffix(".json").partition("/")
             if (slot, plan_key) in committed:
-                why = "plan that was committed"
+                why = "plan that was committed" if age >= MIN_AGE else ""
             else:
                 why = "plan of an unfinished run" if age >= grace else ""
         if why:

@@ -221,9 +221,7 @@ class LocalStore:
             try:
                 for key, name in staged:
                     if not (self._path / key).is_file():
-                        raise InfrastructureError(
-                            f"{self._path / key}: committed, but no longer there.", "Restore it from a backup."
-                        )
+                        raise _lost(self.uri(key))
                     _link_or_copy(self._path / key, aside / name)
                     faults.point("publish.half")
                 (aside / SUCCESS).touch()
@@ -346,7 +344,10 @@ class ObjectStore:
             if found & set(obsolete):
                 self.delete(f"{folder}/{SUCCESS}")  # absent while old and new stand side by side
             for key, name in staged:
-                obstore.copy(self._store, key, f"{folder}/{name}")
+                try:
+                    obstore.copy(self._store, key, f"{folder}/{name}")
+                except FileNotFoundError as error:
+                    raise _lost(self.uri(key)) from error
                 faults.point("publish.half")
             for name in found & set(obsolete):
                 self.delete(f"{folder}/{name}")
@@ -391,6 +392,10 @@ class _storage_errors:  # noqa: N801 - reads as a word in a with statement
                 f"{self._where}: the storage failed: {_words(error)}.",
                 "Check the storage, then run the same command again.",
             ) from error
+
+
+def _lost(where: str) -> InfrastructureError:
+    return InfrastructureError(f"{where}: committed, but no longer there.", "Restore it from a backup.")
 
 
 def _words(error: BaseException) -> str:

@@ -1,0 +1,309 @@
+"""Two writers, a rewriter, gc and a reader on one store, in any order of their single requests, some of which fail.
+
+Each run is a thread that may do one store request at a time, when the scheduler lets it; a request may fail before it
+is done, or its reply may be lost after it. Orders are drawn by Hypothesis.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import random
+import threading
+from collections import Counter
+from collections.abc import Callable, Collection, Sequence
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from bertray.errors import BertrayError, ConflictError, InfrastructureError
+from bertray.storage import ledger
+from bertray.storage import plan as planning
+from bertray.storage.commit import commit, make_entry
+from bertray.storage.gc import find_garbage, remove
+from bertray.storage.records import FileRecord, Plan, Receipt, StagedFile
+from bertray.storage.store import SUCCESS, StoredFile
+
+FILES = {"a": 4, "b": 3}
+OLD = datetime(2000, 1, 1, tzinfo=UTC)
+
+
+class MemStore:
+    """An object store in memory: single requests are atomic, nothing else is."""
+
+    root = "mem://"
+    put_new_is_atomic = True
+
+    def __init__(self) -> None:
+        self.values: dict[str, bytes] = {}
+        self.request: Callable[[Callable[[], Any]], Any] = lambda act: act()
+
+    def uri(self, key: str) -> str:
+        return key
+
+    def put(self, key: str, value: bytes) -> None:
+        self.request(lambda: self.values.__setitem__(key, value))
+
+    def put_new(self, key: str, value: bytes) -> bool:
+        # As an object store's client: after a lost reply it looks at what stands there.
+        def create() -> bool:
+            return self.values.setdefault(key, value) is value
+
+        return bool(self.request(create)) or self.get(key) == value
+
+    def get(self, key: str) -> bytes:
+        def read() -> bytes:
+            if key not in self.values:
+                raise FileNotFoundError(key)
+            return self.values[key]
+
+        return bytes(self.request(read))
+
+    def exists(self, key: str) -> bool:
+        return bool(self.request(lambda: key in self.values))
+
+    def keys(self, prefix: str) -> list[str]:
+        return [file.key for file in self.listing(prefix)]
+
+    def listing(self, prefix: str) -> list[StoredFile]:
+        found = self.request(lambda: sorted(key for key in self.values if key.startswith(f"{prefix}/")))
+        return [StoredFile(key, 1, OLD) for key in found]
+
+    def delete(self, key: str) -> None:
+        self.request(lambda: self.values.pop(key, None))
+
+    def publish(self, staged: Sequence[tuple[str, str]], folder: str, obsolete: Collection[str] = ()) -> None:
+        wanted = {name for _, name in staged}
+        found = {key.rpartition("/")[2] for key in self.keys(folder)}
+        if found == {*wanted, SUCCESS} or not found <= {*wanted, *obsolete, SUCCESS}:
+            return
+        if found & set(obsolete):
+            self.delete(f"{folder}/{SUCCESS}")
+        for key, name in staged:
+            self.request(partial(self._copy, key, f"{folder}/{name}"))
+        for name in found & set(obsolete):
+            self.delete(f"{folder}/{name}")
+        self.put(f"{folder}/{SUCCESS}", b"")
+
+    def _copy(self, source: str, target: str) -> None:
+        if source not in self.values:
+            raise InfrastructureError(f"{source}: no longer there", "")
+        self.values[target] = self.values[source]
+
+    def unpublish(self, folder: str, obsolete: Collection[str]) -> None:
+        for key in self.keys(folder):
+            self.delete(key)
+
+
+class Scheduler:
+    """Lets one of several threads do one request at a time, in a drawn order, with drawn faults."""
+
+    def __init__(self, store: MemStore, seed: int, fault_rate: float) -> None:
+        self._chance = random.Random(seed)
+        self._fault_rate = fault_rate
+        self._turn = threading.Condition()
+        self._waiting: dict[int, str | None] = {}
+        self._running: set[int] = set()
+        store.request = self._request
+
+    def run(self, *runs: Callable[[], None]) -> list[BertrayError | None]:
+        ended: list[BertrayError | None] = [None] * len(runs)
+
+        def body(number: int) -> None:
+            self._me.number = number
+            try:
+                runs[number]()
+            except BertrayError as error:
+                ended[number] = error
+            finally:
+                with self._turn:
+                    self._running.discard(number)
+                    self._turn.notify_all()
+
+        self._me = threading.local()
+        self._running = set(range(len(runs)))
+        threads = [threading.Thread(target=body, args=(n,), daemon=True) for n in self._running]
+        for thread in threads:
+            thread.start()
+        while True:
+            with self._turn:
+                assert self._turn.wait_for(lambda: set(self._waiting) == self._running, timeout=20)
+                if not self._running:
+                    return ended
+                chosen = self._chance.choice(sorted(self._waiting))
+                faulty = self._chance.random() < self._fault_rate
+                self._waiting[chosen] = self._chance.choice(["fail", "lost"]) if faulty else "ok"
+                self._turn.notify_all()
+                assert self._turn.wait_for(partial(self._has_gone, chosen), timeout=20)
+
+    def _has_gone(self, number: int) -> bool:
+        return self._waiting.get(number) is None
+
+    def _request(self, act: Callable[[], Any]) -> Any:
+        number = getattr(getattr(self, "_me", None), "number", None)
+        if number is None:
+            return act()
+        with self._turn:
+            self._waiting[number] = None
+            self._turn.notify_all()
+            assert self._turn.wait_for(lambda: self._waiting[number] is not None, timeout=20)
+            fault = self._waiting.pop(number)
+            try:
+                if fault == "fail":
+                    raise InfrastructureError("the request failed", "again")
+                result = act()
+                if fault == "lost":
+                    raise InfrastructureError("the reply was lost", "again")
+                return result
+            finally:
+                self._turn.notify_all()
+
+
+def record(path: str, rows: int, modified: str = "1") -> FileRecord:
+    return FileRecord(
+        path=path,
+        relative_path=path,
+        format="parquet",
+        size_bytes=rows,
+        modified=modified,
+        num_rows=rows,
+        digest=f"{path}{modified}",
+    )
+
+
+def stage(store: MemStore, plan: Plan, attempt: str, file_no: int, lo: int, hi: int) -> Receipt:
+    rows = [f"{plan.files[file_no].path}{plan.files[file_no].modified}:{row}" for row in range(lo, hi)]
+    content = "\n".join(rows).encode()
+    key = f"{planning.staging_folder(plan)}/{attempt}/part-{file_no}-{lo}"
+    store.put(key, content)
+    digest = hashlib.sha256(content).hexdigest()
+    receipt = Receipt(
+        file_no=file_no,
+        lo=lo,
+        hi=hi,
+        rows_scored=hi - lo,
+        rows_quarantined=0,
+        reasons={},
+        label_counts={},
+        score_histogram=[0] * 20,
+        token_histogram=[0] * 7,
+        tokens=0,
+        truncated=0,
+        needs_review=0,
+        seconds=0.0,
+        part=StagedFile(key=key, rows=hi - lo, bytes=len(content), sha256=digest),
+        quarantine=None,
+        evaluation=None,
+    )
+    store.put_new(f"{key}.receipt.json", receipt.to_bytes())
+    return receipt
+
+
+def night(
+    store: MemStore, files: Sequence[FileRecord], slot: str, attempt: str, *, rewrite: bool = False, dies: bool = False
+) -> None:
+    """One run: publish what is committed, pin, adopt, stage, verify, commit, publish; or die before it publishes."""
+    entries = ledger.read_ledger(store)
+    ledger.publish_all(store, entries)
+    decisions = planning.decide_files(files, entries)
+    changed = [d for d in decisions if d.verdict == "changed"]
+    new = [d.file for d in decisions if d.verdict == "score"]
+    version = 1
+    if rewrite and changed:
+        old = next(entry for entry in ledger.current(entries) if entry.slot == changed[0].slot)
+        mine = {file.path for file in old.files}
+        slot, version, new = old.slot, old.version + 1, [file for file in files if file.path in mine]
+    if not new:
+        return
+    if version == 1:
+        slot = planning.next_slot(slot, entries)
+    key = planning.plan_key(new, "m", {}, version=version)
+    plan = planning.pin_plan(
+        store,
+        Plan(
+            plan_key=key,
+            slot=slot,
+            version=version,
+            seq=len(entries) + 1,
+            run_id=attempt * 8,
+            created_at=attempt,
+            model="m",
+            model_version="m",
+            labels=["x", "y"],
+            settings={},
+            files=new,
+            rows_per_shard=2,
+        ),
+    )
+    shards = [(n, lo, min(lo + 2, f.num_rows)) for n, f in enumerate(plan.files) for lo in range(0, f.num_rows, 2)]
+    stored = [receipt for receipt in planning.stored_receipts(store, plan) if planning.is_whole(store, receipt)]
+    adopted = planning.adopt(shards, stored)
+    done = {(receipt.file_no, receipt.lo) for receipt in adopted}
+    staged = [stage(store, plan, attempt, *shard) for shard in shards if shard[:2] not in done]
+    receipts = sorted(planning.without_overlap([*adopted, *staged]), key=lambda r: (r.file_no, r.lo))
+    planning.verify_cover(plan, receipts)
+    entry = make_entry(plan, len(entries) + 1, receipts, [], adopted=len(adopted), seconds=0.0, compute_seconds=0.0)
+    entry = commit(store, entry)
+    if not dies:
+        ledger.publish(store, entry)
+
+
+def clear_up(store: MemStore) -> None:
+    """Gc a few times in a row, so that one meets every stage of the others."""
+    for _ in range(5):
+        with contextlib.suppress(InfrastructureError):
+            remove(store, find_garbage(store, ledger.read_ledger(store), OLD + timedelta(days=3), timedelta(7)))
+
+
+def rows_of(files: Sequence[FileRecord]) -> Counter[str]:
+    return Counter(f"{file.path}{file.modified}:{row}" for file in files for row in range(file.num_rows or 0))
+
+
+def visible(store: MemStore) -> Counter[str]:
+    keys = [key for key in store.values if key.startswith("data/") and not key.endswith(SUCCESS)]
+    return Counter(row for key in keys for row in store.values[key].decode().splitlines())
+
+
+BEFORE = [record(path, rows) for path, rows in FILES.items()]
+
+
+@pytest.mark.timeout(120)
+@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    st.integers(0, 2**32),
+    st.sampled_from([0.0, 0.01, 0.05]),
+    st.sampled_from(["new files", "a rewrite", "a rewrite of what is not published"]),
+)
+def test_whatever_the_order_and_the_faults_every_row_is_committed_once(seed, fault_rate, work):
+    store = MemStore()
+    after = [*BEFORE, record("c", 3)]
+    rewrite = work != "new files"
+    if rewrite:
+        night(store, BEFORE, "s", "z", dies=work.endswith("not published"))
+        after = [record("a", 5, "2"), *after[1:]]
+    runs = [
+        lambda: night(store, after, "s", "x", rewrite=rewrite),
+        lambda: night(store, after, "t", "y", rewrite=rewrite),
+        lambda: clear_up(store),
+    ]
+    ended = Scheduler(store, seed, fault_rate).run(*runs)
+    assert all(error is None or isinstance(error, InfrastructureError | ConflictError) for error in ended)
+    # The ledger alone, as `bertray files` reads it, is exact at any time.
+    entries = ledger.read_ledger(store)
+    exact = Counter(
+        row for key in ledger.committed_files(store, entries) for row in store.get(key).decode().splitlines()
+    )
+    held = [file for entry in ledger.current(entries) for file in entry.files]
+    assert exact == Counter(f"{f.path}{f.digest[len(f.path) :]}:{row}" for f in held for row in range(f.rows_in))
+    assert max(exact.values(), default=1) == 1
+    # And the same commands again, undisturbed, bring everything to its end.
+    for attempt in ("v", "w"):
+        night(store, after, "s", attempt, rewrite=rewrite)
+    assert visible(store) == rows_of(after)
+    assert {key for key in store.values if key.endswith(SUCCESS)} == {
+        f"data/{entry.slot}/{SUCCESS}" for entry in ledger.current(ledger.read_ledger(store))
+    }

@@ -1,0 +1,64 @@
+"""Runs are killed at random moments, alone and in pairs, while readers look; every night ends exact."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections import Counter
+
+import pytest
+
+from bertray.storage import ledger
+from bertray.storage.store import open_store
+from tests.nightly import check_exact, expected_ids, night_config, start_night, visible, write_inbox
+
+LIMIT_S = 0.5  # kills fall into the first half second of a run; a whole run takes about as long
+
+
+def kill_nights(folder, encoder, kills: int, seed: int) -> dict[str, int]:
+    """Nights, each with new files and a run killed again and again until one ends; returns what happened."""
+    chance = random.Random(seed)
+    store = open_store(str(folder / "out"))
+    rows: dict[str, int] = {}
+    seen: Counter[str] = Counter()
+    while seen["kills"] < kills:
+        seen["nights"] += 1
+        for name in ("a", "b"):
+            rows[f"{seen['nights']}{name}.parquet"] = chance.randrange(1, 60)
+        write_inbox(folder / "in", {name: n for name, n in rows.items() if name.startswith(str(seen["nights"]))})
+        whole = visible(store, "data")
+        while True:
+            config = night_config(encoder, folder / "in", str(folder / "out"), takeover=True)
+            pair = chance.random() < 0.3
+            runs = [start_night(config) for _ in range(2 if pair else 1)]
+            deadline = time.monotonic() + chance.random() * LIMIT_S
+            while time.monotonic() < deadline:
+                now = visible(store, "data")  # all or nothing, whenever a reader looks
+                assert {slot: now.pop(slot) for slot in whole} == whole
+                scored, _ = expected_ids({n: c for n, c in rows.items() if n.startswith(str(seen["nights"]))})
+                assert list(now.values()) in ([], [scored])
+            for run in runs[: 2 if chance.random() < 0.5 else 1]:
+                run.kill()
+            for run in runs:
+                run.join(60)
+                assert run.exitcode in (0, -9)
+                seen["kills"] += run.exitcode == -9
+            seen["pairs"] += pair
+            if any(run.exitcode == 0 for run in runs):
+                break
+    check_exact(store, rows, slots=seen["nights"])
+    assert len(ledger.read_ledger(store)) == seen["nights"]  # one commit a night, whatever the pairs did
+    return seen
+
+
+def test_forty_kills_lose_and_double_nothing(tmp_path, tiny_encoder):
+    seen = kill_nights(tmp_path, tiny_encoder, kills=40, seed=1)
+    assert seen["kills"] >= 40
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_two_hundred_kills_lose_and_double_nothing(tmp_path, tiny_encoder):
+    seen = kill_nights(tmp_path, tiny_encoder, kills=200, seed=2)
+    assert seen["kills"] >= 200
+    assert seen["pairs"] >= 20

@@ -1,0 +1,104 @@
+"""Scoring on Ray loses a worker, its driver, or waits for one that hangs: the rows stay exact."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections import Counter
+
+import pyarrow.parquet as pq
+import pytest
+
+from bertray.cli import run
+from bertray.storage import ledger
+from bertray.storage.store import open_store
+from tests.corpus import write
+from tests.processes import descendants, wait_for
+
+pytestmark = pytest.mark.ray
+ROWS = 6000
+
+
+def score_argv(trained, folder, *words: str) -> list[str]:
+    keys = [f"model={trained / 'model'}", f"input={folder / 'in'}", f"output={folder / 'out'}", "rows_per_shard=50"]
+    return ["score", *keys, *words]
+
+
+@pytest.fixture
+def inbox(tmp_path):
+    write(tmp_path / "in" / "reviews.parquet", ROWS, 7, "k")
+    return tmp_path
+
+
+def receipts(folder) -> list[str]:
+    return [key for key in open_store(str(folder / "out")).keys("control/runs") if key.endswith("receipt.json")]
+
+
+def check_rows(folder) -> None:
+    ids = Counter(pq.read_table(folder / "out" / "data")["id"].to_pylist())
+    assert ids == Counter(f"k{i}" for i in range(ROWS))
+
+
+def test_a_killed_scoring_worker_is_replaced_and_no_row_is_lost_or_doubled(trained, inbox, ray_cluster):
+    killed: list[int] = []
+
+    def kill() -> None:
+        wait_for(lambda: len(receipts(inbox)) >= 5, seconds=120)
+        workers = descendants(os.getpid(), "ray::MapWorker")
+        os.kill(workers[0], signal.SIGKILL)
+        killed.append(workers[0])
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    assert run(score_argv(trained, inbox)) == 0
+    killer.join(10)
+    assert killed, "no scoring worker was found to kill"
+    check_rows(inbox)
+
+
+def test_a_killed_driver_leaves_parts_that_the_same_command_uses(trained, inbox, ray_cluster):
+    driver = subprocess.Popen(
+        [sys.executable, "-m", "bertray.cli", *score_argv(trained, inbox)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    wait_for(lambda: len(receipts(inbox)) >= 20, seconds=120)
+    started = descendants(driver.pid)
+    os.killpg(driver.pid, signal.SIGKILL)
+    driver.wait(10)
+    wait_for(lambda: not any(os.path.exists(f"/proc/{pid}") for pid in started), seconds=60)  # noqa: PTH110
+    left = len(receipts(inbox))
+    assert not (inbox / "out" / "data").exists()
+    assert run(score_argv(trained, inbox)) == 0
+    check_rows(inbox)
+    (entry,) = ledger.read_ledger(open_store(str(inbox / "out")))
+    assert entry.adopted_receipts >= left > 0
+
+
+def test_a_worker_that_hangs_ends_the_run_with_7_and_names_the_rows(trained, inbox, ray_cluster, capsys):
+    stopped: list[int] = []
+
+    def stop() -> None:
+        wait_for(lambda: len(receipts(inbox)) >= 5, seconds=120)
+        stopped.extend(descendants(os.getpid(), "ray::MapWorker"))
+        for pid in stopped:
+            os.kill(pid, signal.SIGSTOP)
+
+    stopper = threading.Thread(target=stop)
+    stopper.start()
+    try:
+        assert run(score_argv(trained, inbox, "workers.stall_timeout_s=8")) == 7
+    finally:
+        stopper.join(10)
+        for pid in stopped:
+            if os.path.exists(f"/proc/{pid}"):  # noqa: PTH110
+                os.kill(pid, signal.SIGKILL)
+    printed = capsys.readouterr().err
+    assert "no shard was finished for 8 s" in printed
+    assert "reviews.parquet rows " in printed
+    assert run(score_argv(trained, inbox)) == 0
+    check_rows(inbox)

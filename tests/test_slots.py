@@ -1,0 +1,310 @@
+"""What a night does to the slots of an output: new and changed files, another model, rewriting, clearing up."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import Counter
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from bertray.cli import run
+from bertray.pipelines.tonight import decide, look, next_plan
+from bertray.storage import ledger
+from bertray.storage.gc import find_garbage, remove
+from bertray.storage.heartbeat import Heartbeat
+from bertray.storage.plan import staging_folder
+from bertray.storage.store import open_store
+from tests.nightly import INFO, check_exact, expected_ids, night_config, run_night, start_night, visible, write_inbox
+
+ROWS = {"a.parquet": 20, "b.parquet": 9}
+
+
+@pytest.fixture
+def night(tmp_path, tiny_encoder):
+    """(output, config of a run with some keys); one slot, dt=1, is committed."""
+    write_inbox(tmp_path / "in", ROWS)
+
+    def config(**keys):
+        return night_config(tiny_encoder, tmp_path / "in", str(tmp_path / "out"), **keys)
+
+    assert run_night(config(slot="dt=1")) == 0
+    return open_store(str(tmp_path / "out")), config
+
+
+def write_later(folder, rows):
+    """Files with a later modification time, as a second delivery has it."""
+    write_inbox(folder, rows)
+    for name in rows:
+        later = time.time() + 10
+        os.utime(folder / name, (later, later))
+
+
+def slots(store) -> list[tuple[str, int]]:
+    return [(entry.slot, entry.version) for entry in ledger.current(ledger.read_ledger(store))]
+
+
+def test_a_changed_file_is_refused_and_rewrites_its_slot_on_request(night, tmp_path):
+    store, config = night
+    before = visible(store, "data")
+    write_later(tmp_path / "in", {"b.parquet": 12})
+    assert run_night(config()) == 4
+    assert visible(store, "data") == before
+    assert run_night(config(on_changed_file="replace")) == 0
+    assert slots(store) == [("dt=1", 2)]
+    check_exact(store, ROWS | {"b.parquet": 12})
+    assert run_night(config(on_changed_file="replace")) == 0
+    assert slots(store) == [("dt=1", 2)]
+
+
+def test_a_changed_file_and_a_new_one_rewrite_one_slot_and_add_another(night, tmp_path):
+    store, config = night
+    write_later(tmp_path / "in", {"b.parquet": 12})
+    write_inbox(tmp_path / "in", {"c.parquet": 5})
+    assert run_night(config(on_changed_file="replace", slot="dt=2")) == 0
+    assert slots(store) == [("dt=1", 2), ("dt=2", 1)]
+    check_exact(store, {"a.parquet": 20, "b.parquet": 12, "c.parquet": 5}, slots=2)
+
+
+def test_a_slot_whose_other_files_are_gone_cannot_be_rewritten(night, tmp_path, capsys):
+    store, config = night
+    write_later(tmp_path / "in", {"b.parquet": 12})
+    (tmp_path / "in" / "a.parquet").unlink()
+    assert run_night(config(on_changed_file="replace")) == 4
+    assert "also needs" in capsys.readouterr().err
+    assert slots(store) == [("dt=1", 1)]
+
+
+def test_another_model_scores_new_files_only_and_rewrites_slots_on_request(night, tmp_path):
+    store, config = night
+    newer = replace(INFO, model_version="stub-2")
+    write_inbox(tmp_path / "in", {"c.parquet": 5})
+    assert run_night(config(slot="dt=2"), newer) == 0
+    assert slots(store) == [("dt=1", 1), ("dt=2", 1)]
+    assert run_night(config(rescore="replace"), newer) == 0
+    assert slots(store) == [("dt=1", 2), ("dt=2", 1)]
+    assert {entry.model_version for entry in ledger.current(ledger.read_ledger(store))} == {"stub-2"}
+    check_exact(store, ROWS | {"c.parquet": 5}, slots=2)
+    assert run_night(config(rescore="replace"), newer) == 0
+    assert len(ledger.read_ledger(store)) == 3
+
+
+def test_a_slot_whose_files_are_gone_keeps_its_model(night, tmp_path, caplog):
+    store, config = night
+    (tmp_path / "in" / "a.parquet").unlink()
+    assert run_night(config(rescore="replace"), replace(INFO, model_version="stub-2")) == 0
+    assert slots(store) == [("dt=1", 1)]
+    assert "slot dt=1 keeps its model: 1 of its 2 files are not in the input" in caplog.text
+
+
+def test_replace_makes_a_slot_exactly_the_listed_files_and_never_takes_those_of_another(night, tmp_path):
+    store, config = night
+    write_inbox(tmp_path / "in", {"c.parquet": 5})
+    assert run_night(config(slot="dt=2")) == 0
+    write_inbox(tmp_path / "in", {"d.parquet": 6})
+    (tmp_path / "in" / "b.parquet").unlink()
+    assert run_night(config(slot="dt=1")) == 4
+    assert run_night(config(slot="dt=1", replace=True)) == 0
+    assert slots(store) == [("dt=1", 2), ("dt=2", 1)]
+    check_exact(store, {"a.parquet": 20, "c.parquet": 5, "d.parquet": 6}, slots=2)
+    assert run_night(config(slot="dt=1", replace=True)) == 0
+    assert slots(store) == [("dt=1", 2), ("dt=2", 1)]
+
+
+def test_replace_without_a_slot_is_a_config_error(night, capsys):
+    _, config = night
+    assert run_night(config(replace=True)) == 2
+    assert "expected a slot to replace" in capsys.readouterr().err
+
+
+def test_an_old_version_published_late_does_not_come_back(night, tmp_path):
+    store, config = night
+    first = ledger.read_ledger(store)[0]
+    write_later(tmp_path / "in", {"b.parquet": 12})
+    assert run_night(config(on_changed_file="replace")) == 0
+    store.delete("control/published/00000001")
+    ledger.publish(store, first)
+    check_exact(store, ROWS | {"b.parquet": 12})
+
+
+def test_a_quarantine_that_a_new_version_no_longer_has_goes_away(night, tmp_path):
+    store, config = night
+    (tmp_path / "in" / "a.parquet").unlink()
+    write_later(tmp_path / "in", {"b.parquet": 5})  # no seventh row
+    assert run_night(config(slot="dt=1", replace=True, on_changed_file="replace")) == 0
+    assert store.keys("quarantine") == []
+    check_exact(store, {"b.parquet": 5})
+
+
+def test_a_run_killed_before_midnight_is_resumed_under_its_own_slot(night, tmp_path):
+    store, config = night
+    write_inbox(tmp_path / "in", {"c.parquet": 40})
+    killed = start_night(config(slot="dt=yesterday"), "receipt.after_put:2:kill")
+    killed.join(60)
+    assert killed.exitcode == -9
+    write_inbox(tmp_path / "in", {"d.parquet": 6})
+    assert run_night(config()) == 0
+    today = f"dt={datetime.now(UTC):%Y-%m-%d}"
+    assert slots(store) == [("dt=1", 1), ("dt=yesterday", 1), (today, 1)]
+    assert [entry.adopted_receipts for entry in ledger.read_ledger(store)] == [0, 2, 0]
+    check_exact(store, ROWS | {"c.parquet": 40, "d.parquet": 6}, slots=3)
+
+
+def test_a_staged_part_that_was_damaged_is_scored_again(night, tmp_path):
+    store, config = night
+    write_inbox(tmp_path / "in", {"c.parquet": 40})
+    killed = start_night(config(), "receipt.after_put:2:kill")
+    killed.join(60)
+    part = sorted(key for key in store.keys("control/runs") if "part-" in key and "/dt=1/" not in key)[0]
+    content = bytearray(store.get(part))
+    content[len(content) // 2] ^= 1
+    store.put(part, bytes(content))
+    assert run_night(config()) == 0
+    assert ledger.read_ledger(store)[-1].adopted_receipts == 1
+    check_exact(store, ROWS | {"c.parquet": 40}, slots=2)
+
+
+def test_two_runs_with_different_slots_and_the_same_files_commit_them_once(night, tmp_path):
+    store, config = night
+    write_inbox(tmp_path / "in", {"c.parquet": 40})
+    racers = [start_night(config(slot=slot, takeover=True)) for slot in ("dt=x", "dt=y")]
+    for racer in racers:
+        racer.join(60)
+    assert sorted(racer.exitcode for racer in racers) in ([0, 4], [0, 0])
+    check_exact(store, ROWS | {"c.parquet": 40}, slots=2)
+
+
+def test_an_input_that_changes_while_it_is_read_is_not_committed(night, tmp_path):
+    store, config = night
+    write_inbox(tmp_path / "in", {"c.parquet": 40})
+    running = start_night(config(), "verify.before:1:sleep")
+    deadline = time.monotonic() + 30
+    while len([key for key in store.keys("control/runs") if key.endswith("receipt.json")]) < 5:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    write_later(tmp_path / "in", {"c.parquet": 44})
+    running.join(60)
+    assert running.exitcode == 7
+    assert slots(store) == [("dt=1", 1)]
+    assert run_night(config()) == 0
+    check_exact(store, ROWS | {"c.parquet": 44}, slots=2)
+
+
+def test_a_live_run_is_left_to_its_work_unless_it_is_taken_over(night, tmp_path, capsys):
+    store, config = night
+    write_inbox(tmp_path / "in", {"c.parquet": 40})
+    running = start_night(config(), "verify.before:1:sleep")
+    deadline = time.monotonic() + 30
+    while not any(key.endswith("heartbeat.json") for key in store.keys("control/runs")):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    assert run_night(config()) == 4
+    assert f"another run is at work on it (process {running.pid} on" in capsys.readouterr().err
+    assert run_night(config(takeover=True)) == 0
+    running.join(60)
+    assert running.exitcode == 0  # the same plan: it finds it committed
+    check_exact(store, ROWS | {"c.parquet": 40}, slots=2)
+    assert not any(key.endswith("heartbeat.json") for key in store.keys("control/runs"))
+
+
+def test_a_killed_run_of_this_machine_holds_nothing(night, tmp_path):
+    store, config = night
+    write_inbox(tmp_path / "in", {"c.parquet": 40})
+    killed = start_night(config(), "receipt.after_put:1:kill")
+    killed.join(60)
+    assert any(key.endswith("heartbeat.json") for key in store.keys("control/runs"))
+    assert run_night(config()) == 0
+    check_exact(store, ROWS | {"c.parquet": 40}, slots=2)
+
+
+# --- files and gc ----------------------------------------------------------------------------------------------------
+
+
+def test_files_prints_the_committed_parts_of_an_output_or_a_slot(night, tmp_path, capsys):
+    store, config = night
+    write_inbox(tmp_path / "in", {"c.parquet": 5})
+    assert run_night(config(slot="dt=2")) == 0
+    capsys.readouterr()
+    assert run(["files", f"output={store.root}"]) == 0
+    printed = capsys.readouterr().out.split()
+    assert printed == [store.uri(key) for key in store.keys("data") if not key.endswith("_SUCCESS")]
+    assert run(["files", f"output={store.root}", "slot=dt=2"]) == 0
+    assert capsys.readouterr().out.split() == [path for path in printed if "/dt=2/" in path]
+    assert run(["files", f"output={store.root}", "slot=dt=3"]) == 2
+
+
+def test_files_names_staged_parts_while_a_committed_slot_is_not_published(night, tmp_path, capsys):
+    store, config = night
+    write_inbox(tmp_path / "in", {"c.parquet": 5})
+    killed = start_night(config(slot="dt=2"), "publish.before:1:kill")
+    killed.join(60)
+    assert run(["files", f"output={store.root}", "slot=dt=2"]) == 0
+    import pyarrow.parquet as pq
+
+    ids = Counter(pq.read_table(capsys.readouterr().out.split()[-1], columns=["id"])["id"].to_pylist())
+    assert ids == expected_ids({"c.parquet": 5})[0]
+
+
+def test_gc_shows_and_removes_what_nothing_needs_and_nothing_else(night, tmp_path, capsys):
+    store, config = night
+    write_later(tmp_path / "in", {"b.parquet": 12})
+    assert run_night(config(on_changed_file="replace")) == 0
+    write_inbox(tmp_path / "in", {"c.parquet": 40})
+    killed = start_night(config(slot="dt=2"), "publish.before:1:kill")
+    killed.join(60)
+    write_inbox(tmp_path / "in", {"d.parquet": 40})
+    died = start_night(config(slot="dt=3"), "put.half_written:12:kill")
+    died.join(60)
+    assert [killed.exitcode, died.exitcode] == [-9, -9]
+    entries = ledger.read_ledger(store)
+    before = {key: store.get(key) for key in ("data", "quarantine", "reports") for key in store.keys(key)}
+    assert find_garbage(store, entries, datetime.now(UTC), timedelta(days=7)) == []
+    soon = find_garbage(store, entries, datetime.now(UTC) + timedelta(days=2), timedelta(days=7))
+    assert {item.why for item in soon} == {
+        "staged and committed; readers have it elsewhere",
+        "plan that was committed",
+        "half-written by a run that died",
+    }
+    later = find_garbage(store, entries, datetime.now(UTC) + timedelta(days=9), timedelta(days=7))
+    assert {item.why for item in later} - {item.why for item in soon} == {
+        "of a version that was replaced",
+        "of an unfinished run",
+        "plan of an unfinished run",
+    }
+    remove(store, later)
+    assert {key: store.get(key) for key in before} == before
+    assert run_night(config()) == 0
+    check_exact(store, {"a.parquet": 20, "b.parquet": 12, "c.parquet": 40, "d.parquet": 40}, slots=3)
+    capsys.readouterr()
+    assert run(["gc", f"output={store.root}"]) == 0
+    assert "nothing to remove" in capsys.readouterr().out
+
+
+def test_gc_leaves_alone_what_a_live_run_works_on(night, tmp_path):
+    store, config = night
+    write_inbox(tmp_path / "in", {"c.parquet": 40})
+    killed = start_night(config(slot="dt=2"), "receipt.after_put:2:kill")
+    killed.join(60)
+    seen = decide(config(slot="dt=2"), INFO, store, look(config()))
+    plan = next_plan(config(slot="dt=2"), seen, store)
+    attempt = next(key for key in store.keys(staging_folder(plan)) if "receipt" in key).rpartition("/")[0]
+    with Heartbeat(store, attempt, "r"):
+        now = datetime.now(UTC) + timedelta(hours=1)
+        found = find_garbage(store, seen.entries, now, timedelta(0))
+        assert not [item.file.key for item in found if item.file.key.startswith(attempt)]
+    found = find_garbage(store, seen.entries, now, timedelta(0))
+    assert [item.file.key for item in found if item.file.key.startswith(attempt)]
+
+
+def test_a_gc_that_was_killed_is_finished_by_the_next(night, tmp_path):
+    store, config = night
+    entries = ledger.read_ledger(store)
+    far = datetime.now(UTC) + timedelta(days=30)
+    garbage = find_garbage(store, entries, far, timedelta(days=7))
+    remove(store, garbage[: len(garbage) // 2])
+    remove(store, find_garbage(store, entries, far, timedelta(days=7)))
+    assert find_garbage(store, entries, far, timedelta(days=7)) == []
+    check_exact(store, ROWS)
+    assert run_night(config()) == 0
