@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import sys
 from collections.abc import Callable
@@ -171,7 +172,14 @@ def _config_schema(verb: VerbArgument, verbose: Verbose = False) -> None:
 def main(argv: list[str] | None = None) -> None:
     """Run one command and leave the process with its exit code."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # `ray job stop` and cron say goodbye as Ctrl-C does
-    sys.exit(run(sys.argv[1:] if argv is None else argv))
+    code = run(sys.argv[1:] if argv is None else argv)
+    if code == EXIT_INTERRUPTED:
+        # Threads of Ray and torch may be anywhere in native code; an orderly end of the interpreter can crash on them.
+        # What had to be closed, Ray's processes among it, has been by now.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def run(argv: list[str]) -> int:

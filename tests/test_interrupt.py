@@ -33,7 +33,7 @@ def test_a_stopped_training_leaves_with_130_and_goes_on_where_it_was(number, tin
     assert printed.splitlines()[-1] == "bertray: exit 130 (interrupted): run the same command again to go on"
     assert "Traceback" not in printed
     assert "stack trace" not in printed
-    wait_for(lambda: not [pid for pid in started if Path(f"/proc/{pid}").exists()], seconds=30)
+    wait_for(lambda: not [pid for pid in started if Path(f"/proc/{pid}").exists()], seconds=60)
 
     again = subprocess.run(argv, capture_output=True, text=True, timeout=200, check=False)
     assert again.returncode == 0, again.stderr

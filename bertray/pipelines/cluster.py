@@ -80,8 +80,13 @@ def ray_session(workers: Workers, *, imports: Sequence[str] = ()) -> Iterator[Re
     if started:
         warm_up = threading.Thread(target=_import_all, args=(imports,), name="imports", daemon=True)
         warm_up.start()
-        _connect()
-        warm_up.join()
+        try:
+            _connect()
+        except BaseException:
+            ray.shutdown()  # what has been started by then
+            raise
+        finally:
+            warm_up.join()  # a thread that still imports may crash a process that leaves
     try:
         yield plan_resources(workers, ray.cluster_resources(), local=not inside_cluster())
     finally:
@@ -111,13 +116,16 @@ def _connect() -> None:
                     os.environ.setdefault(name, value)
                 # At least two logical CPUs: an actor pool that holds all of them would starve the reading tasks.
                 ray.init(address="local", include_dashboard=False, num_cpus=max(2, os.cpu_count() or 2), **quiet)
+    except SystemExit:  # Ray's own answer to SIGTERM
+        raise KeyboardInterrupt from None
     except (OSError, RuntimeError, ValueError, ConnectionError) as error:
         words = " ".join(str(error).split())[:300]
         raise InfrastructureError(
             f"Ray: does not start or answer: {words}", "Run `bertray doctor`; on a cluster check RAY_ADDRESS."
         ) from error
-    if in_main_thread:  # Ray's own handler prints a native stack trace
-        signal.signal(signal.SIGTERM, on_sigterm)
+    finally:
+        if in_main_thread:  # Ray's own handler prints a native stack trace
+            signal.signal(signal.SIGTERM, on_sigterm)
 
 
 def plan_resources(workers: Workers, cluster: dict[str, float], *, local: bool) -> Resources:

@@ -6,6 +6,7 @@ import contextlib
 import json
 import logging
 import shutil
+import signal
 import tempfile
 import threading
 import time
@@ -396,29 +397,32 @@ class _Collector(logging.Handler):
 def _followed(fit: Callable[[], Any], store: Store) -> Any:
     """Run Ray Train and follow `control/progress.json`: a bar on a terminal, log lines elsewhere.
 
-    It runs in a thread of its own: in the main thread Ray Train would answer Ctrl-C by leaving with code 0.
+    Ray Train has this thread, since Ray must not be shut down while another one waits for an answer of it. It answers
+    Ctrl-C with `sys.exit(0)`, which becomes the interruption that it is.
     """
-    ended: list[Any] = []
-
-    def run() -> None:
-        try:
-            ended.append(fit())
-        except BaseException as error:
-            ended.append(error)
-
     store.delete(PROGRESS)
-    thread = threading.Thread(target=run, name="ray-train", daemon=True)
-    thread.start()
     interval_s = 0.5 if isinstance(store, LocalStore) else 5.0
+    ended = threading.Event()
+    on_sigint = signal.getsignal(signal.SIGINT)
     with Ticker("training", 1.0, "steps") as ticker:
         shown: dict[str, int] = {}
-        while thread.is_alive():
-            thread.join(interval_s)
+
+        def follow() -> None:
+            while not ended.wait(interval_s):
+                _show_progress(store, ticker, shown)
+
+        follower = threading.Thread(target=follow, name="progress", daemon=True)
+        follower.start()
+        try:
+            return fit()
+        except SystemExit:
+            raise KeyboardInterrupt from None
+        finally:
+            ended.set()
+            follower.join()
             _show_progress(store, ticker, shown)
-    _show_progress(store, ticker, shown)
-    if isinstance(ended[0], BaseException):
-        raise ended[0]
-    return ended[0]
+            if threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGINT, on_sigint)
 
 
 def _show_progress(store: Store, ticker: Ticker, shown: dict[str, int]) -> None:
