@@ -158,6 +158,8 @@ def configure_data(stall_timeout_s: float) -> None:
     context.print_on_execution_start = False
     context.execution_no_progress_timeout_s = stall_timeout_s
     context.max_errored_blocks = 0
+    # A worker that was starting on a machine that went away; by default it would end the run.
+    context.max_consecutive_actor_init_deaths = 3
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:

@@ -1,0 +1,204 @@
+"""The same kills for three ways to score a folder on Ray: what readers find after a kill, and after the rerun.
+
+`make compare-kills` prints the table of docs/guarantees.md. One Ray cluster on this machine; a driver is killed with
+-9 at a random moment between its start and the time a whole run takes, then the same command runs to its end. All
+three read the same files and write parts of the same rows with the same model.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from tests.corpus import sentences
+
+NUM_FILES, ROWS_PER_FILE = 16, 250
+PLAIN, CHECKPOINTED, BERTRAY = "write_parquet", "write_parquet + Ray Data checkpointing", "bertray score"
+
+
+@dataclass
+class Tally:
+    """What was seen over all kills of one contender."""
+
+    whole_s: float = 0.0  # an uninterrupted run, with the start of its process
+    kills: int = 0
+    partial_views: int = 0  # a reader of the output directory found some of the rows, not none and not all
+    unreadable_views: int = 0  # ... could not read it
+    failed_reruns: int = 0
+    lost_rows: int = 0
+    doubled_rows: int = 0
+    inexact_nights: int = 0
+    rerun_s: list[float] = field(default_factory=list)
+
+
+def write_input(folder: Path) -> Counter[str]:
+    folder.mkdir(parents=True)
+    texts, _ = sentences(NUM_FILES * ROWS_PER_FILE, 3)
+    ids = [f"r{i:05d}" for i in range(len(texts))]
+    for number in range(NUM_FILES):
+        rows = slice(number * ROWS_PER_FILE, (number + 1) * ROWS_PER_FILE)
+        pq.write_table(pa.table({"id": ids[rows], "text": texts[rows]}), folder / f"{number:02d}.parquet")
+    return Counter(ids)
+
+
+def write_model(folder: Path) -> Path:
+    """A BERT classifier with random weights, large enough that a run takes seconds."""
+    from transformers import BertConfig, BertForSequenceClassification, BertTokenizerFast, set_seed
+
+    folder.mkdir(parents=True)
+    words = sorted({word for text in sentences(500, 3)[0] for word in text.split()})
+    (folder / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words]) + "\n")
+    BertTokenizerFast(str(folder / "vocab.txt")).save_pretrained(folder)
+    set_seed(0)
+    config = BertConfig(
+        vocab_size=64, num_hidden_layers=4, hidden_size=256, num_attention_heads=4, intermediate_size=1024
+    )
+    config.id2label = {0: "neg", 1: "pos"}
+    BertForSequenceClassification(config).save_pretrained(folder)
+    return folder
+
+
+class PlainScorer:
+    """What people write into `map_batches`."""
+
+    def __init__(self, model: str) -> None:
+        import torch
+        from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+        torch.set_num_threads(1)
+        self._tokenizer: Any = AutoTokenizer.from_pretrained(model)
+        self._model: Any = AutoModelForSequenceClassification.from_pretrained(model).eval()
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        import torch
+
+        tokens = self._tokenizer(list(batch["text"]), padding=True, truncation=True, max_length=64, return_tensors="pt")
+        with torch.inference_mode():
+            label = self._model(**tokens).logits.argmax(-1).numpy()
+        return {"id": batch["id"], "label": label}
+
+
+def run_plain(model: Path, source: Path, output: Path, *, checkpointed: bool) -> None:
+    import ray
+    from ray.data import ActorPoolStrategy, DataContext
+    from ray.data.checkpoint import CheckpointConfig
+
+    ray.init(log_to_driver=False)
+    if checkpointed:
+        DataContext.get_current().checkpoint_config = CheckpointConfig(
+            id_column="id", checkpoint_path=f"{output}-checkpoints"
+        )
+    rows = ray.data.read_parquet(str(source), override_num_blocks=NUM_FILES)
+    scored = rows.map_batches(
+        PlainScorer, fn_constructor_args=(str(model),), batch_size=ROWS_PER_FILE, compute=ActorPoolStrategy(size=1)
+    )
+    scored.write_parquet(str(output / "data"))
+
+
+def command(contender: str, model: Path, source: Path, output: Path) -> list[str]:
+    if contender == BERTRAY:
+        keys = [f"model={model}", f"input={source}", f"output={output}", "slot=night", "max_length=64"]
+        return [sys.executable, "-m", "bertray.cli", "score", *keys, f"rows_per_shard={ROWS_PER_FILE}"]
+    return [sys.executable, "-m", "tests.compare_kills", "--run", contender, str(model), str(source), str(output)]
+
+
+def seen(output: Path) -> Counter[str] | None:
+    """The ids that a reader of the directory gets; None when it cannot be read."""
+    found: Counter[str] = Counter()
+    for path in sorted((output / "data").rglob("*.parquet")):
+        try:
+            found.update(pq.read_table(path, columns=["id"], partitioning=None)["id"].to_pylist())
+        except (OSError, pa.ArrowException):
+            return None
+    return found
+
+
+def start(argv: list[str]) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+
+
+def compare(contender: str, kills: int, seed: int, folder: Path, say: Callable[[str], None]) -> Tally:
+    expected = write_input(folder / "in")
+    model = write_model(folder / "model")
+    chance, tally = random.Random(seed), Tally()
+
+    begun = time.monotonic()
+    whole = folder / "whole"
+    assert start(command(contender, model, folder / "in", whole)).wait() == 0
+    tally.whole_s = time.monotonic() - begun
+    assert seen(whole) == expected
+
+    for night in range(kills):
+        output = folder / f"night-{night}"
+        argv = command(contender, model, folder / "in", output)
+        driver = start(argv)
+        time.sleep(chance.uniform(0.2, 1.0) * tally.whole_s)
+        if driver.poll() is None:
+            os.killpg(driver.pid, signal.SIGKILL)
+            tally.kills += 1
+        driver.wait()
+        time.sleep(1.0)  # what the cluster still does for a driver that is gone
+        view = seen(output)
+        tally.unreadable_views += view is None
+        tally.partial_views += view is not None and view not in (Counter(), expected)
+        begun = time.monotonic()
+        tally.failed_reruns += start(argv).wait() != 0
+        tally.rerun_s.append(time.monotonic() - begun)
+        after = seen(output)
+        if after is None:
+            tally.unreadable_views += 1
+        else:
+            tally.lost_rows += (expected - after).total()
+            tally.doubled_rows += (after - expected).total()
+        tally.inexact_nights += after != expected
+        say(f"{contender} {night + 1}/{kills}: {tally}")
+        shutil.rmtree(output, ignore_errors=True)
+    return tally
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--kills", type=int, default=12)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--run", nargs=4, metavar=("CONTENDER", "MODEL", "INPUT", "OUTPUT"), help="be a driver")
+    options = parser.parse_args()
+    if options.run:
+        contender, model, source, output = options.run
+        run_plain(Path(model), Path(source), Path(output), checkpointed=contender == CHECKPOINTED)
+        return
+
+    import ray
+
+    context = ray.init(address="local", include_dashboard=False, num_cpus=6, log_to_driver=False)
+    os.environ["RAY_ADDRESS"] = context.address_info["address"]
+    print("| | nights killed | a reader found some of the rows | found a file it could not read | reruns failed "
+          "| rows lost | rows doubled | nights not exact | whole run | rerun |\n|---|" + "---|" * 9)  # fmt: skip
+    for contender in (PLAIN, CHECKPOINTED, BERTRAY):
+        with tempfile.TemporaryDirectory() as folder:
+            t = compare(contender, options.kills, options.seed, Path(folder), lambda line: print(line, file=sys.stderr))
+        rerun_s = sum(t.rerun_s) / len(t.rerun_s)
+        print(
+            f"| {contender} | {t.kills} | {t.partial_views} | {t.unreadable_views} | {t.failed_reruns} | {t.lost_rows} "
+            f"| {t.doubled_rows} | {t.inexact_nights} | {t.whole_s:.1f} s | {rerun_s:.1f} s |",
+            flush=True,
+        )
+    ray.shutdown()
+
+
+if __name__ == "__main__":
+    main()
