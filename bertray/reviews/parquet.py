@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from bertray.reviews.files import DATA_ERRORS, is_store_failure, open_random_access, reading, short
@@ -21,6 +22,8 @@ _MAX_ROWS_PER_READ = 4096
 _READ_BYTES = 64 << 20  # uncompressed bytes of one read, by the footer's average
 _BUFFERED_ABOVE_BYTES = 64 << 20  # larger column chunks are streamed instead of fetched whole
 _MAGIC, _ENCRYPTED_MAGIC = b"PAR1", b"PARE"
+_TAIL_BYTES = 8  # length of the footer, then the magic
+_SIGNATURE_BYTES = 28  # nonce and tag behind a footer that is left in plain text while columns are encrypted
 
 
 class _Refused(Exception):
@@ -33,16 +36,17 @@ def inspect(entry: FileEntry) -> InputFile | BadFile:
     """Rows and columns by the footer; a damaged, encrypted or explosive file is a BadFile."""
     try:
         with reading(entry.path), open_random_access(entry.path) as source:
-            digest = _footer_digest(source)
+            footer = _footer(source)
             try:
                 file = pq.ParquetFile(source)
                 columns = _columns(file.schema_arrow)
-                rows = int(file.metadata.num_rows)
             except DATA_ERRORS as error:
                 if is_store_failure(error):
                     raise
                 raise _Refused(Reason.FILE_CORRUPT, f"the footer cannot be read: {short(error)}"[:200]) from error
-            _check_column_chunks(file.metadata)
+            _check_metadata(file.metadata, len(footer) - _TAIL_BYTES)
+            rows = int(file.metadata.num_rows)
+            digest = hashlib.sha256(footer).hexdigest()
     except _Refused as refused:
         return BadFile(
             entry.path,
@@ -58,11 +62,11 @@ def inspect(entry: FileEntry) -> InputFile | BadFile:
     )
 
 
-def _footer_digest(source: Any) -> str:
-    """sha256 of the footer with its length and magic; refuses what is not whole Parquet."""
+def _footer(source: Any) -> bytes:
+    """The footer with its length and magic; refuses what is not whole Parquet."""
     size = source.size()
     head = source.read_at(4, 0)
-    tail = source.read_at(min(8, size), max(0, size - 8))
+    tail = source.read_at(min(_TAIL_BYTES, size), max(0, size - _TAIL_BYTES))
     if head == _ENCRYPTED_MAGIC or tail[-4:] == _ENCRYPTED_MAGIC:
         raise _Refused(Reason.FILE_UNSUPPORTED, "encrypted Parquet")
     if head != _MAGIC:
@@ -72,7 +76,7 @@ def _footer_digest(source: Any) -> str:
     length = int.from_bytes(tail[:4], "little")
     if length + 12 > size:
         raise _Refused(Reason.FILE_CORRUPT, "the footer would be longer than the file")
-    return hashlib.sha256(source.read_at(length + 8, size - length - 8)).hexdigest()
+    return bytes(source.read_at(length + _TAIL_BYTES, size - length - _TAIL_BYTES))
 
 
 def _columns(schema: pa.Schema) -> dict[str, str]:
@@ -82,8 +86,17 @@ def _columns(schema: pa.Schema) -> dict[str, str]:
     return columns
 
 
-def _check_column_chunks(metadata: pq.FileMetaData) -> None:
+def _check_metadata(metadata: pq.FileMetaData, footer_bytes: int) -> None:
+    """Refuse what a footer gives away: encryption, counts that disagree, bombs, unknown codecs."""
     rows = int(metadata.num_rows)
+    # Asking pyarrow for an encrypted column chunk ends the process, so this is found before any is looked at.
+    if footer_bytes == int(metadata.serialized_size) + _SIGNATURE_BYTES:
+        raise _Refused(Reason.FILE_UNSUPPORTED, "encrypted columns", rows)
+    group_rows = [int(metadata.row_group(number).num_rows) for number in range(metadata.num_row_groups)]
+    if sum(group_rows) != rows or min(group_rows, default=0) < 0:
+        raise _Refused(
+            Reason.FILE_CORRUPT, f"the footer says {rows} rows, its row groups hold {sum(group_rows)} together"
+        )
     for number in range(metadata.num_row_groups):
         group = metadata.row_group(number)
         if group.total_byte_size > MAX_ROW_GROUP_BYTES:
@@ -202,14 +215,23 @@ def _row_group(
         cut_lo, cut_hi = max(lo, start), min(hi, row)
         if cut_lo < cut_hi:
             part = batch.slice(cut_lo - start, cut_hi - cut_lo)
-            values = {name: _without_views(part.column(name)) for name in columns}
+            values = {name: _checked(part.column(name)) for name in columns}
             yield RawRows(np.arange(cut_lo, cut_hi, dtype=np.int64), values)
         if row >= hi:
             return
 
 
-def _without_views(values: pa.Array) -> pa.Array:
-    """Arrow's kernels do not take rows of the view types yet."""
+def _checked(values: pa.Array) -> pa.Array:
+    """Values that are safe to compute with, whatever damage left of them.
+
+    Raises:
+        pa.ArrowInvalid: an index of a dictionary leads out of it; pyarrow reads such pages without a word.
+    """
+    if pa.types.is_dictionary(values.type):
+        indices = pc.min_max(values.indices).as_py()
+        if indices["max"] is not None and not 0 <= indices["min"] <= indices["max"] < len(values.dictionary):
+            raise pa.ArrowInvalid(f"a dictionary of {len(values.dictionary)} values is asked for another")
+    # Arrow's kernels do not take rows of the view types yet.
     if pa.types.is_string_view(values.type) or pa.types.is_binary_view(values.type):
         raw = values.cast(pa.binary_view()).cast(pa.binary())
         return raw.view(pa.string()) if pa.types.is_string_view(values.type) else raw

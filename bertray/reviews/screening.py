@@ -191,17 +191,21 @@ def _id_or_none(ids: pa.Array, row: int) -> str | None:
 
 def _as_faults(verdicts: _Verdicts, row_nos_N: np.ndarray, texts: _Texts) -> list[RowFault]:
     faults = []
+    traces: dict[int, tuple[str | None, int | None]] = {-1: (None, None)}
     for row in verdicts.refused_rows().tolist():
         reason, detail = verdicts.of(row)
         which = int(texts.which[row])
-        digest, length = None, None
-        if which >= 0:
-            raw = texts.raw[which].as_buffer()
-            digest = hashlib.sha256(raw).hexdigest()
-            is_invalid = bool(texts.invalid[which])
-            length = len(raw.to_pybytes().decode("utf-8", "replace")) if is_invalid else int(texts.lengths[which])
-        faults.append(RowFault(int(row_nos_N[row]), reason, detail, digest, length))
+        if which not in traces:
+            traces[which] = _digest_and_length(texts, which)
+        faults.append(RowFault(int(row_nos_N[row]), reason, detail, *traces[which]))
     return faults
+
+
+def _digest_and_length(texts: _Texts, which: int) -> tuple[str, int]:
+    raw = texts.raw[which].as_buffer()
+    is_invalid = bool(texts.invalid[which])
+    length = len(raw.to_pybytes().decode("utf-8", "replace")) if is_invalid else int(texts.lengths[which])
+    return hashlib.sha256(raw).hexdigest(), length
 
 
 def _refused_table(shard: Shard, faults: Sequence[RowFault], ids: dict[int, str | None] | None = None) -> pa.Table:

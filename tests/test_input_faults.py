@@ -1,0 +1,769 @@
+"""What bad input costs a night: each of forty kinds of fault, as real files beside good ones, through a whole run.
+
+The number in a test's docstring or id is that of the kind. Of every file, always, `rows_in` is `rows_scored` plus
+`rows_quarantined`.
+"""
+
+from __future__ import annotations
+
+import base64
+import decimal
+import json
+import logging
+import os
+import uuid
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from bertray.reviews import parquet
+from bertray.storage import ledger
+from bertray.storage.records import LedgerEntry
+from bertray.storage.store import Store, open_store
+from tests.nightly import LoopScorer, night_config, run_night, visible
+
+NUM_GOOD = 20
+GOOD_IDS = [f"good:{i}" for i in range(NUM_GOOD)]
+
+
+def reviews(name: str, num_rows: int = 10) -> pa.Table:
+    ids = [f"{name}:{i}" for i in range(num_rows)]
+    return pa.table({"id": ids, "text": [f"the film was good and {name} {i}" for i in range(num_rows)]})
+
+
+def parquet_file(table: pa.Table, **options: Any) -> bytes:
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, **options)
+    return sink.getvalue().to_pybytes()
+
+
+@dataclass
+class Night:
+    """An inbox with one good file, and runs over it; every commit is checked against what readers find."""
+
+    folder: Path
+    encoder: Path
+    keys: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def inbox(self) -> Path:
+        return self.folder / "in"
+
+    @property
+    def store(self) -> Store:
+        return open_store(str(self.folder / "out"))
+
+    def add(self, name: str, content: bytes | pa.Table) -> Path:
+        path = self.inbox / name
+        path.write_bytes(parquet_file(content) if isinstance(content, pa.Table) else content)
+        return path
+
+    def run(self, **keys: Any) -> int:
+        code = run_night(self.config(**keys), **self.keys)
+        for entry in self.entries:
+            check_accounts(self.store, entry)
+        return code
+
+    def config(self, **keys: Any) -> Any:
+        return night_config(self.encoder, self.inbox, str(self.folder / keys.pop("output", "out")), **keys)
+
+    @property
+    def entries(self) -> list[LedgerEntry]:
+        return ledger.current(ledger.read_ledger(self.store))
+
+    @property
+    def scored(self) -> list[str]:
+        return sorted(sum(visible(self.store, "data").values(), Counter()).elements())
+
+    def rows(self, root: str = "data") -> list[dict[str, Any]]:
+        keys = [key for key in self.store.keys(root) if key.endswith(".parquet")]
+        return [row for key in keys for row in pq.read_table(pa.BufferReader(self.store.get(key))).to_pylist()]
+
+    def refused(self) -> list[tuple[str, int | None, str]]:
+        """(file name, row, reason) of everything in quarantine."""
+        rows = [(Path(r["input_path"]).name, r["row_no"], r["reason"]) for r in self.rows("quarantine")]
+        return sorted(rows, key=lambda row: (row[0], -1 if row[1] is None else row[1]))
+
+    def counts(self) -> dict[str, tuple[int | None, int, int]]:
+        """File name -> (rows in, scored, quarantined)."""
+        files = [file for entry in self.entries for file in entry.files]
+        return {Path(f.path).name: (f.rows_in, f.rows_scored, f.rows_quarantined) for f in files}
+
+
+def check_accounts(store: Store, entry: LedgerEntry) -> None:
+    """What the ledger says is what lies there, and every row that came in stands on one side."""
+    paths = Counter(row["input_path"] for row in _rows(store, f"quarantine/{entry.slot}") if row["row_no"] is not None)
+    for file in entry.files:
+        assert (file.rows_in or 0) == file.rows_scored + file.rows_quarantined, file.path
+        if file.reason is None:
+            assert paths[file.path] == file.rows_quarantined
+    assert len(_rows(store, f"data/{entry.slot}")) == entry.rows_scored == sum(f.rows_scored for f in entry.files)
+    assert entry.rows_in == entry.rows_scored + entry.rows_quarantined
+    reasons = Counter(row["reason"] for row in _rows(store, f"quarantine/{entry.slot}"))
+    assert dict(reasons) == entry.reasons
+
+
+def _rows(store: Store, folder: str) -> list[dict[str, Any]]:
+    keys = [key for key in store.keys(folder) if key.endswith(".parquet")]
+    return [row for key in keys for row in pq.read_table(pa.BufferReader(store.get(key))).to_pylist()]
+
+
+@pytest.fixture
+def night(tmp_path, tiny_encoder) -> Night:
+    (tmp_path / "in").mkdir()
+    night = Night(tmp_path, tiny_encoder)
+    night.add("good.parquet", reviews("good", NUM_GOOD))
+    return night
+
+
+def assert_nothing_committed(night: Night) -> None:
+    assert night.entries == []
+    assert night.store.keys("data") == []
+    assert night.store.keys("quarantine") == []
+
+
+# --- files that cannot be read at all --------------------------------------------------------------------------------
+
+
+def cut_short() -> bytes:
+    return parquet_file(reviews("bad"))[:-20]
+
+
+def footer_flipped() -> bytes:
+    raw = bytearray(parquet_file(reviews("bad")))
+    middle = len(raw) - 8 - int.from_bytes(raw[-8:-4], "little") // 2
+    raw[middle : middle + 16] = bytes(byte ^ 0xFF for byte in raw[middle : middle + 16])
+    return bytes(raw)
+
+
+def footer_with_other_row_count() -> bytes:
+    # The number of rows of the file and of its one row group are each a zigzag varint in the footer; one is changed.
+    raw = parquet_file(reviews("bad", 61))
+    footer = len(raw) - 8 - int.from_bytes(raw[-8:-4], "little")
+    at = raw.index(b"\x16\x7a\x19", footer)  # field 3 `num_rows` = 61, then the list of row groups
+    return raw[:at] + b"\x16\x7e\x19" + raw[at + 3 :]
+
+
+def varint(number: int) -> bytes:
+    out = b""
+    while number > 127:
+        out += bytes([number & 127 | 128])
+        number >>= 7
+    return out + bytes([number])
+
+
+def with_footer(footer: bytes) -> bytes:
+    return b"PAR1" + footer + len(footer).to_bytes(4, "little") + b"PAR1"
+
+
+def footer_of_two_billion_columns() -> bytes:
+    return with_footer(b"\x15\x02\x19\xfc" + varint(2**31 - 1) + b"\x48\x01a\x15\x02\x00")
+
+
+def footer_of_a_name_of_two_gigabytes() -> bytes:
+    return with_footer(b"\x15\x02\x19\x1c\x48" + varint(2**31 - 1) + b"name")
+
+
+def footer_nested_a_hundred_thousand_deep() -> bytes:
+    group, leaf = b"\x48\x01a\x15\x02\x00", b"\x15\x0c\x25\x00\x18\x01a\x00"
+    return with_footer(b"\x15\x02\x19\xfc" + varint(100_001) + group * 100_000 + leaf + b"\x16\x00\x19\x0c\x00")
+
+
+def encrypted(*, plaintext_footer: bool) -> bytes:
+    import pyarrow.parquet.encryption as pe
+
+    class Kms(pe.KmsClient):
+        def __init__(self, _config: object) -> None:
+            super().__init__()
+
+        def wrap_key(self, key: bytes, _name: str) -> bytes:
+            return base64.b64encode(key)
+
+    settings = pe.EncryptionConfiguration(
+        footer_key="key", column_keys={"key": ["text"]}, plaintext_footer=plaintext_footer
+    )
+    properties = pe.CryptoFactory(Kms).file_encryption_properties(pe.KmsConnectionConfig(), settings)
+    table, sink = reviews("bad"), pa.BufferOutputStream()
+    with pq.ParquetWriter(sink, table.schema, encryption_properties=properties) as writer:
+        writer.write_table(table)
+    return sink.getvalue().to_pybytes()
+
+
+def unknown_codec() -> bytes:
+    # path_in_schema = ["text"], then the codec: 1 (Snappy) becomes 3 (LZO), which nobody builds in.
+    raw = parquet_file(reviews("bad"), compression="snappy")
+    assert raw.count(b"\x04text\x15\x02") == 1
+    return raw.replace(b"\x04text\x15\x02", b"\x04text\x15\x06")
+
+
+def codec_bomb() -> bytes:
+    return parquet_file(pa.table({"id": ["1"], "text": ["x" * (65 << 20)]}), compression="zstd", use_dictionary=False)
+
+
+def json_array() -> bytes:
+    return json.dumps(reviews("bad").to_pylist()).encode()
+
+
+BAD_FILES: list[Any] = [
+    pytest.param("bad.parquet", cut_short, "file_corrupt", None, id="1-truncated"),
+    pytest.param("bad.csv.gz", lambda: __import__("gzip").compress(b"id,text\n1,a\n" * 50)[:-9], "file_corrupt", None,
+                 id="1-truncated-gzip"),
+    pytest.param("bad.parquet", bytes, "file_empty", 0, id="2-zero-bytes"),
+    pytest.param("bad.csv", bytes, "file_empty", 0, id="2-zero-bytes-csv"),
+    pytest.param("bad.jsonl", lambda: b"\n\n", "file_empty", None, id="2-blank-lines-only"),
+    pytest.param("bad.parquet", lambda: b"id,text\n1,good\n", "file_not_parquet", None, id="4-csv-named-parquet"),
+    pytest.param("bad.PARQUET", lambda: b"hello", "file_not_parquet", None, id="4-garbage-named-in-capitals"),
+    pytest.param("bad.jsonl", json_array, "file_unsupported", None, id="4-json-array"),
+    pytest.param("bad.jsonl", lambda: parquet_file(reviews("bad")), "file_corrupt", None, id="4-parquet-named-jsonl"),
+    pytest.param("bad.parquet", footer_flipped, "file_corrupt", None, id="6-flipped-footer"),
+    pytest.param("bad.parquet", footer_with_other_row_count, "file_corrupt", None, id="6-row-counts-disagree"),
+    pytest.param("bad.parquet", codec_bomb, "file_bomb", 1, id="32-codec-bomb"),
+    pytest.param("bad.parquet", footer_of_two_billion_columns, "file_corrupt", None, id="33-thrift-list"),
+    pytest.param("bad.parquet", footer_of_a_name_of_two_gigabytes, "file_corrupt", None, id="33-thrift-string"),
+    pytest.param("bad.parquet", footer_nested_a_hundred_thousand_deep, "file_corrupt", None, id="33-thrift-depth"),
+    pytest.param("bad.parquet", lambda: encrypted(plaintext_footer=False), "file_unsupported", None,
+                 id="34-encrypted"),
+    pytest.param("bad.parquet", lambda: encrypted(plaintext_footer=True), "file_unsupported", 10,
+                 id="34-encrypted-columns-below-a-plain-footer"),
+    pytest.param("bad.parquet", unknown_codec, "file_unsupported", 10, id="35-unsupported-codec"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "content", "reason", "num_rows"), BAD_FILES)
+def test_a_bad_file_is_refused_by_default_and_costs_no_other_when_quarantined(
+    night, capsys, name, content, reason, num_rows
+):
+    night.add(name, content())
+    assert night.run() == 6
+    assert_nothing_committed(night)
+    assert f"{name}: {reason}" in capsys.readouterr().err
+    assert night.run(on_bad_file="quarantine") == 0
+    assert night.scored == sorted(GOOD_IDS)
+    assert night.refused() == [(name, None, reason)]
+    assert night.counts() == {"good.parquet": (NUM_GOOD, NUM_GOOD, 0), name: (num_rows, 0, num_rows or 0)}
+    assert night.run(on_bad_file="quarantine") == 0
+    assert len(night.entries) == 1  # and is not looked into again
+
+
+def test_a_bad_file_that_was_repaired_is_scored_by_a_later_night(night):
+    """1: repair."""
+    night.add("bad.parquet", cut_short())
+    assert night.run(on_bad_file="quarantine", slot="dt=1") == 0
+    night.add("bad.parquet", reviews("bad"))
+    assert night.run(slot="dt=2") == 0
+    assert night.scored == sorted([*GOOD_IDS, *reviews("bad")["id"].to_pylist()])
+    assert [(entry.slot, entry.rows_in) for entry in night.entries] == [("dt=1", NUM_GOOD), ("dt=2", 10)]
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("none.parquet", lambda: parquet_file(reviews("none", 0))),
+        ("none.csv", lambda: b"id,text\n"),
+        ("none.parquet", lambda: parquet_file(pa.table({"id": pa.nulls(0), "text": pa.nulls(0)}))),
+    ],
+    ids=["parquet", "csv-header-alone", "parquet-of-null-columns"],
+)
+def test_a_file_without_rows_is_counted_as_nothing(night, name, content):
+    """3"""
+    night.add(name, content())
+    assert night.run() == 0
+    assert night.counts() == {"good.parquet": (NUM_GOOD, NUM_GOOD, 0), name: (0, 0, 0)}
+    assert night.refused() == []
+
+
+def test_files_of_unknown_formats_are_ignored_aloud(night, caplog):
+    """4: by rule, names that are none of a review file."""
+    for name in ("notes.txt", "c", "_SUCCESS", ".hidden.parquet"):
+        night.add(name, b"hello")
+    night.add("late.PQ", reviews("late"))
+    with caplog.at_level(logging.INFO):
+        assert night.run() == 0
+    assert night.counts() == {"good.parquet": (NUM_GOOD, NUM_GOOD, 0), "late.PQ": (10, 10, 0)}
+    assert "2 files of unknown formats are ignored, such as 'c'" in caplog.text
+
+
+def test_a_flipped_bit_in_a_page_with_a_checksum_costs_its_row_group_alone(night):
+    """5"""
+    table = reviews("bad", 48)
+    raw = bytearray(
+        parquet_file(table, row_group_size=16, write_page_checksum=True, compression="none", use_dictionary=False)
+    )
+    raw[raw.index(b"bad 20") + 2] ^= 1
+    night.add("bad.parquet", bytes(raw))
+    assert night.run() == 0
+    assert night.refused() == [("bad.parquet", row, "page_checksum") for row in range(16, 32)]
+    assert night.scored == sorted([*GOOD_IDS, *(f"bad:{i}" for i in range(48) if not 16 <= i < 32)])
+
+
+# --- columns ---------------------------------------------------------------------------------------------------------
+
+
+def with_text(values: pa.Array) -> pa.Table:
+    return pa.table({"id": [f"bad:{i}" for i in range(len(values))], "text": values})
+
+
+def with_id(values: pa.Array) -> pa.Table:
+    return pa.table({"id": values, "text": ["a good film"] * len(values)})
+
+
+@pytest.mark.parametrize(
+    ("table", "reason"),
+    [
+        pytest.param(pa.table({"id": ["1"], "body": ["x"]}), "schema_missing_column", id="7-no-text"),
+        pytest.param(with_text(pa.array([1, 2])), "schema_type", id="9-text-of-integers"),
+        pytest.param(with_text(pa.array([["a"], ["b"]])), "schema_type", id="10-text-of-lists"),
+        pytest.param(with_text(pa.array([{"a": "b"}])), "schema_type", id="10-text-of-structs"),
+        pytest.param(with_id(pa.array([1.5, 2.5])), "schema_id_type", id="11-ids-of-floats"),
+        pytest.param(with_id(pa.array([["a"]])), "schema_id_type", id="11-ids-of-lists"),
+    ],
+)
+def test_a_file_with_other_columns_is_a_config_error_or_is_quarantined_alone(night, capsys, table, reason):
+    night.add("bad.parquet", table)
+    assert night.run() == 2
+    assert_nothing_committed(night)
+    assert "bad.parquet: expected column" in capsys.readouterr().err
+    assert night.run(on_bad_file="quarantine") == 0
+    assert night.scored == sorted(GOOD_IDS)
+    assert night.refused() == [("bad.parquet", None, reason)]
+    assert night.counts()["bad.parquet"] == (table.num_rows, 0, table.num_rows)
+
+
+def test_ids_that_nobody_named_are_made_and_named_ones_have_to_be_there(night):
+    """8"""
+    night.add("bad.parquet", pa.table({"text": ["a good film", "a bad film"]}))
+    assert night.run() == 0
+    assert night.scored == sorted([*GOOD_IDS, "bad.parquet:0", "bad.parquet:1"])
+    night.add("named.parquet", pa.table({"key": ["k1"], "text": ["a good film"]}))
+    night.add("other.parquet", pa.table({"text": ["a bad film"]}))
+    columns = {"id": "key", "text": "text"}
+    night.add("good.parquet", reviews("good", NUM_GOOD).rename_columns(["key", "text"]))
+    assert run_night(night.config(columns=columns, output="other")) == 2
+    assert run_night(night.config(columns=columns, output="other", on_bad_file="quarantine")) == 0
+    [entry] = ledger.read_ledger(open_store(str(night.folder / "other")))
+    assert entry.reasons == {"schema_missing_column": 2}
+    assert entry.rows_scored == NUM_GOOD + 1
+
+
+def test_text_as_bytes_is_read_and_bytes_that_are_no_text_cost_their_row(night):
+    """9"""
+    night.add("bad.parquet", with_text(pa.array([b"good film", b"caf\xff", "좋은 영화".encode()], pa.binary())))
+    assert night.run() == 0
+    assert night.scored == sorted([*GOOD_IDS, "bad:0", "bad:2"])
+    assert night.refused() == [("bad.parquet", 1, "text_encoding")]
+
+
+def test_ids_of_other_types_become_canonical_text_over_files_of_different_types(night):
+    """11"""
+    key = uuid.UUID("12345678-1234-5678-1234-567812345678")
+    night.add("a.parquet", with_id(pa.array([-7, 2**62])))
+    night.add("b.parquet", with_id(pa.array([key.bytes], pa.binary(16))))
+    night.add("c.parquet", with_id(pa.array([decimal.Decimal("10.50")])))
+    night.add("d.parquet", with_id(pa.array([2**64 - 1], pa.uint64())))
+    night.add("e.parquet", with_id(pa.array(["x", "y"]).dictionary_encode()))
+    night.add("f.jsonl", b'{"id": 12, "text": "a good film"}\n{"id": "zwei", "text": "a bad film"}\n')
+    assert night.run() == 0
+    found = ["-7", str(2**62), key.hex, "10.50", str(2**64 - 1), "x", "y", "12", "zwei"]
+    assert night.scored == sorted([*GOOD_IDS, *found])
+
+
+def test_more_and_reordered_columns_change_nothing(night):
+    """12"""
+    table = reviews("bad").append_column("stars", pa.array(range(10)))
+    night.add("bad.parquet", table.select(["stars", "text", "id"]))
+    night.add("more.csv", b"stars,text,extra,id\n5,a good film,x,m1\n")
+    assert night.run() == 0
+    assert night.scored == sorted([*GOOD_IDS, *table["id"].to_pylist(), "m1"])
+
+
+@pytest.mark.parametrize("kind", [pa.dictionary(pa.int32(), pa.string()), pa.large_string(), pa.string_view()], ids=str)
+def test_every_encoding_of_strings_is_read(night, kind):
+    """13"""
+    table = reviews("bad")
+    night.add("bad.parquet", pa.table({name: table[name].combine_chunks().cast(kind) for name in ("id", "text")}))
+    assert night.run() == 0
+    assert night.scored == sorted([*GOOD_IDS, *table["id"].to_pylist()])
+
+
+# --- rows ------------------------------------------------------------------------------------------------------------
+
+LONG = "word " * 10_000  # 50,000 characters: above max_chars, below the limit
+TOO_LONG = "word " * 1_000_001
+BAD_ROWS: list[Any] = [
+    pytest.param({"text": None}, "text_null", id="14-null-text"),
+    pytest.param({"text": ""}, "text_empty", id="15-empty-text"),
+    pytest.param({"text": " \t\r\n\u00a0\u3000 "}, "text_empty", id="16-white-space"),
+    pytest.param({"text": "<br /><p></p>&nbsp;"}, "text_empty", id="16-mark-up-alone"),
+    pytest.param({"text": TOO_LONG}, "text_too_long", id="17-five-million-characters"),
+    pytest.param({"text": LONG}, None, id="17-fifty-thousand-characters"),
+    pytest.param({"text": "a good\x00 film\x00"}, None, id="18-nul"),
+    pytest.param({"text": b"caf\xe9 \xff"}, "text_encoding", id="19-invalid-utf8"),
+    pytest.param({"id": b"caf\xe9"}, "text_encoding", id="19-invalid-utf8-in-the-id"),
+    pytest.param({"text": "good \ud83d film"}, "text_encoding", id="20-lone-surrogate"),
+    pytest.param({"id": "x\udfff"}, "text_encoding", id="20-lone-surrogate-in-the-id"),
+    pytest.param({"text": "\u200b\u202e\u2066\x07\x1b[31m\ufeff"}, "text_empty", id="21-controls-alone"),
+    pytest.param({"text": "😀👍🏽👩‍👩‍👧🇰🇷"}, None, id="21-emoji-alone"),
+    pytest.param({"text": "الفيلم رائع \u202eجدا"}, None, id="21-right-to-left"),
+    pytest.param({"id": None}, "id_null", id="22-null-id"),
+    pytest.param({"id": ""}, "id_null", id="23-empty-id"),
+    pytest.param({"id": "bad:0"}, "id_duplicate", id="24-duplicate-id"),
+    pytest.param({"id": "../../etc/passwd"}, None, id="38-id-that-climbs"),
+    pytest.param({"id": "s3://bucket/a/b?c=d#e"}, None, id="38-id-like-an-address"),
+    pytest.param({"id": "nul\x00 in it"}, None, id="38-id-with-nul"),
+    pytest.param({"id": "x" * 300}, None, id="38-id-of-300-characters"),
+]
+
+
+def as_parquet(rows: list[dict[str, Any]]) -> bytes:
+    def column(name: str) -> pa.Array:
+        values = [row[name] for row in rows]
+        raw = [v.encode("utf-8", "surrogatepass") if isinstance(v, str) else v for v in values]
+        return pa.array(raw, pa.binary()).view(pa.string())  # as a writer without checks would do
+
+    return parquet_file(pa.table({"id": column("id"), "text": column("text")}))
+
+
+def as_jsonl(rows: list[dict[str, Any]]) -> bytes:
+    def line(row: dict[str, Any]) -> bytes:
+        marks = {f"bytes of {name}": value for name, value in row.items() if isinstance(value, bytes)}
+        named = {name: f"bytes of {name}" if isinstance(value, bytes) else value for name, value in row.items()}
+        out = json.dumps(named).encode()
+        for mark, value in marks.items():
+            out = out.replace(mark.encode(), value)
+        return out
+
+    return b"".join(line(row) + b"\n" for row in rows)
+
+
+def as_csv(rows: list[dict[str, Any]]) -> bytes:
+    def value(found: Any) -> bytes:
+        raw = found if isinstance(found, bytes) else (found or "").encode("utf-8", "surrogatepass")
+        return b'"' + raw.replace(b'"', b'""') + b'"'
+
+    return b"id,text\n" + b"".join(value(row["id"]) + b"," + value(row["text"]) + b"\n" for row in rows)
+
+
+WRITERS: dict[str, Callable[[list[dict[str, Any]]], bytes]] = {
+    "parquet": as_parquet,
+    "jsonl": as_jsonl,
+    "csv": as_csv,
+}
+
+
+@pytest.mark.parametrize(("fault", "reason"), BAD_ROWS)
+def test_a_bad_row_costs_itself_in_every_format_and_a_strange_one_nothing(night, fault, reason):
+    rows = [{"id": f"bad:{i}", "text": f"the film was good and bad {i}"} for i in range(9)]
+    rows[5] |= fault
+    for form, content in WRITERS.items():
+        night.add(f"bad.{form}", content(rows))
+    assert night.run() == 0
+    # CSV has no null.
+    reasons = {form: "text_empty" if (form, reason) == ("csv", "text_null") else reason for form in WRITERS}
+    assert night.refused() == [(f"bad.{form}", 5, reasons[form]) for form in sorted(WRITERS) if reason is not None]
+    expected = [row["id"] for number, row in enumerate(rows) if reason is None or number != 5]
+    assert night.scored == sorted([*GOOD_IDS, *expected * len(WRITERS)])
+    for row in night.rows("quarantine"):
+        assert len(row["detail"] or "") <= 200
+        assert "film" not in str(row)
+    if fault.get("text") == LONG:
+        assert [row["id"] for row in night.rows() if row["truncated"]] == ["bad:5"] * len(WRITERS)
+
+
+def test_rows_that_are_no_rows_cost_themselves(night):
+    """20: of text formats, where a row can be broken as a row."""
+    night.add("a.csv", b'id,text\n1,good\n2,good,more\n3\n4,"never closed\n5,bad\n')
+    night.add("b.jsonl", b'{"id": 1, "text": "good"}\n{"id": 2, "text": \n[3]\n{"id": 4, "text": 4}\n{"id": "b5"}\n')
+    assert night.run() == 0
+    assert night.refused() == [
+        *(("a.csv", row, "row_malformed") for row in (1, 2, 3)),
+        *(("b.jsonl", row, "row_malformed") for row in (1, 2, 3)),
+        ("b.jsonl", 4, "text_null"),
+    ]
+    assert night.scored == sorted([*GOOD_IDS, "1", "5", "1"])
+
+
+def test_the_first_of_equal_ids_in_a_file_is_scored_whatever_shard_repeats_it(night):
+    """24"""
+    ids = [f"bad:{i % 30}" for i in range(40)]
+    night.add("bad.parquet", pa.table({"id": ids, "text": [f"a good film {i}" for i in range(40)]}))
+    assert night.run() == 0
+    assert night.refused() == [("bad.parquet", row, "id_duplicate") for row in range(30, 40)]
+    assert night.scored == sorted([*GOOD_IDS, *ids[:30]])
+    assert run_night(night.config(output="off", ids={"unique": "off"})) == 0
+    [entry] = ledger.read_ledger(open_store(str(night.folder / "off")))
+    assert (entry.rows_scored, entry.rows_quarantined) == (NUM_GOOD + 40, 0)
+
+
+def test_equal_ids_in_two_files_are_both_scored(night):
+    """25: ids are checked within a file."""
+    night.add("bad.parquet", pa.table({"id": GOOD_IDS[:3], "text": ["another text"] * 3}))
+    assert night.run() == 0
+    assert night.scored == sorted([*GOOD_IDS, *GOOD_IDS[:3]])
+
+
+def test_too_many_bad_rows_are_refused_before_the_commit(night, capsys):
+    """14: max_quarantine_ratio applies above a hundred quarantined rows."""
+    texts = [None if i < 101 else f"a good film {i}" for i in range(400)]
+    night.add("bad.parquet", pa.table({"id": [f"bad:{i}" for i in range(400)], "text": texts}))
+    assert night.run() == 6
+    assert_nothing_committed(night)
+    assert "101 of 420 rows (24.0%) would be kept out, above max_quarantine_ratio=0.01" in capsys.readouterr().err
+    assert night.run(max_quarantine_ratio=0.25) == 0
+    assert night.counts()["bad.parquet"] == (400, 299, 101)
+
+
+def test_a_hundred_bad_rows_pass_whatever_their_share(night):
+    """14"""
+    night.add("bad.parquet", with_text(pa.nulls(100, pa.string())))
+    assert night.run(max_quarantine_ratio=0) == 0
+    assert night.counts()["bad.parquet"] == (100, 0, 100)
+
+
+def test_columns_without_a_value_are_rows_without_text_and_without_id(night):
+    """14 and 22, of a whole column: Arrow's null type."""
+    night.add("a.parquet", with_text(pa.nulls(3)))
+    night.add("b.parquet", with_id(pa.nulls(3)))
+    assert night.run() == 0
+    assert night.refused() == [
+        *(("a.parquet", row, "text_null") for row in range(3)),
+        *(("b.parquet", row, "id_null") for row in range(3)),
+    ]
+
+
+# --- deliveries ------------------------------------------------------------------------------------------------------
+
+
+def test_content_delivered_twice_is_scored_once_and_reported(night):
+    """26"""
+    night.add("again.parquet", (night.inbox / "good.parquet").read_bytes())
+    night.add("again.csv", b"id,text\nc1,a good film\n")
+    night.add("and_again.csv", b"id,text\nc1,a good film\n")
+    assert night.run(slot="dt=1") == 0
+    assert night.scored == sorted([*GOOD_IDS, "c1"])
+    report = json.loads(night.store.get("reports/dt=1/report.json"))
+    skipped = {(Path(item["path"]).name, item["why"].partition(" as ")[0]) for item in report["skipped"]}
+    assert skipped == {("good.parquet", "same content"), ("and_again.csv", "same content")}
+    night.add("tomorrow.parquet", (night.inbox / "good.parquet").read_bytes())
+    assert night.run(slot="dt=2") == 0
+    assert [entry.slot for entry in night.entries] == ["dt=1"]
+
+
+class Meddling(LoopScorer):
+    """Does something to the inbox once, before the shard with the given number is read."""
+
+    def __init__(self, meddle: Callable[[], object], before: int) -> None:
+        self._meddle, self._before = meddle, before
+
+    def __call__(self, shards: Any, read: Any, score: Any) -> Iterator[Any]:
+        for number, shard in enumerate(shards):
+            if number == self._before:
+                self._meddle()
+            yield from super().__call__([shard], read, score)
+        if self._before >= len(shards):
+            self._meddle()
+
+
+def run_meddled(night: Night, meddle: Callable[[], object], before: int, monkeypatch: Any) -> int:
+    @contextmanager
+    def scorer() -> Iterator[LoopScorer]:
+        yield Meddling(meddle, before)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("tests.nightly.open_loop_scorer", scorer)
+        return night.run()
+
+
+@pytest.mark.parametrize("before", [0, 1, 2, 99])
+def test_a_file_that_comes_late_is_of_the_next_slot(night, monkeypatch, before):
+    """27"""
+    night.add("more.parquet", reviews("more"))
+    late = reviews("late")
+    assert run_meddled(night, lambda: night.add("late.parquet", late), before, monkeypatch) == 0
+    assert "late.parquet" not in night.counts()
+    assert night.run() == 0
+    assert [entry.rows_in for entry in night.entries] == [NUM_GOOD + 10, 10]
+    assert night.scored == sorted([*GOOD_IDS, *reviews("more")["id"].to_pylist(), *late["id"].to_pylist()])
+
+
+@pytest.mark.parametrize("before", [0, 1, 2, 99])
+@pytest.mark.parametrize("form", ["longer", "cut", "touched"])
+def test_a_file_that_changes_while_it_is_read_is_no_data_fault(night, monkeypatch, form, before):
+    """28"""
+    path = night.add("bad.parquet", reviews("bad", 32))
+
+    def meddle() -> None:
+        if form == "longer":
+            night.add("bad.parquet", reviews("bad", 33))
+        elif form == "cut":
+            night.add("bad.parquet", path.read_bytes()[:-20])
+        else:
+            os.utime(path, (1, 1))
+
+    assert run_meddled(night, meddle, before, monkeypatch) == 7
+    assert_nothing_committed(night)
+    night.add("bad.parquet", reviews("bad", 40))
+    assert night.run() == 0
+    assert night.counts()["bad.parquet"] == (40, 40, 0)
+
+
+@pytest.mark.parametrize("before", [0, 1, 2, 99])
+def test_a_file_that_vanishes_while_it_is_read_is_no_data_fault(night, monkeypatch, before):
+    """29"""
+    path = night.add("bad.parquet", reviews("bad", 32))
+    assert run_meddled(night, path.unlink, before, monkeypatch) == 7
+    assert_nothing_committed(night)
+    assert night.run() == 0
+    assert night.counts() == {"good.parquet": (NUM_GOOD, NUM_GOOD, 0)}
+
+
+# --- sizes -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_row_group_above_the_limit_is_refused(night, monkeypatch):
+    """30"""
+    night.add("bad.parquet", reviews("bad", 1000))
+    monkeypatch.setattr(parquet, "MAX_ROW_GROUP_BYTES", 10_000)
+    assert night.run() == 6
+    assert night.run(on_bad_file="quarantine", max_quarantine_ratio=1) == 0
+    assert night.refused() == [("bad.parquet", None, "row_group_too_big")]
+    assert night.counts()["bad.parquet"] == (1000, 0, 1000)
+
+
+def test_ten_gigabytes_of_text_in_a_small_file_are_refused_row_by_row_in_little_memory(night):
+    """31"""
+    bomb = pa.DictionaryArray.from_arrays(pa.array([0] * 2000, pa.int32()), pa.array([TOO_LONG]))
+    path = night.add("bad.parquet", pa.table({"id": [f"bad:{i}" for i in range(2000)], "text": bomb}))
+    assert path.stat().st_size < 1 << 20
+    before = peak_bytes()
+    assert night.run(max_quarantine_ratio=1, rows_per_shard=500) == 0
+    assert peak_bytes() - before < 1 << 30
+    assert night.refused() == [("bad.parquet", row, "text_too_long") for row in range(2000)]
+    assert night.scored == sorted(GOOD_IDS)
+
+
+def peak_bytes() -> int:
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
+
+
+def test_three_hundred_tiny_files_are_one_slot(night):
+    """36"""
+    for number in range(300):
+        night.add(f"{number:04}.jsonl", b'{"id": "t%d", "text": "a good film"}\n' % number)
+    assert night.run(slot="dt=1") == 0
+    [entry] = night.entries
+    assert entry.rows_in == NUM_GOOD + 300
+    assert night.scored == sorted([*GOOD_IDS, *(f"t{number}" for number in range(300))])
+
+
+# --- paths and names -------------------------------------------------------------------------------------------------
+
+
+def test_a_link_out_of_the_inbox_is_not_followed(night, capsys):
+    """37"""
+    outside = night.folder / "private.parquet"
+    outside.write_bytes(parquet_file(reviews("private")))
+    (night.inbox / "link.parquet").symlink_to(outside)
+    (night.inbox / "linked").symlink_to(night.folder)
+    assert night.run() == 6
+    assert "path_refused" in capsys.readouterr().err
+    assert night.run(on_bad_file="quarantine") == 0
+    assert night.scored == sorted(GOOD_IDS)
+    assert night.refused() == [("link.parquet", None, "path_refused"), ("linked", None, "path_refused")]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "a*b?.parquet",
+        "a[1].parquet",
+        "with space %20 #1.parquet",
+        "한국 영화.parquet",
+        "line\nbreak.parquet",
+        "{a}.csv",
+    ],
+)
+def test_names_of_files_are_names_and_nothing_else(night, name):
+    """37"""
+    table = reviews("bad")
+    night.add(name, as_csv(table.to_pylist()) if name.endswith(".csv") else table)
+    assert night.run() == 0
+    assert night.counts()[name] == (10, 10, 0)
+
+
+@pytest.mark.parametrize("slot", ["../evil", "a/b", "nul\x00", "x" * 300, "..", ""])
+def test_slots_that_are_no_names_are_config_errors(night, slot, capsys):
+    """38"""
+    from bertray.cli import run
+
+    argv = ["score", f"model={night.encoder}", f"input={night.inbox}", f"output={night.folder / 'out'}"]
+    assert run([*argv, f"slot={slot}"]) == 2
+    assert "slot" in capsys.readouterr().err
+    assert not (night.folder / "out").exists()
+    assert sorted(path.name for path in night.folder.iterdir()) == ["in"]
+
+
+# --- labels ----------------------------------------------------------------------------------------------------------
+
+
+def test_labels_that_the_model_does_not_know_cost_no_row_and_no_figure(night):
+    """39: of a night."""
+    labels = ["pos", "neg", "neutral", None, "", "pos", "neg", "5", "pos", "nan"]
+    night.add("good.parquet", reviews("good", 10).append_column("label", pa.array(labels)))
+    assert night.run(slot="dt=1") == 0
+    assert night.scored == sorted(GOOD_IDS[:10])
+    assert json.loads(night.store.get("reports/dt=1/metrics.json"))["rows"] == 5
+
+
+def test_labels_of_a_type_that_is_none_leave_the_night_without_figures(night):
+    """39: of a night."""
+    night.add("good.parquet", reviews("good", 2).append_column("label", pa.array([["pos"], ["neg"]])))
+    assert night.run(slot="dt=1") == 0
+    assert night.scored == sorted(GOOD_IDS[:2])
+    assert not night.store.exists("reports/dt=1/metrics.json")
+
+
+@pytest.mark.parametrize(
+    ("labels", "named"),
+    [
+        ([0.0, 1.0, float("inf"), 1.0], "inf (1)"),
+        ([0.0, 1.0, float("-inf"), 1.0], "-inf (1)"),
+        ([0, 1, 7, 7], "7 (2)"),
+        (["0", "1", "yes", "1"], "yes (1)"),
+        ([1, 1, 1, 1], "neg (0)"),
+    ],
+    ids=["infinite", "minus-infinite", "out-of-range", "unknown", "one-class"],
+)
+def test_training_refuses_labels_that_are_no_class_before_it_starts(tmp_path, tiny_encoder, capsys, labels, named):
+    """39: of training data; the values are named and counted."""
+    from bertray.cli import run
+
+    pq.write_table(reviews("train", 4).append_column("label", pa.array(labels)), tmp_path / "train.parquet")
+    argv = ["train", f"model={tiny_encoder}", f"data.train={tmp_path / 'train.parquet'}", f"output={tmp_path / 'out'}"]
+    assert run([*argv, "max_length=24", "labels={0: neg, 1: pos}"]) == 6
+    assert named in capsys.readouterr().err
+
+
+# --- nothing at all --------------------------------------------------------------------------------------------------
+
+
+def test_an_empty_inbox_is_refused_unless_it_is_allowed(night, capsys):
+    """40"""
+    (night.inbox / "good.parquet").unlink()
+    assert night.run() == 6
+    assert "no review file" in capsys.readouterr().err
+    assert_nothing_committed(night)
+    assert night.run(allow_empty=True, slot="dt=1") == 0
+    [entry] = night.entries
+    assert (entry.slot, entry.rows_in, entry.files, entry.parts) == ("dt=1", 0, [], [])
+    assert night.store.keys("data") == ["data/dt=1/_SUCCESS"]
+    assert night.run(allow_empty=True, slot="dt=1") == 0
+    assert len(night.entries) == 1
