@@ -11,20 +11,26 @@ import decimal
 import json
 import logging
 import os
+import threading
+import time
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from bertray.reviews import parquet
-from bertray.storage import ledger
+from bertray.reviews.sources import InputFile, ReadSpec, inspect, list_inputs, plan_shards, read_shard
+from bertray.storage import faults, ledger
 from bertray.storage.records import LedgerEntry
 from bertray.storage.store import Store, open_store
 from tests.nightly import LoopScorer, night_config, run_night, visible
@@ -447,7 +453,8 @@ def as_csv(rows: list[dict[str, Any]]) -> bytes:
         raw = found if isinstance(found, bytes) else (found or "").encode("utf-8", "surrogatepass")
         return b'"' + raw.replace(b'"', b'""') + b'"'
 
-    return b"id,text\n" + b"".join(value(row["id"]) + b"," + value(row["text"]) + b"\n" for row in rows)
+    lines = [b",".join(value(found) for found in row.values()) for row in rows]
+    return b"\n".join([",".join(rows[0]).encode(), *lines, b""])
 
 
 WRITERS: dict[str, Callable[[list[dict[str, Any]]], bytes]] = {
@@ -570,14 +577,14 @@ class Meddling(LoopScorer):
             self._meddle()
 
 
-def run_meddled(night: Night, meddle: Callable[[], object], before: int, monkeypatch: Any) -> int:
+def run_meddled(night: Night, meddle: Callable[[], object], before: int, monkeypatch: Any, **keys: Any) -> int:
     @contextmanager
     def scorer() -> Iterator[LoopScorer]:
         yield Meddling(meddle, before)
 
     with monkeypatch.context() as patch:
         patch.setattr("tests.nightly.open_loop_scorer", scorer)
-        return night.run()
+        return night.run(**keys)
 
 
 @pytest.mark.parametrize("before", [0, 1, 2, 99])
@@ -767,3 +774,206 @@ def test_an_empty_inbox_is_refused_unless_it_is_allowed(night, capsys):
     assert night.store.keys("data") == ["data/dt=1/_SUCCESS"]
     assert night.run(allow_empty=True, slot="dt=1") == 0
     assert len(night.entries) == 1
+
+
+# --- failures of the world, which are no faults of data --------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "fault", ["put.half_written:4:enospc", "put.half_written:5:lost_reply", "part.after_put:2:raise"]
+)
+def test_a_full_disk_or_a_lost_reply_is_no_data_fault(night, fault):
+    night.add("bad.parquet", with_text(pa.array(["a good film", None])))
+    faults.arm(fault)
+    try:
+        assert night.run(on_bad_file="quarantine") == 7
+    finally:
+        faults.arm("")
+    assert_nothing_committed(night)
+    assert night.run(on_bad_file="quarantine") == 0
+    assert night.counts() == {"good.parquet": (NUM_GOOD, NUM_GOOD, 0), "bad.parquet": (2, 1, 1)}
+
+
+REQUEST_TIMEOUT_S = 0.5
+
+
+class UnreliableS3:
+    """A server that speaks S3 until it is told to fail."""
+
+    def __init__(self) -> None:
+        from moto.server import DomainDispatcherApplication, create_backend_app
+        from werkzeug.serving import make_server
+
+        self.failure = ""
+        self._app = DomainDispatcherApplication(create_backend_app)
+        self._server = make_server("127.0.0.1", 0, self._answer, threaded=True)
+        self.url = f"http://127.0.0.1:{self._server.server_port}"
+
+    def _answer(self, environ: Any, start_response: Any) -> Any:
+        if self.failure == "hang up":
+            environ["werkzeug.socket"].shutdown(2)
+            return []
+        if self.failure == "no answer":
+            time.sleep(2 * REQUEST_TIMEOUT_S)
+            return []
+        if self.failure:
+            start_response(self.failure, [("Content-Length", "0")])
+            return [b""]
+        return self._app(environ, start_response)
+
+    @contextmanager
+    def serving(self) -> Iterator[UnreliableS3]:
+        thread = threading.Thread(target=self._server.serve_forever, daemon=True)
+        thread.start()
+        yield self
+        self._server.shutdown()
+        thread.join()
+        self._server.server_close()
+
+
+@pytest.fixture(scope="module")
+def s3() -> Iterator[UnreliableS3]:
+    import boto3
+
+    with UnreliableS3().serving() as server, pytest.MonkeyPatch.context() as patch:
+        for name, value in {"ACCESS_KEY_ID": "testing", "SECRET_ACCESS_KEY": "testing", "REGION": "us-east-1"}.items():
+            patch.setenv(f"AWS_{name}", value)
+        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        patch.setenv("AWS_ENDPOINT_URL", server.url)
+        client = boto3.client("s3")
+        client.create_bucket(Bucket="faults")
+        table = reviews("s3", 40)
+        for form, content in WRITERS.items():
+            client.put_object(Bucket="faults", Key=f"{form}/a.{form}", Body=content(table.to_pylist()))
+        impatient = pafs.S3FileSystem(
+            endpoint_override=server.url,
+            retry_strategy=pafs.AwsStandardS3RetryStrategy(max_attempts=1),
+            request_timeout=REQUEST_TIMEOUT_S,
+        )
+        patch.setattr("bertray.reviews.files._bucket_filesystem", lambda *_: impatient)
+        yield server
+
+
+@pytest.mark.parametrize("form", WRITERS)
+@pytest.mark.parametrize("failure", ["503 Slow Down", "500 Internal Server Error", "hang up", "no answer"])
+def test_a_store_that_fails_while_it_is_read_is_no_data_fault(night, s3, monkeypatch, form, failure):
+    keys = {"input": [f"s3://faults/{form}/"], "on_bad_file": "quarantine", "max_quarantine_ratio": 1}
+    try:
+        assert run_meddled(night, lambda: setattr(s3, "failure", failure), 1, monkeypatch, **keys) == 7
+        assert night.run(**keys) == 7  # nor while it is listed
+    finally:
+        s3.failure = ""
+    assert_nothing_committed(night)
+    assert night.run(**keys) == 0
+    assert night.counts() == {f"a.{form}": (40, 40, 0)}
+
+
+# --- any damage, any mix ---------------------------------------------------------------------------------------------
+
+
+def test_any_flipped_bit_in_the_header_of_a_page_is_harmless_or_costs_rows_that_are_counted(tmp_path):
+    """5"""
+    table = reviews("bad", 16)
+    raw = parquet_file(table, compression="zstd", write_page_checksum=True)
+    chunk = pq.read_metadata(pa.BufferReader(raw)).row_group(0).column(1)
+    text_of = dict(zip(table["id"].to_pylist(), table["text"].to_pylist(), strict=True))
+    path, spec, outcomes = tmp_path / "a.parquet", ReadSpec(), Counter[str]()
+    for start in (chunk.dictionary_page_offset, chunk.data_page_offset):
+        for bit in range(8 * start, 8 * (start + 16)):
+            damaged = bytearray(raw)
+            damaged[bit // 8] ^= 1 << bit % 8
+            path.write_bytes(damaged)
+            [entry] = list_inputs([str(path)], spec.reader)
+            file = inspect(entry, spec.reader)
+            assert isinstance(file, InputFile)
+            [shard] = plan_shards([file], 100)
+            batch = read_shard(shard, spec)
+            assert batch.kept.num_rows + batch.refused.num_rows == batch.rows_in == 16
+            assert all(text_of[row["id"]] == row["text"] for row in batch.kept.to_pylist()), bit
+            outcomes["refused" if batch.refused.num_rows else "read"] += 1
+    assert set(outcomes) == {"read", "refused"}
+
+
+@dataclass(frozen=True)
+class MixedRow:
+    """A row of a mixed file; `broken` is what is wrong with it as a row, where the format can say so."""
+
+    id: Any
+    text: Any
+    broken: str = ""
+
+
+IDS = st.one_of(
+    st.integers(0, 60).map(lambda number: f"r{number}"),
+    st.sampled_from([None, "", "a/../b", "r\x00", b"\xff", "\udc80", "영화"]),
+)
+TEXTS = st.one_of(
+    st.integers(0, 9).map(lambda number: f"the film was good {number}"),
+    st.sampled_from([None, "", "  \t\r\n", "\x00\x07", "\u200b\ufeff", "<p>", b"caf\xe9", "\ud800", "😀", "a\x00b"]),
+)
+MIXED_ROWS = st.lists(
+    st.builds(MixedRow, IDS, TEXTS, st.sampled_from(["", "", "", "", "shape", "type"])), min_size=1, max_size=40
+)
+
+
+def mixed_file(form: str, rows: Sequence[MixedRow], *, reorder: bool) -> bytes:
+    """The rows in a format; Parquet cannot break a row as a row, CSV has no types."""
+    if form == "parquet":
+        raw = pq.read_table(pa.BufferReader(as_parquet([{"id": row.id, "text": row.text} for row in rows])))
+        table = raw.append_column("stars", pa.array(range(len(rows))))
+        return parquet_file(table.select(["stars", "text", "id"]) if reorder else table, row_group_size=16)
+    header = b"" if form == "jsonl" else b"text,id\n" if reorder else b"id,text\n"
+    lines = []
+    for row in rows:
+        values = {"text": row.text, "id": row.id} if reorder else {"id": row.id, "text": row.text}
+        if form == "jsonl" and row.broken == "type":
+            values["text"] = 5
+        line = WRITERS[form]([values]).removeprefix(header)
+        if row.broken == "shape":
+            line = line[:-1] + (b",more\n" if form == "csv" else b"}\n")
+        lines.append(line)
+    return header + b"".join(lines)
+
+
+def expected_outcome(form: str, rows: Sequence[MixedRow]) -> tuple[list[str], int]:
+    """(ids to be scored, rows to be refused), by the rules as design.md states them."""
+    scored: list[str] = []
+    seen: set[str] = set()
+    for row in rows:
+        if (row.broken == "shape" and form != "parquet") or (row.broken == "type" and form == "jsonl"):
+            continue
+        if not is_unicode(row.id) or row.id in (None, ""):
+            continue
+        is_first = row.id not in seen
+        seen.add(row.id)
+        if is_first and is_unicode(row.text) and any(part in (row.text or "") for part in ("film", "😀", "b")):
+            scored.append(row.id)
+    return scored, len(rows) - len(scored)
+
+
+def is_unicode(value: Any) -> bool:
+    return not isinstance(value, bytes) and (value is None or not any("\ud800" <= char <= "\udfff" for char in value))
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(files=st.lists(st.tuples(MIXED_ROWS, st.booleans(), st.booleans()), min_size=1, max_size=2))
+def test_any_mix_of_good_and_bad_rows_and_files_adds_up_and_scores_exactly_the_good_ones(tmp_path, tiny_encoder, files):
+    night = Night(tmp_path / uuid.uuid4().hex, tiny_encoder)
+    night.inbox.mkdir(parents=True)
+    scored: list[str] = []
+    counts: dict[str, tuple[int | None, int, int]] = {}
+    for number, (mixed, reorder, is_damaged) in enumerate(files):
+        for form in WRITERS:
+            rows = [MixedRow(f"first of {number}", "a good film"), *mixed]
+            content = mixed_file(form, rows, reorder=reorder)
+            good, refused = expected_outcome(form, rows)
+            name = f"{number}.{form}"
+            if is_damaged and form == "parquet":
+                content, counts[name] = content[:-9], (None, 0, 0)
+            else:
+                scored += good
+                counts[name] = (len(rows), len(good), refused)
+            night.add(name, content)
+    assert night.run(on_bad_file="quarantine", max_quarantine_ratio=1) == 0
+    assert night.scored == sorted(scored)
+    assert night.counts() == counts
