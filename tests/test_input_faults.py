@@ -655,6 +655,22 @@ def test_ten_gigabytes_of_text_in_a_small_file_are_refused_row_by_row_in_little_
     assert night.scored == sorted(GOOD_IDS)
 
 
+@pytest.mark.parametrize("column", ["id", "label", "note"])
+def test_gigabytes_of_ids_labels_or_kept_values_in_a_small_file_are_refused_in_little_memory(night, column):
+    """31: of a column that is no text."""
+    table = reviews("bad", 600).append_column("label", pa.array(["pos"] * 600)).append_column("note", pa.nulls(600))
+    bomb = pa.DictionaryArray.from_arrays(pa.array([0] * 600, pa.int32()), pa.array(["x" * 4_000_000]))
+    night.add("bad.parquet", parquet_file(table.set_column(table.column_names.index(column), column, bomb)))
+    for name in ("good", "more"):
+        kept = reviews(name, 5).append_column("label", pa.array(["pos"] * 5)).append_column("note", pa.array(["n"] * 5))
+        night.add(f"{name}.parquet", kept)
+    before = peak_bytes()
+    assert night.run(max_quarantine_ratio=1, rows_per_shard=600, keep_columns=["note"]) == 0
+    assert peak_bytes() - before < 1 << 30
+    assert night.refused() == [("bad.parquet", row, "file_bomb") for row in range(600)]
+    assert night.scored == sorted([*reviews("good", 5)["id"].to_pylist(), *reviews("more", 5)["id"].to_pylist()])
+
+
 def peak_bytes() -> int:
     import resource
 

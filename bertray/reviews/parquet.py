@@ -20,6 +20,7 @@ BOMB_FLOOR_BYTES = 64 << 20
 MAX_ROW_GROUP_BYTES = 16 << 30
 _MAX_ROWS_PER_READ = 4096
 _READ_BYTES = 64 << 20  # uncompressed bytes of one read, by the footer's average
+_MAX_DECODED_BYTES = 1 << 30  # of one column in one read; values of a dictionary may repeat beyond all memory
 _BUFFERED_ABOVE_BYTES = 64 << 20  # larger column chunks are streamed instead of fetched whole
 _MAGIC, _ENCRYPTED_MAGIC = b"PAR1", b"PARE"
 _TAIL_BYTES = 8  # length of the footer, then the magic
@@ -30,6 +31,10 @@ class _Refused(Exception):
     def __init__(self, reason: Reason, detail: str, num_rows: int | None = None) -> None:
         super().__init__(detail)
         self.reason, self.detail, self.num_rows = reason, detail, num_rows
+
+
+class _Bomb(ValueError):
+    """A dictionary whose values would fill memory if each row got its own."""
 
 
 def inspect(entry: FileEntry) -> InputFile | BadFile:
@@ -149,6 +154,8 @@ def _end_of(rows: RawRows, row: int) -> int:
 def _unreadable(lo: int, hi: int, error: BaseException | None) -> RawRows:
     message = short(error) if error else "the row group holds fewer rows than the footer says"
     reason = Reason.PAGE_CHECKSUM if "CRC" in message or "checksum" in message else Reason.FILE_CORRUPT
+    if isinstance(error, _Bomb):
+        reason = Reason.FILE_BOMB
     faults = tuple(RowFault(row, reason, message[:200]) for row in range(lo, hi))
     return RawRows(np.empty(0, np.int64), {}, faults)
 
@@ -196,7 +203,7 @@ def _row_group(
     file = pq.ParquetFile(
         source,
         metadata=metadata,
-        read_dictionary=list(text_columns),
+        read_dictionary=[*text_columns, *_string_dictionaries(metadata, number, columns)],
         page_checksum_verification=True,
         pre_buffer=not streamed,
         buffer_size=8 << 20 if streamed else 0,
@@ -216,9 +223,35 @@ def _row_group(
         if cut_lo < cut_hi:
             part = batch.slice(cut_lo - start, cut_hi - cut_lo)
             values = {name: _checked(part.column(name)) for name in columns}
+            for name in set(columns) - set(text_columns):
+                _check_decoded_size(name, values[name])
             yield RawRows(np.arange(cut_lo, cut_hi, dtype=np.int64), values)
         if row >= hi:
             return
+
+
+def _string_dictionaries(metadata: pq.FileMetaData, number: int, columns: Sequence[str]) -> list[str]:
+    """Columns of a row group whose strings stand in a dictionary: the footer does not say how large they get."""
+    group = metadata.row_group(number)
+    found = []
+    for index in range(group.num_columns):
+        chunk = group.column(index)
+        if (
+            chunk.path_in_schema in columns
+            and metadata.schema.column(index).logical_type.type == "STRING"
+            and {"RLE_DICTIONARY", "PLAIN_DICTIONARY"} & set(chunk.encodings)
+        ):
+            found.append(chunk.path_in_schema)
+    return found
+
+
+def _check_decoded_size(name: str, values: pa.Array) -> None:
+    """Raises _Bomb when the values, one for each row, take more than the limit."""
+    if pa.types.is_dictionary(values.type) and len(values):
+        lengths = pc.binary_length(values.dictionary).take(values.indices)
+        num_bytes = pc.sum(lengths.cast(pa.int64())).as_py() or 0
+        if num_bytes > _MAX_DECODED_BYTES:
+            raise _Bomb(f"column {name!r} grows to {num_bytes >> 20} MiB in {len(values)} rows")
 
 
 def _checked(values: pa.Array) -> pa.Array:
