@@ -90,7 +90,7 @@ def has_report(store: Store, entry: LedgerEntry) -> bool:
     """Was the report of this very entry written? A run may die between its commit and its report."""
     try:
         report = json.loads(store.get(f"reports/{entry.slot}/report.json"))
-    except FileNotFoundError:
+    except (FileNotFoundError, ValueError):  # or damaged: it is written again
         return False
     return bool(report.get("run_id") == entry.run_id)
 

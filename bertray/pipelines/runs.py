@@ -9,12 +9,19 @@ from pathlib import Path
 
 from bertray.errors import ConfigError, ConflictError, InfrastructureError
 from bertray.storage.ledger import COMMITS
+from bertray.storage.records import SCHEMA_VERSION, Record
 from bertray.storage.store import LocalStore, Store
 
 RUN_FILE = "control/run.json"
 FINISHED_FILE = "control/finished.json"
-SCHEMA_VERSION = 1
 MIN_FREE_BYTES = 64 << 20
+
+
+class Claim(Record):
+    """What an output is for."""
+
+    verb: str
+    run_key: str
 
 
 def claim_output(store: Store, verb: str, run_key: str, config_yaml: str) -> None:
@@ -24,23 +31,21 @@ def claim_output(store: Store, verb: str, run_key: str, config_yaml: str) -> Non
         ConfigError: the output cannot be written.
         ConflictError: it holds another run.
     """
-    record = {"schema_version": SCHEMA_VERSION, "verb": verb, "run_key": run_key}
+    claim = Claim(verb=verb, run_key=run_key)
     if store.keys(COMMITS) and verb != "score":
         raise ConflictError(f"{store.root}: holds scored slots, not a {verb} run.", "Choose another `output`.")
     if _in_use(store) and not store.exists(RUN_FILE):  # in this order: a run beside us may be claiming it right now
         raise ConflictError(
             f"{store.root}: not empty, and not an output of bertray.", "Choose an empty or new folder as `output`."
         )
-    if store.put_new(RUN_FILE, json.dumps(record).encode()):
+    if store.put_new(RUN_FILE, claim.to_bytes()):
         if verb != "score":
             store.put("config.yaml", config_yaml.encode())
         return
-    held = json.loads(store.get(RUN_FILE))
-    if held.get("verb") != verb:
-        raise ConflictError(
-            f"{store.root}: holds a {held.get('verb')} run, not a {verb} run.", "Choose another `output`."
-        )
-    if held.get("run_key") != run_key:
+    held = Claim.from_bytes(store.get(RUN_FILE), store.uri(RUN_FILE))
+    if held.verb != verb:
+        raise ConflictError(f"{store.root}: holds a {held.verb} run, not a {verb} run.", "Choose another `output`.")
+    if held.run_key != run_key:
         raise ConflictError(
             f"{store.root}: holds a {verb} run with other data or settings (its config.yaml says which).",
             "Choose another `output`, or remove this one.",
@@ -50,10 +55,10 @@ def claim_output(store: Store, verb: str, run_key: str, config_yaml: str) -> Non
 def finished_run(store: Store, verb: str, run_key: str) -> bool:
     """Is this very run already whole?"""
     try:
-        held = json.loads(store.get(RUN_FILE))
+        held = Claim.from_bytes(store.get(RUN_FILE), store.uri(RUN_FILE))
     except FileNotFoundError:
         return False
-    return held.get("verb") == verb and held.get("run_key") == run_key and store.exists(FINISHED_FILE)
+    return held.verb == verb and held.run_key == run_key and store.exists(FINISHED_FILE)
 
 
 def mark_finished(store: Store) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -10,6 +12,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from bertray.errors import ConflictError
 
 SCHEMA_VERSION = 1
+DIGEST = (
+    "record_sha256"  # of a control file's own content: a ledger decides what is scored, so a flipped bit has to show
+)
 RecordT = TypeVar("RecordT", bound="Record")
 
 
@@ -18,24 +23,41 @@ class Record(BaseModel):
     schema_version: int = SCHEMA_VERSION
 
     def to_bytes(self) -> bytes:
-        return self.model_dump_json(indent=1).encode()
+        fields = self.model_dump(mode="json")
+        return json.dumps({**fields, DIGEST: _digest(fields)}, indent=1, ensure_ascii=False).encode()
 
     @classmethod
     def from_bytes(cls: type[RecordT], content: bytes, where: str) -> RecordT:
         """Raises ConflictError when the file was written by another version or is damaged."""
         try:
-            record = cls.model_validate_json(content)
+            fields = json.loads(content)
+        except ValueError:
+            fields = None
+        version = fields.get("schema_version") if isinstance(fields, dict) else None
+        if isinstance(version, int) and version != SCHEMA_VERSION:
+            raise ConflictError(
+                f"{where}: expected schema_version {SCHEMA_VERSION}, found {version}.",
+                "Use the bertray version that wrote the output.",
+            )
+        if not isinstance(fields, dict) or fields.pop(DIGEST, None) != _digest(fields):
+            raise ConflictError(
+                f"{where}: damaged or edited: it does not have the digest that it was written with.",
+                "Restore it from a copy, or use another `output`; a file under control/plans may be removed, the run "
+                "then starts anew.",
+            )
+        try:
+            return cls.model_validate(fields)
         except ValidationError as error:
             raise ConflictError(
                 f"{where}: not a control file of this bertray version ({error.error_count()} fields are off).",
                 "Use the version that wrote the output, or another `output`.",
             ) from error
-        if record.schema_version != SCHEMA_VERSION:
-            raise ConflictError(
-                f"{where}: expected schema_version {SCHEMA_VERSION}, found {record.schema_version}.",
-                "Use the bertray version that wrote the output.",
-            )
-        return record
+
+
+def _digest(fields: Mapping[str, Any]) -> str:
+    """Of every field but the digest itself."""
+    rest = {name: value for name, value in fields.items() if name != DIGEST}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 class FileRecord(Record):

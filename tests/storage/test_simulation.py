@@ -90,6 +90,8 @@ class MemStore:
         self.put(f"{folder}/{SUCCESS}", b"")
 
     def _copy(self, source: str, target: str) -> None:
+        if source not in self.values and target in self.values:
+            return
         if source not in self.values:
             raise InfrastructureError(f"{source}: no longer there", "")
         self.values[target] = self.values[source]
