@@ -775,6 +775,17 @@ def test_training_refuses_labels_that_are_no_class_before_it_starts(tmp_path, ti
     assert named in capsys.readouterr().err
 
 
+def test_training_without_named_labels_takes_no_infinite_number_for_a_class(tmp_path, tiny_encoder, capsys):
+    """39: of training data."""
+    from bertray.cli import run
+
+    labels = pa.array([0.0, 1.0, float("inf"), None])
+    pq.write_table(reviews("train", 4).append_column("label", labels), tmp_path / "train.parquet")
+    argv = ["train", f"model={tiny_encoder}", f"data.train={tmp_path / 'train.parquet'}", f"output={tmp_path / 'out'}"]
+    assert run([*argv, "max_length=24"]) == 6
+    assert "expected finite numbers, found inf" in capsys.readouterr().err
+
+
 # --- nothing at all --------------------------------------------------------------------------------------------------
 
 

@@ -14,6 +14,7 @@ from bertray.errors import DataRefused
 
 UNKNOWN, LEFT_OUT, NO_LABEL = -1, -2, -3  # label ids of values that are not classes
 _SHOWN = 12
+_NOT_FINITE = ("inf", "-inf")  # as `canonical` writes them; NaN is no label
 
 
 def canonical(values: pa.Array) -> pa.Array:
@@ -83,10 +84,16 @@ class LabelMap:
         """From the config's `labels`, or without any from the canonical values seen in the data.
 
         Raises:
-            DataRefused: no `labels`, and fewer than two values were seen.
+            DataRefused: no `labels`, and fewer than two values were seen, or an infinite number.
         """
         if labels is None:
             names = sorted_values(seen_values)
+            endless = [name for name in names if name in _NOT_FINITE]
+            if endless:
+                raise DataRefused(
+                    f"labels: expected finite numbers, found {_listed(endless)}.",
+                    "Repair the data, or give `labels` with null for these values.",
+                )
             if len(names) < 2:
                 raise DataRefused(
                     f"labels: expected at least two classes, found {len(names)} ({_listed(names)}).",
