@@ -5,16 +5,22 @@ BIN := .venv/bin
 export HF_HUB_OFFLINE ?= 1
 export RAY_USAGE_STATS_ENABLED ?= 0
 
-.PHONY: demo test test-slow lint format install clean
+.PHONY: demo test test-slow soak compare-kills lint format install clean
 
 demo: install
 	$(BIN)/bertray demo
 
 test: lint
-	$(BIN)/pytest -m "not slow"
+	$(BIN)/pytest -m "not slow and not soak"
 
 test-slow: install
 	$(BIN)/pytest -m slow
+
+soak: install
+	$(BIN)/pytest -m soak -s
+
+compare-kills: install
+	$(BIN)/python -m tests.compare_kills
 
 lint: install
 	$(BIN)/ruff check .

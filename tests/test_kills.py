@@ -5,18 +5,31 @@ from __future__ import annotations
 import random
 import time
 from collections import Counter
+from collections.abc import Callable
 
 import pytest
 
 from bertray.storage import ledger
-from bertray.storage.store import open_store
+from bertray.storage.store import Store, open_store
 from tests.nightly import check_exact, expected_ids, night_config, start_night, visible, write_inbox
 
 LIMIT_S = 0.5  # kills fall into the first half second of a run; a whole run takes about as long
 
 
-def kill_nights(folder, encoder, kills: int, seed: int) -> dict[str, int]:
-    """Nights, each with new files and a run killed again and again until one ends; returns what happened."""
+def plain_reader(store: Store) -> dict[str, Counter[str]]:
+    return visible(store, "data")
+
+
+def kill_nights(folder, encoder, kills: int, seed: int, look: Callable = plain_reader) -> Counter[str]:
+    """Nights, each with new files and a run killed again and again until one ends; returns what happened.
+
+    Args:
+        folder: receives input and output.
+        encoder: model folder.
+        kills: at least so many.
+        seed: of the moments.
+        look: slot -> ids, as some reader finds them; asked all the time.
+    """
     chance = random.Random(seed)
     store = open_store(str(folder / "out"))
     rows: dict[str, int] = {}
@@ -26,14 +39,14 @@ def kill_nights(folder, encoder, kills: int, seed: int) -> dict[str, int]:
         for name in ("a", "b"):
             rows[f"{seen['nights']}{name}.parquet"] = chance.randrange(1, 60)
         write_inbox(folder / "in", {name: n for name, n in rows.items() if name.startswith(str(seen["nights"]))})
-        whole = visible(store, "data")
+        whole = look(store)
         while True:
             config = night_config(encoder, folder / "in", str(folder / "out"), takeover=True)
             pair = chance.random() < 0.3
             runs = [start_night(config) for _ in range(2 if pair else 1)]
             deadline = time.monotonic() + chance.random() * LIMIT_S
             while time.monotonic() < deadline:
-                now = visible(store, "data")  # all or nothing, whenever a reader looks
+                now = look(store)  # all or nothing, whenever a reader looks
                 assert {slot: now.pop(slot) for slot in whole} == whole
                 scored, _ = expected_ids({n: c for n, c in rows.items() if n.startswith(str(seen["nights"]))})
                 assert list(now.values()) in ([], [scored])

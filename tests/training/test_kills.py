@@ -1,0 +1,46 @@
+"""Training is killed with -9 at random moments, also while a checkpoint is written, and ends as if nothing had been."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import random
+import time
+from pathlib import Path
+
+from bertray.storage.store import LocalStore
+from bertray.training.loop import run_loop
+from tests.training.test_loop import examples, losses, settings
+
+_CONTEXT = multiprocessing.get_context("forkserver")
+_CONTEXT.set_forkserver_preload(["tests.training.test_kills"])
+LOOP = settings(epochs=30, checkpoint_every_s=1e-9, warmup_ratio=0.1)  # 180 steps, a checkpoint after each
+
+
+def _train(folder: Path, encoder: Path) -> None:
+    outcome = run_loop(examples(folder), encoder, 0, LOOP, LocalStore(folder / "run"))
+    (folder / "losses.json").write_text(json.dumps(losses(outcome)))
+
+
+def kill_training(folder: Path, encoder: Path, kills: int, seed: int) -> None:
+    """Kill one training again and again; its losses must be those of a run that nobody touched."""
+    chance = random.Random(seed)
+    begun = time.monotonic()
+    whole = losses(run_loop(examples(folder), encoder, 0, LOOP, LocalStore(folder / "whole")))
+    whole_s = time.monotonic() - begun
+    killed = 0
+    while not (folder / "losses.json").exists():
+        process = _CONTEXT.Process(target=_train, args=(folder, encoder))
+        process.start()
+        process.join(chance.random() * whole_s / 2 if killed < kills else 120)
+        if process.is_alive():
+            process.kill()
+            killed += 1
+        process.join()
+        assert process.exitcode in (0, -9)
+    assert killed >= min(kills, 1)
+    assert json.loads((folder / "losses.json").read_text()) == whole
+
+
+def test_killed_training_repeats_the_losses_of_a_whole_one(tmp_path, tiny_encoder):
+    kill_training(tmp_path, tiny_encoder, kills=3, seed=1)
