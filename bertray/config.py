@@ -87,7 +87,7 @@ class Cleaning(Section):
 
 
 class Ids(Section):
-    unique: Literal["file", "off"] = Field("file", description="where a repeated id is quarantined")
+    unique: Literal["file", "slot", "off"] = Field("file", description="where a repeated id is quarantined")
 
 
 class Workers(Section):

@@ -515,6 +515,29 @@ def test_equal_ids_in_two_files_are_both_scored(night):
     assert night.scored == sorted([*GOOD_IDS, *GOOD_IDS[:3]])
 
 
+def test_equal_ids_in_two_files_of_a_slot_keep_the_first_where_asked_for(night):
+    """25: the first by file and row; files without ids of their own have none to repeat."""
+    night.add("later.parquet", pa.table({"id": ["new", *GOOD_IDS[:3], "new"], "text": ["another text"] * 5}))
+    night.add("latest.csv", b"text,id\nfine,new\nfine,other\n")
+    night.add("none.csv", b"text\nfine\nfine\n")
+    assert night.run(ids={"unique": "slot"}) == 0
+    assert night.scored == sorted([*GOOD_IDS, "new", "other", "none.csv:0", "none.csv:1"])
+    duplicates = [("later.parquet", row, "id_duplicate") for row in (1, 2, 3, 4)]
+    assert night.refused() == [*duplicates, ("latest.csv", 0, "id_duplicate")]
+
+
+def test_a_file_whose_kept_column_has_another_type_costs_no_other(night):
+    """9-10: of a column that is only carried along."""
+    for name, stars in (("good", pa.array([1] * NUM_GOOD)), ("other", pa.array(["one"] * 5))):
+        rows = reviews(name, len(stars)).append_column("stars", stars)
+        night.add(f"{name}.parquet", rows)
+    assert night.run(keep_columns=["stars"]) == 2
+    assert_nothing_committed(night)
+    assert night.run(keep_columns=["stars"], on_bad_file="quarantine") == 0
+    assert night.scored == sorted(GOOD_IDS)
+    assert night.refused() == [("other.parquet", None, "schema_type")]
+
+
 def test_too_many_bad_rows_are_refused_before_the_commit(night, capsys):
     """14: max_quarantine_ratio applies above a hundred quarantined rows."""
     texts = [None if i < 101 else f"a good film {i}" for i in range(400)]

@@ -8,6 +8,8 @@ from collections import Counter
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from bertray.cli import run
@@ -57,6 +59,47 @@ def test_a_changed_file_is_refused_and_rewrites_its_slot_on_request(night, tmp_p
     check_exact(store, ROWS | {"b.parquet": 12})
     assert run_night(config(on_changed_file="replace")) == 0
     assert slots(store) == [("dt=1", 2)]
+
+
+@pytest.mark.parametrize("name", ["long.csv", "plain.parquet"])
+def test_a_file_of_equal_size_is_changed_by_its_content_and_not_by_its_time(night, tmp_path, name):
+    """The middle of a long text file; Parquet whose footer knows nothing of the values."""
+    _, config = night
+    path = tmp_path / "in" / name
+
+    def deliver(word: str) -> None:
+        texts = [*["the film was good"] * 5000, word, *["the plot was fine"] * 5000]
+        if path.suffix == ".csv":
+            path.write_text("text\n" + "\n".join(texts))
+        else:
+            table = pa.table({"id": [f"p{i}" for i in range(len(texts))], "text": texts})
+            pq.write_table(table, path, compression="none", write_statistics=False, use_dictionary=False)
+        later = time.time() + 10
+        os.utime(path, (later, later))
+
+    deliver("lovely")
+    assert run_night(config()) == 0
+    deliver("lovely")
+    assert run_night(config()) == 0
+    size = path.stat().st_size
+    deliver("boring")
+    assert path.stat().st_size == size
+    assert run_night(config()) == 4
+    # And under another name it is another file, while the first content is not.
+    path.rename(path.with_stem("corrected"))
+    deliver("lovely")
+    path.rename(path.with_stem("again"))
+    deliver("lovely")
+    assert run_night(config()) == 0
+    names = [file.relative_path for entry in ledger.read_ledger(night[0])[2:] for file in entry.files]
+    assert names == [f"corrected{path.suffix}"]
+
+
+def test_known_files_are_not_opened_again(night, monkeypatch):
+    store, config = night
+    monkeypatch.setattr("bertray.reviews.sources.inspect", lambda *_: pytest.fail("opened"))
+    assert run_night(config()) == 0
+    assert slots(store) == [("dt=1", 1)]
 
 
 def test_a_changed_file_and_a_new_one_rewrite_one_slot_and_add_another(night, tmp_path):
@@ -287,7 +330,7 @@ def test_gc_leaves_alone_what_a_live_run_works_on(night, tmp_path):
     write_inbox(tmp_path / "in", {"c.parquet": 40})
     killed = start_night(config(slot="dt=2"), "receipt.after_put:2:kill")
     killed.join(60)
-    seen = decide(config(slot="dt=2"), INFO, store, look(config()))
+    seen = decide(config(slot="dt=2"), INFO, store, look(config(), store))
     plan = next_plan(config(slot="dt=2"), seen, store)
     attempt = next(key for key in store.keys(staging_folder(plan)) if "receipt" in key).rpartition("/")[0]
     with Heartbeat(store, attempt, "r"):

@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import gc
 import itertools
+import json
+import multiprocessing
 import os
 import random
+import sys
+import threading
 import time
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from bertray.storage.store import Store
 from tests import test_ray_kills
 from tests.corpus import write
 from tests.nightly import night_config, run_night, visible, write_inbox
+from tests.processes import descendants
 from tests.test_damage import damage_control_files, damage_inputs
 from tests.test_kills import kill_nights
 from tests.test_readers import with_duckdb, with_pandas, with_polars
@@ -49,8 +56,8 @@ def changing_readers(chance: random.Random):
     return look
 
 
-def test_kills_for_twenty_minutes_while_four_readers_look(tmp_path, tiny_encoder):
-    end, seen = share(0.4), Counter[str]()
+def test_kills_while_four_readers_look(tmp_path, tiny_encoder):
+    end, seen = share(0.35), Counter[str]()
     for number in itertools.count():
         look = changing_readers(random.Random(number))
         seen.update(kill_nights(tmp_path / str(number), tiny_encoder, kills=200, seed=100 + number, look=look))
@@ -61,7 +68,7 @@ def test_kills_for_twenty_minutes_while_four_readers_look(tmp_path, tiny_encoder
 
 
 def test_workers_and_drivers_of_ray_are_killed(trained, ray_cluster, tmp_path):
-    end, kills = share(0.3), Counter[str]()
+    end, kills = share(0.2), Counter[str]()
     faults = [
         test_ray_kills.test_a_killed_scoring_worker_is_replaced_and_no_row_is_lost_or_doubled,
         test_ray_kills.test_a_killed_driver_leaves_parts_that_the_same_command_uses,
@@ -98,7 +105,7 @@ def test_damage_of_inputs_and_control_files(tmp_path, tiny_encoder):
 
 def test_memory_stays_level_over_nights(tmp_path, tiny_encoder):
     """A process that scores night after night: less than 1 MB a minute."""
-    end, begun = share(0.15), time.monotonic()
+    end, begun = share(0.1), time.monotonic()
     minutes, resident_mb = [], []
     for number in itertools.count():
         write_inbox(tmp_path / "in", {f"{number}.parquet": 400})
@@ -115,3 +122,72 @@ def test_memory_stays_level_over_nights(tmp_path, tiny_encoder):
     slope = np.polyfit(minutes[settled:], resident_mb[settled:], 1)[0]
     print(f"\nsoak: {len(minutes)} nights, {resident_mb[settled]:.0f} to {resident_mb[-1]:.0f} MB, {slope:.2f} MB/min")
     assert slope < 1.0
+
+
+OBJECT_STORE_MB = 80
+
+
+def _score_large(model: str, folder: Path) -> None:
+    """In a process of its own, whose cluster has a small object store. Writes the peaks of its processes."""
+    import ray
+
+    from bertray.cli import run
+
+    ray.init(
+        address="local",
+        include_dashboard=False,
+        num_cpus=4,
+        object_store_memory=OBJECT_STORE_MB << 20,
+        log_to_driver=False,
+        _system_config={"automatic_object_spilling_enabled": True},
+    )
+    ended, peaks = threading.Event(), Counter[str]()
+
+    def watch() -> None:
+        while not ended.wait(0.5):
+            sizes = {"driver": private_mb(os.getpid())}
+            for title in ("ray::MapWorker", "ray::MapBatches"):
+                sizes |= {f"{title} {pid}": private_mb(pid) for pid in descendants(os.getpid(), title)}
+            for name, size in sizes.items():
+                kind = name.split()[0]
+                peaks[kind] = max(peaks[kind], size)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    code = run(["score", f"model={model}", f"input={folder / 'in'}", f"output={folder / 'out'}"])
+    ended.set()
+    watcher.join()
+    (folder / "peaks.json").write_text(json.dumps(peaks))
+    sys.exit(code)
+
+
+def private_mb(pid: int) -> int:
+    """Memory of a process that is not shared with others, such as Ray's object store."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return 0
+    return int(status.partition("RssAnon:")[2].split()[0]) // 1024
+
+
+def test_a_corpus_of_twenty_times_the_object_store_is_streamed(trained, tmp_path):
+    (tmp_path / "in").mkdir()
+    words = np.array(["great", "awful", "plot", "actor", "story", "very", "film", "boring", "lovely", "the", "and"])
+    chance, written = np.random.default_rng(0), 0
+    for number in itertools.count():
+        texts = [" ".join(row) for row in words[chance.integers(len(words), size=(40_000, 90))]]
+        pq.write_table(pa.table({"id": [f"{number}:{i}" for i in range(len(texts))], "text": texts}),
+                       tmp_path / "in" / f"{number:03d}.parquet")  # fmt: skip
+        written += sum(map(len, texts))
+        if written > 20 * (OBJECT_STORE_MB << 20):
+            break
+    process = multiprocessing.get_context("spawn").Process(target=_score_large, args=(str(trained / "model"), tmp_path))
+    begun = time.monotonic()
+    process.start()
+    process.join(1800)
+    assert process.exitcode == 0
+    peaks = json.loads((tmp_path / "peaks.json").read_text())
+    print(f"\nsoak: {written >> 20} MB of text with {OBJECT_STORE_MB} MB of object store in "
+          f"{time.monotonic() - begun:.0f} s; peak private MB: {peaks}")  # fmt: skip
+    assert max(peaks.values()) < 1500
+    assert pq.ParquetDataset(tmp_path / "out" / "data").read(columns=["id"]).num_rows == (number + 1) * 40_000

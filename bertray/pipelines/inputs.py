@@ -18,6 +18,7 @@ from bertray.reviews.sources import (
     inspect_all,
     list_inputs,
     plan_shards,
+    with_digests,
 )
 
 
@@ -78,7 +79,7 @@ def open_inputs(key: str, paths: Sequence[str], config: Common, spec: ReadSpec) 
     refuse_bad_files(key, bad, len(looked_at), "Repair or remove them.")
     files = [file for file in looked_at if isinstance(file, InputFile)]
     check_columns(files, spec)
-    inputs = Inputs(files, spec)
+    inputs = Inputs(with_digests(files), spec)
     if inputs.num_rows == 0:
         raise DataRefused(f"{key}: {len(files)} files, no row.", "Give files that hold reviews.")
     return inputs

@@ -57,7 +57,7 @@ def run_plan(config: Section) -> int:
 def _plan_score(config: ScoreConfig) -> None:
     info = open_model(config)
     store = open_store(config.output)
-    tonight = decide(config, info, store, look(config))
+    tonight = decide(config, info, store, look(config, store))
     _print_files(tonight)
     unfinished = unfinished_plan(tonight, store)
     if unfinished is not None:

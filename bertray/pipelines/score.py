@@ -81,7 +81,7 @@ def score_night(
         open_scorer: called once, when there is something to compute.
     """
     store = open_store(config.output)
-    looked_at = look(config)
+    looked_at = look(config, store)
     tonight = decide(config, info, store, looked_at)  # a wrong input is told before the output is touched
     claim_output(store, "score", "score", to_yaml(config))
     check_put_if_absent(store, single_writer=config.single_writer)
@@ -132,7 +132,7 @@ def _run_plan(
             "Wait for it; if it is dead or lost, set takeover=true.",
         )
     check_free_space(store, sum(file.size_bytes for file in plan.files))
-    shards = _shards(tonight, plan, spec)
+    shards = _shards(config, tonight, plan, spec)
     adopted = _adopted(store, plan, shards)
     done_before = {(receipt.file_no, receipt.lo) for receipt in adopted}
     shards = [shard for shard in shards if (shard.file_no, shard.lo) not in done_before]
@@ -168,14 +168,18 @@ def _run_plan(
     return entry
 
 
-def _shards(tonight: Tonight, plan: Plan, spec: ReadSpec) -> list[Shard]:
+def _shards(config: ScoreConfig, tonight: Tonight, plan: Plan, spec: ReadSpec) -> list[Shard]:
     """Every shard of a plan; `file_no` is the file's place in the plan."""
+    found = [(number, tonight.looked_at[planned.path]) for number, planned in enumerate(plan.files)]
+    files = {number: file for number, file in found if isinstance(file, InputFile)}
+    if config.ids.unique == "slot":
+        duplicates = find_duplicate_ids(list(files.values()), spec)
+    else:
+        duplicates = [find_duplicate_ids([file], spec)[0] for file in files.values()]
     shards = []
-    for file_no, planned in enumerate(plan.files):
-        file = tonight.looked_at[planned.path]
-        if isinstance(file, InputFile):
-            cut = plan_shards([file], plan.rows_per_shard, {0: find_duplicate_ids(file, spec)})
-            shards += [replace(shard, file_no=file_no) for shard in cut]
+    for (file_no, file), repeated in zip(files.items(), duplicates, strict=True):
+        cut = plan_shards([file], plan.rows_per_shard, {0: repeated})
+        shards += [replace(shard, file_no=file_no) for shard in cut]
     return shards
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -17,19 +17,22 @@ from bertray.config import ScoreConfig
 from bertray.errors import ConfigError, ConflictError, DataRefused, InfrastructureError
 from bertray.model.bundle import BundleInfo
 from bertray.pipelines.evaluation import label_map
-from bertray.pipelines.inputs import inspect_inputs, read_spec, refuse_bad_files
+from bertray.pipelines.inputs import read_spec, refuse_bad_files
 from bertray.reviews.sources import (
     BadFile,
     InputFile,
     ReadSpec,
     check_columns,
     column_fault,
+    inspect_all,
+    kept_faults,
     label_is_readable,
     list_inputs,
+    with_digests,
 )
 from bertray.storage import ledger
 from bertray.storage import plan as planning
-from bertray.storage.records import FileRecord, LedgerEntry, Plan
+from bertray.storage.records import FileCount, FileRecord, LedgerEntry, Plan
 from bertray.storage.store import Store
 
 log = logging.getLogger(__name__)
@@ -52,7 +55,7 @@ class Tonight:
     entries: list[LedgerEntry]
     decisions: list[planning.FileDecision]
     rewrites: list[Rewrite]
-    looked_at: dict[str, InputFile | BadFile]
+    looked_at: dict[str, Seen]
     settings: dict[str, Any]
 
     @property
@@ -67,22 +70,52 @@ class Tonight:
         return [file for file in found if isinstance(file, InputFile)]
 
 
-def look(config: ScoreConfig) -> dict[str, InputFile | BadFile]:
-    """Every file of the input by path, looked at once.
+@dataclass(frozen=True)
+class KnownFile:
+    """A listed file that the ledger holds as it is; it is not opened again."""
+
+    record: FileRecord
+
+
+Seen = InputFile | BadFile | KnownFile
+
+
+def look(config: ScoreConfig, store: Store) -> dict[str, Seen]:
+    """Every file of the input by path, looked at once. What is new is read for its digest; what is known is not opened,
+    unless a slot may have to be rewritten.
 
     Raises:
         ConfigError: a path is missing.
         DataRefused: there is no file at all.
     """
-    looked_at = {file.path: file for file in inspect_inputs(config.input, config)}
-    if not looked_at and not config.allow_empty:
+    listed = list_inputs(config.input, config.reader)
+    if not listed and not config.allow_empty:
         raise DataRefused(
             f"input: no review file in {', '.join(config.input)}.", "Check the path, or set allow_empty=true."
         )
+    entries = ledger.current(ledger.read_ledger(store))
+    known = {(file.path, file.size_bytes, file.modified): file for entry in entries for file in entry.files}
+    stamps = {entry.path: (entry.path, entry.size_bytes, entry.modified) for entry in listed}
+    may_rewrite = config.replace or config.rescore == "replace" or config.on_changed_file == "replace"
+    to_open = [entry for entry in listed if may_rewrite or stamps[entry.path] not in known]
+    opened = {file.path: file for file in inspect_all(to_open, config.reader)}
+    unknown = [file for file in opened.values() if isinstance(file, InputFile) and stamps[file.path] not in known]
+    digested = {file.path: file for file in with_digests(unknown)}
+    looked_at: dict[str, Seen] = {}
+    for path, stamp in stamps.items():
+        file = digested.get(path) or opened.get(path)
+        if isinstance(file, InputFile) and file.digest is None:
+            file = replace(file, digest=known[stamp].digest)
+        looked_at[path] = file or KnownFile(_known_record(known[stamp]))
     return looked_at
 
 
-def decide(config: ScoreConfig, info: BundleInfo, store: Store, found: Mapping[str, InputFile | BadFile]) -> Tonight:
+def _known_record(file: FileCount) -> FileRecord:
+    fields = file.model_dump(exclude={"rows_in", "rows_scored", "rows_quarantined"})
+    return FileRecord(**fields, num_rows=file.rows_in)
+
+
+def decide(config: ScoreConfig, info: BundleInfo, store: Store, found: Mapping[str, Seen]) -> Tonight:
     """Hold the input against the ledger: which files are new, which slots are rewritten.
 
     Raises:
@@ -99,6 +132,9 @@ def decide(config: ScoreConfig, info: BundleInfo, store: Store, found: Mapping[s
     if config.on_bad_file == "quarantine":  # a file with other columns is a bad file too, and costs no other
         for file in first.readable(to_read):
             looked_at[file.path] = column_fault(file, spec) or file
+        for together in (first.new_files, *(rewrite.files for rewrite in first.rewrites)):
+            readable = [seen for file in together if isinstance(seen := looked_at[file.path], InputFile)]
+            looked_at |= kept_faults(readable, spec)
     else:
         bad = [seen for file in to_read if isinstance(seen := looked_at[file.path], BadFile)]
         refuse_bad_files("input", bad, len(looked_at), "Repair or remove them, or set on_bad_file=quarantine.")
@@ -112,7 +148,7 @@ def _decided(
     info: BundleInfo,
     entries: list[LedgerEntry],
     settings: dict[str, Any],
-    looked_at: dict[str, InputFile | BadFile],
+    looked_at: dict[str, Seen],
 ) -> Tonight:
     decisions = planning.decide_files([_record(file) for file in looked_at.values()], entries)
     rewrites = list(_rewrites(config, info, entries, settings, decisions))
@@ -206,7 +242,9 @@ def _settings(config: ScoreConfig, info: BundleInfo) -> dict[str, Any]:
     }
 
 
-def _record(file: InputFile | BadFile) -> FileRecord:
+def _record(file: Seen) -> FileRecord:
+    if isinstance(file, KnownFile):
+        return file.record
     bad = file if isinstance(file, BadFile) else None
     return FileRecord(
         path=file.path,

@@ -12,6 +12,7 @@ import pyarrow.fs as pafs
 
 from bertray.config import TextFormat
 from bertray.reviews import records
+from bertray.reviews.files import content_digest as file_digest
 from bertray.reviews.files import filesystem_of, open_bytes, reading
 from bertray.reviews.inputs import FileEntry, InputFile, RawRows, Shard
 from bertray.schema import ID, LABEL, STARS, TEXT
@@ -40,7 +41,6 @@ def _files(folder: str) -> list[tuple[int, int, str, int]]:
 def inspect(entry: FileEntry) -> InputFile:
     """Count the reviews of one labelled folder."""
     files = _files(entry.path)
-    digest = hashlib.sha256(repr([(number, stars, size) for number, stars, _, size in files]).encode())
     return InputFile(
         entry.path,
         entry.relative_path,
@@ -49,8 +49,15 @@ def inspect(entry: FileEntry) -> InputFile:
         entry.modified,
         len(files),
         dict(_COLUMNS),
-        digest.hexdigest(),
     )
+
+
+def content_digest(folder: str) -> str:
+    """sha256 of the names and contents of a labelled folder's reviews."""
+    digest = hashlib.sha256()
+    for number, stars, path, _ in _files(folder):
+        digest.update(f"{number}_{stars} {file_digest(path)}\n".encode())
+    return digest.hexdigest()
 
 
 def read(shard: Shard, reader: TextFormat) -> Iterator[RawRows]:

@@ -9,7 +9,7 @@ import numpy as np
 
 from bertray.config import TextFormat
 from bertray.reviews import records
-from bertray.reviews.files import DATA_ERRORS, ends_digest, is_store_failure, reading, short
+from bertray.reviews.files import DATA_ERRORS, is_store_failure, reading, short
 from bertray.reviews.inputs import BadFile, FileEntry, InputFile, RawRows, Shard
 from bertray.schema import Reason
 
@@ -32,7 +32,6 @@ def inspect(entry: FileEntry, reader: TextFormat) -> InputFile | BadFile:
                 return _bad(entry, Reason.FILE_CORRUPT, f"the first row cannot be read: {first.problem}")
             columns = _column_names(first.fields, reader.header)
             num_rows, offsets = records.index(rows if reader.header else chain([first], rows), seekable=seekable)
-            digest = ends_digest(entry.path, entry.size_bytes)
     except DATA_ERRORS as error:
         if is_store_failure(error):
             raise
@@ -45,7 +44,6 @@ def inspect(entry: FileEntry, reader: TextFormat) -> InputFile | BadFile:
         entry.modified,
         num_rows,
         columns,
-        digest,
         offsets,
     )
 

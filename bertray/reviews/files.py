@@ -17,7 +17,7 @@ import pyarrow.fs as pafs
 from bertray.errors import BertrayError, ConfigError, InfrastructureError
 
 REMOTE_SCHEMES = ("s3", "gs")
-DIGEST_BYTES = 64 * 1024
+_PIECE_BYTES = 1 << 20
 
 # What pyarrow says when a store, not a file's content, failed; local failures carry an errno instead.
 _STORE_FAILED = re.compile(r"AWS Error|google::cloud|GCS|curlCode|HTTP status|timed? ?out|Connection|resolve", re.I)
@@ -153,13 +153,12 @@ def stamp(path: str) -> tuple[int, str]:
     return int(info.size or 0), str(info.mtime_ns)
 
 
-def ends_digest(path: str, size_bytes: int) -> str:
-    """sha256 of a file's size and its first and last 64 KiB."""
-    digest = hashlib.sha256(str(size_bytes).encode())
+def content_digest(path: str) -> str:
+    """sha256 of all bytes of a file."""
+    digest = hashlib.sha256()
     with reading(path), open_bytes(path) as stream:
-        digest.update(stream.read(DIGEST_BYTES))
-        stream.seek(min(size_bytes, max(DIGEST_BYTES, size_bytes - DIGEST_BYTES)))
-        digest.update(stream.read(DIGEST_BYTES))
+        while piece := stream.read(_PIECE_BYTES):
+            digest.update(piece)
     return digest.hexdigest()
 
 

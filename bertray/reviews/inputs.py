@@ -38,8 +38,8 @@ class InputFile:
     modified: str
     num_rows: int
     columns: dict[str, str]  # name -> Arrow type as text; "repeated" for a name that stands twice
-    digest: str  # sha256 of the Parquet footer; other formats: of size, first and last 64 KiB
     row_offsets: tuple[int, ...] = ()  # byte offset of rows 0, 4096, 8192, ...; () where a file has to be streamed
+    digest: str | None = None  # sha256 of the content, where `with_digests` was asked for it
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import numpy as np
 
 from bertray.config import TextFormat
 from bertray.reviews import records
-from bertray.reviews.files import DATA_ERRORS, ends_digest, is_store_failure, reading, short
+from bertray.reviews.files import DATA_ERRORS, is_store_failure, reading, short
 from bertray.reviews.inputs import BadFile, FileEntry, InputFile, RawRows, RowFault, Shard
 from bertray.schema import Reason
 
@@ -38,7 +38,6 @@ def inspect(entry: FileEntry, reader: TextFormat) -> InputFile | BadFile:
             if not objects:
                 return _bad(entry, Reason.FILE_CORRUPT, f"none of the first {len(head)} lines is a JSON object")
             num_rows, offsets = records.index(chain(head, rows), seekable=seekable)
-            digest = ends_digest(entry.path, entry.size_bytes)
     except DATA_ERRORS as error:
         if is_store_failure(error):
             raise
@@ -51,7 +50,6 @@ def inspect(entry: FileEntry, reader: TextFormat) -> InputFile | BadFile:
         entry.modified,
         num_rows,
         _columns(objects),
-        digest,
         offsets,
     )
 

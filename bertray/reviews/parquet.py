@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -51,7 +50,6 @@ def inspect(entry: FileEntry) -> InputFile | BadFile:
                 raise _Refused(Reason.FILE_CORRUPT, f"the footer cannot be read: {short(error)}"[:200]) from error
             _check_metadata(file.metadata, len(footer) - _TAIL_BYTES)
             rows = int(file.metadata.num_rows)
-            digest = hashlib.sha256(footer).hexdigest()
     except _Refused as refused:
         return BadFile(
             entry.path,
@@ -62,9 +60,7 @@ def inspect(entry: FileEntry) -> InputFile | BadFile:
             refused.detail,
             refused.num_rows,
         )
-    return InputFile(
-        entry.path, entry.relative_path, "parquet", entry.size_bytes, entry.modified, rows, columns, digest
-    )
+    return InputFile(entry.path, entry.relative_path, "parquet", entry.size_bytes, entry.modified, rows, columns)
 
 
 def _footer(source: Any) -> bytes:

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from bertray.config import Columns, TextFormat
 from bertray.errors import ConfigError, InfrastructureError, did_you_mean
 from bertray.reviews import acl_imdb, delimited, jsonl, parquet
-from bertray.reviews.files import REMOTE_SCHEMES, scheme_of, stamp
+from bertray.reviews.files import REMOTE_SCHEMES, content_digest, scheme_of, stamp
 from bertray.reviews.inputs import (
     CUT,
     KEEP_PREFIX,
@@ -45,6 +45,7 @@ __all__ = [
     "find_duplicate_ids",
     "inspect",
     "inspect_all",
+    "kept_faults",
     "kept_schema",
     "label_is_readable",
     "list_inputs",
@@ -96,6 +97,17 @@ def inspect_all(
         return list(pool.map(lambda entry: inspect(entry, reader), entries))
 
 
+def with_digests(files: Sequence[InputFile], *, num_threads: int = 4) -> list[InputFile]:
+    """The files with the digest of their content, for which each is read once."""
+
+    def digested(file: InputFile) -> InputFile:
+        digest = acl_imdb.content_digest if file.format == acl_imdb.FORMAT else content_digest
+        return replace(file, digest=digest(file.path))
+
+    with ThreadPoolExecutor(num_threads) as pool:
+        return list(pool.map(digested, files))
+
+
 # --- check -----------------------------------------------------------------------------------------------------------
 
 
@@ -119,7 +131,7 @@ def column_fault(file: InputFile, spec: ReadSpec) -> BadFile | None:
     if fault is None:
         return None
     reason, problem, _ = fault
-    return BadFile(file.path, file.relative_path, file.size_bytes, file.modified, reason, problem[:200], file.num_rows)
+    return _bad(file, reason, problem)
 
 
 def label_is_readable(file: InputFile, columns: Columns) -> bool:
@@ -195,28 +207,53 @@ def kept_schema(files: Sequence[InputFile], spec: ReadSpec) -> pa.Schema:
     Raises:
         ConfigError: a column has another type in another file.
     """
+    schema, problems = _kept_types(files, spec)
+    for path, problem in problems.items():
+        raise ConfigError(f"{path}: {problem}", "Leave it out of `keep_columns`, or write the files with one type.")
+    return schema
+
+
+def kept_faults(files: Sequence[InputFile], spec: ReadSpec) -> dict[str, BadFile]:
+    """By path, the files whose kept columns have other types than those of the first: bad ones, as `column_fault`."""
+    _, problems = _kept_types(files, spec)
+    return {file.path: _bad(file, Reason.SCHEMA_TYPE, problems[file.path]) for file in files if file.path in problems}
+
+
+def _kept_types(files: Sequence[InputFile], spec: ReadSpec) -> tuple[pa.Schema, dict[str, str]]:
+    """The schema of kept columns, and by path what does not fit it."""
     first: dict[str, tuple[pa.DataType, str]] = {}
-    seen: dict[tuple[str, ...], None] = {}
-    for file in files:
+    problem_of_shape: dict[tuple[str, ...], str | None] = {}  # files of one shape are looked at once
+    problems = {}
+    for file in files if spec.keep_columns else ():
         shape = (file.format, *(file.columns[name] for name in spec.keep_columns))
-        if not spec.keep_columns or shape in seen:
-            continue
-        seen[shape] = None
-        stored = parquet.schema(file.path) if file.format == "parquet" else None
-        for name in spec.keep_columns:
-            if stored is not None:
-                kind = kept_type(stored.field(name).type)
-            else:
-                kind = pa.int32() if file.columns[name] == "int32" and file.format == acl_imdb.FORMAT else pa.string()
-            expected, where = first.setdefault(name, (kind, file.path))
-            if pa.types.is_null(expected):
-                first[name] = (kind, file.path)
-            elif kind != expected and not pa.types.is_null(kind):
-                raise ConfigError(
-                    f"{file.path}: expected column {name!r} to be {expected}, as in {where}, found {kind}.",
-                    "Leave it out of `keep_columns`, or write the files with one type.",
-                )
-    return pa.schema([pa.field(name, first[name][0]) for name in spec.keep_columns if name in first])
+        if shape not in problem_of_shape:
+            problem_of_shape[shape] = _kept_problem(file, spec, first)
+        if problem := problem_of_shape[shape]:
+            problems[file.path] = problem
+    return pa.schema([pa.field(name, first[name][0]) for name in spec.keep_columns if name in first]), problems
+
+
+def _kept_problem(file: InputFile, spec: ReadSpec, first: dict[str, tuple[pa.DataType, str]]) -> str | None:
+    """What is wrong with a file's kept columns; types that nobody had before are entered in `first`."""
+    stored = parquet.schema(file.path) if file.format == "parquet" else None
+    kinds = {}
+    for name in spec.keep_columns:
+        if stored is not None:
+            kinds[name] = kept_type(stored.field(name).type)
+        else:
+            is_number = file.columns[name] == "int32" and file.format == acl_imdb.FORMAT
+            kinds[name] = pa.int32() if is_number else pa.string()
+        expected, where = first.get(name, (kinds[name], ""))
+        if kinds[name] != expected and not pa.types.is_null(kinds[name]) and not pa.types.is_null(expected):
+            return f"expected column {name!r} to be {expected}, as in {where}, found {kinds[name]}."
+    for name, kind in kinds.items():
+        if name not in first or pa.types.is_null(first[name][0]):
+            first[name] = (kind, file.path)
+    return None
+
+
+def _bad(file: InputFile, reason: Reason, problem: str) -> BadFile:
+    return BadFile(file.path, file.relative_path, file.size_bytes, file.modified, reason, problem[:200], file.num_rows)
 
 
 # --- plan ------------------------------------------------------------------------------------------------------------
@@ -251,35 +288,39 @@ def shard_of(file: InputFile, lo: int, hi: int, *, file_no: int = 0, duplicates:
     return Shard(replace(file, row_offsets=()), file_no, lo, hi, duplicates, start_row, start_byte)
 
 
-def find_duplicate_ids(file: InputFile, spec: ReadSpec) -> frozenset[int]:
-    """Rows whose id stands in an earlier row of the same file; nulls and empty ids repeat nothing.
+def find_duplicate_ids(files: Sequence[InputFile], spec: ReadSpec) -> list[frozenset[int]]:
+    """For each file its rows whose id stands in an earlier row, of the file or of a file before it.
 
-    Streams the id column only and keeps eight bytes a row.
+    Nulls and empty ids repeat nothing. Streams the id columns only and keeps sixteen bytes a row.
     """
-    if spec.columns.id not in file.columns or not spec.unique_ids or file.format == acl_imdb.FORMAT:
-        return frozenset()
-    hashes, rows = [], []
-    for row_nos_N, ids in _id_batches(file, spec):
-        # Python's salted hash is enough: it lives in this call only, and equal hashes are compared as text below.
-        hashes.append(np.fromiter((hash(value) for value in ids), np.int64, len(ids)))
-        rows.append(row_nos_N)
-    if not hashes:
-        return frozenset()
-    hashes_N, rows_N = np.concatenate(hashes), np.concatenate(rows)
+    repeated: list[set[int]] = [set() for _ in files]
+    with_ids = [
+        (number, file)
+        for number, file in enumerate(files)
+        if spec.unique_ids and spec.columns.id in file.columns and file.format != acl_imdb.FORMAT
+    ]
+    hashes, places = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
+    starts = np.cumsum([0, *(file.num_rows for _, file in with_ids)])
+    for start, (_, file) in zip(starts.tolist(), with_ids, strict=False):
+        for row_nos_N, ids in _id_batches(file, spec):
+            # Python's salted hash is enough: it lives in this call only, and equal hashes are compared as text below.
+            hashes.append(np.fromiter((hash(value) for value in ids), np.int64, len(ids)))
+            places.append(row_nos_N + start)
+    hashes_N, places_N = np.concatenate(hashes), np.concatenate(places)
     order = np.argsort(hashes_N, kind="stable")
     same = hashes_N[order][1:] == hashes_N[order][:-1]
-    candidates = set(rows_N[order[1:][same]].tolist()) | set(rows_N[order[:-1][same]].tolist())
-    if not candidates:
-        return frozenset()
+    candidates_C = np.unique(np.concatenate([places_N[order[1:][same]], places_N[order[:-1][same]]]))
     seen: set[str] = set()
-    repeated: set[int] = set()
-    for row_nos_N, ids in _id_batches(file, spec):
-        for row, value in zip(row_nos_N.tolist(), ids, strict=True):
-            if row in candidates:
-                if value in seen:
-                    repeated.add(row)
-                seen.add(value)
-    return frozenset(repeated)
+    for start, (number, file) in zip(starts.tolist(), with_ids, strict=False):
+        here = candidates_C[np.searchsorted(candidates_C, [start]).item() :]
+        rows = set((here[here < start + file.num_rows] - start).tolist())
+        for row_nos_N, ids in _id_batches(file, spec) if rows else ():
+            for row, value in zip(row_nos_N.tolist(), ids, strict=True):
+                if row in rows:
+                    if value in seen:
+                        repeated[number].add(row)
+                    seen.add(value)
+    return [frozenset(rows) for rows in repeated]
 
 
 def _id_batches(file: InputFile, spec: ReadSpec) -> Iterator[tuple[np.ndarray, list[str]]]:

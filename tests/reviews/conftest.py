@@ -36,7 +36,7 @@ def read_all() -> ReadAll:
         files = [inspect(entry, options.reader) for entry in list_inputs([str(path)], options.reader)]
         assert all(isinstance(file, InputFile) for file in files), files
         check_columns(files, options)
-        duplicates = {number: find_duplicate_ids(file, options) for number, file in enumerate(files)}
+        duplicates = {number: find_duplicate_ids([file], options)[0] for number, file in enumerate(files)}
         batches = [read_shard(shard, options) for shard in plan_shards(files, rows_per_shard, duplicates)]
         for batch in batches:
             assert batch.rows_in == batch.kept.num_rows + batch.refused.num_rows

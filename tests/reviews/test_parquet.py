@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import subprocess
 import sys
 import uuid
@@ -41,14 +40,11 @@ def write(path: Path, rows: int = 10, **options: object) -> pa.Table:
     return table
 
 
-def test_inspect_counts_rows_and_digests_the_footer(tmp_path):
+def test_inspect_counts_rows_and_columns(tmp_path):
     write(tmp_path / "a.parquet")
     file = look_at(tmp_path / "a.parquet")
     assert isinstance(file, InputFile)
     assert (file.num_rows, file.columns, file.row_offsets) == (10, {"id": "string", "text": "string"}, ())
-    raw = (tmp_path / "a.parquet").read_bytes()
-    footer = int.from_bytes(raw[-8:-4], "little") + 8
-    assert file.digest == hashlib.sha256(raw[-footer:]).hexdigest()
 
 
 @pytest.mark.parametrize(("row_group_size", "rows_per_shard"), [(1000, 7), (3, 10), (4, 4), (1, 100), (1000, 1000)])

@@ -150,8 +150,8 @@ def test_shards_and_specs_are_small_when_pickled(tmp_path):
 def test_duplicate_ids_are_found_over_the_whole_file(tmp_path, read_all):
     ids = ["a", "b", None, "a", "", "c", "", None, "b", "a"]
     file = written(tmp_path / "a.parquet", id=ids, text=[f"t{i}" for i in range(10)])
-    assert find_duplicate_ids(file, ReadSpec()) == {3, 8, 9}
-    assert find_duplicate_ids(file, ReadSpec(unique_ids=False)) == frozenset()
+    assert find_duplicate_ids([file], ReadSpec()) == [{3, 8, 9}]
+    assert find_duplicate_ids([file], ReadSpec(unique_ids=False)) == [frozenset()]
     batch = read_all(tmp_path / "a.parquet", rows_per_shard=2)
     assert batch.kept["id"].to_pylist() == ["a", "b", "c"]
     assert batch.refused["reason"].to_pylist().count("id_duplicate") == 3
@@ -163,15 +163,15 @@ def test_equal_hashes_of_different_ids_are_no_duplicates(tmp_path, monkeypatch):
 
     file = written(tmp_path / "a.parquet", id=["a", "b", "a", "c"], text=["t"] * 4)
     monkeypatch.setattr(sources, "hash", lambda value: 1, raising=False)
-    assert find_duplicate_ids(file, ReadSpec()) == {2}
+    assert find_duplicate_ids([file], ReadSpec()) == [{2}]
 
 
 def test_duplicate_integer_ids_are_found_in_csv_and_parquet(tmp_path):
     file = written(tmp_path / "a.parquet", id=[1, 2, 1], text=["t"] * 3)
-    assert find_duplicate_ids(file, ReadSpec()) == {2}
+    assert find_duplicate_ids([file], ReadSpec()) == [{2}]
     (tmp_path / "b.csv").write_text("id,text\n1,x\n2,y\n1,z\n")
     [entry] = list_inputs([str(tmp_path / "b.csv")], AUTO)
-    assert find_duplicate_ids(inspect(entry, AUTO), ReadSpec()) == {2}
+    assert find_duplicate_ids([inspect(entry, AUTO)], ReadSpec()) == [{2}]
 
 
 def test_reading_needs_neither_ray_nor_torch_nor_transformers():
