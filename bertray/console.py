@@ -76,7 +76,7 @@ class Ticker:
             self._bar.update(self._task, completed=done, total=self.total, note=note)
             return
         now = time.monotonic()
-        if self._first is None:
+        if self._first is None or done < self._first[1]:  # work that was lost is done again
             self._first = (now, done)
         if now - self._last < LOG_EVERY_S:
             return

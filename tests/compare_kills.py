@@ -1,7 +1,7 @@
 """The same kills for three ways to score a folder on Ray: what readers find after a kill, and after the rerun.
 
 `make compare-kills` prints the table of docs/guarantees.md. One Ray cluster on this machine; a driver is killed with
--9 at a random moment between its first written file and the end of a run, then the same command runs to its end. All
+-9 at a random moment between its first scored batch and the end of a run, then the same command runs to its end. All
 three read the same files and write parts of the same rows with the same model.
 """
 
@@ -77,11 +77,12 @@ def write_model(folder: Path) -> Path:
 class PlainScorer:
     """What people write into `map_batches`."""
 
-    def __init__(self, model: str) -> None:
+    def __init__(self, model: str, marker: Path) -> None:
         import torch
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
         torch.set_num_threads(1)
+        self._marker = marker
         self._tokenizer: Any = AutoTokenizer.from_pretrained(model)
         self._model: Any = AutoModelForSequenceClassification.from_pretrained(model).eval()
 
@@ -91,6 +92,7 @@ class PlainScorer:
         tokens = self._tokenizer(list(batch["text"]), padding=True, truncation=True, max_length=64, return_tensors="pt")
         with torch.inference_mode():
             label = self._model(**tokens).logits.argmax(-1).numpy()
+        self._marker.touch()
         return {"id": batch["id"], "label": label}
 
 
@@ -106,7 +108,10 @@ def run_plain(model: Path, source: Path, output: Path, *, checkpointed: bool) ->
         )
     rows = ray.data.read_parquet(str(source), override_num_blocks=NUM_FILES)
     scored = rows.map_batches(
-        PlainScorer, fn_constructor_args=(str(model),), batch_size=ROWS_PER_FILE, compute=ActorPoolStrategy(size=1)
+        PlainScorer,
+        fn_constructor_args=(str(model), marker_of(output)),
+        batch_size=ROWS_PER_FILE,
+        compute=ActorPoolStrategy(size=1),
     )
     scored.write_parquet(str(output / "data"))
 
@@ -129,9 +134,14 @@ def seen(output: Path) -> Counter[str] | None:
     return found
 
 
-def has_written(output: Path) -> bool:
-    """Has a first part been written, wherever a contender puts it before readers see it?"""
-    return any(output.rglob("*.parquet"))
+def marker_of(output: Path) -> Path:
+    """Comes to be when a first batch has been scored."""
+    return output.with_name(f"{output.name}-begun")
+
+
+def has_begun(output: Path) -> bool:
+    """Has a first batch been scored? bertray stages its part at once, where no reader looks."""
+    return marker_of(output).exists() or any(output.rglob("*.parquet"))
 
 
 def start(argv: list[str]) -> subprocess.Popen[bytes]:
@@ -145,7 +155,7 @@ def compare(contender: str, kills: int, seed: int, folder: Path, say: Callable[[
 
     begun = time.monotonic()
     whole = start(command(contender, model, folder / "in", folder / "whole"))
-    wait_for(lambda: has_written(folder / "whole"), seconds=300)
+    wait_for(lambda: has_begun(folder / "whole"), seconds=300)
     first_file = time.monotonic()
     assert whole.wait() == 0
     tally.whole_s = time.monotonic() - begun
@@ -156,7 +166,7 @@ def compare(contender: str, kills: int, seed: int, folder: Path, say: Callable[[
         output = folder / f"night-{night}"
         argv = command(contender, model, folder / "in", output)
         driver = start(argv)
-        wait_for(lambda output=output: has_written(output), seconds=300)
+        wait_for(lambda output=output: has_begun(output), seconds=300)
         time.sleep(chance.random() * writing_s)
         if driver.poll() is None:
             os.killpg(driver.pid, signal.SIGKILL)

@@ -32,6 +32,9 @@ LOCAL_TRAIN_ENV = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     "RAY_TRAIN_METRICS_ENABLED": "0",
+    # Ray Train asks a dashboard whether its controller lives. We start none, and any other on this machine, or a tunnel
+    # to one, would say "unknown" and have healthy workers ended: ask where nobody answers.
+    "RAY_API_SERVER_ADDRESS": "http://127.0.0.1:9",
 }
 
 

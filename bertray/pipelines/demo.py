@@ -94,7 +94,7 @@ def _print_summary(root: Path, seconds: float) -> None:
                 f"{report['rows_scored']:,}",
                 f"{report['rows_quarantined']:,}",
                 _accuracy(root / "scored" / "reports" / slot / "metrics.json"),
-                report["facts"]["rows/s while scoring"],
+                f"{report['rows_per_s']:,.1f}",
             ]
         )
     table(f"demo in {duration(seconds)}", ["", "rows in", "scored", "quarantined", "accuracy", "rows/s"], rows)

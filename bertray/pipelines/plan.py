@@ -18,8 +18,9 @@ from bertray.model.bundle import resolve_model
 from bertray.model.tokenization import ReviewTokenizer, sequences
 from bertray.pipelines.cluster import inside_cluster, plan_resources
 from bertray.pipelines.inputs import Inputs, open_model
+from bertray.pipelines.runs import check_claim
 from bertray.pipelines.tonight import Tonight, decide, look, spec_for, unfinished_plan
-from bertray.pipelines.train import open_data
+from bertray.pipelines.train import check_train, open_data, run_key_of
 from bertray.reviews.sources import read_shard
 from bertray.storage.store import open_store
 
@@ -88,7 +89,9 @@ def _plan_score(config: ScoreConfig) -> None:
 
 
 def _plan_train(config: TrainConfig) -> None:
+    folder = check_train(config)
     data = open_data(config)
+    check_claim(open_store(config.output), "train", run_key_of(config, data, folder))
     rows = [
         [key, f"{len(inputs.files):,}", f"{inputs.num_rows:,}"]
         for key, inputs in (("train", data.train), ("validation", data.validation), ("test", data.test))
@@ -96,7 +99,6 @@ def _plan_train(config: TrainConfig) -> None:
     ]
     table("data", ["", "files", "rows"], rows)
     say(f"classes: {', '.join(data.labels.names)}")
-    folder = resolve_model(config.model)
     sample = draw_sample(data.train, ReviewTokenizer(folder, config.max_length, config.long_text))
     _print_sample(sample, data.train.num_rows, config.max_length)
     tokens_per_s = _training_rate(config, folder, sample, data.labels.names)

@@ -31,18 +31,31 @@ def claim_output(store: Store, verb: str, run_key: str, config_yaml: str) -> Non
         ConfigError: the output cannot be written.
         ConflictError: it holds another run.
     """
-    claim = Claim(verb=verb, run_key=run_key)
-    if store.keys(COMMITS) and verb != "score":
-        raise ConflictError(f"{store.root}: holds scored slots, not a {verb} run.", "Choose another `output`.")
-    if _in_use(store) and not store.exists(RUN_FILE):  # in this order: a run beside us may be claiming it right now
-        raise ConflictError(
-            f"{store.root}: not empty, and not an output of bertray.", "Choose an empty or new folder as `output`."
-        )
-    if store.put_new(RUN_FILE, claim.to_bytes()):
+    check_claim(store, verb, run_key)
+    if store.put_new(RUN_FILE, Claim(verb=verb, run_key=run_key).to_bytes()):
         if verb != "score":
             store.put("config.yaml", config_yaml.encode())
+    else:
+        check_claim(store, verb, run_key)  # another run was faster
+
+
+def check_claim(store: Store, verb: str, run_key: str) -> None:
+    """Could this run take the output? Writes nothing.
+
+    Raises:
+        ConflictError: it holds another run, or something else.
+    """
+    if store.keys(COMMITS) and verb != "score":
+        raise ConflictError(f"{store.root}: holds scored slots, not a {verb} run.", "Choose another `output`.")
+    in_use = _in_use(store)  # looked at first: a run beside us may be claiming the output right now
+    try:
+        held = Claim.from_bytes(store.get(RUN_FILE), store.uri(RUN_FILE))
+    except FileNotFoundError:
+        if in_use:
+            raise ConflictError(
+                f"{store.root}: not empty, and not an output of bertray.", "Choose an empty or new folder as `output`."
+            ) from None
         return
-    held = Claim.from_bytes(store.get(RUN_FILE), store.uri(RUN_FILE))
     if held.verb != verb:
         raise ConflictError(f"{store.root}: holds a {held.verb} run, not a {verb} run.", "Choose another `output`.")
     if held.run_key != run_key:

@@ -114,8 +114,9 @@ def _finish_earlier_runs(config: ScoreConfig, info: BundleInfo, store: Store, en
     """Publish what a killed run committed, and write the reports that it did not come to."""
     ledger.publish_all(store, entries)
     for entry in ledger.current(entries):
-        if not has_report(store, entry) and entry.model_version == info.model_version:
-            write_night_report(store, entry, info, config.report, seed=config.seed)
+        if not has_report(store, entry):
+            of_then = replace(info, labels=tuple(entry.labels), model_version=entry.model_version)
+            write_night_report(store, entry, of_then, config.report, seed=config.seed)
 
 
 # --- one plan --------------------------------------------------------------------------------------------------------

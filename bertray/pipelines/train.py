@@ -78,15 +78,10 @@ class _TrainJob:
 def run_train(config: TrainConfig) -> int:
     """Train, evaluate, report; the same command again resumes, or says that the run is done."""
     started = time.monotonic()
-    if config.training.method != "finetune":
-        raise ConfigError(
-            f"training.method={config.training.method}: not in this version.", "Set training.method=finetune."
-        )
-    model_folder = resolve_model(config.model)
-    check_length(config.max_length, config.model, model_folder)
+    model_folder = check_train(config)
     data = open_data(config)
     base = weights_digest(model_folder)
-    run_key = cache_key({"config": _identity(config), "data": data.fingerprint, "base model": base})
+    run_key = run_key_of(config, data, model_folder)
     store = open_store(config.output)
     if finished_run(store, "train", run_key):
         say(f"already trained: {store.uri('report.html')}")
@@ -106,7 +101,7 @@ def run_train(config: TrainConfig) -> int:
             config.data.validation_fraction,
             config.seed,
         )
-        _check_classes(examples, data.labels)
+        _check_splits(examples, data.labels)
         outcome, temperature = _fit(config, data, run_key, train_keys, validation_keys, examples, store, resources)
         bundle, info = _write_bundle(config, data, run_key, outcome, temperature, model_folder, store)
         rows = _evaluate(config, data, examples, bundle, info, store, resources)
@@ -179,7 +174,34 @@ def _identity(config: TrainConfig) -> dict[str, Any]:
     return identity
 
 
-def _check_classes(examples: Examples, labels: LabelMap) -> None:
+def check_train(config: TrainConfig) -> Path:
+    """What can be told without the data; returns the folder of the base model.
+
+    Raises:
+        ConfigError: a method that is not there, a model that is not there or sees fewer tokens than `max_length`.
+    """
+    if config.training.method != "finetune":
+        raise ConfigError(
+            f"training.method={config.training.method}: not in this version.", "Set training.method=finetune."
+        )
+    folder = resolve_model(config.model)
+    check_length(config.max_length, config.model, folder)
+    return folder
+
+
+def run_key_of(config: TrainConfig, data: _Data, model_folder: Path) -> str:
+    """What makes two runs the same: data, base model and every setting that decides what is trained."""
+    identity = {"config": _identity(config), "data": data.fingerprint, "base model": weights_digest(model_folder)}
+    return cache_key(identity)
+
+
+def _check_splits(examples: Examples, labels: LabelMap) -> None:
+    if not len(examples.validation):
+        raise DataRefused(
+            f"data.train: {len(examples.train)} examples, of which none could be put aside for validation; identical "
+            "texts stay in one split.",
+            "Give reviews with more different texts, or name data.validation.",
+        )
     counts = np.bincount(examples.label_ids_N[examples.train], minlength=len(labels.names))
     missing = [name for name, count in zip(labels.names, counts, strict=True) if count == 0]
     if missing:
@@ -431,6 +453,8 @@ def _show_progress(store: Store, ticker: Ticker, shown: dict[str, int]) -> None:
         state = json.loads(store.get(PROGRESS))
     except (FileNotFoundError, InfrastructureError):
         return
+    if shown and state["start"] not in shown:
+        log.warning("the training worker was lost; another one goes on from the last checkpoint")
     for message in state["messages"][shown.get(state["start"], 0) :]:
         log.info("%s", message)
     shown[state["start"]] = len(state["messages"])
@@ -535,7 +559,10 @@ def _notes(config: TrainConfig, data: _Data, examples: Examples, outcome: Outcom
     """What the reader of the report should know."""
     notes = []
     if data.test is None:
-        notes.append("No data.test was given: the figures are on validation rows, which also chose the best epoch.")
+        notes.append(
+            "No data.test was given: the figures are on validation rows, which also chose the best epoch and "
+            "the temperature of the scores: they flatter."
+        )
     if outcome.resumed_from is not None:
         notes.append(f"The run was interrupted and resumed at step {outcome.resumed_from}.")
     text_hash_N = examples.shards.text_hash_N

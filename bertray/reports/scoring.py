@@ -70,7 +70,8 @@ class ScoringReport:
     tokens: int  # of all scored rows, before truncation
     truncated: int  # rows
     quarantined: Mapping[str, int]  # reason -> rows, or files for reasons that concern a whole file
-    seconds: float
+    seconds: float  # of the run, start-up included
+    rows_per_s: float  # while the model was at work
     needs_review: int | None = None  # rows; None: no threshold was set
     needs_review_below: float | None = None
     skipped: Sequence[Mapping[str, str]] = ()  # path, why
@@ -109,10 +110,6 @@ class ScoringReport:
             return ""
         common = commonprefix([file.path for file in self.files])  # noqa: RUF071 - cut back to a slash below
         return common[: common.rfind("/") + 1]
-
-    @property
-    def rows_per_s(self) -> float:
-        return self.rows_in / self.seconds if self.seconds > 0 else 0.0
 
     @property
     def headline(self) -> str:

@@ -367,7 +367,7 @@ class _Loop:
         )
         progress.loss_sum = 0.0
         value = -figures["loss"] if training.best_metric == "loss" else figures[training.best_metric]
-        if not np.isfinite(value):
+        if not np.isfinite([value, figures["loss"]]).all():
             raise InfrastructureError(
                 "training: the validation loss is not finite; the last checkpoint before it is kept.",
                 "Lower training.learning_rate or set training.precision=fp32, in a new output.",

@@ -107,6 +107,7 @@ def make_night():
             "truncated": 9,
             "quarantined": {"text_empty": 2, "id_duplicate": 1, "file_corrupt": 1},
             "seconds": 2.0,
+            "rows_per_s": 150.0,
         }
         return ScoringReport(**(defaults | options))
 

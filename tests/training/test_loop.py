@@ -11,6 +11,7 @@ import pyarrow as pa
 import pytest
 import torch
 import torch.multiprocessing as mp
+from transformers import BertForSequenceClassification
 
 from bertray.config import Training
 from bertray.errors import ConfigError, DataRefused, InfrastructureError
@@ -349,10 +350,40 @@ def test_accumulation_gives_the_losses_of_one_large_pass(tmp_path, tiny_encoder)
     np.testing.assert_allclose(losses(small), losses(large), atol=2e-5)  # sums in another order
 
 
-def test_balanced_class_weights_change_the_loss(tmp_path, tiny_encoder, whole):
+def test_balanced_class_weights_give_the_weighted_cross_entropy_of_torch(tmp_path, tiny_encoder):
     data = examples(tmp_path)
-    weighted = run_loop(data, tiny_encoder, 0, settings(class_weights="balanced"), LocalStore(tmp_path / "weighted"))
-    assert losses(weighted) != losses(whole)
+    # Nine of ten examples of one class, and an encoder with a head, so that the first loss is that of known weights.
+    kept = np.concatenate(
+        [data.train[data.label_ids_N[data.train] == 1], data.train[data.label_ids_N[data.train] == 0][:2]]
+    )
+    data = dataclasses.replace(data, train=np.sort(kept))
+    still = _without_dropout(tiny_encoder, tmp_path)
+    model = BertForSequenceClassification.from_pretrained(still, num_labels=2).eval()
+    model.config.id2label = dict(enumerate(SETTINGS.labels))
+    model.save_pretrained(still)
+    ids = [torch.tensor(data.shards.padded(np.array([row]), 0)["input_ids"][0]) for row in data.train]
+    with torch.no_grad():
+        logits = torch.cat([model(input_ids=row[None]).logits for row in ids])
+    labels = torch.from_numpy(data.label_ids_N[data.train]).long()
+    weights = torch.tensor([len(labels) / (2.0 * int((labels == c).sum())) for c in (0, 1)])
+    expected = torch.nn.CrossEntropyLoss(weight=weights)(logits, labels)
+    one_step = settings(class_weights="balanced", batch_size=64, epochs=1)
+    outcome = run_loop(data, still, 0, one_step, LocalStore(tmp_path / "weighted"))
+    np.testing.assert_allclose(losses(outcome), [float(expected)], rtol=1e-4)
+    assert abs(float(expected) - float(torch.nn.CrossEntropyLoss()(logits, labels))) > 1e-3
+
+
+def test_validation_logits_that_are_not_finite_stop_the_run_whatever_the_best_metric(
+    tmp_path, tiny_encoder, monkeypatch
+):
+    import bertray.training.loop as loop_module
+
+    def poisoned(self):
+        return np.full((len(self.examples.validation), 2), np.nan, np.float32)
+
+    monkeypatch.setattr(loop_module._Loop, "_validation_logits", poisoned)
+    with pytest.raises(InfrastructureError, match="validation loss is not finite"):
+        run_loop(examples(tmp_path), tiny_encoder, 0, SETTINGS, LocalStore(tmp_path / "nan"))
 
 
 def test_a_split_without_examples_is_refused(tmp_path, tiny_encoder):
