@@ -110,14 +110,12 @@ class Reason(StrEnum):
     FILE_NOT_PARQUET = "file_not_parquet"
     FILE_UNSUPPORTED = "file_unsupported"  # encrypted, or a codec that is not built in
     FILE_BOMB = "file_bomb"
-    FILE_DUPLICATE = "file_duplicate"
     PAGE_CHECKSUM = "page_checksum"
     SCHEMA_MISSING_COLUMN = "schema_missing_column"
     SCHEMA_TYPE = "schema_type"
     SCHEMA_ID_TYPE = "schema_id_type"
     ROW_GROUP_TOO_BIG = "row_group_too_big"
     PATH_REFUSED = "path_refused"
-    LABEL_INVALID = "label_invalid"
 
 
 INPUT_PATH = "input_path"

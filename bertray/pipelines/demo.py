@@ -97,11 +97,13 @@ def _print_summary(root: Path, seconds: float) -> None:
                 f"{report['rows_per_s']:,.1f}",
             ]
         )
+    here = Path.cwd()
+    shown = root.relative_to(here) if root.is_relative_to(here) else root
     table(f"demo in {duration(seconds)}", ["", "rows in", "scored", "quarantined", "accuracy", "rows/s"], rows)
-    say(f"training report   {root / 'train' / 'report.html'}")
+    say(f"training report   {shown / 'train' / 'report.html'}")
     for night, slot in NIGHTS:
-        say(f"{night} report    {root / 'scored' / 'reports' / slot / 'report.html'}")
-    say(f"scored Parquet    {root / 'scored' / 'data'}")
+        say(f"{night} report    {shown / 'scored' / 'reports' / slot / 'report.html'}")
+    say(f"scored Parquet    {shown / 'scored' / 'data'}")
 
 
 def _accuracy(metrics: Path) -> str:

@@ -280,7 +280,7 @@ def _print_entry(store: Store, entry: LedgerEntry, evaluation: Evaluation | None
         ["", "rows in", "scored", "quarantined", "rows/s"],
         [
             [
-                f"{len(entry.files)} files",
+                f"{len(entry.files)} file{'' if len(entry.files) == 1 else 's'}",
                 f"{entry.rows_in:,}",
                 f"{entry.rows_scored:,}",
                 f"{entry.rows_quarantined:,}",

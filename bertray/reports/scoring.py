@@ -28,14 +28,12 @@ REASON_WORDS = {
     Reason.FILE_NOT_PARQUET: "the file is not Parquet",
     Reason.FILE_UNSUPPORTED: "the file is encrypted or compressed in an unknown way",
     Reason.FILE_BOMB: "the file grows beyond measure when it is unpacked",
-    Reason.FILE_DUPLICATE: "the file repeats another one",
     Reason.PAGE_CHECKSUM: "a checksum in the file does not hold",
     Reason.SCHEMA_MISSING_COLUMN: "the file lacks a column",
     Reason.SCHEMA_TYPE: "a column has another type",
     Reason.SCHEMA_ID_TYPE: "the id column has another type",
     Reason.ROW_GROUP_TOO_BIG: "a row group of the file is too big",
     Reason.PATH_REFUSED: "the path is refused",
-    Reason.LABEL_INVALID: "the label is no known class",
 }
 
 

@@ -277,14 +277,14 @@ class ObjectStore:
     def put(self, key: str, value: bytes) -> None:
         import obstore
 
-        with _storage_errors(key):
+        with _storage_errors(self.uri(key)):
             obstore.put(self._store, key, value)
 
     def put_new(self, key: str, value: bytes) -> bool:
         import obstore
         from obstore.exceptions import AlreadyExistsError, NotSupportedError
 
-        with _storage_errors(key):
+        with _storage_errors(self.uri(key)):
             try:
                 obstore.put(self._store, key, value, mode="create")
             except AlreadyExistsError:
@@ -300,14 +300,14 @@ class ObjectStore:
     def get(self, key: str) -> bytes:
         import obstore
 
-        with _storage_errors(key):
+        with _storage_errors(self.uri(key)):
             return bytes(obstore.get(self._store, key).bytes())
 
     def exists(self, key: str) -> bool:
         import obstore
 
         try:
-            with _storage_errors(key):
+            with _storage_errors(self.uri(key)):
                 obstore.head(self._store, key)
         except FileNotFoundError:
             return False
@@ -319,7 +319,7 @@ class ObjectStore:
     def listing(self, prefix: str) -> list[StoredFile]:
         import obstore
 
-        with _storage_errors(prefix):
+        with _storage_errors(self.uri(prefix)):
             batches: Iterator[list[dict[str, Any]]] = obstore.list(self._store, prefix=f"{prefix}/")
             found = [StoredFile(e["path"], e["size"], e["last_modified"]) for batch in batches for e in batch]
             return sorted(found, key=lambda file: file.key)
@@ -327,7 +327,7 @@ class ObjectStore:
     def delete(self, key: str) -> None:
         import obstore
 
-        with _storage_errors(key):
+        with _storage_errors(self.uri(key)):
             try:
                 obstore.delete(self._store, key)
             except FileNotFoundError:
@@ -340,7 +340,7 @@ class ObjectStore:
         found = self._names(folder)
         if found == {*wanted, SUCCESS} or not found <= {*wanted, *obsolete, SUCCESS}:
             return
-        with _storage_errors(folder):
+        with _storage_errors(self.uri(folder)):
             if found & set(obsolete):
                 self.delete(f"{folder}/{SUCCESS}")  # absent while old and new stand side by side
             for key, name in staged:

@@ -49,7 +49,7 @@ def test_shares_speed_and_lengths_are_told(make_night, read_page):
     text = words(read_page(make_night(needs_review=4, needs_review_below=0.6).to_html()))
     assert "negative 25.4 % 30 positive 74.6 % 88" in text
     assert "Needs review 4 score below 0.6" in text
-    assert "60 rows/s, 2.0 s" in text  # 121 rows in 2 s
+    assert "150 rows/s at work, 2.0 s in all" in text
     assert (
         "20 tokens on average. Half of the reviews have at most 16 tokens; 90 % of the reviews have at most 64" in text
     )
