@@ -11,7 +11,8 @@ demo: install
 	$(BIN)/bertray demo
 
 test: lint
-	$(BIN)/pytest -m "not slow and not soak"
+	$(BIN)/pytest -n 2 --dist loadfile -m "not slow and not soak and not ray"
+	$(BIN)/pytest -m "ray and not slow and not soak"
 
 test-slow: install
 	$(BIN)/pytest -m slow

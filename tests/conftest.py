@@ -115,31 +115,37 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def s3_environment() -> Iterator[dict[str, str]]:
-    """A real HTTP server that speaks S3, with one bucket, `bertray`; the settings that lead to it."""
-    import boto3
+def s3_server() -> Iterator[dict[str, str]]:
+    """A real HTTP server that speaks S3; the settings that lead to it."""
     from moto.server import ThreadedMotoServer
 
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
     server.start()
     host, port = server.get_host_and_port()
-    environment = {
+    yield {
         "AWS_ENDPOINT_URL": f"http://{host}:{port}",
         "AWS_ACCESS_KEY_ID": "testing",
         "AWS_SECRET_ACCESS_KEY": "testing",
         "AWS_REGION": "us-east-1",
         "AWS_ALLOW_HTTP": "true",
     }
+    server.stop()
+
+
+@pytest.fixture
+def s3_environment(s3_server: dict[str, str]) -> dict[str, str]:
+    """The settings that lead to a server with one bucket, `bertray`, which other tests may have cleared away."""
+    import boto3
+
     client = boto3.client(
         "s3",
-        endpoint_url=environment["AWS_ENDPOINT_URL"],
+        endpoint_url=s3_server["AWS_ENDPOINT_URL"],
         aws_access_key_id="testing",
         aws_secret_access_key="testing",
         region_name="us-east-1",
     )
     client.create_bucket(Bucket="bertray")
-    yield environment
-    server.stop()
+    return s3_server
 
 
 @pytest.fixture(scope="session")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import multiprocessing
+import multiprocessing.process
 import os
 import sys
 from collections import Counter
@@ -26,6 +26,7 @@ from bertray.reviews.sources import Shard
 from bertray.storage import faults, ledger
 from bertray.storage.records import Receipt
 from bertray.storage.store import Store, open_store
+from tests.processes import FORKSERVER
 
 INFO = BundleInfo(
     labels=("neg", "pos"),
@@ -87,10 +88,6 @@ def run_night(config: ScoreConfig, info: BundleInfo = INFO) -> int:
 
 # --- processes to die ------------------------------------------------------------------------------------------------
 
-# Children are forked from a clean process that has imported everything and used nothing.
-_CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["tests.nightly", "bertray.pipelines.night", "obstore", "tokenizers"])
-
 
 def start_night(
     config: ScoreConfig,
@@ -101,7 +98,7 @@ def start_night(
     info: BundleInfo = INFO,
 ) -> multiprocessing.process.BaseProcess:
     """A run in a process of its own; `exitcode` is its exit code, or -9 when it was killed."""
-    process = _CONTEXT.Process(target=_child, args=(config, info, armed, dict(environment or {}), hard_links))
+    process = FORKSERVER.Process(target=_child, args=(config, info, armed, dict(environment or {}), hard_links))
     process.start()
     return process
 

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import time
 from collections.abc import Callable
 from pathlib import Path
+
+# Children are forked from a clean process that has imported everything and used nothing.
+FORKSERVER = multiprocessing.get_context("forkserver")
+FORKSERVER.set_forkserver_preload(
+    ["tests.nightly", "bertray.pipelines.night", "obstore", "tokenizers", "tests.training.test_kills"]
+)
 
 
 def descendants(pid: int, title: str = "") -> list[int]:

@@ -68,7 +68,7 @@ def test_a_file_of_equal_size_is_changed_by_its_content_and_not_by_its_time(nigh
     path = tmp_path / "in" / name
 
     def deliver(word: str) -> None:
-        texts = [*["the film was good"] * 5000, word, *["the plot was fine"] * 5000]
+        texts = ["the film was good " * 5000, word, "the plot was fine " * 5000]
         if path.suffix == ".csv":
             path.write_text("text\n" + "\n".join(texts))
         else:

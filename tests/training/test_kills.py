@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import random
 import time
 from pathlib import Path
 
 from bertray.storage.store import LocalStore
 from bertray.training.loop import run_loop
+from tests.processes import FORKSERVER
 from tests.training.test_loop import examples, losses, settings
 
-_CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["tests.training.test_kills"])
 LOOP = settings(epochs=30, checkpoint_every_s=1e-9, warmup_ratio=0.1)  # 180 steps, a checkpoint after each
 
 
@@ -30,7 +28,7 @@ def kill_training(folder: Path, encoder: Path, kills: int, seed: int) -> None:
     whole_s = time.monotonic() - begun
     killed = 0
     while not (folder / "losses.json").exists():
-        process = _CONTEXT.Process(target=_train, args=(folder, encoder))
+        process = FORKSERVER.Process(target=_train, args=(folder, encoder))
         process.start()
         process.join(chance.random() * whole_s / 2 if killed < kills else 120)
         if process.is_alive():
