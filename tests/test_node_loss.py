@@ -15,7 +15,7 @@ import pytest
 from tests.corpus import write
 from tests.processes import wait_for
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.soak, pytest.mark.timeout(300)]
 ROWS = 6000
 
 
