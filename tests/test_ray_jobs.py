@@ -17,6 +17,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from bertray.pipelines.cluster import LOCAL_TRAIN_ENV
 from tests.corpus import write
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -36,7 +37,8 @@ def head() -> Iterator[tuple[str, dict[str, str]]]:
     temporary = Path(tempfile.mkdtemp(prefix="rj-"))  # short: Ray's sockets lie below it
     port, dashboard = free_port(), free_port()
     env = {**os.environ, "RAY_TMPDIR": str(temporary), "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
-    env.pop("RAY_ADDRESS", None)
+    for name in ("RAY_ADDRESS", *LOCAL_TRAIN_ENV):  # of the cluster that other tests use
+        env.pop(name, None)
     command = [
         str(RAY), "start", "--head", "--block", "--num-cpus=4", f"--port={port}", "--node-ip-address=127.0.0.1",
         "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}", "--object-store-memory=300000000",
@@ -55,8 +57,8 @@ def head() -> Iterator[tuple[str, dict[str, str]]]:
             assert time.monotonic() < deadline, "the head does not answer"
             time.sleep(0.5)
         # The job agent comes up some time after the dashboard; until then a submission is refused.
-        while submit((address, env), "-c", "pass").returncode != 0:
-            assert time.monotonic() < deadline, "the head takes no job"
+        while (answer := submit((address, env), "-c", "pass")).returncode != 0:
+            assert time.monotonic() < deadline, f"the head takes no job: {answer.stdout}{answer.stderr}"
             time.sleep(1)
         yield address, env
     finally:

@@ -6,7 +6,9 @@ import errno
 import importlib
 import logging
 import os
+import shutil
 import signal
+import tempfile
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -80,13 +82,20 @@ def ray_session(workers: Workers, *, imports: Sequence[str] = ()) -> Iterator[Re
     # Ray gives its workers the lowest priority by default; beside any other process they would then starve.
     os.environ.setdefault("RAY_worker_niceness", "0")
     started = not ray.is_initialized()
+    before = dict(os.environ)
+    temporary = None
     if started:
+        if not inside_cluster():
+            # Of our own, to leave nothing behind; not below a long TMPDIR, since a socket's path has at most 107 bytes.
+            base = os.environ.get("RAY_TMPDIR", "/tmp")
+            os.makedirs(base, exist_ok=True)
+            temporary = tempfile.mkdtemp(prefix="bertray-", dir=base)
         warm_up = threading.Thread(target=_import_all, args=(imports,), name="imports", daemon=True)
         warm_up.start()
         try:
-            _connect()
+            _connect(temporary)
         except BaseException:
-            ray.shutdown()  # what has been started by then
+            _disconnect(before, temporary)  # what has been started by then
             raise
         finally:
             warm_up.join()  # a thread that still imports may crash a process that leaves
@@ -94,7 +103,21 @@ def ray_session(workers: Workers, *, imports: Sequence[str] = ()) -> Iterator[Re
         yield plan_resources(workers, ray.cluster_resources(), local=not inside_cluster())
     finally:
         if started:
-            ray.shutdown()
+            _disconnect(before, temporary)
+
+
+def _disconnect(environment: dict[str, str], temporary: str | None) -> None:
+    """End the connection; leave no files, and the environment as it was: another cluster may come next here."""
+    import ray
+
+    ray.shutdown()
+    if temporary and not log.isEnabledFor(logging.DEBUG):  # Ray's own logs
+        shutil.rmtree(temporary, ignore_errors=True)
+    for name in {**ALLOCATOR_ENV, **LOCAL_TRAIN_ENV}:
+        if name in environment:
+            os.environ[name] = environment[name]
+        else:
+            os.environ.pop(name, None)
 
 
 def _import_all(names: Sequence[str]) -> None:
@@ -102,7 +125,7 @@ def _import_all(names: Sequence[str]) -> None:
         importlib.import_module(name)
 
 
-def _connect() -> None:
+def _connect(temporary: str | None) -> None:
     import ray
 
     quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": log.isEnabledFor(logging.DEBUG)}
@@ -115,10 +138,10 @@ def _connect() -> None:
             else:
                 # Through the environment, which the processes that Ray starts ahead of need inherit: a runtime_env
                 # would have it start others.
-                for name, value in {**ALLOCATOR_ENV, **LOCAL_TRAIN_ENV}.items():
-                    os.environ.setdefault(name, value)
+                os.environ.update({**ALLOCATOR_ENV, **LOCAL_TRAIN_ENV} | _chosen_by_user())
                 # At least two logical CPUs: an actor pool that holds all of them would starve the reading tasks.
-                ray.init(address="local", include_dashboard=False, num_cpus=max(2, os.cpu_count() or 2), **quiet)
+                cpus = max(2, os.cpu_count() or 2)
+                ray.init(address="local", include_dashboard=False, num_cpus=cpus, _temp_dir=temporary, **quiet)
     except SystemExit:  # Ray's own answer to SIGTERM
         raise KeyboardInterrupt from None
     except (OSError, RuntimeError, ValueError, ConnectionError) as error:
@@ -129,6 +152,12 @@ def _connect() -> None:
     finally:
         if in_main_thread:  # Ray's own handler prints a native stack trace
             signal.signal(signal.SIGTERM, on_sigterm)
+
+
+def _chosen_by_user() -> dict[str, str]:
+    """Settings of ours that the environment has already, but for the address of a cluster that is not ours."""
+    names = {*ALLOCATOR_ENV, *LOCAL_TRAIN_ENV} - {"RAY_API_SERVER_ADDRESS"}
+    return {name: os.environ[name] for name in names if name in os.environ}
 
 
 def plan_resources(workers: Workers, cluster: dict[str, float], *, local: bool) -> Resources:
