@@ -13,6 +13,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from bertray.config import Workers
@@ -87,8 +88,8 @@ def ray_session(workers: Workers, *, imports: Sequence[str] = ()) -> Iterator[Re
     if started:
         if not inside_cluster():
             # Of our own, to leave nothing behind; not below a long TMPDIR, since a socket's path has at most 107 bytes.
-            base = os.environ.get("RAY_TMPDIR", "/tmp")
-            os.makedirs(base, exist_ok=True)
+            base = Path(os.environ.get("RAY_TMPDIR", "/tmp"))  # noqa: S108 - a folder of a random name is made in it
+            base.mkdir(parents=True, exist_ok=True)
             temporary = tempfile.mkdtemp(prefix="bertray-", dir=base)
         warm_up = threading.Thread(target=_import_all, args=(imports,), name="imports", daemon=True)
         warm_up.start()
