@@ -22,7 +22,7 @@ from bertray.model.bundle import BundleInfo
 from bertray.pipelines.cluster import Resources
 from bertray.pipelines.score import score_night
 from bertray.pipelines.shards import ReadAndTokenize, ReadSettings, ScoreSettings, ScoreShard
-from bertray.reviews.sources import Shard
+from bertray.reviews.sources import WorkItem
 from bertray.storage import faults, ledger
 from bertray.storage.records import Receipt
 from bertray.storage.store import Store, open_store
@@ -55,14 +55,14 @@ class _Actor(ScoreShard):
 
 
 class LoopScorer:
-    """Reads, stages and gives receipts as the Ray pipeline does, one shard after the other."""
+    """Reads, stages and gives receipts as the Ray pipeline does, one item after the other."""
 
     resources = Resources(num_workers=1, threads=1, cpus_per_worker=1.0, gpus_per_worker=0)
 
-    def __call__(self, shards: Sequence[Shard], read: ReadSettings, score: ScoreSettings) -> Iterator[Receipt]:
-        reader, actor = ReadAndTokenize(shards, read), _Actor(score)
-        for shard in shards:
-            yield actor._score(reader.shard(shard))
+    def __call__(self, work: Sequence[WorkItem], read: ReadSettings, score: ScoreSettings) -> Iterator[Receipt]:
+        reader, actor = ReadAndTokenize(work, read), _Actor(score)
+        for item in work:
+            yield actor._score(reader.read(item))
 
 
 @contextlib.contextmanager

@@ -704,10 +704,12 @@ def test_three_hundred_tiny_files_are_one_slot(night):
     """36"""
     for number in range(300):
         night.add(f"{number:04}.jsonl", b'{"id": "t%d", "text": "a good film"}\n' % number)
-    assert night.run(slot="dt=1") == 0
+    assert night.run(slot="dt=1", rows_per_shard=4096) == 0
     [entry] = night.entries
     assert entry.rows_in == NUM_GOOD + 300
     assert night.scored == sorted([*GOOD_IDS, *(f"t{number}" for number in range(300))])
+    assert len(entry.parts) < 3, "small files are written together"
+    assert [(file.rows_in, file.rows_scored, file.rows_quarantined) for file in entry.files[:300]] == [(1, 1, 0)] * 300
 
 
 # --- paths and names -------------------------------------------------------------------------------------------------

@@ -108,9 +108,10 @@ def evaluate_shards(
     )
     receipts: list[Receipt] = []
     num_rows = inputs.num_rows if only_rows is None else sum(len(rows) for rows in only_rows.values())
+    work = inputs.work_items(ROWS_PER_SHARD)
     with Ticker("evaluating", num_rows, "reviews") as ticker:
         done = 0
-        for receipt in score_shards(inputs.shards(ROWS_PER_SHARD), read, score, resources, only_rows=only_rows):
+        for receipt in score_shards(work, read, score, resources, only_rows=only_rows):
             receipts.append(receipt)
             done += receipt.rows_scored + receipt.rows_quarantined
             ticker.update(done)

@@ -14,11 +14,13 @@ from bertray.reviews.sources import (
     InputFile,
     ReadSpec,
     Shard,
+    WorkItem,
     check_columns,
     inspect_all,
     list_inputs,
     plan_shards,
     with_digests,
+    work_items,
 )
 
 
@@ -33,6 +35,9 @@ class Inputs:
     @property
     def num_rows(self) -> int:
         return sum(file.num_rows for file in self.files)
+
+    def work_items(self, rows_per_shard: int) -> list[WorkItem]:
+        return work_items(self.shards(rows_per_shard), rows_per_shard)
 
     def shards(self, rows_per_shard: int) -> list[Shard]:
         shards = plan_shards(self.files, rows_per_shard)

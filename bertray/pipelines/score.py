@@ -27,7 +27,16 @@ from bertray.pipelines.night import has_report, scoring_rate, write_night_report
 from bertray.pipelines.runs import check_free_space, check_put_if_absent, claim_output
 from bertray.pipelines.shards import ReadSettings, ScoreSettings, parquet_bytes, score_shards
 from bertray.pipelines.tonight import Tonight, check_unchanged, decide, look, next_plan, spec_for
-from bertray.reviews.sources import InputFile, ReadSpec, Shard, find_duplicate_ids, kept_schema, plan_shards
+from bertray.reviews.sources import (
+    InputFile,
+    ReadSpec,
+    Shard,
+    WorkItem,
+    find_duplicate_ids,
+    kept_schema,
+    plan_shards,
+    work_items,
+)
 from bertray.storage import faults, ledger
 from bertray.storage import plan as planning
 from bertray.storage.commit import commit, make_entry
@@ -41,22 +50,22 @@ ROWS_BEFORE_RATIO = 100  # quarantined rows up to which max_quarantine_ratio doe
 
 
 class Scorer(Protocol):
-    """Whatever turns shards into staged parts and receipts: Ray here, a loop in tests."""
+    """Whatever turns pieces of work into staged parts and receipts: Ray here, a loop in tests."""
 
     @property
     def resources(self) -> Resources:
         """How the work is laid out."""
 
-    def __call__(self, shards: Sequence[Shard], read: ReadSettings, score: ScoreSettings) -> Iterator[Receipt]:
-        """Receipts of every shard, in any order, as parts are staged."""
+    def __call__(self, work: Sequence[WorkItem], read: ReadSettings, score: ScoreSettings) -> Iterator[Receipt]:
+        """A receipt of every item, in any order, as parts are staged."""
 
 
 @dataclass(frozen=True)
 class RayScorer:
     resources: Resources
 
-    def __call__(self, shards: Sequence[Shard], read: ReadSettings, score: ScoreSettings) -> Iterator[Receipt]:
-        return score_shards(shards, read, score, self.resources)
+    def __call__(self, work: Sequence[WorkItem], read: ReadSettings, score: ScoreSettings) -> Iterator[Receipt]:
+        return score_shards(work, read, score, self.resources)
 
 
 @contextmanager
@@ -133,24 +142,24 @@ def _run_plan(
             "Wait for it; if it is dead or lost, set takeover=true.",
         )
     check_free_space(store, sum(file.size_bytes for file in plan.files))
-    shards = _shards(config, tonight, plan, spec)
-    adopted = _adopted(store, plan, shards)
-    done_before = {(receipt.file_no, receipt.lo) for receipt in adopted}
-    shards = [shard for shard in shards if (shard.file_no, shard.lo) not in done_before]
+    work = work_items(_shards(config, tonight, plan, spec), plan.rows_per_shard)
+    adopted = _adopted(store, plan, work)
+    done_before = {receipt.intervals for receipt in adopted}
+    work = [item for item in work if _intervals(item) not in done_before]
     read = ReadSettings(spec, config.model, plan.settings["max_length"], plan.settings["long_text"])
     score = _score_settings(config, tonight, plan, spec, attempt, scorer.resources)
     receipts = list(adopted)
     with (
         Heartbeat(store, score.staging, plan.run_id),
-        Ticker("scoring", sum(shard.hi - shard.lo for shard in shards), "reviews") as ticker,
+        Ticker("scoring", sum(shard.hi - shard.lo for item in work for shard in item), "reviews") as ticker,
     ):
         done = 0
-        for receipt in scorer(shards, read, score):
+        for receipt in scorer(work, read, score):
             receipts.append(receipt)
             done += receipt.rows_in
             ticker.update(done, f"{done / (time.monotonic() - started):,.0f} rows/s")
     faults.point("verify.before")
-    receipts = sorted(planning.without_overlap(receipts), key=lambda r: (r.file_no, r.lo))
+    receipts = sorted(planning.without_overlap(receipts), key=lambda receipt: receipt.intervals)
     planning.verify_cover(plan, receipts)
     check_unchanged(config, plan)
     entry = make_entry(
@@ -184,10 +193,14 @@ def _shards(config: ScoreConfig, tonight: Tonight, plan: Plan, spec: ReadSpec) -
     return shards
 
 
-def _adopted(store: Store, plan: Plan, shards: Sequence[Shard]) -> list[Receipt]:
+def _intervals(item: WorkItem) -> tuple[tuple[int, int, int], ...]:
+    return tuple((shard.file_no, shard.lo, shard.hi) for shard in item)
+
+
+def _adopted(store: Store, plan: Plan, work: Sequence[WorkItem]) -> list[Receipt]:
     """Finished parts that an earlier attempt left, whole and checked."""
     stored = [receipt for receipt in planning.stored_receipts(store, plan) if planning.is_whole(store, receipt)]
-    adopted = planning.adopt([(shard.file_no, shard.lo, shard.hi) for shard in shards], stored)
+    adopted = planning.adopt(map(_intervals, work), stored)
     if adopted:
         log.info("%d finished parts of an earlier attempt are used", len(adopted))
     return adopted

@@ -1,7 +1,7 @@
 """The Ray Data pipelines over shards of review files: read, clean, tokenize, then score or keep as token shards.
 
-shards → read + clean + tokenize (tasks) → model → part + receipt (actors) → receipts on the driver
-shards → read + clean + tokenize → token shard (tasks)
+work items → read + clean + tokenize (tasks) → model → part + receipt (actors) → receipts on the driver
+work items → read + clean + tokenize → token shard (tasks)
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from bertray.errors import InfrastructureError
 from bertray.model.bundle import resolve_model
 from bertray.model.tokenization import ReviewTokenizer
 from bertray.pipelines.cluster import Resources, configure_data
-from bertray.reviews.sources import KEEP_PREFIX, ReadSpec, Shard, read_shard
+from bertray.reviews.sources import KEEP_PREFIX, ReadSpec, Shard, WorkItem, read_shard
 from bertray.reviews.split import group_hash, group_or_text_hash
 from bertray.storage import faults
-from bertray.storage.records import SCORE_BINS, TOKEN_BANDS, Receipt, StagedFile
+from bertray.storage.records import SCORE_BINS, TOKEN_BANDS, Receipt, Span, StagedFile
 from bertray.storage.store import open_store
 from bertray.training.token_shards import COLUMNS, FILE_NO, to_ipc
 
-# Ray Data keeps bookkeeping for each item; beyond this many, one item carries several shards.
+# Ray Data keeps bookkeeping for each block; beyond this many, one block carries several work items.
 MAX_ITEMS = 20_000
 EVALUATION_COLUMNS = (FILE_NO, s.ROW_NO, s.ID, s.LABEL, s.SCRIPT, s.N_TOKENS, s.TEXT_HASH)
 SHARD = "shard"  # column that carries a tokenized shard as an Arrow IPC file
@@ -78,29 +78,41 @@ def _tokenizer(model: str, max_length: int, long_text: str) -> ReviewTokenizer:
 
 
 class ReadAndTokenize:
-    """Shards to tokenized reviews, kept and refused rows together.
+    """Work items to tokenized reviews, kept and refused rows together.
 
-    A refused row has a `reason` and no tokens; so each row of a shard travels exactly once, and what a later stage
-    counts is what was read. A whole shard travels as one row of Ray's, as bytes: Ray may join and split blocks as it
-    likes and never cuts a shard.
+    A refused row has a `reason` and no tokens; so each row of an item travels exactly once, and what a later stage
+    counts is what was read. A whole item travels as one row of Ray's, as bytes: Ray may join and split blocks as it
+    likes and never cuts an item.
     """
 
     def __init__(
-        self, shards: Sequence[Shard], settings: ReadSettings, only_rows: Mapping[int, np.ndarray] | None = None
+        self, work: Sequence[WorkItem], settings: ReadSettings, only_rows: Mapping[int, np.ndarray] | None = None
     ) -> None:
-        self._shards, self._settings, self._only_rows = shards, settings, only_rows
+        self._work, self._settings, self._only_rows = work, settings, only_rows
 
     def __call__(self, items: pa.Table) -> pa.Table:
-        tables = [to_ipc(self.shard(self._shards[number])) for number in items["id"].to_pylist()]
+        tables = [to_ipc(self.read(self._work[number])) for number in items["id"].to_pylist()]
         return pa.table({SHARD: pa.array(tables, pa.large_binary())})
 
-    def shard(self, shard: Shard) -> pa.Table:
-        settings = self._settings
-        batch = read_shard(shard, settings.spec)
-        kept = batch.kept
+    def read(self, item: WorkItem) -> pa.Table:
+        """The rows of an item; what is tokenized is tokenized in one go, however many files it comes from."""
+        batches = [read_shard(shard, self._settings.spec) for shard in item]
+        kept = self._tokenized([self._wanted(batch.kept, shard) for batch, shard in zip(batches, item, strict=True)])
+        if self._only_rows is not None:
+            return kept
+        refused = [_of_file(batch.refused, shard) for batch, shard in zip(batches, item, strict=True)]
+        return pa.concat_tables([kept, *(rows for rows in refused if rows.num_rows)], promote_options="default")
+
+    def _wanted(self, kept: pa.Table, shard: Shard) -> pa.Table:
         if self._only_rows is not None:
             wanted = np.isin(kept[s.ROW_NO].to_numpy(), self._only_rows.get(shard.file_no, np.empty(0, np.int64)))
             kept = kept.filter(pa.array(wanted))
+        path = pa.repeat(pa.scalar(shard.file.path), kept.num_rows)
+        return _of_file(kept.append_column(s.INPUT_PATH, path), shard)
+
+    def _tokenized(self, tables: Sequence[pa.Table]) -> pa.Table:
+        settings = self._settings
+        kept = pa.concat_tables(tables, promote_options="default")
         tokenizer = _tokenizer(settings.model, settings.max_length, settings.long_text)
         texts = _one_chunk(kept[s.TEXT])
         pairs = _one_chunk(kept[s.TEXT_PAIR]) if s.TEXT_PAIR in kept.column_names else None
@@ -116,13 +128,9 @@ class ReadAndTokenize:
             columns[s.GROUP_HASH] = pa.array(group_or_text_hash(_one_chunk(kept[KEEP_PREFIX + group]), texts))
         else:
             columns[s.GROUP_HASH] = columns[s.TEXT_HASH]
-        columns[s.INPUT_PATH] = pa.repeat(pa.scalar(shard.file.path), kept.num_rows)
         for name in (s.REASON, s.DETAIL, s.TEXT_SHA256, s.TEXT_LEN):
             columns[name] = pa.nulls(kept.num_rows, s.REFUSED_SCHEMA.field(name).type)
-        table = pa.table(columns)
-        if self._only_rows is None:
-            table = pa.concat_tables([table, batch.refused], promote_options="default")
-        return table.append_column(FILE_NO, pa.array(np.full(table.num_rows, shard.file_no, np.int32)))
+        return pa.table(columns)
 
 
 class WriteTokenShard:
@@ -156,7 +164,7 @@ class WriteTokenShard:
 
 
 class ScoreShard:
-    """An actor that holds the model: a tokenized shard in, its part staged, its receipt out."""
+    """An actor that holds the model: a tokenized work item in, its part staged, its receipt out."""
 
     def __init__(self, settings: ScoreSettings) -> None:
         import torch
@@ -184,18 +192,13 @@ class ScoreShard:
         if not finite_N.all():
             refused = pa.concat_tables([refused, _refuse_nan(kept.filter(pa.array(~finite_N)))])
             kept, probs_NC = kept.filter(pa.array(finite_N)), probs_NC[finite_N]
-        row_no, file_no = table[s.ROW_NO].to_numpy(), int(table[FILE_NO][0].as_py())
-        lo, hi = int(row_no.min()), int(row_no.max()) + 1
-        name = f"{file_no:05d}-{lo:012d}-{uuid.uuid4().hex[:8]}"
+        spans = _spans(table, kept)
+        name = f"{spans[0].file_no:05d}-{spans[0].lo:012d}-{uuid.uuid4().hex[:8]}"
         scored = self._scored_rows(kept, probs_NC)
         score_N = scored[s.SCORE].to_numpy()
         n_tokens_N = scored[s.N_TOKENS].to_numpy()
         receipt = Receipt(
-            file_no=file_no,
-            lo=lo,
-            hi=hi,
-            rows_scored=kept.num_rows,
-            rows_quarantined=refused.num_rows,
+            spans=spans,
             reasons=_counts(refused[s.REASON]),
             label_counts=_counts(scored[s.LABEL]),
             score_histogram=np.histogram(score_N, SCORE_BINS, (0.0, 1.0))[0].tolist(),
@@ -263,7 +266,7 @@ class ScoreShard:
 
 
 def score_shards(
-    shards: Sequence[Shard],
+    work: Sequence[WorkItem],
     read: ReadSettings,
     score: ScoreSettings,
     resources: Resources,
@@ -274,23 +277,23 @@ def score_shards(
     from ray.data import ActorPoolStrategy
     from ray.data.exceptions import ExecutionTimeoutError
 
-    if not shards:
+    if not work:
         return
-    dataset = _tokenized(shards, read, resources, only_rows).map_batches(
+    dataset = _tokenized(work, read, resources, only_rows).map_batches(
         ScoreShard,
         fn_constructor_args=(score,),
         batch_size=1,
         batch_format="pyarrow",
-        compute=ActorPoolStrategy(size=min(resources.num_workers, len(shards))),
+        compute=ActorPoolStrategy(size=min(resources.num_workers, len(work))),
         num_cpus=resources.cpus_per_worker,
         num_gpus=resources.gpus_per_worker or None,
     )
-    waiting = {(shard.file_no, shard.lo): shard for shard in shards}
+    waiting = {(item[0].file_no, item[0].lo): item[0] for item in work}
     try:
         for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
             for text in batch["receipt"].to_pylist():
                 receipt = Receipt.model_validate_json(text)
-                waiting.pop((receipt.file_no, receipt.lo), None)
+                waiting.pop((receipt.spans[0].file_no, receipt.spans[0].lo), None)
                 yield receipt
     except ExecutionTimeoutError as error:
         first = next(iter(waiting.values()))
@@ -303,12 +306,12 @@ def score_shards(
 
 
 def write_token_shards(
-    shards: Sequence[Shard], read: ReadSettings, output: str, folder: str, resources: Resources
+    work: Sequence[WorkItem], read: ReadSettings, output: str, folder: str, resources: Resources
 ) -> Iterator[dict[str, Any]]:
     """Tokenize labelled reviews in parallel into token shards; one summary a shard."""
-    if not shards:
+    if not work:
         return
-    dataset = _tokenized(shards, read, resources, None).map_batches(
+    dataset = _tokenized(work, read, resources, None).map_batches(
         WriteTokenShard(output, folder), batch_size=1, batch_format="pyarrow", num_cpus=0.5
     )
     for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
@@ -316,14 +319,14 @@ def write_token_shards(
 
 
 def _tokenized(
-    shards: Sequence[Shard], read: ReadSettings, resources: Resources, only_rows: Mapping[int, np.ndarray] | None
+    work: Sequence[WorkItem], read: ReadSettings, resources: Resources, only_rows: Mapping[int, np.ndarray] | None
 ) -> Any:
     import ray.data
 
     configure_data(resources.stall_timeout_s)
-    num_items = min(len(shards), MAX_ITEMS)
-    return ray.data.range(len(shards), override_num_blocks=num_items).map_batches(
-        ReadAndTokenize(shards, read, only_rows), batch_size=None, batch_format="pyarrow", num_cpus=0.5
+    num_blocks = min(len(work), MAX_ITEMS)
+    return ray.data.range(len(work), override_num_blocks=num_blocks).map_batches(
+        ReadAndTokenize(work, read, only_rows), batch_size=None, batch_format="pyarrow", num_cpus=0.5
     )
 
 
@@ -338,6 +341,27 @@ def _shards_of(batch: pa.Table) -> Iterator[pa.Table]:
     """The tokenized shards in a batch of Ray's, without a copy."""
     for content in _one_chunk(batch[SHARD]):
         yield pa.ipc.open_file(content.as_buffer()).read_all()
+
+
+def _of_file(rows: pa.Table, shard: Shard) -> pa.Table:
+    return rows.append_column(FILE_NO, pa.array(np.full(rows.num_rows, shard.file_no, np.int32)))
+
+
+def _spans(table: pa.Table, kept: pa.Table) -> list[Span]:
+    """What of each file is in a work item, ascending; `kept` are the rows of `table` that were scored."""
+    file_nos_F, which_N = np.unique(table[FILE_NO].to_numpy(), return_inverse=True)
+    row_no_N = table[s.ROW_NO].to_numpy()
+    lo_F = np.full(len(file_nos_F), np.iinfo(np.int64).max)
+    hi_F = np.zeros(len(file_nos_F), np.int64)
+    np.minimum.at(lo_F, which_N, row_no_N)
+    np.maximum.at(hi_F, which_N, row_no_N + 1)
+    rows_F = np.bincount(which_N, minlength=len(file_nos_F))
+    scored_F = np.bincount(np.searchsorted(file_nos_F, kept[FILE_NO].to_numpy()), minlength=len(file_nos_F))
+    columns = zip(file_nos_F, lo_F, hi_F, scored_F, rows_F - scored_F, strict=True)
+    return [
+        Span(file_no=file_no, lo=lo, hi=hi, rows_scored=scored, rows_quarantined=refused)
+        for file_no, lo, hi, scored, refused in (map(int, values) for values in columns)
+    ]
 
 
 def _refuse_nan(rows: pa.Table) -> pa.Table:

@@ -236,11 +236,11 @@ def _token_shards(
     folder = f"{TOKENS}/{key}"
     manifest = f"{folder}/manifest.json"
     if not store.exists(manifest):
-        shards = inputs.shards(ROWS_PER_SHARD)
+        work = inputs.work_items(ROWS_PER_SHARD)
         summaries = []
         with Ticker(f"tokenizing {split}", inputs.num_rows, "reviews") as ticker:
             done = 0
-            for summary in write_token_shards(shards, settings, config.output, folder, resources):
+            for summary in write_token_shards(work, settings, config.output, folder, resources):
                 summaries.append(summary)
                 done += summary["rows"]
                 ticker.update(done)

@@ -57,7 +57,7 @@ class BadFile:
 
 @dataclass(frozen=True)
 class Shard:
-    """Rows [lo, hi) of one input file: the unit of work."""
+    """Rows [lo, hi) of one input file: the unit of reading."""
 
     file: InputFile  # without row_offsets: this shard's own start is below
     file_no: int
@@ -66,6 +66,10 @@ class Shard:
     duplicates: tuple[int, ...] = ()  # rows in [lo, hi) whose id stands earlier in the file
     start_row: int = 0  # reading a text file starts here ...
     start_byte: int | None = None  # ... at this byte; None: at the start of the file
+
+
+# What is tokenized, scored and written in one piece: a shard of a large file, or those of several small files.
+WorkItem = tuple[Shard, ...]
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -26,6 +26,7 @@ from bertray.reviews.inputs import (
     ReadSpec,
     ReviewBatch,
     Shard,
+    WorkItem,
 )
 from bertray.reviews.listing import list_inputs
 from bertray.reviews.screening import id_text, kept_type, screen, utf8_or_empty
@@ -40,6 +41,7 @@ __all__ = [
     "ReadSpec",
     "ReviewBatch",
     "Shard",
+    "WorkItem",
     "check_columns",
     "column_fault",
     "find_duplicate_ids",
@@ -53,7 +55,11 @@ __all__ = [
     "read_rows",
     "read_shard",
     "shard_of",
+    "work_items",
 ]
+
+# Each is opened by the task that reads a work item; more would leave other workers without work.
+MAX_FILES_TOGETHER = 512
 
 _STRINGS = ("string", "large_string", "string_view", "binary", "large_binary", "binary_view")
 _INTEGERS = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
@@ -277,6 +283,28 @@ def plan_shards(
             inside = repeated[np.searchsorted(repeated, lo) : np.searchsorted(repeated, hi)]
             shards.append(shard_of(file, lo, hi, file_no=file_no, duplicates=tuple(inside.tolist())))
     return shards
+
+
+def work_items(shards: Iterable[Shard], rows_per_shard: int) -> list[WorkItem]:
+    """Put the shards of small files together, in order, so that a thousand tiny files are not a thousand parts.
+
+    An item has at most `rows_per_shard` rows unless it is one shard, at most MAX_FILES_TOGETHER files, and no file
+    twice.
+    """
+    items: list[WorkItem] = []
+    waiting: list[Shard] = []
+    num_rows = 0
+    for shard in shards:
+        size = shard.hi - shard.lo
+        full = num_rows + size > rows_per_shard or len(waiting) == MAX_FILES_TOGETHER
+        if waiting and (full or waiting[-1].file_no == shard.file_no):
+            items.append(tuple(waiting))
+            waiting, num_rows = [], 0
+        waiting.append(shard)
+        num_rows += size
+    if waiting:
+        items.append(tuple(waiting))
+    return items
 
 
 def shard_of(file: InputFile, lo: int, hi: int, *, file_no: int = 0, duplicates: tuple[int, ...] = ()) -> Shard:

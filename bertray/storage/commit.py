@@ -82,9 +82,9 @@ def make_entry(
 
 def _file_counts(plan: Plan, receipts: Sequence[Receipt]) -> list[FileCount]:
     scored, refused = [0] * len(plan.files), [0] * len(plan.files)
-    for receipt in receipts:
-        scored[receipt.file_no] += receipt.rows_scored
-        refused[receipt.file_no] += receipt.rows_quarantined
+    for span in (span for receipt in receipts for span in receipt.spans):
+        scored[span.file_no] += span.rows_scored
+        refused[span.file_no] += span.rows_quarantined
     return [
         FileCount(
             **file.model_dump(exclude={"schema_version", "num_rows", "detail"}),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -105,7 +106,10 @@ def pin_plan(store: Store, plan: Plan) -> Plan:
 def open_plans(store: Store, entries: Sequence[LedgerEntry]) -> list[Plan]:
     """Plans that no ledger entry has committed, newest last."""
     committed = {(entry.slot, entry.plan_key) for entry in entries}
-    plans = [Plan.from_bytes(store.get(key), store.uri(key)) for key in store.keys("control/plans")]
+    plans = []
+    for key in store.keys("control/plans"):
+        with contextlib.suppress(FileNotFoundError):  # cleared away by gc since it was listed: nobody resumes it
+            plans.append(Plan.from_bytes(store.get(key), store.uri(key)))
     return sorted((p for p in plans if (p.slot, p.plan_key) not in committed), key=lambda p: p.created_at)
 
 
@@ -123,6 +127,8 @@ def stored_receipts(store: Store, plan: Plan) -> list[Receipt]:
         if key.endswith(".receipt.json"):
             try:
                 receipts.append(Receipt.from_bytes(store.get(key), store.uri(key)))
+            except FileNotFoundError:
+                log.info("%s: cleared away by gc, since another run has committed this plan", store.uri(key))
             except ConflictError:
                 log.warning("%s: damaged; its rows are scored again", store.uri(key))
     return receipts
@@ -144,11 +150,12 @@ def is_whole(store: Store, receipt: Receipt) -> bool:
 def without_overlap(receipts: Iterable[Receipt]) -> list[Receipt]:
     """Keep a receipt only if no earlier one covers any of its rows: a retried task leaves two of the same rows."""
     kept: list[Receipt] = []
-    intervals: dict[int, list[tuple[int, int]]] = {}
+    taken: dict[int, list[tuple[int, int]]] = {}
     for receipt in receipts:
-        taken = intervals.setdefault(receipt.file_no, [])
-        if all(receipt.hi <= lo or hi <= receipt.lo for lo, hi in taken):
-            taken.append((receipt.lo, receipt.hi))
+        free = all(span.hi <= lo or hi <= span.lo for span in receipt.spans for lo, hi in taken.get(span.file_no, ()))
+        if free:
+            for span in receipt.spans:
+                taken.setdefault(span.file_no, []).append((span.lo, span.hi))
             kept.append(receipt)
     return kept
 
@@ -166,14 +173,18 @@ def uncovered(num_rows: int, intervals: Iterable[tuple[int, int]]) -> list[tuple
     return gaps
 
 
-def adopt(shards: Iterable[tuple[int, int, int]], receipts: Iterable[Receipt]) -> list[Receipt]:
-    """Receipts of earlier attempts that cover exactly one of the (file_no, lo, hi) shards of this plan, one each."""
-    waiting = set(shards)
+def adopt(work: Iterable[tuple[tuple[int, int, int], ...]], receipts: Iterable[Receipt]) -> list[Receipt]:
+    """Receipts of earlier attempts that cover exactly one piece of this plan's work, one each.
+
+    Args:
+        work: (file_no, lo, hi) of the shards of each piece, ascending.
+        receipts: whole ones, of this plan.
+    """
+    waiting = set(work)
     adopted = []
     for receipt in receipts:
-        shard = (receipt.file_no, receipt.lo, receipt.hi)
-        if shard in waiting:
-            waiting.remove(shard)
+        if receipt.intervals in waiting:
+            waiting.remove(receipt.intervals)
             adopted.append(receipt)
     return adopted
 
@@ -185,14 +196,14 @@ def verify_cover(plan: Plan, receipts: Sequence[Receipt]) -> None:
         ConflictError: a row is missing or stands twice; nothing may be committed.
     """
     intervals: dict[int, list[tuple[int, int]]] = {}
-    for receipt in receipts:
-        if receipt.rows_in != receipt.rows_scored + receipt.rows_quarantined:
+    for span in (span for receipt in receipts for span in receipt.spans):
+        if span.hi - span.lo != span.rows_scored + span.rows_quarantined:
             raise ConflictError(
-                f"{plan.files[receipt.file_no].path} rows {receipt.lo}-{receipt.hi}: {receipt.rows_in} rows in, but "
-                f"{receipt.rows_scored} scored and {receipt.rows_quarantined} quarantined; nothing was committed.",
+                f"{plan.files[span.file_no].path} rows {span.lo}-{span.hi}: {span.hi - span.lo} rows in, but "
+                f"{span.rows_scored} scored and {span.rows_quarantined} quarantined; nothing was committed.",
                 "This is a bug: please report it with the control/ folder.",
             )
-        intervals.setdefault(receipt.file_no, []).append((receipt.lo, receipt.hi))
+        intervals.setdefault(span.file_no, []).append((span.lo, span.hi))
     for file_no, file in enumerate(plan.files):
         if file.reason is not None or file.num_rows is None:
             continue

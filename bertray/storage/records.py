@@ -100,14 +100,28 @@ class StagedFile(Record):
     sha256: str
 
 
-class Receipt(Record):
-    """Proof that rows [lo, hi) of one input file are staged whole; written after everything it names."""
+class Span(BaseModel):
+    """Rows [lo, hi) of one input file, and what became of them."""
 
+    model_config = ConfigDict(extra="forbid", frozen=True)
     file_no: int
     lo: int
     hi: int
     rows_scored: int
     rows_quarantined: int
+
+    @property
+    def interval(self) -> tuple[int, int, int]:
+        return self.file_no, self.lo, self.hi
+
+
+class Receipt(Record):
+    """Proof that some rows are staged whole; written after everything it names.
+
+    They are the rows of one span, or of several small files together, ascending by file.
+    """
+
+    spans: list[Span]
     reasons: dict[str, int]
     label_counts: dict[str, int]
     score_histogram: list[int]  # see SCORE_BINS
@@ -121,8 +135,21 @@ class Receipt(Record):
     evaluation: StagedFile | None  # labels, probabilities and slices of labelled rows, for the report only
 
     @property
+    def intervals(self) -> tuple[tuple[int, int, int], ...]:
+        """(file_no, lo, hi) of every span; tells which piece of work this is the receipt of."""
+        return tuple(span.interval for span in self.spans)
+
+    @property
     def rows_in(self) -> int:
-        return self.hi - self.lo
+        return sum(span.hi - span.lo for span in self.spans)
+
+    @property
+    def rows_scored(self) -> int:
+        return sum(span.rows_scored for span in self.spans)
+
+    @property
+    def rows_quarantined(self) -> int:
+        return sum(span.rows_quarantined for span in self.spans)
 
 
 class FileCount(Record):

@@ -14,6 +14,7 @@ import pytest
 
 from bertray.config import Columns, TextFormat
 from bertray.errors import ConfigError
+from bertray.reviews import sources
 from bertray.reviews.sources import (
     InputFile,
     ReadSpec,
@@ -27,6 +28,7 @@ from bertray.reviews.sources import (
     list_inputs,
     plan_shards,
     read_shard,
+    work_items,
 )
 from bertray.schema import Reason, scored_schema
 
@@ -136,6 +138,23 @@ def test_shards_cover_every_row_once_and_carry_their_duplicates(tmp_path):
         (2, 3, 6, ()),
         (2, 6, 7, ()),
     ]
+
+
+def test_small_files_are_put_together_and_large_ones_stay_in_shards(tmp_path, monkeypatch):
+    files = [written(tmp_path / f"{n}.parquet", text=["t"] * n) for n in (1, 5, 7)]
+
+    def items(files: list[InputFile], rows_per_shard: int) -> list[list[tuple[int, int, int]]]:
+        shards = plan_shards(files, rows_per_shard)
+        return [[(s.file_no, s.lo, s.hi) for s in item] for item in work_items(shards, rows_per_shard)]
+
+    assert items(files, 3) == [[(0, 0, 1)], [(1, 0, 3)], [(1, 3, 5)], [(2, 0, 3)], [(2, 3, 6)], [(2, 6, 7)]]
+    assert items(files, 8) == [[(0, 0, 1), (1, 0, 5)], [(2, 0, 7)]]
+    assert items(files, 13) == [[(0, 0, 1), (1, 0, 5), (2, 0, 7)]]
+    # The last shard of a file may go with the next file, but never with another of its own.
+    assert items([files[1], files[0]], 4) == [[(0, 0, 4)], [(0, 4, 5), (1, 0, 1)]]
+    monkeypatch.setattr(sources, "MAX_FILES_TOGETHER", 2)
+    assert items(files, 13) == [[(0, 0, 1), (1, 0, 5)], [(2, 0, 7)]]
+    assert items([], 3) == []
 
 
 def test_shards_and_specs_are_small_when_pickled(tmp_path):

@@ -15,7 +15,7 @@ from bertray.storage.plan import (
     verify_cover,
     without_overlap,
 )
-from bertray.storage.records import FileCount, FileRecord, LedgerEntry, Plan, Receipt
+from bertray.storage.records import FileCount, FileRecord, LedgerEntry, Plan, Receipt, Span
 from bertray.storage.store import LocalStore
 
 
@@ -90,12 +90,9 @@ def plan(*files: FileRecord, slot: str = "s", key: str = "k", created: str = "1"
 
 
 def receipt(file_no: int, lo: int, hi: int, *, quarantined: int = 0, scored: int | None = None) -> Receipt:
+    scored = hi - lo - quarantined if scored is None else scored
     return Receipt(
-        file_no=file_no,
-        lo=lo,
-        hi=hi,
-        rows_scored=hi - lo - quarantined if scored is None else scored,
-        rows_quarantined=quarantined,
+        spans=[Span(file_no=file_no, lo=lo, hi=hi, rows_scored=scored, rows_quarantined=quarantined)],
         reasons={},
         label_counts={},
         score_histogram=[],
@@ -173,9 +170,30 @@ def test_uncovered_rows_are_the_gaps_between_intervals():
 
 
 def test_receipts_are_adopted_when_they_cover_exactly_a_shard_of_the_plan():
-    shards = [(0, 0, 4), (0, 4, 8), (1, 0, 4)]
+    work = [((0, 0, 4),), ((0, 4, 8),), ((1, 0, 4),)]
     whole, again, other_cut, foreign = receipt(0, 0, 4), receipt(0, 0, 4), receipt(0, 4, 7), receipt(2, 0, 4)
-    assert adopt(shards, [whole, again, other_cut, foreign]) == [whole]
+    assert adopt(work, [whole, again, other_cut, foreign]) == [whole]
+
+
+def together(*receipts: Receipt) -> Receipt:
+    """The receipt of several small files."""
+    return receipts[0].model_copy(update={"spans": [span for one in receipts for span in one.spans]})
+
+
+def test_a_receipt_of_several_files_is_adopted_whole_or_not_at_all():
+    both, first = together(receipt(0, 0, 4), receipt(1, 0, 2)), receipt(0, 0, 4)
+    assert adopt([((0, 0, 4), (1, 0, 2))], [first, both]) == [both]
+    assert adopt([((0, 0, 4),), ((1, 0, 2),)], [both, first]) == [first]
+    assert without_overlap([receipt(1, 1, 2), both, receipt(0, 0, 4)]) == [receipt(1, 1, 2), receipt(0, 0, 4)]
+
+
+def test_every_file_of_a_receipt_has_to_add_up():
+    two = plan(file("a", rows=4), file("b", rows=2))
+    verify_cover(two, [together(receipt(0, 0, 4, quarantined=1), receipt(1, 0, 2))])
+    shifted = together(receipt(0, 0, 4, scored=3), receipt(1, 0, 2, scored=3))
+    assert shifted.rows_in == shifted.rows_scored
+    with pytest.raises(ConflictError, match="a rows 0-4: 4 rows in, but 3 scored"):
+        verify_cover(two, [shifted])
 
 
 def test_of_two_receipts_for_the_same_rows_one_is_used():

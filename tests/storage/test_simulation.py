@@ -25,7 +25,7 @@ from bertray.storage import ledger
 from bertray.storage import plan as planning
 from bertray.storage.commit import commit, make_entry
 from bertray.storage.gc import find_garbage, remove
-from bertray.storage.records import FileRecord, Plan, Receipt, StagedFile
+from bertray.storage.records import FileRecord, Plan, Receipt, Span, StagedFile
 from bertray.storage.store import SUCCESS, StoredFile
 
 FILES = {"a": 4, "b": 3}
@@ -184,11 +184,7 @@ def stage(store: MemStore, plan: Plan, attempt: str, file_no: int, lo: int, hi: 
     store.put(key, content)
     digest = hashlib.sha256(content).hexdigest()
     receipt = Receipt(
-        file_no=file_no,
-        lo=lo,
-        hi=hi,
-        rows_scored=hi - lo,
-        rows_quarantined=0,
+        spans=[Span(file_no=file_no, lo=lo, hi=hi, rows_scored=hi - lo, rows_quarantined=0)],
         reasons={},
         label_counts={},
         score_histogram=[0] * 20,
@@ -243,10 +239,10 @@ def night(
     )
     shards = [(n, lo, min(lo + 2, f.num_rows)) for n, f in enumerate(plan.files) for lo in range(0, f.num_rows, 2)]
     stored = [receipt for receipt in planning.stored_receipts(store, plan) if planning.is_whole(store, receipt)]
-    adopted = planning.adopt(shards, stored)
-    done = {(receipt.file_no, receipt.lo) for receipt in adopted}
-    staged = [stage(store, plan, attempt, *shard) for shard in shards if shard[:2] not in done]
-    receipts = sorted(planning.without_overlap([*adopted, *staged]), key=lambda r: (r.file_no, r.lo))
+    adopted = planning.adopt([(shard,) for shard in shards], stored)
+    done = {receipt.intervals for receipt in adopted}
+    staged = [stage(store, plan, attempt, *shard) for shard in shards if (shard,) not in done]
+    receipts = sorted(planning.without_overlap([*adopted, *staged]), key=lambda receipt: receipt.intervals)
     planning.verify_cover(plan, receipts)
     entry = make_entry(plan, len(entries) + 1, receipts, [], adopted=len(adopted), seconds=0.0, compute_seconds=0.0)
     entry = commit(store, entry)
