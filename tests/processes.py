@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +15,27 @@ FORKSERVER = multiprocessing.get_context("forkserver")
 FORKSERVER.set_forkserver_preload(
     ["tests.nightly", "bertray.pipelines.night", "obstore", "tokenizers", "tests.training.test_kills"]
 )
+
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def run_beside_the_cluster(module: str, *words: str, seconds: float) -> None:
+    """Run a test module as a script with a Ray cluster of its own; fails unless it exits with 0.
+
+    Without what the tests' own cluster left in the environment: a token for it, for one, stops the workers of another.
+    """
+    env = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    run = subprocess.run(
+        [sys.executable, "-m", module, *words],
+        env=env | {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0"},
+        cwd=ROOT,
+        timeout=seconds,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
 
 
 def descendants(pid: int, title: str = "") -> list[int]:

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections import Counter
 
 import pyarrow.parquet as pq
@@ -42,41 +43,68 @@ def check_rows(folder) -> None:
     assert ids == Counter(f"k{i}" for i in range(ROWS))
 
 
-def test_a_killed_scoring_worker_is_replaced_and_no_row_is_lost_or_doubled(trained, inbox, ray_cluster):
+def lose_a_worker(trained, folder, after: int) -> None:
+    """Kill the process that scores once so many of the 120 parts are there."""
     killed: list[int] = []
 
     def kill() -> None:
-        wait_for(lambda: len(receipts(inbox)) >= 5, seconds=120)
+        wait_for(lambda: len(receipts(folder)) >= after, seconds=120)
         workers = descendants(os.getpid(), "ray::MapWorker")
         os.kill(workers[0], signal.SIGKILL)
         killed.append(workers[0])
 
     killer = threading.Thread(target=kill)
     killer.start()
-    assert run(score_argv(trained, inbox)) == 0
+    assert run(score_argv(trained, folder)) == 0
     killer.join(10)
     assert killed, "no scoring worker was found to kill"
-    check_rows(inbox)
+    check_rows(folder)
 
 
-def test_a_killed_driver_leaves_parts_that_the_same_command_uses(trained, inbox, ray_cluster):
+def lose_the_driver(trained, folder, after: int) -> tuple[float, float]:
+    """Kill the command once so many parts are there, run it again; (seconds until it died, seconds of the rest)."""
+    begun = time.monotonic()
     driver = subprocess.Popen(
-        [sys.executable, "-m", "bertray.cli", *score_argv(trained, inbox)],
+        [sys.executable, "-m", "bertray.cli", *score_argv(trained, folder)],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
     )
-    wait_for(lambda: len(receipts(inbox)) >= 20, seconds=120)
+    wait_for(lambda: len(receipts(folder)) >= after, seconds=120)
     started = descendants(driver.pid)
     os.killpg(driver.pid, signal.SIGKILL)
     driver.wait(10)
+    died = time.monotonic()
     wait_for(lambda: not any(os.path.exists(f"/proc/{pid}") for pid in started), seconds=60)  # noqa: PTH110
-    left = len(receipts(inbox))
-    assert not (inbox / "out" / "data").exists()
-    assert run(score_argv(trained, inbox)) == 0
-    check_rows(inbox)
-    (entry,) = ledger.read_ledger(open_store(str(inbox / "out")))
+    left = len(receipts(folder))
+    assert not (folder / "out" / "data").exists()
+    resumed = time.monotonic()
+    assert run(score_argv(trained, folder)) == 0
+    rest_s = time.monotonic() - resumed
+    check_rows(folder)
+    (entry,) = ledger.read_ledger(open_store(str(folder / "out")))
     assert entry.adopted_receipts >= left > 0
+    return died - begun, rest_s
+
+
+def test_a_killed_scoring_worker_is_replaced_and_no_row_is_lost_or_doubled(trained, inbox, ray_cluster):
+    lose_a_worker(trained, inbox, after=5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("after", [1, 30, 60])
+def test_a_worker_is_killed_early_and_late(after, trained, inbox, ray_cluster):
+    lose_a_worker(trained, inbox, after)
+
+
+def test_a_killed_driver_leaves_parts_that_the_same_command_uses(trained, inbox, ray_cluster):
+    lose_the_driver(trained, inbox, after=20)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("after", [1, 30, 60])
+def test_a_driver_is_killed_early_and_late(after, trained, inbox, ray_cluster):
+    lose_the_driver(trained, inbox, after)
 
 
 def test_a_worker_that_hangs_ends_the_run_with_7_and_names_the_rows(trained, inbox, ray_cluster, capsys):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import itertools
 import json
-import multiprocessing
 import os
 import random
 import sys
@@ -19,11 +18,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from bertray.cli import run
 from bertray.storage.store import Store
 from tests import test_ray_kills
 from tests.corpus import write
 from tests.nightly import night_config, run_night, visible, write_inbox
-from tests.processes import descendants
+from tests.processes import descendants, run_beside_the_cluster
 from tests.test_damage import damage_control_files, damage_inputs
 from tests.test_kills import kill_nights
 from tests.test_readers import with_duckdb, with_pandas, with_polars
@@ -68,17 +68,23 @@ def test_kills_while_four_readers_look(tmp_path, tiny_encoder):
 
 
 def test_workers_and_drivers_of_ray_are_killed(trained, ray_cluster, tmp_path):
-    end, kills = share(0.2), Counter[str]()
-    faults = [
-        test_ray_kills.test_a_killed_scoring_worker_is_replaced_and_no_row_is_lost_or_doubled,
-        test_ray_kills.test_a_killed_driver_leaves_parts_that_the_same_command_uses,
-    ]
+    end, kills, chance = share(0.2), Counter[str](), random.Random(0)
+    write(tmp_path / "whole" / "in" / "reviews.parquet", test_ray_kills.ROWS, 7, "k")
+    begun = time.monotonic()
+    assert run(test_ray_kills.score_argv(trained, tmp_path / "whole")) == 0
+    whole_s = time.monotonic() - begun
     while time.monotonic() < end:
         inbox = tmp_path / str(kills.total())
         write(inbox / "in" / "reviews.parquet", test_ray_kills.ROWS, 7, "k")
-        fault = faults[kills.total() % len(faults)]
-        fault(trained, inbox, ray_cluster)
-        kills[fault.__name__] += 1
+        after = chance.randrange(1, 60)
+        if kills.total() % 2:
+            test_ray_kills.lose_a_worker(trained, inbox, after)
+            kills["worker"] += 1
+        else:
+            until_s, rest_s = test_ray_kills.lose_the_driver(trained, inbox, after)
+            kills["driver"] += 1
+            print(f"\nsoak: driver killed after {until_s:.1f} s, {after} of 120 parts, the start of Ray included; the "
+                  f"rest took {rest_s:.1f} s, an uninterrupted run without start {whole_s:.1f} s")  # fmt: skip
     print(f"\nsoak: {dict(kills)}")
 
 
@@ -127,11 +133,9 @@ def test_memory_stays_level_over_nights(tmp_path, tiny_encoder):
 OBJECT_STORE_MB = 80
 
 
-def _score_large(model: str, folder: Path) -> None:
-    """In a process of its own, whose cluster has a small object store. Writes the peaks of its processes."""
+def score_large(model: str, folder: Path) -> int:
+    """Score on a cluster that has a small object store; writes the peaks of its processes."""
     import ray
-
-    from bertray.cli import run
 
     ray.init(
         address="local",
@@ -158,7 +162,7 @@ def _score_large(model: str, folder: Path) -> None:
     ended.set()
     watcher.join()
     (folder / "peaks.json").write_text(json.dumps(peaks))
-    sys.exit(code)
+    return code
 
 
 def private_mb(pid: int) -> int:
@@ -173,21 +177,21 @@ def private_mb(pid: int) -> int:
 def test_a_corpus_of_twenty_times_the_object_store_is_streamed(trained, tmp_path):
     (tmp_path / "in").mkdir()
     words = np.array(["great", "awful", "plot", "actor", "story", "very", "film", "boring", "lovely", "the", "and"])
-    chance, written = np.random.default_rng(0), 0
-    for number in itertools.count():
-        texts = [" ".join(row) for row in words[chance.integers(len(words), size=(40_000, 90))]]
-        pq.write_table(pa.table({"id": [f"{number}:{i}" for i in range(len(texts))], "text": texts}),
-                       tmp_path / "in" / f"{number:03d}.parquet")  # fmt: skip
-        written += sum(map(len, texts))
-        if written > 20 * (OBJECT_STORE_MB << 20):
-            break
-    process = multiprocessing.get_context("spawn").Process(target=_score_large, args=(str(trained / "model"), tmp_path))
+    texts = [" ".join(row) for row in words[np.random.default_rng(0).integers(len(words), size=(4_000, 900))]]
+    num_files = -(-20 * (OBJECT_STORE_MB << 20) // sum(map(len, texts)))
+    for number in range(num_files):
+        ids = [f"{number}:{i}" for i in range(len(texts))]
+        pq.write_table(pa.table({"id": ids, "text": texts}), tmp_path / "in" / f"{number:03d}.parquet")
+    written = num_files * sum(map(len, texts))
     begun = time.monotonic()
-    process.start()
-    process.join(1800)
-    assert process.exitcode == 0
+    run_beside_the_cluster("tests.test_soak", str(trained / "model"), str(tmp_path), seconds=1800)
+    seconds = time.monotonic() - begun
     peaks = json.loads((tmp_path / "peaks.json").read_text())
-    print(f"\nsoak: {written >> 20} MB of text with {OBJECT_STORE_MB} MB of object store in "
-          f"{time.monotonic() - begun:.0f} s; peak private MB: {peaks}")  # fmt: skip
+    print(f"\nsoak: {num_files * len(texts):,} rows, {written >> 20} MB of text with {OBJECT_STORE_MB} MB of object "
+          f"store in {seconds:.0f} s; peak private MB: {peaks}")  # fmt: skip
     assert max(peaks.values()) < 1500
-    assert pq.ParquetDataset(tmp_path / "out" / "data").read(columns=["id"]).num_rows == (number + 1) * 40_000
+    assert pq.ParquetDataset(tmp_path / "out" / "data").read(columns=["id"]).num_rows == num_files * len(texts)
+
+
+if __name__ == "__main__":
+    sys.exit(score_large(sys.argv[1], Path(sys.argv[2])))
