@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import accumulate
 from os.path import commonprefix
 from typing import Any
@@ -14,6 +15,7 @@ from bertray.reports.html import render
 from bertray.reports.plain import plain
 from bertray.schema import SCHEMA_VERSION, Reason
 
+FILES_SHOWN = 500  # in one table of the page
 REASON_WORDS = {
     Reason.TEXT_NULL: "the text is missing",
     Reason.TEXT_EMPTY: "nothing is left of the text after cleaning",
@@ -50,6 +52,11 @@ class FileRows:
     @property
     def adds_up(self) -> bool:
         return self.rows_in is None or self.rows_in == self.rows_scored + self.rows_quarantined
+
+    @property
+    def as_it_should(self) -> bool:
+        """Nothing was kept out, nothing was lost."""
+        return self.adds_up and not self.rows_quarantined and self.reason is None
 
 
 @dataclass(frozen=True)
@@ -102,6 +109,13 @@ class ScoringReport:
         return sum(file.rows_in is None for file in self.files)
 
     @property
+    def files_shown(self) -> list[FileRows]:
+        """The files of the page, report.json has all: of very many, first those of which something was kept out."""
+        if len(self.files) <= FILES_SHOWN:
+            return list(self.files)
+        return sorted(self.files, key=lambda file: file.as_it_should)[:FILES_SHOWN]
+
+    @cached_property
     def common_folder(self) -> str:
         """What the paths of several files have in common, up to a slash."""
         if len(self.files) < 2:
@@ -186,6 +200,7 @@ class ScoringReport:
             report=self,
             title=f"Scored reviews, {self.slot}",
             reason_words=REASON_WORDS,
+            files_shown=FILES_SHOWN,
             scores_chart=charts.scores(self.score_histogram, None) if self.rows_scored else None,
             part=self.evaluation.part(charts) if self.evaluation else None,
         )

@@ -78,6 +78,20 @@ def test_skipped_files_are_named_with_their_reason(make_night, read_page):
     assert report.to_json()["skipped"] == [{"path": "/in/old.parquet", "why": "scored in slot dt=2026-11-19"}]
 
 
+def test_of_very_many_files_the_page_shows_those_that_need_a_look(make_night, read_page):
+    files = [FileRows(f"/in/{number:04}.csv", 1, 1, 0) for number in range(1200)]
+    files[700], files[900] = FileRows("/in/0700.csv", 1, 0, 1), FileRows("/in/0900.csv", None, 0, 0, "file_corrupt")
+    skipped = [{"path": f"/in/old-{number:04}.csv", "why": "scored"} for number in range(501)]
+    report = make_night(files=files, skipped=skipped)
+    text = words(read_page(report.to_html()))
+    assert "quarantined 0700.csv 1 0 1 0900.csv file_corrupt unknown 0 0 0000.csv 1 1 0 0001.csv 1 1 0" in text
+    assert "0497.csv 1 1 0 700 more, in report.json 1,200 files" in text
+    assert "old-0499.csv scored 1 more, in report.json" in text
+    assert "old-0500.csv" not in text
+    assert len(report.to_json()["files"]) == 1200
+    assert len(report.to_json()["skipped"]) == 501
+
+
 def test_an_empty_night_is_a_page(make_night, safe_page):
     report = make_night(
         files=[],
