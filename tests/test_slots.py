@@ -20,6 +20,7 @@ from bertray.storage.heartbeat import Heartbeat
 from bertray.storage.plan import staging_folder
 from bertray.storage.store import open_store
 from tests.nightly import INFO, check_exact, expected_ids, night_config, run_night, start_night, visible, write_inbox
+from tests.processes import wait_for
 
 ROWS = {"a.parquet": 20, "b.parquet": 9}
 
@@ -156,6 +157,31 @@ def test_replace_makes_a_slot_exactly_the_listed_files_and_never_takes_those_of_
     assert slots(store) == [("dt=1", 2), ("dt=2", 1)]
 
 
+@pytest.mark.parametrize("rewrite", ["rescore", "changed", "replace"])
+def test_a_repaired_file_belongs_to_the_slot_that_scored_it(rewrite, night, tmp_path):
+    store, config = night
+    (tmp_path / "in" / "x.parquet").write_bytes(b"no Parquet")
+    write_inbox(tmp_path / "in", {"c.parquet": 5})
+    assert run_night(config(slot="dt=2", on_bad_file="quarantine")) == 0
+    write_later(tmp_path / "in", {"x.parquet": 6})
+    assert run_night(config(slot="dt=3")) == 0
+    rows = ROWS | {"c.parquet": 5, "x.parquet": 6}
+    assert sum(visible(store, "data").values(), Counter()) == expected_ids(rows)[0]
+    if rewrite == "rescore":
+        assert run_night(config(rescore="replace"), replace(INFO, model_version="stub-2")) == 0
+        versions = [("dt=1", 2), ("dt=2", 2), ("dt=3", 2)]
+    elif rewrite == "changed":
+        write_later(tmp_path / "in", {"c.parquet": 8})
+        rows["c.parquet"] = 8
+        assert run_night(config(on_changed_file="replace")) == 0
+        versions = [("dt=1", 1), ("dt=2", 2), ("dt=3", 1)]
+    else:
+        assert run_night(config(slot="dt=2", replace=True)) == 0
+        versions = [("dt=1", 1), ("dt=2", 2), ("dt=3", 1)]
+    assert sorted(slots(store)) == versions
+    check_exact(store, rows, slots=3)
+
+
 def test_replace_without_a_slot_is_a_config_error(night, capsys):
     _, config = night
     assert run_night(config(replace=True)) == 2
@@ -217,6 +243,21 @@ def test_two_runs_with_different_slots_and_the_same_files_commit_them_once(night
         racer.join(60)
     assert sorted(racer.exitcode for racer in racers) in ([0, 4], [0, 0])
     check_exact(store, ROWS | {"c.parquet": 40}, slots=2)
+
+
+def test_the_same_content_under_two_names_is_committed_once_by_two_runs_at_once(night, tmp_path):
+    store, config = night
+    write_inbox(tmp_path / "in", {"c.parquet": 40})
+    running = start_night(config(slot="dt=x"), "verify.before:1:sleep")
+    wait_for(lambda: any(key.endswith("receipt.json") for key in store.keys("control/runs/dt=x")), seconds=30)
+    (tmp_path / "copies").mkdir()
+    (tmp_path / "copies" / "copy.parquet").write_bytes((tmp_path / "in" / "c.parquet").read_bytes())
+    assert run_night(config(slot="dt=y", input=[str(tmp_path / "copies")])) == 0
+    running.join(60)
+    assert running.exitcode == 4
+    assert slots(store) == [("dt=1", 1), ("dt=y", 1)]
+    assert run_night(config()) == 0
+    assert sum(visible(store, "data").values(), Counter()) == expected_ids(ROWS | {"c.parquet": 40})[0]
 
 
 def test_an_input_that_changes_while_it_is_read_is_not_committed(night, tmp_path):
@@ -332,13 +373,33 @@ def test_gc_leaves_alone_what_a_live_run_works_on(night, tmp_path):
     killed.join(60)
     seen = decide(config(slot="dt=2"), INFO, store, look(config(), store))
     plan = next_plan(config(slot="dt=2"), seen, store)
-    attempt = next(key for key in store.keys(staging_folder(plan)) if "receipt" in key).rpartition("/")[0]
-    with Heartbeat(store, attempt, "r"):
+    of_plan = {key for key in store.keys("control") if plan.plan_key in key}
+    parts = {key for key in of_plan if key.endswith(".parquet")}
+    assert len(parts) >= 2
+    assert f"control/plans/dt=2/{plan.plan_key}.json" in of_plan
+    # The attempt that lives has a folder of its own, and uses what the one that was killed left in another.
+    with Heartbeat(store, f"{staging_folder(plan)}/other", "r"):
         now = datetime.now(UTC) + timedelta(hours=1)
         found = find_garbage(store, seen.entries, now, timedelta(0))
-        assert not [item.file.key for item in found if item.file.key.startswith(attempt)]
+        assert not of_plan & {item.file.key for item in found}
+    for key in of_plan:
+        if key.endswith("heartbeat.json"):
+            store.delete(key)
     found = find_garbage(store, seen.entries, now, timedelta(0))
-    assert [item.file.key for item in found if item.file.key.startswith(attempt)]
+    assert parts <= {item.file.key for item in found}
+
+
+def test_a_run_whose_staged_parts_were_taken_away_commits_nothing_and_the_next_is_exact(night, tmp_path):
+    store, config = night
+    write_inbox(tmp_path / "in", {"c.parquet": 40})
+    running = start_night(config(slot="dt=2"), "verify.before:1:sleep")
+    wait_for(lambda: len([k for k in store.keys("control/runs/dt=2") if k.endswith("receipt.json")]) == 3, seconds=30)
+    store.delete(next(key for key in store.keys("control/runs/dt=2") if "/part-" in key and "receipt" not in key))
+    running.join(60)
+    assert running.exitcode == 7
+    assert slots(store) == [("dt=1", 1)]
+    assert run_night(config()) == 0
+    check_exact(store, ROWS | {"c.parquet": 40}, slots=2)
 
 
 def test_a_gc_that_was_killed_is_finished_by_the_next(night, tmp_path):

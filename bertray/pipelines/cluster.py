@@ -8,8 +8,10 @@ import logging
 import os
 import shutil
 import signal
+import socket
 import tempfile
 import threading
+import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -87,24 +89,50 @@ def ray_session(workers: Workers, *, imports: Sequence[str] = ()) -> Iterator[Re
     temporary = None
     if started:
         if not inside_cluster():
-            # Of our own, to leave nothing behind; not below a long TMPDIR, since a socket's path has at most 107 bytes.
-            base = Path(os.environ.get("RAY_TMPDIR", "/tmp"))  # noqa: S108 - a folder of a random name is made in it
-            base.mkdir(parents=True, exist_ok=True)
-            temporary = tempfile.mkdtemp(prefix="bertray-", dir=base)
+            temporary = _temporary_folder()
         warm_up = threading.Thread(target=_import_all, args=(imports,), name="imports", daemon=True)
         warm_up.start()
         try:
-            _connect(temporary)
+            try:
+                _connect(temporary)
+            finally:
+                warm_up.join()  # a thread that still imports may crash a process that leaves
         except BaseException:
             _disconnect(before, temporary)  # what has been started by then
             raise
-        finally:
-            warm_up.join()  # a thread that still imports may crash a process that leaves
     try:
         yield plan_resources(workers, ray.cluster_resources(), local=not inside_cluster())
     finally:
         if started:
             _disconnect(before, temporary)
+
+
+def _temporary_folder() -> str:
+    """For Ray's own files: a folder of this process, to leave nothing behind; those of killed processes go."""
+    # Not below a long TMPDIR, since a socket's path has at most 107 bytes.
+    base = Path(os.environ.get("RAY_TMPDIR", "/tmp"))  # noqa: S108 - a folder of a random name is made in it
+    machine = f"bertray-{zlib.crc32(socket.gethostname().encode()):08x}-"
+    try:
+        base.mkdir(parents=True, exist_ok=True)
+        for left in base.glob(f"{machine}*"):
+            pid = left.name.removeprefix(machine).partition("-")[0]
+            if pid.isdigit() and not _is_alive(int(pid)):
+                shutil.rmtree(left, ignore_errors=True)
+        return tempfile.mkdtemp(prefix=f"{machine}{os.getpid()}-", dir=base)
+    except OSError as error:
+        raise InfrastructureError(
+            f"{base}: no folder for Ray's files can be made here: {error.strerror}.", "Set RAY_TMPDIR to one that can."
+        ) from error
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True  # somebody else's
+    return True
 
 
 def _disconnect(environment: dict[str, str], temporary: str | None) -> None:

@@ -158,23 +158,24 @@ def _run_plan(
             receipts.append(receipt)
             done += receipt.rows_in
             ticker.update(done, f"{done / (time.monotonic() - started):,.0f} rows/s")
-    faults.point("verify.before")
-    receipts = sorted(planning.without_overlap(receipts), key=lambda receipt: receipt.intervals)
-    planning.verify_cover(plan, receipts)
-    check_unchanged(config, plan)
-    entry = make_entry(
-        plan,
-        len(tonight.entries) + 1,
-        receipts,
-        _quarantine_files(plan, store, attempt),
-        adopted=len(adopted),
-        seconds=time.monotonic() - started,
-        # Parts of an earlier attempt count with the time that attempt spent on them.
-        compute_seconds=sum(receipt.seconds for receipt in receipts) / scorer.resources.num_workers,
-    )
-    _check_ratio(config, entry)
-    entry = commit(store, entry)
-    ledger.publish(store, entry)
+        faults.point("verify.before")
+        receipts = sorted(planning.without_overlap(receipts), key=lambda receipt: receipt.intervals)
+        planning.verify_cover(plan, receipts)
+        check_unchanged(config, plan)
+        entry = make_entry(
+            plan,
+            len(tonight.entries) + 1,
+            receipts,
+            _quarantine_files(plan, store, attempt),
+            adopted=len(adopted),
+            seconds=time.monotonic() - started,
+            # Parts of an earlier attempt count with the time that attempt spent on them.
+            compute_seconds=sum(receipt.seconds for receipt in receipts) / scorer.resources.num_workers,
+        )
+        _check_ratio(config, entry)
+        planning.verify_staged(store, plan, entry)
+        entry = commit(store, entry)
+        ledger.publish(store, entry)
     return entry
 
 

@@ -190,7 +190,9 @@ class ScoreShard:
         probs_NC = self._predictor.probs(kept)
         finite_N = np.isfinite(probs_NC).all(axis=1)
         if not finite_N.all():
-            refused = pa.concat_tables([refused, _refuse_nan(kept.filter(pa.array(~finite_N)))])
+            # The rows that came with a reason may have lost "not null" on their way; these have it.
+            nan = _refuse_nan(kept.filter(pa.array(~finite_N)))
+            refused = pa.concat_tables([refused, nan], promote_options="permissive")
             kept, probs_NC = kept.filter(pa.array(finite_N)), probs_NC[finite_N]
         spans = _spans(table, kept)
         name = f"{spans[0].file_no:05d}-{spans[0].lo:012d}-{uuid.uuid4().hex[:8]}"

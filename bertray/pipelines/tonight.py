@@ -172,9 +172,11 @@ def _rewrites(
 ) -> Iterator[Rewrite]:
     """Slots to rewrite, each once, in the order in which they were first committed."""
     by_path = {decision.file.path: decision for decision in decisions}
+    owner = {path: entry.seq for path, (_, entry) in planning.owners(entries).items()}
     for entry in ledger.current(entries):
-        mine = [by_path[file.path].file for file in entry.files if file.path in by_path]
-        missing = [file.path for file in entry.files if file.path not in by_path]
+        owned = [file.path for file in entry.files if owner[file.path] == entry.seq]
+        mine = [by_path[path].file for path in owned if path in by_path]
+        missing = [path for path in owned if path not in by_path]
         changed = [d for d in decisions if d.verdict == "changed" and d.slot == entry.slot]
         if config.replace and entry.slot == config.slot:
             files = sorted([*mine, *(d.file for d in decisions if d.verdict == "score")], key=lambda file: file.path)

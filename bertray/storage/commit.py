@@ -103,6 +103,20 @@ def _named(staged: Sequence[StagedFile], run8: str) -> list[CommittedPart]:
     ]
 
 
+def _common(ours: Sequence[FileCount], theirs: Sequence[FileCount]) -> str | None:
+    """The first of our files that they hold too, be it under another name."""
+    paths = {file.path for file in theirs}
+    contents: dict[tuple[int, str | None], str] = {
+        (file.size_bytes, file.digest): file.path for file in theirs if file.digest and file.reason is None
+    }
+    for file in sorted(ours, key=lambda file: file.path):
+        if file.path in paths:
+            return file.path
+        if file.reason is None and (other := contents.get((file.size_bytes, file.digest))):
+            return f"the content of {file.path}, as {other},"
+    return None
+
+
 def commit(store: Store, entry: LedgerEntry) -> LedgerEntry:
     """Append an entry made for the place behind the ledger's end; on a lost race go on behind the winner.
 
@@ -118,11 +132,11 @@ def commit(store: Store, entry: LedgerEntry) -> LedgerEntry:
             if other.plan_key == entry.plan_key and other.slot == entry.slot:
                 log.info("another run committed the same plan")
                 return other
-            common = {file.path for file in other.files} & {file.path for file in entry.files}
+            common = _common(entry.files, other.files)
             if common or other.slot == entry.slot:
                 raise ConflictError(
                     f"slot {entry.slot}: another run committed "
-                    + (f"{sorted(common)[0]} in slot {other.slot}" if common else "this slot")
+                    + (f"{common} in slot {other.slot}" if common else "this slot")
                     + "; nothing of this run was committed.",
                     "Run the same command again; it scores what is still new.",
                 )

@@ -47,16 +47,17 @@ def find_garbage(store: Store, entries: Sequence[LedgerEntry], now: datetime, gr
             needed |= {part.key for part in entry.evaluation_parts}
     committed = {(entry.slot, entry.plan_key) for entry in entries}
     files = store.listing("control")
+    # A live attempt uses the finished parts of the attempts before it, and its plan.
     beating = {
-        file.key.rpartition("/")[0]
+        tuple(file.key.split("/")[2:4])
         for file in files
-        if file.key.endswith(f"/{HEARTBEAT}") and now - file.modified < MIN_AGE
+        if file.key.startswith(f"{RUNS}/") and file.key.endswith(f"/{HEARTBEAT}") and now - file.modified < MIN_AGE
     }
     garbage = []
     for file in files:
         age = now - file.modified
         why = ""
-        if file.key in needed or file.key.rpartition("/")[0] in beating or file.key.startswith((COMMITS, PUBLISHED)):
+        if file.key in needed or file.key.startswith((COMMITS, PUBLISHED)):
             continue
         if is_temporary(file.key) or file.key.startswith((f"{PUBLISHING}/", "control/probe-")):
             why = "half-written by a run that died" if age >= MIN_AGE else ""
@@ -64,13 +65,17 @@ def find_garbage(store: Store, entries: Sequence[LedgerEntry], now: datetime, gr
             why = "of a version that was replaced" if age >= grace else ""
         elif file.key.startswith(f"{RUNS}/"):
             slot, plan_key = file.key.split("/")[2:4]
-            if (slot, plan_key) in committed:
+            if (slot, plan_key) in beating:
+                why = ""
+            elif (slot, plan_key) in committed:
                 why = "staged and committed; readers have it elsewhere" if age >= MIN_AGE else ""
             else:
                 why = "of an unfinished run" if age >= grace else ""
         elif file.key.startswith(f"{PLANS}/"):
             slot, _, plan_key = file.key.removeprefix(f"{PLANS}/").removesuffix(".json").partition("/")
-            if (slot, plan_key) in committed:
+            if (slot, plan_key) in beating:
+                why = ""
+            elif (slot, plan_key) in committed:
                 why = "plan that was committed" if age >= MIN_AGE else ""
             else:
                 why = "plan of an unfinished run" if age >= grace else ""

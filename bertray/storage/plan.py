@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Literal
 
-from bertray.errors import ConflictError
+from bertray.errors import ConflictError, InfrastructureError
 from bertray.storage import faults
 from bertray.storage.ledger import current
-from bertray.storage.records import FileRecord, LedgerEntry, Plan, Receipt
+from bertray.storage.records import FileCount, FileRecord, LedgerEntry, Plan, Receipt
 from bertray.storage.store import Store
 
 log = logging.getLogger(__name__)
@@ -39,7 +39,7 @@ def decide_files(files: Sequence[FileRecord], entries: Sequence[LedgerEntry]) ->
     and digest. Of a slot that was replaced, only the newest version counts.
     """
     entries = current(entries)
-    by_path = {file.path: (file, entry) for entry in entries for file in entry.files}
+    by_path = owners(entries)
     by_content = {
         (file.size_bytes, file.digest): (file.path, entry.slot)
         for entry in entries
@@ -74,6 +74,11 @@ def decide_files(files: Sequence[FileRecord], entries: Sequence[LedgerEntry]) ->
             if content is not None:
                 tonight[content] = file.path
     return decisions
+
+
+def owners(entries: Sequence[LedgerEntry]) -> dict[str, tuple[FileCount, LedgerEntry]]:
+    """Of every path the file as it was scored last, and the entry that did: a repaired file moves to a later slot."""
+    return {file.path: (file, entry) for entry in current(entries) for file in entry.files}
 
 
 def plan_key(files: Iterable[FileRecord], model_version: str, settings: Mapping[str, Any], *, version: int = 1) -> str:
@@ -214,4 +219,19 @@ def verify_cover(plan: Plan, receipts: Sequence[Receipt]) -> None:
             raise ConflictError(
                 f"{file.path}: rows {gaps or spans} are missing or stand twice; nothing was committed.",
                 "Run the same command again; it rescored what is missing.",
+            )
+
+
+def verify_staged(store: Store, plan: Plan, entry: LedgerEntry) -> None:
+    """Everything that an entry is about to name is still there.
+
+    Raises:
+        InfrastructureError: somebody took files away under the run; nothing may be committed.
+    """
+    there = set(store.keys(staging_folder(plan)))
+    for part in (*entry.parts, *entry.quarantine_parts, *entry.evaluation_parts):
+        if part.key not in there:
+            raise InfrastructureError(
+                f"{store.uri(part.key)}: was staged, and is no longer there; nothing was committed.",
+                "Run the same command again; it scores what is missing.",
             )
