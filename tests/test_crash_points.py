@@ -12,7 +12,7 @@ import pytest
 from bertray.storage.store import open_store
 from tests.nightly import check_exact, expected_ids, night_config, run_night, start_night, visible, write_inbox
 
-ROWS = {"a.parquet": 40, "b.parquet": 9}  # 3 + 1 shards
+ROWS = {"a.parquet": 40, "b.parquet": 9, "c.parquet": 5}  # 3 shards, and two small files together
 
 # What a plain reader sees in the data folder after the crash: nothing, everything, or (object stores only) a part
 # without `_SUCCESS`.

@@ -538,6 +538,15 @@ def test_a_file_whose_kept_column_has_another_type_costs_no_other(night):
     assert night.refused() == [("other.parquet", None, "schema_type")]
 
 
+def test_of_two_types_of_a_kept_column_the_one_of_most_files_counts(night):
+    """9-10: the odd file is the first one."""
+    for name, stars in (("a", ["one"] * 5), ("good", [1] * NUM_GOOD), ("later", [2] * 3)):
+        night.add(f"{name}.parquet", reviews(name, len(stars)).append_column("stars", pa.array(stars)))
+    assert night.run(keep_columns=["stars"], on_bad_file="quarantine") == 0
+    assert night.refused() == [("a.parquet", None, "schema_type")]
+    assert len(night.scored) == NUM_GOOD + 3
+
+
 def test_too_many_bad_rows_are_refused_before_the_commit(night, capsys):
     """14: max_quarantine_ratio applies above a hundred quarantined rows."""
     texts = [None if i < 101 else f"a good film {i}" for i in range(400)]

@@ -7,36 +7,45 @@ import signal
 import subprocess
 import sys
 import tempfile
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
-from tests.corpus import train_argv
+from tests.corpus import train_argv, write
 from tests.processes import descendants, wait_for
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "SIGTERM"])
-def test_a_stopped_training_leaves_with_130_and_goes_on_where_it_was(number, tiny_encoder, corpus, tmp_path):
-    output = tmp_path / "run"
-    words = ["training.epochs=40", "report.baselines=false", "training.checkpoint_every_s=1"]
-    argv = [sys.executable, "-m", "bertray.cli", *train_argv(tiny_encoder, corpus, output, *words)]
-    # Ray's sockets lie below it, so it is short.
-    scratch = Path(tempfile.mkdtemp(prefix="ti-", dir="/tmp"))
-    env = os.environ | {"RAY_TMPDIR": str(scratch)}
-    # A shell starts background jobs with SIGINT ignored, and children inherit that.
+NUMBERS = pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "SIGTERM"])
+
+
+@pytest.fixture
+def scratch():
+    """Where Ray's files lie while it runs; its sockets lie below it, so the path is short."""
+    folder = Path(tempfile.mkdtemp(prefix="ti-", dir="/tmp"))
+    yield folder
+    folder.rmdir()  # fails where a run left a file behind
+
+
+def stop(argv: list[str], env: dict[str, str], number: int, ready: Callable[[], bool]) -> None:
+    """Start a command, stop it when it is ready; it has to leave with 130, in silence, and without processes."""
     process = subprocess.Popen(
         argv,
         env=env,
+        stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
+        # A shell starts background jobs with SIGINT ignored, and children inherit that.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
-    wait_for(lambda: any(output.glob("checkpoints/step-*")), seconds=120)
+    wait_for(ready, seconds=120)
     started = descendants(process.pid)
     assert started, "Ray's processes should be there"
-    assert len(list(scratch.iterdir())) == 1, "Ray's files should be there"
+    assert len(list(Path(env["RAY_TMPDIR"]).iterdir())) == 1, "Ray's files should be there"
     process.send_signal(number)
     _, printed = process.communicate(timeout=60)
     assert process.returncode == 130, printed
@@ -45,8 +54,28 @@ def test_a_stopped_training_leaves_with_130_and_goes_on_where_it_was(number, tin
     assert "stack trace" not in printed
     wait_for(lambda: not [pid for pid in started if Path(f"/proc/{pid}").exists()], seconds=60)
 
+
+@NUMBERS
+def test_a_stopped_training_leaves_with_130_and_goes_on_where_it_was(number, tiny_encoder, corpus, tmp_path, scratch):
+    output, env = tmp_path / "run", os.environ | {"RAY_TMPDIR": str(scratch)}
+    words = ["training.epochs=40", "report.baselines=false", "training.checkpoint_every_s=1"]
+    argv = [sys.executable, "-m", "bertray.cli", *train_argv(tiny_encoder, corpus, output, *words)]
+    stop(argv, env, number, lambda: any(output.glob("checkpoints/step-*")))
     again = subprocess.run(argv, env=env, capture_output=True, text=True, timeout=200, check=False)
     assert again.returncode == 0, again.stderr
     assert "resuming at step" in again.stderr
     assert (output / "report.html").is_file()
-    scratch.rmdir()  # fails where either run left a file behind
+
+
+@NUMBERS
+def test_a_stopped_night_leaves_with_130_and_its_parts_are_used(number, trained, tmp_path, scratch):
+    write(tmp_path / "in" / "reviews.parquet", 6000, 7, "k")
+    output, env = tmp_path / "out", os.environ | {"RAY_TMPDIR": str(scratch)}
+    words = [f"model={trained / 'model'}", f"input={tmp_path / 'in'}", f"output={output}", "rows_per_shard=50"]
+    argv = [sys.executable, "-m", "bertray.cli", "score", *words]
+    stop(argv, env, number, lambda: len(list(output.rglob("*.receipt.json"))) >= 5)
+    assert not (output / "data").exists()
+    again = subprocess.run(argv, env=env, capture_output=True, text=True, timeout=200, check=False)
+    assert again.returncode == 0, again.stderr
+    assert "finished parts of an earlier attempt are used" in again.stderr
+    assert Counter(pq.read_table(output / "data")["id"].to_pylist()) == Counter(f"k{i}" for i in range(6000))

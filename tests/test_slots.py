@@ -182,6 +182,15 @@ def test_a_repaired_file_belongs_to_the_slot_that_scored_it(rewrite, night, tmp_
     check_exact(store, rows, slots=3)
 
 
+def test_a_slice_of_lists_is_refused_before_anything_is_planned(night, tmp_path, capsys):
+    store, config = night
+    pq.write_table(pa.table({"id": ["1"], "text": ["good"], "tags": [["a", "b"]]}), tmp_path / "in" / "c.parquet")
+    only = str(tmp_path / "in" / "c.parquet")
+    assert run_night(config(slot="dt=2", input=[only], report={"slices": ["tags"]})) == 2
+    assert "'tags' of list" in capsys.readouterr().err
+    assert not [key for key in store.keys("control/plans") if "dt=2" in key]
+
+
 def test_replace_without_a_slot_is_a_config_error(night, capsys):
     _, config = night
     assert run_night(config(replace=True)) == 2

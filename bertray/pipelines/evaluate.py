@@ -14,6 +14,7 @@ from bertray.pipelines.evaluation import STAGING, evaluate_shards, finish_report
 from bertray.pipelines.inputs import open_inputs, open_model, read_spec
 from bertray.pipelines.runs import claim_output, finished_run, mark_finished
 from bertray.reviews.label_counts import count_labels
+from bertray.reviews.sources import check_slices
 from bertray.storage.store import open_store
 from bertray.training.token_shards import cache_key
 
@@ -26,6 +27,7 @@ def run_evaluate(config: EvaluateConfig) -> int:
     info = open_model(config)
     spec = read_spec(config, info.cleaning, info.max_chars, wants_label=True, keep_columns=config.report.slices)
     inputs = open_inputs("input", config.input, config, spec)
+    check_slices(inputs.files, inputs.spec, config.report.slices)
     labels = label_map(config.labels, info)
     labels.check(count_labels(inputs.files, inputs.spec), "input", needs_all_classes=False)
     files = [(f.path, f.size_bytes, f.digest, f.num_rows) for f in inputs.files]

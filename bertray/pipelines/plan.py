@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -74,7 +74,11 @@ def _plan_score(config: ScoreConfig) -> None:
         return
     max_length, long_text = config.max_length or info.max_length, config.long_text or info.long_text
     folder = resolve_model(config.model)
-    sample = draw_sample(inputs, ReviewTokenizer(folder, max_length, long_text))
+    try:
+        sample = draw_sample(inputs, ReviewTokenizer(folder, max_length, long_text))
+    except DataRefused as error:  # a night may consist of rows that go to the quarantine
+        say(f"no forecast: {error.message}")
+        return
     _print_sample(sample, inputs.num_rows, max_length)
     from bertray.model.predictor import Predictor
 
@@ -136,9 +140,9 @@ def _training_rate(config: TrainConfig, folder: Path, sample: Sample, labels: tu
 
 def draw_sample(inputs: Inputs, tokenizer: ReviewTokenizer, num_rows: int = SAMPLE_ROWS) -> Sample:
     """Tokenize about `num_rows` reviews, spread over the files."""
-    shards = inputs.shards(max(1, num_rows // max(1, min(len(inputs.files), 8))))
-    picked = [shards[i] for i in np.unique(np.linspace(0, len(shards) - 1, num=min(8, len(shards)), dtype=int))]
-    batches = [read_shard(replace(shard), inputs.spec) for shard in picked]
+    work = inputs.work_items(max(1, num_rows // max(1, min(len(inputs.files), 8))))
+    picked = [work[i] for i in np.unique(np.linspace(0, len(work) - 1, num=min(8, len(work)), dtype=int))]
+    batches = [read_shard(shard, inputs.spec) for item in picked for shard in item]
     texts = [batch.kept[s.TEXT].combine_chunks() for batch in batches]
     pairs = [batch.kept[s.TEXT_PAIR].combine_chunks() for batch in batches if s.TEXT_PAIR in batch.kept.column_names]
     tokens = [
@@ -167,8 +171,9 @@ def _print_files(tonight: Tonight) -> None:
         for d in tonight.decisions
     ]
     if len(rows) > MAX_LINES:
-        rest = len(rows) - MAX_LINES
-        rows = [*rows[:MAX_LINES], [f"... and {rest} more files", "", "", ""]]
+        rest = Counter((place, why) for _, place, _, why in rows[MAX_LINES:])
+        rows = rows[:MAX_LINES]
+        rows += [[f"... and {count:,} more files", place, "", why] for (place, why), count in rest.most_common()]
     table("files", ["path", "tonight", "rows", "why"], rows)
     say(", ".join(f"{count} {verdict}" for verdict, count in sorted(counts.items())) or "no files")
 

@@ -23,6 +23,7 @@ from bertray.reviews.sources import (
     InputFile,
     ReadSpec,
     check_columns,
+    check_slices,
     column_fault,
     inspect_all,
     kept_faults,
@@ -160,7 +161,11 @@ def _decided(
             f"({changed[0].why}).",
             "Deliver changes under a new name, set on_changed_file=replace, or score into another output.",
         )
-    return Tonight(info, entries, decisions, rewrites, looked_at, settings)
+    tonight = Tonight(info, entries, decisions, rewrites, looked_at, settings)
+    if config.report.slices:
+        to_score = tonight.readable([*(file for rewrite in rewrites for file in rewrite.files), *tonight.new_files])
+        check_slices(to_score, spec_for(config, info, to_score), config.report.slices)
+    return tonight
 
 
 def _rewrites(

@@ -36,6 +36,7 @@ from bertray.pipelines.runs import claim_output, finished_run, mark_finished
 from bertray.pipelines.shards import ReadSettings, parquet_bytes, write_token_shards
 from bertray.reviews.label_counts import count_labels
 from bertray.reviews.labels import LabelMap
+from bertray.reviews.sources import check_slices
 from bertray.reviews.split import joined_groups, validation_mask
 from bertray.storage.store import LocalStore, Store, open_store
 from bertray.training.checkpoint import checkpoint_folders, load_step
@@ -153,6 +154,9 @@ def open_data(config: TrainConfig) -> _Data:
     train = open_inputs("data.train", config.data.train, config, label_spec)
     validation = config.data.validation and open_inputs("data.validation", config.data.validation, config, label_spec)
     test = config.data.test and open_inputs("data.test", config.data.test, config, report_spec)
+    for inputs in (train, validation, test):
+        if inputs:
+            check_slices(inputs.files, inputs.spec, config.report.slices)
     seen = count_labels(train.files, train.spec)
     labels = LabelMap.from_config(config.labels, seen)
     labels.check(seen, "data.train")

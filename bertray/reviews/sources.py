@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from concurrent.futures import ThreadPoolExecutor
@@ -43,6 +44,7 @@ __all__ = [
     "Shard",
     "WorkItem",
     "check_columns",
+    "check_slices",
     "column_fault",
     "find_duplicate_ids",
     "inspect",
@@ -225,37 +227,48 @@ def kept_faults(files: Sequence[InputFile], spec: ReadSpec) -> dict[str, BadFile
     return {file.path: _bad(file, Reason.SCHEMA_TYPE, problems[file.path]) for file in files if file.path in problems}
 
 
+def check_slices(files: Sequence[InputFile], spec: ReadSpec, slices: Sequence[str]) -> None:
+    """Raises ConfigError where a column to break a report down by holds lists or structs."""
+    schema, _ = _kept_types(files, replace(spec, keep_columns=tuple(slices)))
+    for column in schema:
+        if pa.types.is_nested(column.type):
+            raise ConfigError(
+                f"report.slices: expected columns of single values, found {column.name!r} of {column.type}.",
+                "Leave it out of `report.slices`.",
+            )
+
+
 def _kept_types(files: Sequence[InputFile], spec: ReadSpec) -> tuple[pa.Schema, dict[str, str]]:
-    """The schema of kept columns, and by path what does not fit it."""
-    first: dict[str, tuple[pa.DataType, str]] = {}
-    problem_of_shape: dict[tuple[str, ...], str | None] = {}  # files of one shape are looked at once
-    problems = {}
-    for file in files if spec.keep_columns else ():
-        shape = (file.format, *(file.columns[name] for name in spec.keep_columns))
-        if shape not in problem_of_shape:
-            problem_of_shape[shape] = _kept_problem(file, spec, first)
-        if problem := problem_of_shape[shape]:
-            problems[file.path] = problem
-    return pa.schema([pa.field(name, first[name][0]) for name in spec.keep_columns if name in first]), problems
+    """The schema of kept columns, each of the type that most files have, and by path what does not fit it."""
+    shapes = [(file.format, *(file.columns[name] for name in spec.keep_columns)) for file in files]
+    kinds: dict[tuple[str, ...], dict[str, pa.DataType]] = {}  # files of one shape are looked at once
+    count: dict[str, Counter[pa.DataType]] = {name: Counter() for name in spec.keep_columns}
+    example: dict[tuple[str, pa.DataType], str] = {}
+    for file, shape in zip(files, shapes, strict=True) if spec.keep_columns else ():
+        if shape not in kinds:
+            kinds[shape] = _kinds(file, spec)
+        for name, kind in kinds[shape].items():
+            count[name][kind] += not pa.types.is_null(kind)
+            example.setdefault((name, kind), file.path)
+    types = {name: max(found, key=lambda kind: found[kind]) for name, found in count.items() if found}
+    problems: dict[str, str] = {}
+    for file, shape in zip(files, shapes, strict=True) if spec.keep_columns else ():
+        for name, kind in kinds[shape].items():
+            if kind != types[name] and not pa.types.is_null(kind):
+                problems.setdefault(
+                    file.path,
+                    f"expected column {name!r} to be {types[name]}, as in {example[name, types[name]]}, found {kind}.",
+                )
+    return pa.schema([pa.field(name, kind) for name, kind in types.items()]), problems
 
 
-def _kept_problem(file: InputFile, spec: ReadSpec, first: dict[str, tuple[pa.DataType, str]]) -> str | None:
-    """What is wrong with a file's kept columns; types that nobody had before are entered in `first`."""
-    stored = parquet.schema(file.path) if file.format == "parquet" else None
-    kinds = {}
-    for name in spec.keep_columns:
-        if stored is not None:
-            kinds[name] = kept_type(stored.field(name).type)
-        else:
-            is_number = file.columns[name] == "int32" and file.format == acl_imdb.FORMAT
-            kinds[name] = pa.int32() if is_number else pa.string()
-        expected, where = first.get(name, (kinds[name], ""))
-        if kinds[name] != expected and not pa.types.is_null(kinds[name]) and not pa.types.is_null(expected):
-            return f"expected column {name!r} to be {expected}, as in {where}, found {kinds[name]}."
-    for name, kind in kinds.items():
-        if name not in first or pa.types.is_null(first[name][0]):
-            first[name] = (kind, file.path)
-    return None
+def _kinds(file: InputFile, spec: ReadSpec) -> dict[str, pa.DataType]:
+    """The types of a file's kept columns."""
+    if file.format == "parquet":
+        stored = parquet.schema(file.path)
+        return {name: kept_type(stored.field(name).type) for name in spec.keep_columns}
+    is_number = {name: file.columns[name] == "int32" and file.format == acl_imdb.FORMAT for name in spec.keep_columns}
+    return {name: pa.int32() if number else pa.string() for name, number in is_number.items()}
 
 
 def _bad(file: InputFile, reason: Reason, problem: str) -> BadFile:
