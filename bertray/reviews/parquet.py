@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from bertray.reviews.files import DATA_ERRORS, is_store_failure, open_random_access, reading, short
+from bertray.reviews.footer import RowGroup, parse_footer
 from bertray.reviews.inputs import BadFile, FileEntry, InputFile, RawRows, RowFault, Shard
 from bertray.schema import Reason
 
@@ -23,7 +24,7 @@ _MAX_DECODED_BYTES = 1 << 30  # of one column in one read; values of a dictionar
 _BUFFERED_ABOVE_BYTES = 64 << 20  # larger column chunks are streamed instead of fetched whole
 _MAGIC, _ENCRYPTED_MAGIC = b"PAR1", b"PARE"
 _TAIL_BYTES = 8  # length of the footer, then the magic
-_SIGNATURE_BYTES = 28  # nonce and tag behind a footer that is left in plain text while columns are encrypted
+_STRINGS = (pa.string(), pa.large_string())
 
 
 class _Refused(Exception):
@@ -48,8 +49,7 @@ def inspect(entry: FileEntry) -> InputFile | BadFile:
                 if is_store_failure(error):
                     raise
                 raise _Refused(Reason.FILE_CORRUPT, f"the footer cannot be read: {short(error)}"[:200]) from error
-            _check_metadata(file.metadata, len(footer) - _TAIL_BYTES)
-            rows = int(file.metadata.num_rows)
+            rows = _check_footer(footer[:-_TAIL_BYTES])
     except _Refused as refused:
         return BadFile(
             entry.path,
@@ -87,42 +87,44 @@ def _columns(schema: pa.Schema) -> dict[str, str]:
     return columns
 
 
-def _check_metadata(metadata: pq.FileMetaData, footer_bytes: int) -> None:
-    """Refuse what a footer gives away: encryption, counts that disagree, bombs, unknown codecs."""
-    rows = int(metadata.num_rows)
-    # Asking pyarrow for an encrypted column chunk ends the process, so this is found before any is looked at.
-    if footer_bytes == int(metadata.serialized_size) + _SIGNATURE_BYTES:
+def _check_footer(content: bytes) -> int:
+    """Refuse what a footer gives away: encryption, counts that disagree, bombs, unknown codecs. Returns the rows."""
+    try:
+        footer = parse_footer(content)
+    except ValueError as error:
+        raise _Refused(Reason.FILE_CORRUPT, f"the footer cannot be read: {error}") from error
+    rows = footer.num_rows
+    if footer.encrypted:
         raise _Refused(Reason.FILE_UNSUPPORTED, "encrypted columns", rows)
-    group_rows = [int(metadata.row_group(number).num_rows) for number in range(metadata.num_row_groups)]
+    group_rows = [group.num_rows for group in footer.row_groups]
     if sum(group_rows) != rows or min(group_rows, default=0) < 0:
         raise _Refused(
             Reason.FILE_CORRUPT, f"the footer says {rows} rows, its row groups hold {sum(group_rows)} together"
         )
-    for number in range(metadata.num_row_groups):
-        group = metadata.row_group(number)
-        if group.total_byte_size > MAX_ROW_GROUP_BYTES:
+    for number, group in enumerate(footer.row_groups):
+        if group.total_bytes > MAX_ROW_GROUP_BYTES:
             raise _Refused(
                 Reason.ROW_GROUP_TOO_BIG,
-                f"row group {number} holds {group.total_byte_size >> 30} GiB; write row groups below "
+                f"row group {number} holds {group.total_bytes >> 30} GiB; write row groups below "
                 f"{MAX_ROW_GROUP_BYTES >> 30} GiB",
                 rows,
             )
-        for index in range(group.num_columns):
-            chunk = group.column(index)
-            if chunk.compression != "UNCOMPRESSED" and not _codec_is_built_in(chunk.compression):
-                raise _Refused(Reason.FILE_UNSUPPORTED, f"compression {chunk.compression} is not built in", rows)
-            stored = max(1, chunk.total_compressed_size)
-            if chunk.total_uncompressed_size > max(BOMB_FLOOR_BYTES, MAX_COMPRESSION_RATIO * stored):
+        for chunk in group.chunks:
+            if chunk.codec != "UNCOMPRESSED" and not _codec_is_built_in(chunk.codec):
+                raise _Refused(Reason.FILE_UNSUPPORTED, f"compression {chunk.codec} is not built in", rows)
+            stored = max(1, chunk.compressed_bytes)
+            if chunk.uncompressed_bytes > max(BOMB_FLOOR_BYTES, MAX_COMPRESSION_RATIO * stored):
                 raise _Refused(
                     Reason.FILE_BOMB,
-                    f"a column of row group {number} grows {chunk.total_uncompressed_size // stored} times on reading",
+                    f"a column of row group {number} grows {chunk.uncompressed_bytes // stored} times on reading",
                     rows,
                 )
+    return rows
 
 
 def _codec_is_built_in(compression: str) -> bool:
     try:
-        return bool(pa.Codec.is_available("lz4_raw" if compression == "LZ4" else compression.lower()))
+        return bool(pa.Codec.is_available("lz4_raw" if compression.startswith("LZ4") else compression.lower()))
     except ValueError:
         return False
 
@@ -159,14 +161,14 @@ def _unreadable(lo: int, hi: int, error: BaseException | None) -> RawRows:
 def _row_groups(source: Any, shard: Shard, columns: Sequence[str], text_columns: Sequence[str]) -> Iterator[RawRows]:
     """One row group after the other, so that damage in one leaves the next readable."""
     metadata = pq.read_metadata(source)
+    groups = parse_footer(_footer(source)[:-_TAIL_BYTES]).row_groups
     first = 0
-    for number in range(metadata.num_row_groups):
-        group = metadata.row_group(number)
+    for number, group in enumerate(groups):
         lo, hi = max(shard.lo, first), min(shard.hi, first + group.num_rows)
         if lo < hi:
             row = lo
             try:
-                for rows in _row_group(source, metadata, number, first, lo, hi, columns, text_columns):
+                for rows in _row_group(source, metadata, group, number, first, lo, hi, columns, text_columns):
                     row = _end_of(rows, row)
                     yield rows
                 error = None
@@ -182,6 +184,7 @@ def _row_groups(source: Any, shard: Shard, columns: Sequence[str], text_columns:
 def _row_group(
     source: Any,
     metadata: pq.FileMetaData,
+    group: RowGroup,
     number: int,
     first: int,
     lo: int,
@@ -190,16 +193,17 @@ def _row_group(
     text_columns: Sequence[str],
 ) -> Iterator[RawRows]:
     """Rows [lo, hi) of the file that stand in row group `number`, whose first row is `first`."""
-    group = metadata.row_group(number)
-    chunks = [group.column(index) for index in range(group.num_columns)]
-    wanted = [chunk for chunk in chunks if chunk.path_in_schema.split(".")[0] in columns]
-    stored = max((chunk.total_compressed_size for chunk in wanted), default=0)
-    average = sum(chunk.total_uncompressed_size for chunk in wanted) // max(1, group.num_rows)
+    wanted = [chunk for chunk in group.chunks if chunk.path.split(".")[0] in columns]
+    stored = max((chunk.compressed_bytes for chunk in wanted), default=0)
+    average = sum(chunk.uncompressed_bytes for chunk in wanted) // max(1, group.num_rows)
+    # The footer does not say how large the strings of a dictionary get, one for each row.
+    strings = {field.name for field in pq.ParquetFile(source, metadata=metadata).schema_arrow if field.type in _STRINGS}
+    dictionaries = [chunk.path for chunk in wanted if chunk.has_dictionary and chunk.path in strings]
     streamed = stored > _BUFFERED_ABOVE_BYTES
     file = pq.ParquetFile(
         source,
         metadata=metadata,
-        read_dictionary=[*text_columns, *_string_dictionaries(metadata, number, columns)],
+        read_dictionary=[*text_columns, *dictionaries],
         page_checksum_verification=True,
         pre_buffer=not streamed,
         buffer_size=8 << 20 if streamed else 0,
@@ -224,21 +228,6 @@ def _row_group(
             yield RawRows(np.arange(cut_lo, cut_hi, dtype=np.int64), values)
         if row >= hi:
             return
-
-
-def _string_dictionaries(metadata: pq.FileMetaData, number: int, columns: Sequence[str]) -> list[str]:
-    """Columns of a row group whose strings stand in a dictionary: the footer does not say how large they get."""
-    group = metadata.row_group(number)
-    found = []
-    for index in range(group.num_columns):
-        chunk = group.column(index)
-        if (
-            chunk.path_in_schema in columns
-            and metadata.schema.column(index).logical_type.type == "STRING"
-            and {"RLE_DICTIONARY", "PLAIN_DICTIONARY"} & set(chunk.encodings)
-        ):
-            found.append(chunk.path_in_schema)
-    return found
 
 
 def _check_decoded_size(name: str, values: pa.Array) -> None:
