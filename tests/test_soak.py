@@ -158,9 +158,11 @@ def score_large(model: str, folder: Path) -> int:
 
     watcher = threading.Thread(target=watch)
     watcher.start()
-    code = run(["score", f"model={model}", f"input={folder / 'in'}", f"output={folder / 'out'}"])
-    ended.set()
-    watcher.join()
+    try:
+        code = run(["score", f"model={model}", f"input={folder / 'in'}", f"output={folder / 'out'}"])
+    finally:
+        ended.set()
+        watcher.join()
     (folder / "peaks.json").write_text(json.dumps(peaks))
     return code
 
