@@ -20,15 +20,20 @@ FORKSERVER.set_forkserver_preload(
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def run_beside_the_cluster(module: str, *words: str, seconds: float) -> None:
-    """Run a test module as a script with a Ray cluster of its own; fails unless it exits with 0.
+def environment_beside_the_cluster(**names: str) -> dict[str, str]:
+    """The environment for a run with a Ray cluster of its own, and some names more.
 
-    Without what the tests' own cluster left in the environment: a token for it, for one, stops the workers of another.
+    Without what the tests' own cluster left there: a token for it, for one, stops the workers of another.
     """
-    env = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    return kept | {"RAY_USAGE_STATS_ENABLED": "0"} | names
+
+
+def run_beside_the_cluster(module: str, *words: str, seconds: float) -> None:
+    """Run a test module as a script with a Ray cluster of its own; fails unless it exits with 0."""
     run = subprocess.run(
         [sys.executable, "-m", module, *words],
-        env=env | {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0"},
+        env=environment_beside_the_cluster(RAY_AUTH_MODE="disabled", RAY_worker_niceness="0"),
         cwd=ROOT,
         timeout=seconds,
         capture_output=True,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
@@ -15,12 +14,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.corpus import train_argv, write
-from tests.processes import descendants, wait_for
+from tests.processes import descendants, environment_beside_the_cluster, wait_for
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
-
-
-NUMBERS = pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "SIGTERM"])
 
 
 @pytest.fixture
@@ -42,7 +38,8 @@ def stop(argv: list[str], env: dict[str, str], number: int, ready: Callable[[], 
         # A shell starts background jobs with SIGINT ignored, and children inherit that.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
-    wait_for(ready, seconds=120)
+    wait_for(lambda: ready() or process.poll() is not None, seconds=120)
+    assert process.poll() is None, process.communicate()[1]
     started = descendants(process.pid)
     assert started, "Ray's processes should be there"
     assert len(list(Path(env["RAY_TMPDIR"]).iterdir())) == 1, "Ray's files should be there"
@@ -55,25 +52,23 @@ def stop(argv: list[str], env: dict[str, str], number: int, ready: Callable[[], 
     wait_for(lambda: not [pid for pid in started if Path(f"/proc/{pid}").exists()], seconds=60)
 
 
-@NUMBERS
-def test_a_stopped_training_leaves_with_130_and_goes_on_where_it_was(number, tiny_encoder, corpus, tmp_path, scratch):
-    output, env = tmp_path / "run", os.environ | {"RAY_TMPDIR": str(scratch)}
+def test_a_training_stopped_by_ctrl_c_leaves_with_130_and_goes_on_where_it_was(tiny_encoder, corpus, tmp_path, scratch):
+    output, env = tmp_path / "run", environment_beside_the_cluster(RAY_TMPDIR=str(scratch))
     words = ["training.epochs=40", "report.baselines=false", "training.checkpoint_every_s=1"]
     argv = [sys.executable, "-m", "bertray.cli", *train_argv(tiny_encoder, corpus, output, *words)]
-    stop(argv, env, number, lambda: any(output.glob("checkpoints/step-*")))
+    stop(argv, env, signal.SIGINT, lambda: any(output.glob("checkpoints/step-*")))
     again = subprocess.run(argv, env=env, capture_output=True, text=True, timeout=200, check=False)
     assert again.returncode == 0, again.stderr
     assert "resuming at step" in again.stderr
     assert (output / "report.html").is_file()
 
 
-@NUMBERS
-def test_a_stopped_night_leaves_with_130_and_its_parts_are_used(number, trained, tmp_path, scratch):
+def test_a_night_stopped_by_sigterm_leaves_with_130_and_its_parts_are_used(trained, tmp_path, scratch):
     write(tmp_path / "in" / "reviews.parquet", 6000, 7, "k")
-    output, env = tmp_path / "out", os.environ | {"RAY_TMPDIR": str(scratch)}
+    output, env = tmp_path / "out", environment_beside_the_cluster(RAY_TMPDIR=str(scratch))
     words = [f"model={trained / 'model'}", f"input={tmp_path / 'in'}", f"output={output}", "rows_per_shard=50"]
     argv = [sys.executable, "-m", "bertray.cli", "score", *words]
-    stop(argv, env, number, lambda: len(list(output.rglob("*.receipt.json"))) >= 5)
+    stop(argv, env, signal.SIGTERM, lambda: len(list(output.rglob("*.receipt.json"))) >= 5)
     assert not (output / "data").exists()
     again = subprocess.run(argv, env=env, capture_output=True, text=True, timeout=200, check=False)
     assert again.returncode == 0, again.stderr

@@ -9,7 +9,6 @@ import os
 import shutil
 import signal
 import socket
-import tempfile
 import threading
 import zlib
 from collections.abc import Iterator, Sequence
@@ -41,6 +40,10 @@ LOCAL_TRAIN_ENV = {
     # to one, would say "unknown" and have healthy workers ended: ask where nobody answers.
     "RAY_API_SERVER_ADDRESS": "http://127.0.0.1:9",
 }
+
+# Of the 107 bytes that Linux gives the path of a socket, what Ray leaves when its session and socket are taken off:
+# "/session_2026-11-21_15-53-58_458367_1234567/sockets/plasma_store".
+LONGEST_FOLDER = 107 - 64
 
 
 @dataclass(frozen=True)
@@ -109,20 +112,28 @@ def ray_session(workers: Workers, *, imports: Sequence[str] = ()) -> Iterator[Re
 
 def _temporary_folder() -> str:
     """For Ray's own files: a folder of this process, to leave nothing behind; those of killed processes go."""
-    # Not below a long TMPDIR, since a socket's path has at most 107 bytes.
-    base = Path(os.environ.get("RAY_TMPDIR", "/tmp"))  # noqa: S108 - a folder of a random name is made in it
-    machine = f"bertray-{zlib.crc32(socket.gethostname().encode()):08x}-"
+    # Not below a long TMPDIR: the path of a socket is limited.
+    base = Path(os.environ.get("RAY_TMPDIR", "/tmp"))  # noqa: S108 - made here, for this user alone, or refused
+    machine = f"bertray-{zlib.crc32(socket.gethostname().encode()) & 0xFFFF:04x}-"
+    folder = base / f"{machine}{os.getpid()}"
+    if len(os.fsencode(folder)) > LONGEST_FOLDER:
+        room = LONGEST_FOLDER - len(machine) - len("/1234567")
+        raise InfrastructureError(
+            f"{base}: too long a path for Ray's files: the sockets below it may have 107 bytes.",
+            f"Set RAY_TMPDIR to a folder whose path has at most {room} characters.",
+        )
     try:
         base.mkdir(parents=True, exist_ok=True)
         for left in base.glob(f"{machine}*"):
-            pid = left.name.removeprefix(machine).partition("-")[0]
-            if pid.isdigit() and not _is_alive(int(pid)):
+            pid = left.name.removeprefix(machine)
+            if pid.isdigit() and (int(pid) == os.getpid() or not _is_alive(int(pid))):
                 shutil.rmtree(left, ignore_errors=True)
-        return tempfile.mkdtemp(prefix=f"{machine}{os.getpid()}-", dir=base)
+        folder.mkdir(mode=0o700)
     except OSError as error:
         raise InfrastructureError(
             f"{base}: no folder for Ray's files can be made here: {error.strerror}.", "Set RAY_TMPDIR to one that can."
         ) from error
+    return str(folder)
 
 
 def _is_alive(pid: int) -> bool:
