@@ -59,6 +59,11 @@ def descendants(pid: int, title: str = "") -> list[int]:
     return [child for child in found[1:] if _command_line(child).startswith(title)]
 
 
+def is_alive(pid: int) -> bool:
+    """Whether there is such a process."""
+    return Path(f"/proc/{pid}").exists()
+
+
 def _command_line(pid: int) -> str:
     try:
         return Path(f"/proc/{pid}/cmdline").read_text()

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.corpus import train_argv, write
-from tests.processes import descendants, environment_beside_the_cluster, wait_for
+from tests.processes import descendants, environment_beside_the_cluster, is_alive, wait_for
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -49,7 +49,7 @@ def stop(argv: list[str], env: dict[str, str], number: int, ready: Callable[[], 
     assert printed.splitlines()[-1] == "bertray: exit 130 (interrupted): run the same command again to go on"
     assert "Traceback" not in printed
     assert "stack trace" not in printed
-    wait_for(lambda: not [pid for pid in started if Path(f"/proc/{pid}").exists()], seconds=60)
+    wait_for(lambda: not any(map(is_alive, started)), seconds=60)
 
 
 def test_a_training_stopped_by_ctrl_c_leaves_with_130_and_goes_on_where_it_was(tiny_encoder, corpus, tmp_path, scratch):

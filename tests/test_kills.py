@@ -20,7 +20,9 @@ def plain_reader(store: Store) -> dict[str, Counter[str]]:
     return visible(store, "data")
 
 
-def kill_nights(folder, encoder, kills: int, seed: int, look: Callable = plain_reader) -> Counter[str]:
+def kill_nights(
+    folder, encoder, kills: int, seed: int, look: Callable = plain_reader, pairs: float = 0.3
+) -> Counter[str]:
     """Nights, each with new files and a run killed again and again until one ends; returns what happened.
 
     Args:
@@ -29,6 +31,7 @@ def kill_nights(folder, encoder, kills: int, seed: int, look: Callable = plain_r
         kills: at least so many.
         seed: of the moments.
         look: slot -> ids, as some reader finds them; asked all the time.
+        pairs: chance that two runs begin at once.
     """
     chance = random.Random(seed)
     store = open_store(str(folder / "out"))
@@ -42,7 +45,7 @@ def kill_nights(folder, encoder, kills: int, seed: int, look: Callable = plain_r
         whole = look(store)
         while True:
             config = night_config(encoder, folder / "in", str(folder / "out"), takeover=True)
-            pair = chance.random() < 0.3
+            pair = chance.random() < pairs
             runs = [start_night(config) for _ in range(2 if pair else 1)]
             deadline = time.monotonic() + chance.random() * LIMIT_S
             while time.monotonic() < deadline:

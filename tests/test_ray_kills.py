@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 import subprocess
@@ -17,7 +18,7 @@ from bertray.cli import run
 from bertray.storage import ledger
 from bertray.storage.store import open_store
 from tests.corpus import write
-from tests.processes import descendants, wait_for
+from tests.processes import descendants, is_alive, wait_for
 
 pytestmark = pytest.mark.ray
 ROWS = 6000
@@ -43,41 +44,56 @@ def check_rows(folder) -> None:
     assert ids == Counter(f"k{i}" for i in range(ROWS))
 
 
-def lose_a_worker(trained, folder, after: int) -> None:
-    """Kill the process that scores once so many of the 120 parts are there."""
+def lose_workers(trained, folder, *afters: int) -> int:
+    """Kill the process that scores each time so many of the 120 parts are there; how many were met."""
     killed: list[int] = []
+    ended = threading.Event()
+
+    def parts_or_end(after: int) -> bool:
+        return ended.is_set() or len(receipts(folder)) >= after
+
+    def living() -> list[int]:
+        return [pid for pid in descendants(os.getpid(), "ray::MapWorker") if pid not in killed]
 
     def kill() -> None:
-        wait_for(lambda: len(receipts(folder)) >= after, seconds=120)
-        workers = descendants(os.getpid(), "ray::MapWorker")
-        os.kill(workers[0], signal.SIGKILL)
-        killed.append(workers[0])
+        for after in afters:
+            wait_for(functools.partial(parts_or_end, after), seconds=120)
+            wait_for(lambda: ended.is_set() or bool(living()), seconds=60)
+            if ended.is_set():
+                break
+            (victim, *_) = living()
+            os.kill(victim, signal.SIGKILL)
+            killed.append(victim)
 
     killer = threading.Thread(target=kill)
     killer.start()
-    assert run(score_argv(trained, folder)) == 0
-    killer.join(10)
-    assert killed, "no scoring worker was found to kill"
+    try:
+        assert run(score_argv(trained, folder)) == 0
+    finally:
+        ended.set()
+        killer.join(10)
     check_rows(folder)
+    return len(killed)
 
 
-def lose_the_driver(trained, folder, after: int) -> tuple[float, float]:
-    """Kill the command once so many parts are there, run it again; (seconds until it died, seconds of the rest)."""
+def lose_the_driver(trained, folder, *afters: int) -> tuple[float, float]:
+    """Kill the command each time so many parts are there, run it again; (seconds up to then, seconds of the rest)."""
     begun = time.monotonic()
-    driver = subprocess.Popen(
-        [sys.executable, "-m", "bertray.cli", *score_argv(trained, folder)],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    wait_for(lambda: len(receipts(folder)) >= after, seconds=120)
-    started = descendants(driver.pid)
-    os.killpg(driver.pid, signal.SIGKILL)
-    driver.wait(10)
-    died = time.monotonic()
-    wait_for(lambda: not any(os.path.exists(f"/proc/{pid}") for pid in started), seconds=60)  # noqa: PTH110
+    for after in afters:
+        driver = subprocess.Popen(
+            [sys.executable, "-m", "bertray.cli", *score_argv(trained, folder)],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        wait_for(functools.partial(lambda parts: len(receipts(folder)) >= parts, after), seconds=120)
+        started = descendants(driver.pid)
+        os.killpg(driver.pid, signal.SIGKILL)
+        driver.wait(10)
+        died = time.monotonic()
+        wait_for(lambda pids=started: not any(map(is_alive, pids)), seconds=60)
+        assert not (folder / "out" / "data").exists()
     left = len(receipts(folder))
-    assert not (folder / "out" / "data").exists()
     resumed = time.monotonic()
     assert run(score_argv(trained, folder)) == 0
     rest_s = time.monotonic() - resumed
@@ -88,17 +104,17 @@ def lose_the_driver(trained, folder, after: int) -> tuple[float, float]:
 
 
 def test_a_killed_scoring_worker_is_replaced_and_no_row_is_lost_or_doubled(trained, inbox, ray_cluster):
-    lose_a_worker(trained, inbox, after=5)
+    assert lose_workers(trained, inbox, 5) == 1
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("after", [1, 30, 60])
 def test_a_worker_is_killed_early_and_late(after, trained, inbox, ray_cluster):
-    lose_a_worker(trained, inbox, after)
+    assert lose_workers(trained, inbox, after) == 1
 
 
 def test_a_killed_driver_leaves_parts_that_the_same_command_uses(trained, inbox, ray_cluster):
-    lose_the_driver(trained, inbox, after=20)
+    lose_the_driver(trained, inbox, 20)
 
 
 @pytest.mark.slow
@@ -123,7 +139,7 @@ def test_a_worker_that_hangs_ends_the_run_with_7_and_names_the_rows(trained, inb
     finally:
         stopper.join(10)
         for pid in stopped:
-            if os.path.exists(f"/proc/{pid}"):  # noqa: PTH110
+            if is_alive(pid):
                 os.kill(pid, signal.SIGKILL)
     printed = capsys.readouterr().err
     assert "no shard was finished for 8 s" in printed
