@@ -21,7 +21,13 @@ def plain_reader(store: Store) -> dict[str, Counter[str]]:
 
 
 def kill_nights(
-    folder, encoder, kills: int, seed: int, look: Callable = plain_reader, pairs: float = 0.3
+    folder,
+    encoder,
+    kills: int,
+    seed: int,
+    look: Callable = plain_reader,
+    look_every_s: float = 0.0,
+    pairs: float = 0.3,
 ) -> Counter[str]:
     """Nights, each with new files and a run killed again and again until one ends; returns what happened.
 
@@ -30,7 +36,8 @@ def kill_nights(
         encoder: model folder.
         kills: at least so many.
         seed: of the moments.
-        look: slot -> ids, as some reader finds them; asked all the time.
+        look: slot -> ids, as some reader finds them; asked all the time, or with a pause.
+        look_every_s: the pause.
         pairs: chance that two runs begin at once.
     """
     chance = random.Random(seed)
@@ -53,6 +60,7 @@ def kill_nights(
                 assert {slot: now.pop(slot) for slot in whole} == whole
                 scored, _ = expected_ids({n: c for n, c in rows.items() if n.startswith(str(seen["nights"]))})
                 assert list(now.values()) in ([], [scored])
+                time.sleep(max(0.0, min(look_every_s, deadline - time.monotonic())))
             for run in runs[: 2 if chance.random() < 0.5 else 1]:
                 run.kill()
             for run in runs:
