@@ -269,7 +269,9 @@ class ScoreConfig(Common):
     takeover: bool = Field(False, description="work on a slot even if another run seems to be at work on it")
     allow_empty: bool = Field(False, description="no input file at all is success, with an empty slot")
     single_writer: bool = Field(False, description="accept a store whose put-if-absent does not hold")
-    rows_per_shard: int = Field(4096, ge=1, description="rows of one unit of work, and of one part file")
+    rows_per_shard: int | None = Field(
+        None, ge=1, description="rows of one unit of work and one part file; by default 4,096, more for a huge input"
+    )
 
     @field_validator("keep_columns")
     @classmethod

@@ -88,7 +88,8 @@ def ray_cluster():
     """One local Ray for the whole test session; four logical CPUs, so that actor pools leave some for tasks."""
     import ray
 
-    from bertray.pipelines.cluster import ALLOCATOR_ENV, LOCAL_TRAIN_ENV
+    from bertray.model.allocator import ALLOCATOR_ENV
+    from bertray.pipelines.cluster import LOCAL_TRAIN_ENV
 
     os.environ.update(ALLOCATOR_ENV | LOCAL_TRAIN_ENV)
     ray.init(

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from bertray import schema as s
-from bertray.config import Cleaning, ScoreConfig, build_config
+from bertray.config import Cleaning, ScoreConfig, Workers, build_config
 from bertray.errors import BertrayError
 from bertray.model.bundle import BundleInfo
 from bertray.pipelines.cluster import Resources
@@ -42,6 +42,8 @@ ROWS_PER_SHARD = 16
 class _HashPredictor:
     """Probabilities that depend on the text alone."""
 
+    repeated_rows = 0
+
     def probs(self, kept: pa.Table) -> np.ndarray:
         positive_N = kept[s.TEXT_HASH].to_numpy().astype(np.uint64) % np.uint64(1000) / 1000.0
         return np.column_stack([1.0 - positive_N, positive_N])
@@ -55,12 +57,19 @@ class _Actor(ScoreShard):
 
 
 class LoopScorer:
-    """Reads, stages and gives receipts as the Ray pipeline does, one item after the other."""
+    """Reads, stages and gives receipts as the Ray pipeline does, one item after the other.
+
+    Args:
+        actor: what scores: a stand-in for a model, or the actor of the pipeline.
+    """
+
+    def __init__(self, actor: type[ScoreShard] = _Actor) -> None:
+        self._actor = actor
 
     resources = Resources(num_workers=1, threads=1, cpus_per_worker=1.0, gpus_per_worker=0)
 
     def __call__(self, work: Sequence[WorkItem], read: ReadSettings, score: ScoreSettings) -> Iterator[Receipt]:
-        reader, actor = ReadAndTokenize(work, read), _Actor(score)
+        reader, actor = ReadAndTokenize(work, read), self._actor(score)
         for item in work:
             yield actor._score(reader.read(item))
 
@@ -68,6 +77,12 @@ class LoopScorer:
 @contextlib.contextmanager
 def open_loop_scorer() -> Iterator[LoopScorer]:
     yield LoopScorer()
+
+
+@contextlib.contextmanager
+def scorer_without_ray(_: Workers) -> Iterator[LoopScorer]:
+    """In place of `bertray.pipelines.score.ray_scorer`: the real model, in this process."""
+    yield LoopScorer(ScoreShard)
 
 
 def night_config(encoder: Path, inbox: Path, output: str, **keys: Any) -> ScoreConfig:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from sklearn.metrics import accuracy_score, f1_score, log_loss
 from bertray.cli import run
 from bertray.schema import QUARANTINE_SCHEMA
 from tests.corpus import sentences, train_argv, write
+from tests.nightly import scorer_without_ray
 
 pytestmark = pytest.mark.ray
 
@@ -137,8 +139,15 @@ def test_evaluate_refuses_labels_that_the_model_does_not_know(trained, tmp_path,
 
 
 @pytest.fixture
-def night(tmp_path, trained):
-    """Folder of incoming files, and a function that scores it."""
+def night(night_on_ray, monkeypatch):
+    """The same without Ray: what is told and written does not depend on it, and each run of it takes ten seconds."""
+    monkeypatch.setattr("bertray.pipelines.score.ray_scorer", scorer_without_ray)
+    return night_on_ray
+
+
+@pytest.fixture
+def night_on_ray(tmp_path, trained):
+    """Folder of incoming files, its output, and a function that scores it."""
     incoming = tmp_path / "in"
     write(incoming / "a.parquet", 50, 3, "a")
     write(incoming / "b.parquet", 30, 4, "b")
@@ -149,8 +158,8 @@ def night(tmp_path, trained):
     return incoming, tmp_path / "out", score
 
 
-def test_score_commits_every_row_once_with_its_columns(night):
-    _, out, score = night
+def test_score_commits_every_row_once_with_its_columns(night_on_ray):
+    _, out, score = night_on_ray
     assert score("slot=dt=2026-11-20", "keep_columns=[shop, label]", "rows_per_shard=16", "needs_review_below=0.9") == 0
     table = pq.read_table(out / "data" / "dt=2026-11-20", partitioning=None)
     assert table.column_names == [
@@ -170,8 +179,8 @@ def test_score_commits_every_row_once_with_its_columns(night):
     }
 
 
-def test_labelled_rows_give_the_same_figures_as_evaluate(night, trained, corpus, tmp_path):
-    incoming, out, score = night
+def test_labelled_rows_give_the_same_figures_as_evaluate(night_on_ray, trained, corpus, tmp_path):
+    incoming, out, score = night_on_ray
     shutil.rmtree(incoming)
     incoming.mkdir()
     shutil.copy(corpus / "test.parquet", incoming)
@@ -182,8 +191,8 @@ def test_labelled_rows_give_the_same_figures_as_evaluate(night, trained, corpus,
     assert night_metrics["slices"] == train_metrics["slices"]
 
 
-def test_a_second_run_has_nothing_new_and_a_late_file_gets_its_own_slot(night, capsys):
-    incoming, out, score = night
+def test_a_second_run_has_nothing_new_and_a_late_file_gets_its_own_slot(night_on_ray, capsys):
+    incoming, out, score = night_on_ray
     assert score() == 0
     before = {path: path.stat().st_mtime_ns for path in (out / "data").rglob("*")}
     assert score() == 0
@@ -398,6 +407,8 @@ def test_plan_says_which_files_are_in_and_writes_nothing(night, trained, capsys,
     assert "scored in slot dt=" in text
     assert "tokens of 10 sampled reviews" in text
     assert "at 3.6 an hour" in text
+    rate = float(re.search(r"([\d,]+) tokens/s measured here", text)[1].replace(",", ""))
+    assert rate < 5e6  # computed, not looked up
     assert sorted(out.rglob("*")) == before
 
 

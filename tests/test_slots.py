@@ -421,3 +421,48 @@ def test_a_gc_that_was_killed_is_finished_by_the_next(night, tmp_path):
     assert find_garbage(store, entries, far, timedelta(days=7)) == []
     check_exact(store, ROWS)
     assert run_night(config()) == 0
+
+
+def write_stars(path, stars: pa.Array) -> None:
+    ids = [f"{path.name}:{i}" for i in range(len(stars))]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.table({"id": ids, "text": ["the film was good"] * len(stars), "stars": stars}), path)
+
+
+def test_kept_columns_keep_their_type_from_night_to_night(tiny_encoder, tmp_path, capsys):
+    """Whoever reads the whole output would otherwise find two types in one column."""
+
+    def night(**keys):
+        return run_night(
+            night_config(tiny_encoder, tmp_path / "in", str(tmp_path / "out"), keep_columns=["stars"], **keys)
+        )
+
+    write_stars(tmp_path / "in" / "a.parquet", pa.array([1, 2, 3]))
+    assert night() == 0
+    write_stars(tmp_path / "in" / "b.parquet", pa.array(["4", "5"]))
+    assert night() == 2
+    day = f"dt={datetime.now(UTC):%Y-%m-%d}"
+    expected = f"b.parquet: expected column 'stars' to be int64, as in slot {day}, found string."
+    assert expected in capsys.readouterr().err
+    write_stars(tmp_path / "in" / "c.parquet", pa.array([None, None], pa.null()))
+    assert night(on_bad_file="quarantine") == 0
+    stars = pq.read_table(tmp_path / "out" / "data").select(["id", "stars"]).to_pylist()
+    assert Counter(row["stars"] for row in stars) == Counter([1, 2, 3, None, None])
+    refused = pq.read_table(tmp_path / "out" / "quarantine").select(["input_path", "reason"]).to_pylist()
+    assert [(row["input_path"].rpartition("/")[2], row["reason"]) for row in refused] == [("b.parquet", "schema_type")]
+    assert {
+        str(pq.read_schema(path).field("stars").type) for path in (tmp_path / "out" / "data").rglob("*.parquet")
+    } == {"int64"}
+
+
+def test_the_only_slot_may_be_written_again_with_another_type(tiny_encoder, tmp_path):
+    keys = {"keep_columns": ["stars"], "slot": "dt=1"}
+    config = night_config(tiny_encoder, tmp_path / "in", str(tmp_path / "out"), **keys)
+    write_stars(tmp_path / "in" / "a.parquet", pa.array([1, 2, 3]))
+    assert run_night(config) == 0
+    write_stars(tmp_path / "in" / "a.parquet", pa.array(["one", "two", "three"]))
+    later = time.time() + 10
+    os.utime(tmp_path / "in" / "a.parquet", (later, later))
+    replaced = night_config(tiny_encoder, tmp_path / "in", str(tmp_path / "out"), **keys, replace=True)
+    assert run_night(replaced) == 0
+    assert pq.read_table(tmp_path / "out" / "data")["stars"].to_pylist() == ["one", "two", "three"]

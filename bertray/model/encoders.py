@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - the name everyone knows
 
+from bertray.model.linear import Linear, PlainLinear
 from bertray.model.packing import Group, Pack
 from bertray.model.tokenization import Sequences, ranges
 
@@ -26,15 +27,6 @@ _BERT_LIKE = ("bert", "roberta", "xlm-roberta", "camembert", "electra")
 _PACKABLE = (*_BERT_LIKE, "distilbert", "albert")
 # These number positions from pad_token_id + 1 and skip padding tokens, wherever they stand.
 _OFFSET_POSITIONS = ("roberta", "xlm-roberta", "camembert")
-
-Linear = Callable[[Tensor], Tensor]
-Activation = Callable[[Tensor], Tensor]
-
-
-def make_linear(weight_OI: Tensor, bias_O: Tensor | None) -> Linear:
-    """A linear layer over packed tokens. The one place that decides how: kernels for certain hardware belong here."""
-    return lambda x_TI: F.linear(x_TI, weight_OI, bias_O)
-
 
 # --- one pack, as tensors --------------------------------------------------------------------------------------------
 
@@ -104,7 +96,6 @@ class Layer:
     attended: Linear
     attended_norm: Norm
     up: Linear
-    activation: Activation
     down: Linear
     output_norm: Norm
 
@@ -129,9 +120,16 @@ class PackedEncoder:
         model: a sequence classifier that `why_not_packable` has nothing against.
         dtype: of weights and activations.
         device: where they live.
+        linear: the linear layers, made from weight, bias and activation.
     """
 
-    def __init__(self, model: Any, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(
+        self,
+        model: Any,
+        dtype: torch.dtype,
+        device: torch.device,
+        linear: Callable[..., Linear] = PlainLinear,
+    ) -> None:
         config = model.config
         weights = _find_weights(model)
         to: dict[str, Any] = {"dtype": dtype, "device": device}
@@ -151,9 +149,9 @@ class PackedEncoder:
         self._words_VD = weights.words_VD.to(**to)
         self._positions_PD = positions_PD.to(**to)
         self._embedding_norm = _norm(weights.embedding_norm, to)
-        self._projection = None if weights.projection is None else _linear([weights.projection], to)
+        self._projection = None if weights.projection is None else _linear([weights.projection], to, linear)
         made: dict[int, Layer] = {}  # ALBERT runs the same layer many times
-        self._layers = [made.setdefault(id(found["up"]), _layer(found, to)) for found in weights.layers]
+        self._layers = [made.setdefault(id(found["up"]), _layer(found, to, linear)) for found in weights.layers]
 
     def first_tokens(self, pack: PackTensors) -> Tensor:
         """Hidden states of the first token of each sequence, [B, D]; the last layer computes nothing else."""
@@ -173,8 +171,8 @@ class PackedEncoder:
         return self._feed_forward(layer, self._attend(layer, x_TD, pack), x_TD)
 
     def _feed_forward(self, layer: Layer, attended_TD: Tensor, x_TD: Tensor) -> Tensor:
-        x_TD = layer.attended_norm(layer.attended(attended_TD).add_(x_TD))
-        return layer.output_norm(layer.down(layer.activation(layer.up(x_TD))).add_(x_TD))
+        x_TD = layer.attended_norm(layer.attended.plus(attended_TD, x_TD))
+        return layer.output_norm(layer.down.plus(layer.up.activated(x_TD), x_TD))
 
     def _attend(self, layer: Layer, x_TD: Tensor, pack: PackTensors) -> Tensor:
         qkv_T3D = layer.query_key_value(x_TD)
@@ -390,36 +388,24 @@ def _albert_layer(layer: Any) -> dict[str, Any]:
     }
 
 
-def _layer(found: dict[str, Any], to: dict[str, Any]) -> Layer:
+def _layer(found: dict[str, Any], to: dict[str, Any], linear: Callable[..., Linear]) -> Layer:
     return Layer(
-        query=_linear(found["attention"][:1], to),
-        key_value=_linear(found["attention"][1:], to),
-        query_key_value=_linear(found["attention"], to),
-        attended=_linear([found["attended"]], to),
+        query=_linear(found["attention"][:1], to, linear),
+        key_value=_linear(found["attention"][1:], to, linear),
+        query_key_value=_linear(found["attention"], to, linear),
+        attended=_linear([found["attended"]], to, linear),
         attended_norm=_norm(found["attended_norm"], to),
-        up=_linear([found["up"]], to),
-        activation=_activation(found["activation"], to["dtype"]),
-        down=_linear([found["down"]], to),
+        up=_linear([found["up"]], to, linear, found["activation"]),
+        down=_linear([found["down"]], to, linear),
         output_norm=_norm(found["output_norm"], to),
     )
 
 
-def _linear(modules: Any, to: dict[str, Any]) -> Linear:
+def _linear(modules: Any, to: dict[str, Any], linear: Callable[..., Linear], activation: Any = None) -> Linear:
     """Linears with the same input as one, their outputs side by side."""
     weight = torch.cat([module.weight.detach() for module in modules]).to(**to)
-    return make_linear(weight, torch.cat([module.bias.detach() for module in modules]).to(**to))
+    return linear(weight, torch.cat([module.bias.detach() for module in modules]).to(**to), activation)
 
 
 def _norm(module: torch.nn.LayerNorm, to: dict[str, Any]) -> Norm:
     return Norm(module.weight.detach().to(**to), module.bias.detach().to(**to), module.eps)
-
-
-def _activation(module: Any, dtype: torch.dtype) -> Activation:
-    """GELU in place for fp32: on CPU that is some times faster than into fresh memory."""
-    name = type(module).__name__
-    if dtype == torch.float32 and name == "GELUActivation":
-        return torch.ops.aten.gelu_
-    if dtype == torch.float32 and name in ("NewGELUActivation", "GELUTanh"):
-        return lambda x: torch.ops.aten.gelu_(x, approximate="tanh")
-    activation: Activation = module
-    return activation

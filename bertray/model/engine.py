@@ -18,6 +18,7 @@ from torch import Tensor
 
 from bertray.errors import ConfigError
 from bertray.model.encoders import PackedEncoder, classification_head, why_not_packable
+from bertray.model.linear import PlainLinear, PrepackedLinear, can_prepack
 from bertray.model.packing import Pack, plan_packs
 from bertray.model.tokenization import Sequences
 
@@ -156,7 +157,8 @@ class Engine:
         if not difference <= _FP32_TOLERANCE:
             return f"its packed logits differ from transformers' own by {difference:.2g}"
         if (dtype, device.type) != (torch.float32, "cpu"):
-            self._encoder = PackedEncoder(model, dtype, device)
+            linear = PrepackedLinear if can_prepack(dtype, device) else PlainLinear
+            self._encoder = PackedEncoder(model, dtype, device, linear)
             # The head is small and decides between near classes: it stays in fp32.
             model.to(device)
             tolerance = _FP32_TOLERANCE if dtype == torch.float32 else _BF16_TOLERANCE

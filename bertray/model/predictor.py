@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from bertray.errors import InfrastructureError
 from bertray.model.calibration import probs_of_reviews
 from bertray.model.engine import Engine
+from bertray.model.repeats import Repeats
 from bertray.model.tokenization import Sequences, sequences
 
 _log = logging.getLogger(__name__)
@@ -40,7 +41,11 @@ class Predictor:
         max_tokens_per_pack: int | None = None,
     ) -> None:
         self.engine = Engine(path, device=device, precision=precision, max_tokens_per_pack=max_tokens_per_pack)
+        self.path = path
         self.temperature = temperature
+        self.repeated_rows = 0
+        """Reviews so far whose tokens had all been met before, so that nothing was computed for them."""
+        self._repeats = Repeats()
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -48,7 +53,7 @@ class Predictor:
         return self.engine.labels
 
     def probs(self, table: pa.Table) -> NDArray[np.float32]:
-        """Probabilities float32 [N, C], the mean over the windows of a review.
+        """Probabilities float32 [N, C], the mean over the windows of a review; equal reviews are computed once.
 
         A review whose logits are not finite has NaN in its row; the caller quarantines it.
 
@@ -59,8 +64,10 @@ class Predictor:
             InfrastructureError: not even one sequence at a time fits into memory.
         """
         seqs = sequences(table)
-        probs_NC = probs_of_reviews(self.logits(seqs), seqs.rows_S, self.temperature)
-        return probs_NC.astype(np.float32)
+        logits_SC, repeated_S = self._repeats.logits(seqs, self.logits)
+        fresh_rows = np.unique(seqs.rows_S[~repeated_S])
+        self.repeated_rows += seqs.num_rows - len(fresh_rows)
+        return probs_of_reviews(logits_SC, seqs.rows_S, self.temperature).astype(np.float32)
 
     def logits(self, seqs: Sequences) -> NDArray[np.float32]:
         """Logits float32 [S, C]; a token budget that runs out of memory is halved for good."""

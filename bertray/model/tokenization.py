@@ -6,6 +6,7 @@ Legend: N reviews, S sequences (more than N where a long review becomes several 
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain
@@ -18,8 +19,12 @@ from numpy.typing import NDArray
 
 from bertray.config import LongText
 from bertray.errors import ConfigError
+from bertray.model.fast_tokenizer import common, first_difference, open_fast_tokenizer
 from bertray.schema import INPUT_IDS, N_TOKENS, SECOND_LEN, SEQ_LENS, TRUNCATED
 
+_log = logging.getLogger(__name__)
+
+_REVIEWS_COMPARED = 64  # of the first reviews of a process, tokenized both ways
 _REVIEWS_PER_CALL = 512  # an encoding object is some hundred times its ids: bound how many live at once
 _PAD_NAMES = ("[PAD]", "<pad>")
 
@@ -83,6 +88,9 @@ class ReviewTokenizer:
         # The file's own settings would cut or fill the ids before they are counted.
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
+        file = Path(path) / "tokenizer.json"
+        self._fast = open_fast_tokenizer(file, self._tokenizer) if file.is_file() else None
+        self._fast_was_checked = False
         self._single = _frame(self._tokenizer, pair=False)
         self._pair = _frame(self._tokenizer, pair=True)
         if not self._single.num_special:
@@ -144,13 +152,13 @@ class ReviewTokenizer:
         )
 
     def _encode_part(self, texts: pa.Array, pairs: pa.Array | None) -> tuple[NDArray[Any], ...]:
-        text_ids, text_lens_N = self._tokenize(texts.to_pylist())
+        text_ids, text_lens_N = self._tokenize(texts)
         num_rows = len(text_lens_N)
         has_pair_N = np.zeros(num_rows, bool)
         pair_ids, pair_lens_N = np.zeros(0, np.int32), np.zeros(num_rows, np.int64)
         if pairs is not None:
             has_pair_N = pairs.is_valid().to_numpy(zero_copy_only=False)
-            pair_ids, pair_lens_N = self._tokenize(pairs.fill_null("").to_pylist())
+            pair_ids, pair_lens_N = self._tokenize(pairs.fill_null(""))
             if has_pair_N.any() and self.max_length <= self._pair.num_special + 1:
                 raise ConfigError(
                     f"max_length: expected room for two texts beside {self._pair.num_special} special tokens, "
@@ -221,7 +229,32 @@ class ReviewTokenizer:
             num_sequences_N,
         )
 
-    def _tokenize(self, texts: list[str]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+    def _tokenize(self, texts: pa.Array) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+        """Ids end to end, and how many each text has; by the fast tokenizer where that gives the same."""
+        if self._fast is None or not len(texts):
+            return self._reference_ids(texts.to_pylist())
+        common_N = common(texts)
+        if common_N.all():
+            return self._fast_ids(texts.to_pylist())
+        ids_C, lens_C = self._fast_ids(texts.filter(pa.array(common_N)).to_pylist())
+        ids_R, lens_R = self._reference_ids(texts.filter(pa.array(~common_N)).to_pylist())
+        lens_N = np.empty(len(texts), np.int64)
+        lens_N[common_N], lens_N[~common_N] = lens_C, lens_R
+        starts_N = np.empty(len(texts), np.int64)
+        starts_N[common_N], starts_N[~common_N] = _starts(lens_C), len(ids_C) + _starts(lens_R)
+        return np.concatenate([ids_C, ids_R])[ranges(starts_N, lens_N)], lens_N
+
+    def _fast_ids(self, texts: list[str]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+        assert self._fast is not None
+        if not self._fast_was_checked:
+            self._fast_was_checked = True
+            if first_difference(self._fast, self._tokenizer, texts[:_REVIEWS_COMPARED]) is not None:
+                _log.warning("The fast tokenizer differs from the model's own on these reviews; it is not used.")
+                self._fast = None
+                return self._reference_ids(texts)
+        return self._fast.encode(texts)
+
+    def _reference_ids(self, texts: list[str]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
         encodings = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
         lens_N = np.fromiter(map(len, encodings), np.int64, len(encodings))
         ids: Iterator[int] = chain.from_iterable(encoding.ids for encoding in encodings)

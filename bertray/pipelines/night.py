@@ -61,6 +61,7 @@ def write_night_report(
         token_histogram=entry.token_histogram,
         tokens=entry.tokens,
         truncated=entry.truncated,
+        repeated=entry.repeated,
         quarantined=entry.reasons,
         seconds=entry.seconds,
         rows_per_s=scoring_rate(entry),

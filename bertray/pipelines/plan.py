@@ -83,11 +83,11 @@ def _plan_score(config: ScoreConfig) -> None:
     from bertray.model.predictor import Predictor
 
     predictor = Predictor(folder, temperature=info.temperature)
-    timed = sample.tokens.slice(0, TIMED_ROWS)
-    predictor.probs(timed)  # warm-up
+    timed = sequences(sample.tokens.slice(0, TIMED_ROWS))
+    predictor.logits(timed)  # warm-up; unlike `probs`, it computes again what it has seen
     started = time.monotonic()
-    predictor.probs(timed)
-    tokens_per_s = sequences(timed).lens_S.sum() / (time.monotonic() - started)
+    predictor.logits(timed)
+    tokens_per_s = timed.lens_S.sum() / (time.monotonic() - started)
     seconds = inputs.num_rows * sample.seen_tokens_N.mean() / tokens_per_s
     _print_forecast(config, seconds, f"{tokens_per_s:,.0f} tokens/s measured here")
 
@@ -121,10 +121,12 @@ def _training_rate(config: TrainConfig, folder: Path, sample: Sample, labels: tu
     import torch
 
     from bertray.model.engine import choose_dtype
+    from bertray.training.dropout import use_fast_dropout
     from bertray.training.loop import load_classifier
 
     bf16 = choose_dtype(config.training.precision, torch.device("cpu")) == torch.bfloat16
     model = load_classifier(folder, labels, config.training, bf16=bf16, device="cpu").train()
+    use_fast_dropout(model)
     seqs = sequences(sample.tokens.slice(0, TIMED_ROWS))
     width = int(np.median(seqs.lens_S))
     ids_BL = torch.randint(0, model.get_input_embeddings().weight.shape[0], (max(1, min(16, TIMED_ROWS)), width))

@@ -35,6 +35,7 @@ from bertray.training.token_shards import COLUMNS, FILE_NO, to_ipc
 
 # Ray Data keeps bookkeeping for each block; beyond this many, one block carries several work items.
 MAX_ITEMS = 20_000
+FEW_ITEMS = 64  # up to here every reading task carries them all
 EVALUATION_COLUMNS = (FILE_NO, s.ROW_NO, s.ID, s.LABEL, s.SCRIPT, s.N_TOKENS, s.TEXT_HASH)
 SHARD = "shard"  # column that carries a tokenized shard as an Arrow IPC file
 
@@ -75,6 +76,29 @@ class ScoreSettings:
 def _tokenizer(model: str, max_length: int, long_text: str) -> ReviewTokenizer:
     """One tokenizer a process, whatever the number of shards it reads."""
     return ReviewTokenizer(resolve_model(model), max_length, long_text)
+
+
+class _SharedWork(Sequence[WorkItem]):
+    """Work items in Ray's object store: a process that reads fetches them once, instead of each task carrying all."""
+
+    def __init__(self, work: Sequence[WorkItem]) -> None:
+        import ray
+
+        self._ref, self._length = ray.put(list(work)), len(work)
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, number: Any) -> Any:
+        return _fetched(self._ref)[number]
+
+
+@functools.lru_cache(maxsize=1)
+def _fetched(ref: Any) -> list[WorkItem]:
+    import ray
+
+    work: list[WorkItem] = ray.get(ref)
+    return work
 
 
 class ReadAndTokenize:
@@ -187,6 +211,7 @@ class ScoreShard:
         settings, started = self._settings, time.monotonic()
         refused_mask = pc.is_valid(table[s.REASON])
         kept, refused = table.filter(pc.invert(refused_mask)), table.filter(refused_mask).select(s.REFUSED_SCHEMA.names)
+        repeated_before = self._predictor.repeated_rows
         probs_NC = self._predictor.probs(kept)
         finite_N = np.isfinite(probs_NC).all(axis=1)
         if not finite_N.all():
@@ -209,6 +234,7 @@ class ScoreShard:
             ).tolist(),
             tokens=int(n_tokens_N.sum()),
             truncated=int(pc.sum(scored[s.TRUNCATED]).as_py() or 0),
+            repeated=self._predictor.repeated_rows - repeated_before,
             needs_review=int(pc.sum(scored[s.NEEDS_REVIEW]).as_py() or 0) if settings.needs_review_below else 0,
             seconds=time.monotonic() - started,
             part=self._stage(f"part-{name}", scored) if settings.write_parts and kept.num_rows else None,
@@ -327,6 +353,8 @@ def _tokenized(
 
     configure_data(resources.stall_timeout_s)
     num_blocks = min(len(work), MAX_ITEMS)
+    if len(work) > FEW_ITEMS:
+        work = _SharedWork(work)
     return ray.data.range(len(work), override_num_blocks=num_blocks).map_batches(
         ReadAndTokenize(work, read, only_rows), batch_size=None, batch_format="pyarrow", num_cpus=0.5
     )

@@ -11,7 +11,7 @@ import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -95,12 +95,8 @@ def run_train(config: TrainConfig) -> int:
             if data.validation is None
             else _token_shards(config, data.validation, base, store, resources, "validation")
         )
-        examples = load_examples(
-            _local_copies(store, train_keys),
-            None if validation_keys is None else _local_copies(store, validation_keys),
-            data.labels,
-            config.data.validation_fraction,
-            config.seed,
+        examples = _fetched_examples(
+            store, train_keys, validation_keys, data.labels, config.data.validation_fraction, config.seed
         )
         _check_splits(examples, data.labels)
         outcome, temperature = _fit(config, data, run_key, train_keys, validation_keys, examples, store, resources)
@@ -259,17 +255,32 @@ def _token_shards(
     return [str(key) for key in keys]
 
 
-def _local_copies(store: Store, keys: Sequence[str]) -> list[Path]:
-    """Local paths of token shards; those of an object store are fetched into a temporary folder once a process."""
+@contextlib.contextmanager
+def _local_copies(store: Store, keys: Sequence[str]) -> Iterator[list[Path]]:
+    """Local paths of token shards; those of an object store are fetched, and go when the block ends."""
     if isinstance(store, LocalStore):
-        return [Path(store.uri(key)) for key in keys]
-    folder = Path(tempfile.mkdtemp(prefix="bertray-tokens-"))
-    paths = []
-    for key in keys:
-        path = folder / key.rpartition("/")[2]
-        path.write_bytes(store.get(key))
-        paths.append(path)
-    return paths
+        yield [Path(store.uri(key)) for key in keys]
+        return
+    with tempfile.TemporaryDirectory(prefix="bertray-tokens-") as folder:
+        paths = [Path(folder) / key.rpartition("/")[2] for key in keys]
+        for key, path in zip(keys, paths, strict=True):
+            path.write_bytes(store.get(key))
+        yield paths
+
+
+def _fetched_examples(
+    store: Store,
+    train_keys: Sequence[str],
+    validation_keys: Sequence[str] | None,
+    labels: LabelMap,
+    validation_fraction: float,
+    seed: int,
+) -> Examples:
+    """The examples of token shards that lie in the output; their files stay mapped when fetched copies are removed."""
+    with _local_copies(store, train_keys) as train_paths, _local_copies(store, validation_keys or []) as held_out:
+        return load_examples(
+            train_paths, held_out if validation_keys is not None else None, labels, validation_fraction, seed
+        )
 
 
 def load_examples(
@@ -377,12 +388,8 @@ def _train_worker(settings: dict[str, Any]) -> dict[str, Any]:
     logging.getLogger("bertray").setLevel(logging.INFO)
     logging.getLogger("bertray").addHandler(_Collector(messages))
     folder = resolve_model(job.model)
-    examples = load_examples(
-        _local_copies(store, job.train_shards),
-        None if job.validation_shards is None else _local_copies(store, job.validation_shards),
-        job.labels,
-        job.validation_fraction,
-        job.loop.seed,
+    examples = _fetched_examples(
+        store, job.train_shards, job.validation_shards, job.labels, job.validation_fraction, job.loop.seed
     )
 
     def on_progress(state: dict[str, Any]) -> None:
@@ -507,9 +514,12 @@ def _write_bundle(
         max_chars=config.max_chars,
         text_pair=config.columns.text_pair is not None,
     )
-    local = Path(store.uri("model")) if isinstance(store, LocalStore) else Path(tempfile.mkdtemp()) / "model"
-    info = write_bundle(local, model, AutoTokenizer.from_pretrained(model_folder), info, _card(config, data, outcome))
-    if not isinstance(store, LocalStore):
+    tokenizer, card = AutoTokenizer.from_pretrained(model_folder), _card(config, data, outcome)
+    if isinstance(store, LocalStore):
+        return store.uri("model"), write_bundle(Path(store.uri("model")), model, tokenizer, info, card)
+    with tempfile.TemporaryDirectory() as folder:
+        local = Path(folder) / "model"
+        info = write_bundle(local, model, tokenizer, info, card)
         for path in sorted(local.iterdir(), key=lambda path: path.name == "bertray.json"):
             store.put(f"model/{path.name}", path.read_bytes())
     return store.uri("model"), info

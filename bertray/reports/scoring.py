@@ -77,6 +77,7 @@ class ScoringReport:
     quarantined: Mapping[str, int]  # reason -> rows, or files for reasons that concern a whole file
     seconds: float  # of the run, start-up included
     rows_per_s: float  # while the model was at work
+    repeated: int = 0  # rows whose tokens had been met before in this run: the model computed nothing for them
     needs_review: int | None = None  # rows; None: no threshold was set
     needs_review_below: float | None = None
     skipped: Sequence[Mapping[str, str]] = ()  # path, why
@@ -181,6 +182,7 @@ class ScoringReport:
                 "token_percentiles": self.token_percentiles,
                 "tokens": self.tokens,
                 "truncated": self.truncated,
+                "repeated": self.repeated,
                 "needs_review": self.needs_review,
                 "needs_review_below": self.needs_review_below,
                 "quarantined": self.quarantined,

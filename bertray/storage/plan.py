@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import logging
+from bisect import bisect_left, insort
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -20,6 +21,10 @@ from bertray.storage.store import Store
 log = logging.getLogger(__name__)
 
 Verdict = Literal["score", "scored", "duplicate", "changed"]
+
+ROWS_PER_PART = 4096  # enough reviews to sort by length before they are packed
+MOST_ROWS_PER_PART = 16 * ROWS_PER_PART  # a part has to fit into the memory of a worker, tokens and all
+MANY_PARTS = 20_000  # from here on parts grow instead
 
 
 @dataclass(frozen=True)
@@ -99,6 +104,12 @@ def next_slot(default: str, entries: Sequence[LedgerEntry]) -> str:
     return f"{default}.{number}"
 
 
+def rows_per_part(num_rows: int) -> int:
+    """Rows of one unit of work and one part: more where a plan would otherwise have very many."""
+    steps = -(-num_rows // (MANY_PARTS * ROWS_PER_PART))
+    return min(max(steps, 1) * ROWS_PER_PART, MOST_ROWS_PER_PART)
+
+
 def pin_plan(store: Store, plan: Plan) -> Plan:
     """Store a plan, or join the equal one that another run stored first."""
     key = f"control/plans/{plan.slot}/{plan.plan_key}.json"
@@ -155,14 +166,19 @@ def is_whole(store: Store, receipt: Receipt) -> bool:
 def without_overlap(receipts: Iterable[Receipt]) -> list[Receipt]:
     """Keep a receipt only if no earlier one covers any of its rows: a retried task leaves two of the same rows."""
     kept: list[Receipt] = []
-    taken: dict[int, list[tuple[int, int]]] = {}
+    taken: dict[int, list[tuple[int, int]]] = {}  # of each file, apart from each other and ascending
     for receipt in receipts:
-        free = all(span.hi <= lo or hi <= span.lo for span in receipt.spans for lo, hi in taken.get(span.file_no, ()))
-        if free:
+        if all(_is_free(taken.get(span.file_no, []), span.lo, span.hi) for span in receipt.spans):
             for span in receipt.spans:
-                taken.setdefault(span.file_no, []).append((span.lo, span.hi))
+                insort(taken.setdefault(span.file_no, []), (span.lo, span.hi))
             kept.append(receipt)
     return kept
+
+
+def _is_free(taken: list[tuple[int, int]], lo: int, hi: int) -> bool:
+    """Does [lo, hi) meet none of some ascending intervals? Only its two neighbours can tell."""
+    after = bisect_left(taken, (lo, lo))
+    return (after == 0 or taken[after - 1][1] <= lo) and (after == len(taken) or hi <= taken[after][0])
 
 
 def uncovered(num_rows: int, intervals: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:

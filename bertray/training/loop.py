@@ -179,6 +179,10 @@ class _Loop:
             "token_type_ids" in inspect.signature(classifier.forward).parameters
             and getattr(classifier.config, "type_vocab_size", 0) > 1
         )
+        if device == "cpu":
+            from bertray.training.dropout import use_fast_dropout
+
+            use_fast_dropout(classifier)
         self.model: torch.nn.Module = classifier.to(device)
         self.raw_model = self.model
         self.optimizer = torch.optim.AdamW(

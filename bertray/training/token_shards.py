@@ -38,6 +38,21 @@ def to_ipc(table: pa.Table) -> bytes:
     return content
 
 
+def write_examples(path: Path, tokens: pa.Table, labels: Sequence[str]) -> None:
+    """A token shard of tokenized texts and their labels, for examples that come from nowhere in particular."""
+    rows = np.arange(tokens.num_rows)
+    columns = {
+        ID: pa.array(rows).cast(pa.string()),
+        LABEL: pa.array(labels, pa.string()),
+        TEXT_HASH: pa.array(rows.astype(np.uint64)),
+        GROUP_HASH: pa.array(rows.astype(np.uint64)),
+        ROW_NO: pa.array(rows),
+        FILE_NO: pa.array(np.zeros(len(rows), np.int32)),
+    }
+    columns |= {name: tokens[name] for name in (INPUT_IDS, SECOND_LEN, N_TOKENS)}
+    path.write_bytes(to_ipc(pa.table({name: columns[name] for name in COLUMNS})))
+
+
 class TokenShards:
     """Random access to the examples of a list of token shards, in the order of the list.
 

@@ -58,20 +58,27 @@ def test_probs_of_no_reviews_are_empty(predictor, tokenizer):
 def test_review_with_a_logit_that_is_not_finite_has_nan_and_the_others_their_probs(predictor, tokenizer, monkeypatch):
     table = tokenizer.encode(pa.array(TEXTS))
     expected = predictor.probs(table)
-    logits_SC = predictor.engine.logits(sequences(table))
-    rows_S = sequences(table).rows_S
-    logits_SC[np.flatnonzero(rows_S == 0)[-1], 1] = np.inf  # one window of the first review
-    logits_SC[np.flatnonzero(rows_S == 3)[0]] = np.nan
-    monkeypatch.setattr(predictor.engine, "logits", lambda seqs: logits_SC)
-    probs = predictor.probs(table)
+    broken = Predictor(predictor.path, precision="fp32")
+    logits = broken.engine.logits
+
+    def logits_with_faults(seqs):
+        logits_SC = logits(seqs)
+        logits_SC[np.flatnonzero(seqs.rows_S == 0)[-1], 1] = np.inf  # one window of the first review
+        logits_SC[np.flatnonzero(seqs.rows_S == 3)[0]] = np.nan
+        return logits_SC
+
+    monkeypatch.setattr(broken.engine, "logits", logits_with_faults)
+    probs = broken.probs(table)
     assert np.isnan(probs[[0, 3]]).all()
     np.testing.assert_allclose(probs[[1, 2, 4, 5]], expected[[1, 2, 4, 5]], atol=1e-6)
 
 
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory."), RuntimeError(CPU_MESSAGE)])
 def test_out_of_memory_halves_the_token_budget_for_good(predictor, tokenizer, monkeypatch, caplog, error):
-    table = tokenizer.encode(pa.array(TEXTS * 20))
-    expected = predictor.probs(table)
+    words = np.array(["the", "film", "was", "good", "not", "a", "real", "bad"])
+    texts = [" ".join(row) for row in words[np.random.default_rng(0).integers(len(words), size=(120, 9))]]
+    table = tokenizer.encode(pa.array(texts))
+    expected = Predictor(predictor.path, precision="fp32").probs(table)
     run = predictor.engine._run
 
     def run_in_little_memory(pack, seqs, starts_S):
@@ -84,7 +91,7 @@ def test_out_of_memory_halves_the_token_budget_for_good(predictor, tokenizer, mo
     with caplog.at_level(logging.WARNING, logger="bertray"):
         np.testing.assert_allclose(predictor.probs(table), expected, atol=1e-6)
         assert predictor.engine.max_tokens_per_pack == 100
-        predictor.probs(table)
+        predictor.probs(tokenizer.encode(pa.array([f"bad {text}" for text in texts])))
     assert [record.getMessage() for record in caplog.records] == [
         "Out of memory with 400 tokens per pack; going on with 200.",
         "Out of memory with 200 tokens per pack; going on with 100.",

@@ -1,6 +1,8 @@
 """Plans and receipts: which files are new, what is left to do, and when a commit is allowed."""
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from bertray.errors import ConflictError
 from bertray.storage import ledger
@@ -11,6 +13,7 @@ from bertray.storage.plan import (
     open_plans,
     pin_plan,
     plan_key,
+    rows_per_part,
     uncovered,
     verify_cover,
     without_overlap,
@@ -45,7 +48,17 @@ def entry(slot: str, *files: FileRecord, seq: int = 1, key: str = "k") -> Ledger
         for f in files
     ]
     empty = dict.fromkeys(
-        ["rows_in", "rows_scored", "rows_quarantined", "tokens", "truncated", "needs_review", "adopted_receipts"], 0
+        [
+            "rows_in",
+            "rows_scored",
+            "rows_quarantined",
+            "tokens",
+            "truncated",
+            "repeated",
+            "needs_review",
+            "adopted_receipts",
+        ],
+        0,
     )
     return LedgerEntry(
         seq=seq,
@@ -99,6 +112,7 @@ def receipt(file_no: int, lo: int, hi: int, *, quarantined: int = 0, scored: int
         token_histogram=[],
         tokens=0,
         truncated=0,
+        repeated=0,
         needs_review=0,
         seconds=0.0,
         part=None,
@@ -247,3 +261,22 @@ def test_a_control_file_of_another_version_is_a_conflict(tmp_path):
     store.put(ledger.entry_key(1), b"{}")
     with pytest.raises(ConflictError, match="damaged or edited"):
         ledger.read_ledger(store)
+
+
+@given(st.lists(st.tuples(st.integers(0, 1), st.integers(0, 12), st.integers(1, 5)), max_size=15))
+def test_kept_receipts_never_meet_and_every_other_one_meets_an_earlier(rows):
+    receipts = [receipt(file_no, lo, lo + size) for file_no, lo, size in rows]
+    expected: list[Receipt] = []
+    for one in receipts:
+        mine = {(s.file_no, row) for s in one.spans for row in range(s.lo, s.hi)}
+        if all(mine.isdisjoint({(s.file_no, row) for s in k.spans for row in range(s.lo, s.hi)}) for k in expected):
+            expected.append(one)
+    assert without_overlap(receipts) == expected
+
+
+@pytest.mark.parametrize(
+    ("num_rows", "expected"),
+    [(0, 4096), (1, 4096), (20_000 * 4096, 4096), (20_000 * 4096 + 1, 8192), (10**9, 53_248), (10**10, 65_536)],
+)
+def test_parts_grow_where_there_would_be_very_many(num_rows, expected):
+    assert rows_per_part(num_rows) == expected

@@ -191,6 +191,7 @@ def stage(store: MemStore, plan: Plan, attempt: str, file_no: int, lo: int, hi: 
         token_histogram=[0] * 7,
         tokens=0,
         truncated=0,
+        repeated=0,
         needs_review=0,
         seconds=0.0,
         part=StagedFile(key=key, rows=hi - lo, bytes=len(content), sha256=digest),

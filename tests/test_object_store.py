@@ -1,0 +1,55 @@
+"""From reviews on an object store to a model and scored rows there, as a cluster does it; the server is moto's."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from bertray.storage.store import open_store
+from tests.corpus import train_argv, write
+from tests.processes import environment_beside_the_cluster
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
+
+
+def test_train_and_score_with_everything_on_an_object_store(
+    s3_environment, tiny_encoder, corpus, tmp_path, monkeypatch
+):
+    for name, value in s3_environment.items():
+        monkeypatch.setenv(name, value)
+    root = f"s3://bertray/{tmp_path.name}"
+    store = open_store(root)
+    for name in ("train.parquet", "test.parquet"):
+        store.put(f"in/{name}", (corpus / name).read_bytes())
+    store.put("new/reviews.parquet", write(tmp_path / "new.parquet", 50, 4, "n").read_bytes())
+    scratch = tempfile.mkdtemp(prefix="to-", dir="/tmp")
+    cache = tmp_path / "cache"
+    env = environment_beside_the_cluster(
+        **s3_environment, RAY_TMPDIR=scratch, TMPDIR=str(tmp_path), XDG_CACHE_HOME=str(cache)
+    )
+
+    def bertray(*words: str) -> None:
+        argv = [sys.executable, "-m", "bertray.cli", *words]
+        done = subprocess.run(argv, env=env, capture_output=True, text=True, timeout=180, check=False)
+        assert done.returncode == 0, done.stderr
+
+    before = set(tmp_path.iterdir()) | {cache}
+    words = train_argv(tiny_encoder, corpus, tmp_path, f"output={root}/run", f"data.train={root}/in/train.parquet")
+    bertray(*words, f"data.test={root}/in/test.parquet", "training.epochs=2")
+    assert json.loads(store.get("run/metrics.json"))["rows"] == 90
+    assert b"<html" in store.get("run/report.html")
+    assert not list(store.keys("run/checkpoints"))
+    bertray("score", f"model={root}/run/model", f"input={root}/new", f"output={root}/scored")
+    parts = [key for key in store.keys("scored/data") if key.endswith(".parquet")]
+    ids = pa.concat_tables([pq.read_table(pa.BufferReader(store.get(key))) for key in parts])["id"].to_pylist()
+    assert Counter(ids) == Counter(f"n{row}" for row in range(50))
+    assert set(tmp_path.iterdir()) <= before  # nothing is left of what was fetched
+    Path(scratch).rmdir()
