@@ -5,13 +5,13 @@ BIN := .venv/bin
 export HF_HUB_OFFLINE ?= 1
 export RAY_USAGE_STATS_ENABLED ?= 0
 
-.PHONY: demo test test-slow soak compare-kills lint format install clean
+.PHONY: demo test test-slow soak scale compare-kills lint format install clean
 
 demo: install
 	$(BIN)/bertray demo
 
 test: lint
-	$(BIN)/pytest -n 2 --dist loadfile -m "not slow and not soak and not ray"
+	$(BIN)/pytest -n 2 --dist loadfile -m "not slow and not soak and not scale and not ray"
 	$(BIN)/pytest -m "ray and not slow and not soak"
 
 test-slow: install
@@ -19,6 +19,9 @@ test-slow: install
 
 soak: install
 	$(BIN)/pytest -m soak -s
+
+scale: install
+	$(BIN)/pytest -m scale -s
 
 compare-kills: install
 	$(BIN)/python -m tests.compare_kills

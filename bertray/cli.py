@@ -33,6 +33,7 @@ SUMMARIES = {
     "files": "The committed part files of an output, one a line, for exact readers.",
     "gc": "What an output no longer needs: shown, and removed with delete=true.",
     "demo": "The whole path on bundled reviews and the bundled model, without network.",
+    "benchmark": "Rows a second here, beside what people use instead and the machine's own limit.",
     "doctor": "Is this machine ready? One line a check, with the remedy.",
     "init": "Look at data and print a commented config that works on it.",
 }
@@ -102,7 +103,7 @@ def _add_verb(verb: str) -> None:
     app.command(verb, help=SUMMARIES[verb], epilog=_key_help(verb))(command)
 
 
-for _verb in ("demo", "doctor", "train", "evaluate", "score", "files", "gc"):
+for _verb in ("demo", "doctor", "train", "evaluate", "score", "files", "gc", "benchmark"):
     _add_verb(_verb)
 
 

@@ -311,6 +311,27 @@ class DemoConfig(Section):
     seed: int = Field(0, ge=0, lt=2**32, description="every random choice follows from it")
 
 
+class BenchmarkConfig(Section):
+    """`bertray benchmark`: rows a second here, beside what people use instead and the machine's own limit."""
+
+    model: Text = Field("bundled", min_length=1, description="classifier, or encoder that gets a random head")
+    input: Paths | None = Field(None, description="reviews: file, folder, glob or list; by default the bundled ones")
+    output: Text = Field("benchmark-run", min_length=1, description="local folder that receives benchmark.json")
+    columns: Columns = Columns()
+    reader: TextFormat = TextFormat()
+    max_length: int = Field(128, ge=8, description="tokens of a review that the model sees, special tokens included")
+    rows: int = Field(2048, ge=1, description="reviews that bertray scores, a random sample of the input")
+    rival_rows: int = Field(256, ge=1, description="of these, how many the slower ways get")
+    rounds: int = Field(3, ge=1, description="runs of each, in turn; the median counts")
+    beside: tuple[Literal["pipeline", "ray", "padded"], ...] = Field(
+        ("pipeline", "ray", "padded"), description="transformers' pipeline, Ray's documented recipe, sorted batches"
+    )
+    training: bool = Field(False, description="also the training loop, beside that of the tutorials")
+    seed: int = Field(0, ge=0, lt=2**32, description="of the sample")
+    workers: Workers = Workers()
+    price_per_hour: float | None = Field(None, ge=0, description="what the machines cost, for a million reviews")
+
+
 class DoctorConfig(Section):
     """`bertray doctor`: is this machine ready?"""
 
@@ -332,6 +353,7 @@ CONFIGS: dict[str, type[Section]] = {
     "files": FilesConfig,
     "gc": GcConfig,
     "demo": DemoConfig,
+    "benchmark": BenchmarkConfig,
     "doctor": DoctorConfig,
     "init": InitConfig,
 }

@@ -10,6 +10,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from bertray.benchmark.memory import processes_below
+
 # Children are forked from a clean process that has imported everything and used nothing.
 FORKSERVER = multiprocessing.get_context("forkserver")
 FORKSERVER.set_forkserver_preload(
@@ -45,18 +47,7 @@ def run_beside_the_cluster(module: str, *words: str, seconds: float) -> None:
 
 def descendants(pid: int, title: str = "") -> list[int]:
     """Processes below one, whose command line starts with a title; Ray names its workers after what they do."""
-    parents = {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                stat = (entry / "stat").read_text()
-            except OSError:
-                continue  # it has just ended
-            parents[int(entry.name)] = int(stat.rpartition(")")[2].split()[1])
-    found = [pid]
-    for parent in found:
-        found += [child for child, its_parent in parents.items() if its_parent == parent]
-    return [child for child in found[1:] if _command_line(child).startswith(title)]
+    return [child for child in processes_below(pid) if _command_line(child).startswith(title)]
 
 
 def is_alive(pid: int) -> bool:

@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "bertray"
 VERBS = sorted(command.name or "" for command in app.registered_commands)
 # Each may import the ones before it; only pipelines may import ray.
-ROOMS = ["reviews", "model", "storage", "training", "evaluation", "reports", "pipelines", "cli"]
+ROOMS = ["reviews", "model", "storage", "training", "evaluation", "reports", "benchmark", "pipelines", "cli"]
 ALLOWED = {
     "reviews": set(),
     "model": set(),
@@ -25,7 +25,8 @@ ALLOWED = {
     "training": {"model", "storage"},
     "evaluation": {"reviews"},
     "reports": {"evaluation"},
-    "pipelines": {"reviews", "model", "storage", "training", "evaluation", "reports"},
+    "benchmark": {"model", "storage", "training"},
+    "pipelines": {"reviews", "model", "storage", "training", "evaluation", "reports", "benchmark"},
     "cli": {"pipelines"},
 }
 

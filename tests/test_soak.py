@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from bertray.benchmark.memory import private_mb
 from bertray.cli import run
 from bertray.storage.store import Store
 from tests import test_ray_kills
@@ -178,15 +179,6 @@ def score_large(model: str, folder: Path) -> int:
         watcher.join()
     (folder / "peaks.json").write_text(json.dumps(peaks))
     return code
-
-
-def private_mb(pid: int) -> int:
-    """Memory of a process that is not shared with others, such as Ray's object store."""
-    try:
-        status = Path(f"/proc/{pid}/status").read_text()
-    except OSError:
-        return 0
-    return int(status.partition("RssAnon:")[2].split()[0]) // 1024
 
 
 def test_a_corpus_of_twenty_times_the_object_store_is_streamed(trained, tmp_path):

@@ -1,0 +1,292 @@
+"""What people write to label a Parquet file, each in a process of its own that keeps its model and runs when told to.
+
+`python -m bertray.benchmark.contestants '{"name": "pipeline", ...}'` loads, runs once to warm up, says `ready`, and
+then runs once for every line on its standard input, answering each with the seconds it took.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+WARM_UP_ROWS = 32
+_LEARNING_RATE = 5e-5
+
+
+@dataclass(frozen=True)
+class Task:
+    """A Parquet file to label.
+
+    Args:
+        name: a key of `CONTESTANTS`.
+        model: folder of a sequence classifier.
+        input: Parquet with a column `text`.
+        output: Parquet that receives `label` and `score`.
+        max_length: tokens of a text at most.
+        device: as torch names it.
+        batch_size: texts of a batch, where the contestant works in such.
+        window_rows: reviews that bertray's engine sorts together, as many as in a shard.
+    """
+
+    name: str
+    model: str
+    input: str
+    output: str
+    max_length: int
+    device: str = "cpu"
+    batch_size: int = 32
+    window_rows: int = 0
+
+
+Classify = Callable[[list[str]], tuple[list[str], list[float]]]
+Run = Callable[[], float]  # does it once, and returns the seconds
+
+
+def rival_dtype(device: str) -> torch.dtype:
+    """What people use: half precision on a GPU, fp32 on CPU."""
+    return torch.float16 if device.startswith("cuda") else torch.float32
+
+
+def pipeline_classifier(model: str, max_length: int, device: str, batch_size: int) -> Any:
+    """The `pipeline` of transformers as most people write it: batches in order of arrival, padded to their longest."""
+    from transformers import pipeline
+
+    return pipeline(
+        "text-classification",
+        model=model,
+        tokenizer=model,
+        device=device,
+        dtype=rival_dtype(device),
+        batch_size=batch_size,
+        truncation=True,
+        max_length=max_length,
+    )
+
+
+def _pipeline(task: Task) -> Classify:
+    classify = pipeline_classifier(task.model, task.max_length, task.device, task.batch_size)
+
+    def run(texts: list[str]) -> tuple[list[str], list[float]]:
+        results = classify(texts)
+        return [result["label"] for result in results], [result["score"] for result in results]
+
+    return run
+
+
+def _padded(task: Task) -> Classify:
+    """Texts sorted by length, so that batches of `batch_size` hold little padding; plain PyTorch."""
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(task.model)
+    model = AutoModelForSequenceClassification.from_pretrained(task.model, dtype=rival_dtype(task.device))
+    model = model.to(task.device).eval()
+
+    def run(texts: list[str]) -> tuple[list[str], list[float]]:
+        ids = tokenizer(texts, truncation=True, max_length=task.max_length)["input_ids"]
+        order = sorted(range(len(texts)), key=lambda row: -len(ids[row]))
+        labels, scores = [""] * len(texts), [0.0] * len(texts)
+        with torch.inference_mode():
+            for start in range(0, len(order), task.batch_size):
+                rows = order[start : start + task.batch_size]
+                batch = tokenizer.pad({"input_ids": [ids[row] for row in rows]}, return_tensors="pt").to(task.device)
+                best = model(**batch).logits.float().softmax(dim=-1).max(dim=-1)
+                for row, score, label in zip(rows, best.values.tolist(), best.indices.tolist(), strict=True):
+                    labels[row], scores[row] = model.config.id2label[label], score
+        return labels, scores
+
+    return run
+
+
+def _engine(task: Task) -> Classify:
+    """bertray's tokenizer and predictor alone, without Ray, shards and commit."""
+    from bertray.model.engine import Engine
+    from bertray.model.tokenization import ReviewTokenizer, sequences
+
+    tokenizer = ReviewTokenizer(Path(task.model), task.max_length)
+    engine = Engine(Path(task.model), device=task.device)
+
+    def run(texts: list[str]) -> tuple[list[str], list[float]]:
+        tokens = tokenizer.encode(pa.array(texts, pa.string()))
+        windows = range(0, len(texts), task.window_rows)
+        logits_NC = np.concatenate([engine.logits(sequences(tokens.slice(at, task.window_rows))) for at in windows])
+        probs_NC = torch.from_numpy(logits_NC).softmax(dim=-1).numpy()
+        best_N = probs_NC.argmax(axis=1)
+        return [engine.labels[i] for i in best_N], probs_NC[np.arange(len(texts)), best_N].tolist()
+
+    return run
+
+
+# --- training: one epoch over the file, from the same weights each time; labels are made up --------------------------
+
+
+def _train_tutorial(task: Task) -> Run:
+    """The loop of the tutorials: every text padded to `max_length`, fp32, a step a batch."""
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(task.model)
+    texts = _texts(task)
+    encoded = tokenizer(
+        texts, truncation=True, max_length=task.max_length, padding="max_length", return_tensors="pt"
+    ).to(task.device)
+    labels_N = torch.arange(len(texts), device=task.device) % 2
+
+    def run() -> float:
+        torch.manual_seed(0)
+        model = AutoModelForSequenceClassification.from_pretrained(task.model, dtype=torch.float32).to(task.device)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=_LEARNING_RATE)
+        model.train()
+        start = time.perf_counter()
+        order = torch.randperm(len(texts))
+        for at in range(0, len(order), task.batch_size):
+            rows = order[at : at + task.batch_size]
+            loss = model(**{name: tensor[rows] for name, tensor in encoded.items()}, labels=labels_N[rows]).loss
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        loss.item()  # waits for the device
+        return time.perf_counter() - start
+
+    return run
+
+
+def _train_bertray(task: Task) -> Run:
+    """bertray's own loop on one process, without Ray; its steps alone are timed."""
+    from bertray.config import Training
+    from bertray.model.tokenization import ReviewTokenizer
+    from bertray.storage.store import LocalStore
+    from bertray.training.loop import Examples, LoopSettings, run_loop
+    from bertray.training.token_shards import TokenShards, write_examples
+
+    tokenizer = ReviewTokenizer(Path(task.model), task.max_length)
+    texts = _texts(task)
+    labels = [("a", "b")[row % 2] for row in range(len(texts))]
+    shard = Path(task.output).with_suffix(".arrow")
+    write_examples(shard, tokenizer.encode(pa.array(texts, pa.string())), labels)
+    rows = np.arange(len(texts))
+    examples = Examples(TokenShards([shard]), (rows % 2).astype(np.int32), train=rows, validation=rows[:1])
+    training = Training(
+        epochs=1, batch_size=task.batch_size, learning_rate=_LEARNING_RATE, warmup_ratio=0.0, checkpoint_every_s=1e9
+    )
+    settings = LoopSettings(("a", "b"), training, seed=0, run_key="benchmark", threads=None)
+
+    def run() -> float:
+        with tempfile.TemporaryDirectory() as folder:
+            outcome = run_loop(
+                examples, Path(task.model), tokenizer.pad_id, settings, LocalStore(Path(folder)), device=task.device
+            )
+        return max(float(row["seconds"]) for row in outcome.history if row["kind"] == "step")
+
+    return run
+
+
+# --- running them ----------------------------------------------------------------------------------------------------
+
+
+def _scoring(classifier: Callable[[Task], Classify]) -> Callable[[Task], Run]:
+    """Parquet in, Parquet out; ready once it has run on a few texts."""
+
+    def prepare(task: Task) -> Run:
+        classify = classifier(task)
+        classify(_texts(task)[:WARM_UP_ROWS])
+
+        def run() -> float:
+            start = time.perf_counter()
+            labels, scores = classify(_texts(task))
+            pq.write_table(pa.table({"label": labels, "score": pa.array(scores, pa.float32())}), task.output)
+            return time.perf_counter() - start
+
+        return run
+
+    return prepare
+
+
+def _texts(task: Task) -> list[str]:
+    texts: list[str] = pq.read_table(task.input, columns=["text"])["text"].to_pylist()
+    return texts
+
+
+CONTESTANTS: dict[str, Callable[[Task], Run]] = {
+    "pipeline": _scoring(_pipeline),
+    "padded": _scoring(_padded),
+    "engine": _scoring(_engine),
+    "train_tutorial": _train_tutorial,
+    "train_bertray": _train_bertray,
+}
+
+
+class Contestant:
+    """A contestant in its process.
+
+    Args:
+        task: what it does.
+        environment: of its process.
+
+    Raises:
+        RuntimeError: the process ended before it was ready, or in a run; the message holds what it printed.
+    """
+
+    def __init__(self, task: Task, environment: Mapping[str, str]) -> None:
+        self.task = task
+        self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 - as long as the process; a pipe could fill up
+        self._process = subprocess.Popen(  # noqa: S603 - this very module
+            [sys.executable, "-m", "bertray.benchmark.contestants", json.dumps(asdict(task))],
+            env=dict(environment),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            text=True,
+        )
+        self._answer()
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def seconds(self) -> float:
+        """Run once, Parquet in to Parquet out."""
+        assert self._process.stdin is not None
+        self._process.stdin.write("run\n")
+        self._process.stdin.flush()
+        return float(self._answer())
+
+    def _answer(self) -> str:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            self._process.communicate()
+            self._errors.seek(0)
+            raise RuntimeError(f"benchmark: {self.task.name} ended: {self._errors.read().strip()[-2000:]}")
+        return line
+
+    def __enter__(self) -> Contestant:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._process.communicate()  # closes its input, which ends it
+        self._errors.close()
+
+
+def _main(task: Task) -> None:
+    run = CONTESTANTS[task.name](task)
+    print("ready", flush=True)
+    for _ in sys.stdin:
+        print(run(), flush=True)
+
+
+if __name__ == "__main__":
+    _main(Task(**json.loads(sys.argv[1])))

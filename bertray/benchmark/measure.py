@@ -1,0 +1,291 @@
+"""The ways of labelling a file that are compared, run in turn, and what is told of them."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+import bertray
+from bertray.benchmark.contestants import Contestant, Task
+from bertray.benchmark.limit import ModelShape, matmul_rate
+from bertray.config import Cleaning
+from bertray.model.allocator import ALLOCATOR_ENV
+from bertray.model.bundle import BundleInfo, read_info, resolve_model, write_bundle
+
+TITLES = {
+    "bertray": "bertray score",
+    "engine": "its engine alone",
+    "pipeline": "HF pipeline",
+    "ray": "Ray's recipe",
+    "padded": "sorted batches",
+    "train_bertray": "bertray train",
+    "train_tutorial": "tutorial loop",
+}
+TRAINING = ("train_bertray", "train_tutorial")
+WINDOW_ROWS = 4096  # reviews that are sorted by length together, as many as in a shard
+
+
+@dataclass
+class Runs:
+    """What one way took for the same reviews, run after run."""
+
+    rows: int
+    tokens: int  # padding not counted
+    flops: float  # of the whole model, over these tokens
+    seconds: list[float] = field(default_factory=list)  # at work; start-up is apart
+    start_up_s: list[float] = field(default_factory=list)
+    peak_mb: int = 0
+
+    @property
+    def rows_per_s(self) -> float:
+        return float(self.rows / np.median(self.seconds))
+
+    @property
+    def tokens_per_s(self) -> float:
+        return float(self.tokens / np.median(self.seconds))
+
+    @property
+    def flops_per_s(self) -> float:
+        return float(self.flops / np.median(self.seconds))
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What every way is given: the same model, and the same reviews or the first of them.
+
+    Args:
+        folder: holds the Parquet files, and receives what the ways write.
+        model: folder of the classifier.
+        max_length: tokens of a review that it sees.
+        lens_N: tokens of each review, at most `max_length`.
+        few_rows: so many reviews for the slower ways.
+        device: as torch names it.
+        environment: of the ways that are not ours.
+    """
+
+    folder: Path
+    model: Path
+    max_length: int
+    lens_N: np.ndarray
+    few_rows: int
+    device: str
+    environment: Mapping[str, str]
+
+    @property
+    def all_reviews(self) -> Path:
+        return self.folder / "all" / "reviews.parquet"
+
+    @property
+    def few_reviews(self) -> Path:
+        return self.folder / "few.parquet"
+
+    @property
+    def shape(self) -> ModelShape:
+        from transformers import AutoConfig
+
+        return ModelShape.of(AutoConfig.from_pretrained(self.model))
+
+    def runs(self, name: str) -> Runs:
+        """An empty record of a way; a backward pass counts as two forward ones."""
+        lens_N = self.lens_N if name in ("bertray", "engine") else self.lens_N[: self.few_rows]
+        passes = 3.0 if name in TRAINING else 1.0
+        return Runs(len(lens_N), int(lens_N.sum()), passes * self.shape.flops(lens_N))
+
+    def contestant(self, name: str) -> Contestant:
+        """A way that runs in a process of its own; ours keep memory in our way."""
+        ours = name in ("engine", "train_bertray")
+        task = Task(
+            name=name,
+            model=str(self.model),
+            input=str(self.all_reviews if name == "engine" else self.few_reviews),
+            output=str(self.folder / f"{name}.parquet"),
+            max_length=self.max_length,
+            device=self.device,
+            window_rows=WINDOW_ROWS if ours else 0,
+        )
+        return Contestant(task, {**self.environment, **(ALLOCATOR_ENV if ours else {})})
+
+
+def open_trial(
+    folder: Path,
+    model: str,
+    texts: pa.Array,
+    *,
+    max_length: int,
+    few_rows: int,
+    device: str,
+    environment: Mapping[str, str],
+    seed: int,
+) -> Trial:
+    """Write the Parquet files, and a classifier where `model` is an encoder: its head is random and costs the same."""
+    from bertray.model.tokenization import ReviewTokenizer, sequences
+
+    trial = Trial(
+        folder, _classifier(folder, model, max_length, seed), max_length, np.empty(0), few_rows, device, environment
+    )
+    trial.all_reviews.parent.mkdir(parents=True)
+    reviews = pa.table({"id": pa.array([f"r{row}" for row in range(len(texts))]), "text": texts})
+    pq.write_table(reviews, trial.all_reviews)
+    pq.write_table(reviews.slice(0, few_rows), trial.few_reviews)
+    return replace(trial, lens_N=sequences(ReviewTokenizer(trial.model, max_length).encode(texts)).lens_S)
+
+
+def _classifier(folder: Path, model: str, max_length: int, seed: int) -> Path:
+    found = resolve_model(model)
+    architectures = json.loads((found / "config.json").read_text(encoding="utf-8")).get("architectures") or []
+    if any(name.endswith("ForSequenceClassification") for name in architectures):
+        read_info(found, model=model)
+        return found
+    import torch
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    torch.manual_seed(seed)
+    labels = ("negative", "positive")
+    classifier = AutoModelForSequenceClassification.from_pretrained(found, num_labels=2, use_safetensors=True)
+    classifier.config.id2label = dict(enumerate(labels))
+    classifier.config.label2id = {label: number for number, label in enumerate(labels)}
+    values: dict[str, str | None] = {label: label for label in labels}
+    info = BundleInfo(labels=labels, label_values=values, max_length=max_length, long_text="head", cleaning=Cleaning())
+    write_bundle(folder / "model", classifier, AutoTokenizer.from_pretrained(found), info, "An untrained head.\n")
+    return folder / "model"
+
+
+Way = Callable[[int, Runs], None]  # does run number N and notes what it took
+
+
+def in_turn(
+    trial: Trial, ways: Mapping[str, Way | None], rounds: int, on_run: Callable[[str], None]
+) -> dict[str, Runs]:
+    """Run the ways one after the other, again and again.
+
+    Args:
+        trial: what they are given.
+        ways: by name, in order; None for one that runs in a process of its own.
+        rounds: how often each runs.
+        on_run: told the name after each run.
+    """
+    measured = {name: trial.runs(name) for name in ways}
+    with ExitStack() as stack:
+        processes = {name: stack.enter_context(trial.contestant(name)) for name, way in ways.items() if way is None}
+        for number in range(rounds):
+            for name, way in ways.items():
+                if way is None:
+                    measured[name].seconds.append(processes[name].seconds())
+                else:
+                    way(number, measured[name])
+                on_run(name)
+    return measured
+
+
+# --- telling ---------------------------------------------------------------------------------------------------------
+
+
+def to_json(
+    trial: Trial, model: str, rounds: int, measured: Mapping[str, Runs], price_per_hour: float | None
+) -> dict[str, Any]:
+    """Everything that was measured, with the machine; ratios are of tokens/s, medians over the rounds."""
+    import torch
+
+    from bertray.model.engine import choose_dtype
+
+    device = torch.device(trial.device)
+    dtype = choose_dtype("auto", device)
+    limit = matmul_rate(trial.shape, dtype, device)
+    own = measured.get("bertray") or measured["engine"]
+    minutes = 1e6 / own.rows_per_s / 60
+    ways = {}
+    for name, runs in measured.items():
+        ours = measured["train_bertray"] if name in TRAINING else own
+        ways[name] = {
+            "title": TITLES[name],
+            "rows": runs.rows,
+            "tokens": runs.tokens,
+            "seconds": runs.seconds,
+            "start_up_s": runs.start_up_s,
+            "rows_per_s": runs.rows_per_s,
+            "tokens_per_s": runs.tokens_per_s,
+            "share_of_limit": runs.flops_per_s / limit,
+            "bertray_is_faster_by": ours.tokens_per_s / runs.tokens_per_s,
+            "peak_mb": runs.peak_mb or None,
+        }
+    return {
+        "schema_version": 1,
+        "bertray": bertray.__version__,
+        "machine": {
+            "processor": _processor(),
+            "cores": os.cpu_count(),
+            "device": trial.device,
+            "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
+            "precision": str(dtype).removeprefix("torch."),
+        },
+        "model": model,
+        "max_length": trial.max_length,
+        "rounds": rounds,
+        "tokens_per_review": float(trial.lens_N.mean()),
+        "limit_tflops": limit / 1e12,
+        "ways": ways,
+        "job_share_of_engine": own.tokens_per_s / measured["engine"].tokens_per_s,
+        "minutes_per_million_reviews": minutes,
+        "price_per_million_reviews": None if price_per_hour is None else minutes / 60 * price_per_hour,
+    }
+
+
+COLUMNS = ["", "rows/s", "tokens/s", "bertray is", "of limit", "start-up", "peak"]
+
+
+def title(content: Mapping[str, Any]) -> str:
+    """The machine and the settings, in a line."""
+    machine = content["machine"]
+    return (
+        f"{machine['gpu'] or machine['processor']}, {machine['cores']} cores, {machine['precision']}, "
+        f"{content['model']}, max_length {content['max_length']}, median of {content['rounds']}"
+    )
+
+
+def table_rows(content: Mapping[str, Any]) -> list[list[str]]:
+    """A row for each way, under COLUMNS."""
+    return [
+        [
+            way["title"],
+            f"{way['rows_per_s']:,.1f}",
+            f"{way['tokens_per_s']:,.0f}",
+            f"{way['bertray_is_faster_by']:.2f}x",
+            f"{way['share_of_limit']:.0%}",
+            f"{np.median(way['start_up_s']):.1f} s" if way["start_up_s"] else "",
+            f"{way['peak_mb']:,} MB" if way["peak_mb"] else "",
+        ]
+        for way in content["ways"].values()
+    ]
+
+
+def sentences(content: Mapping[str, Any]) -> list[str]:
+    """What the table does not say."""
+    price = content["price_per_million_reviews"]
+    cost = "" if price is None else f" and cost {price:,.2f}"
+    job = []
+    if "bertray" in content["ways"]:
+        job = [f"the whole job runs at {content['job_share_of_engine']:.0%} of its engine alone"]
+    return [
+        f"limit: {content['limit_tflops']:.3f} TFLOP/s of matrix products; padding is not counted in tokens/s",
+        *job,
+        f"1 million reviews like these take {content['minutes_per_million_reviews']:,.0f} minutes{cost}",
+    ]
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(named, platform.processor() or platform.machine())

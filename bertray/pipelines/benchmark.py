@@ -1,0 +1,215 @@
+"""`bertray benchmark`: the whole job beside what people use instead, in turn, in one run → JSON and a table."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import os
+import shutil
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from bertray import schema as s
+from bertray.benchmark import measure
+from bertray.benchmark.contestants import pipeline_classifier
+from bertray.benchmark.measure import Runs, Trial
+from bertray.benchmark.memory import watched
+from bertray.config import BenchmarkConfig, Columns, ScoreConfig, TextFormat, build_config
+from bertray.console import Ticker, duration, say, table
+from bertray.errors import ConflictError
+from bertray.model.bundle import read_info, resolve_model
+from bertray.pipelines.cluster import Resources, configure_data, ray_session
+from bertray.pipelines.demo import REVIEWS
+from bertray.pipelines.inputs import check_length, open_inputs
+from bertray.pipelines.score import score_night
+from bertray.pipelines.shards import ReadSettings, ScoreSettings, score_shards
+from bertray.reviews.sources import ReadSpec, WorkItem, read_shard
+from bertray.storage.records import Receipt
+
+log = logging.getLogger(__name__)
+
+FIGURES = "benchmark.json"
+
+
+def run_benchmark(config: BenchmarkConfig) -> int:
+    """Measure; every way starts from the same Parquet, and they take turns."""
+    started = time.monotonic()
+    environment = dict(os.environ)  # as the user has it, before Ray and we add to it
+    check_length(config.max_length, config.model, resolve_model(config.model))
+    texts = _sample(config)
+    root = _fresh_folder(Path(config.output).absolute())
+    with ray_session(config.workers, imports=("ray.data",)) as resources:
+        trial = measure.open_trial(
+            root,
+            config.model,
+            texts,
+            max_length=config.max_length,
+            few_rows=config.rival_rows,
+            device=resources.device,
+            environment=environment,
+            seed=config.seed,
+        )
+        job = _Job(config, trial, resources)
+        in_ray = {"bertray": job.score, "ray": job.documented_recipe}
+        ways = {name: in_ray.get(name) for name in ("bertray", "engine", *config.beside)}
+        measured = _in_turn(trial, ways, config.rounds)
+    if config.training:  # when Ray has given the machine back
+        measured |= _in_turn(trial, dict.fromkeys(measure.TRAINING), config.rounds)
+    content = measure.to_json(trial, config.model, config.rounds, measured, config.price_per_hour)
+    (root / FIGURES).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    table(measure.title(content), measure.COLUMNS, measure.table_rows(content))
+    for sentence in measure.sentences(content):
+        say(sentence)
+    say(f"figures  {root / FIGURES}")
+    log.info("measured in %s", duration(time.monotonic() - started))
+    return 0
+
+
+def _fresh_folder(root: Path) -> Path:
+    if root.exists() and any(root.iterdir()) and not (root / FIGURES).is_file():
+        raise ConflictError(f"{root}: not empty, and not a former benchmark.", "Give another output=.")
+    shutil.rmtree(root, ignore_errors=True)
+    root.mkdir(parents=True)
+    (root / FIGURES).write_text("{}\n", encoding="utf-8")
+    return root
+
+
+def _sample(config: BenchmarkConfig) -> pa.Array:
+    """Cleaned texts of random rows, each once: what comes again is computed once, which would flatter the job.
+
+    Of a large input they are taken from random pieces, so that it need not be read whole.
+    """
+    paths = config.input or tuple(str(path) for path in sorted(REVIEWS.glob("**/*.jsonl")))
+    score = _score_config(config, "unused", paths, config.columns, config.reader)
+    inputs = open_inputs("input", paths, score, ReadSpec(score.columns, score.reader))
+    random = np.random.default_rng(config.seed)
+    shards = inputs.shards(measure.WINDOW_ROWS)
+    chunks: list[pa.Array] = []
+    for number in random.permutation(len(shards)):
+        chunks += read_shard(shards[number], inputs.spec).kept[s.TEXT].chunks
+        if sum(map(len, chunks)) >= 4 * config.rows:
+            break
+    texts = pa.chunked_array(chunks, pa.string()).unique()
+    return texts.take(pa.array(random.permutation(len(texts))[: config.rows]))
+
+
+def _score_config(
+    config: BenchmarkConfig, output: str, paths: Sequence[str], columns: Columns, reader: TextFormat
+) -> ScoreConfig:
+    keys = {
+        "model": config.model,
+        "input": list(paths),
+        "output": output,
+        "max_length": config.max_length,
+        "columns": columns.model_copy(update={"text_pair": None}).model_dump(),
+        "reader": reader.model_dump(),
+        "workers": config.workers.model_dump(),
+    }
+    score = build_config("score", keys)
+    assert isinstance(score, ScoreConfig)
+    return score
+
+
+def _in_turn(trial: Trial, ways: Mapping[str, measure.Way | None], rounds: int) -> dict[str, Runs]:
+    done = 0
+    with Ticker("benchmark", rounds * len(ways), "runs") as ticker:
+
+        def tell(name: str) -> None:
+            nonlocal done
+            done += 1
+            ticker.update(done, measure.TITLES[name])
+
+        return measure.in_turn(trial, ways, rounds, tell)
+
+
+# --- the ways that need Ray ------------------------------------------------------------------------------------------
+
+
+@dataclass
+class _TimedScorer:
+    """The scorer of `bertray score`, and when its actors began."""
+
+    resources: Resources
+    began: float = float("inf")
+
+    def __call__(self, work: Sequence[WorkItem], read: ReadSettings, score: ScoreSettings) -> Iterator[Receipt]:
+        for receipt in score_shards(work, read, score, self.resources):
+            self.began = min(self.began, time.monotonic() - receipt.seconds)
+            yield receipt
+
+
+class _DocumentedRecipe:
+    """The actor of Ray's documentation on batch inference: a class that holds a pipeline."""
+
+    def __init__(self, model: str, max_length: int, device: str, began: str) -> None:
+        self._classify = pipeline_classifier(model, max_length, device, batch_size=1)
+        self._began = Path(began)
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        if not self._began.exists():
+            self._began.write_text(str(time.time()), encoding="utf-8")
+        results = self._classify(batch["text"].tolist())
+        batch["label"] = np.array([result["label"] for result in results])
+        batch["score"] = np.array([result["score"] for result in results], np.float32)
+        return batch
+
+
+@dataclass(frozen=True)
+class _Job:
+    """The ways that are jobs of Ray; time counts from the moment at which a model is first at work."""
+
+    config: BenchmarkConfig
+    trial: Trial
+    resources: Resources
+
+    def score(self, number: int, runs: Runs) -> None:
+        """`bertray score`: read, cleaned, scored, committed, published, reported."""
+        trial, scorer = self.trial, _TimedScorer(self.resources)
+        output = str(trial.folder / f"scored-{number}")
+        written = self.config.model_copy(update={"model": str(trial.model)})
+        config = _score_config(written, output, [str(trial.all_reviews)], Columns(), TextFormat())
+        info = replace(read_info(trial.model), max_length=trial.max_length, long_text="head")
+
+        @contextmanager
+        def open_scorer() -> Iterator[_TimedScorer]:
+            yield scorer
+
+        start = time.monotonic()
+        with watched() as peak, redirect_stdout(io.StringIO()):  # what it would print is not what was asked for
+            score_night(config, info, open_scorer)
+        end = time.monotonic()
+        runs.start_up_s.append(scorer.began - start)
+        runs.seconds.append(end - scorer.began)
+        runs.peak_mb = max(runs.peak_mb, peak.mb)
+
+    def documented_recipe(self, number: int, runs: Runs) -> None:
+        """`read_parquet`, `map_batches` over actors that hold a pipeline, `write_parquet`."""
+        import ray.data
+        from ray.data import ActorPoolStrategy
+
+        trial = self.trial
+        configure_data(self.resources.stall_timeout_s)
+        began = trial.folder / f"ray-began-{number}"
+        on_gpu = trial.device.startswith("cuda")
+        # On CPU an actor a core, of one thread, and a share left for the reading.
+        num_actors = self.resources.num_workers if on_gpu else os.cpu_count() or 1
+        start = time.time()
+        ray.data.read_parquet(str(trial.few_reviews)).repartition(2 * num_actors).map_batches(
+            _DocumentedRecipe,
+            fn_constructor_args=(str(trial.model), trial.max_length, trial.device, str(began)),
+            compute=ActorPoolStrategy(size=num_actors),
+            num_cpus=1 if on_gpu else 0.75,
+            num_gpus=1 if on_gpu else None,
+            batch_size=32,
+        ).write_parquet(str(trial.folder / f"ray-{number}"))
+        end = time.time()
+        first = float(began.read_text(encoding="utf-8"))
+        runs.start_up_s.append(first - start)
+        runs.seconds.append(end - first)

@@ -1,0 +1,51 @@
+"""The ways that are compared do the same work: the same labels and scores for the same file."""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from bertray.benchmark.contestants import Contestant, Task
+from tests.corpus import write
+
+ROWS = 40
+
+
+@pytest.fixture
+def reviews(tmp_path):
+    return write(tmp_path / "reviews.parquet", ROWS, 3, "r")
+
+
+def outcome(name, trained, reviews, folder):
+    task = Task(name, str(trained / "model"), str(reviews), str(folder / f"{name}.parquet"), 16, window_rows=16)
+    with Contestant(task, os.environ) as contestant:
+        seconds = contestant.seconds()
+    assert 0 < seconds < 60
+    return pq.read_table(task.output)
+
+
+@pytest.mark.ray
+def test_all_ways_of_scoring_agree(trained, reviews, tmp_path):
+    expected = outcome("pipeline", trained, reviews, tmp_path)
+    assert expected.num_rows == ROWS
+    for name in ("padded", "engine"):
+        table = outcome(name, trained, reviews, tmp_path)
+        assert table["label"].equals(expected["label"])
+        np.testing.assert_allclose(table["score"], expected["score"], atol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["train_tutorial", "train_bertray"])
+def test_training_runs_an_epoch_each_time(name, tiny_encoder, reviews, tmp_path):
+    task = Task(name, str(tiny_encoder), str(reviews), str(tmp_path / "out.parquet"), 16)
+    with Contestant(task, os.environ) as contestant:
+        assert [0 < contestant.seconds() < 60 for _ in range(2)] == [True, True]
+
+
+def test_a_contestant_that_cannot_start_says_why(tmp_path, reviews):
+    task = Task("engine", str(tmp_path / "nothing"), str(reviews), str(tmp_path / "out.parquet"), 16)
+    with pytest.raises(RuntimeError, match=r"benchmark: engine ended: [\s\S]*nothing"):
+        Contestant(task, os.environ)

@@ -1,0 +1,197 @@
+"""What grows with the corpus and the cluster, and what must not: `make scale`.
+
+Ten billion rows are planned and committed on paper; a corpus of 1, 10 and 100 times some rows is scored for real, and
+the same corpus on 1, 2 and 4 raylets of one machine.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import resource
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from bertray.benchmark.memory import private_mb
+from bertray.cli import run
+from bertray.reviews.sources import InputFile, plan_shards, work_items
+from bertray.storage import ledger
+from bertray.storage import plan as planning
+from bertray.storage.commit import make_entry
+from bertray.storage.records import SCORE_BINS, TOKEN_BANDS, FileRecord, LedgerEntry, Plan, Receipt, Span, StagedFile
+from bertray.storage.store import open_store
+from tests.processes import descendants, run_beside_the_cluster
+
+pytestmark = [pytest.mark.scale, pytest.mark.timeout(1800)]
+NUM_FILES, ROWS_PER_FILE = 50_000, 200_000
+
+
+@contextmanager
+def told(what: str) -> Iterator[None]:
+    begun = time.perf_counter()
+    yield
+    peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+    print(f"scale: {what}: {time.perf_counter() - begun:.1f} s, peak of the driver so far {peak_mb:,} MB", flush=True)
+
+
+def staged(name: str) -> StagedFile:
+    return StagedFile(
+        key=f"control/runs/dt=2026-11-21/0123456789abcdef/01234567/{name}", rows=1, bytes=1, sha256="0" * 64
+    )
+
+
+def receipt(spans: list[Span]) -> Receipt:
+    name = f"{spans[0].file_no:05d}-{spans[0].lo:012d}-01234567"
+    return Receipt(
+        spans=spans,
+        reasons={"text_empty": 1},
+        label_counts={"negative": 1, "positive": 1},
+        score_histogram=[1] * SCORE_BINS,
+        token_histogram=[1] * (len(TOKEN_BANDS) + 1),
+        tokens=1,
+        truncated=0,
+        repeated=0,
+        needs_review=0,
+        seconds=1.0,
+        part=staged(f"part-{name}.parquet"),
+        quarantine=staged(f"q-{name}.parquet"),
+        evaluation=None,
+    )
+
+
+def plan_and_commit() -> None:
+    columns = {"id": "string", "text": "string", "product": "string", "date": "string"}
+    paths = [f"s3://reviews/incoming/dt=2026-11-21/part-{number:05d}.parquet" for number in range(NUM_FILES)]
+    files = [InputFile(path, path[24:], "parquet", 10**8, "0" * 19, ROWS_PER_FILE, columns) for path in paths]
+    rows_per_part = planning.rows_per_part(NUM_FILES * ROWS_PER_FILE)
+    with told(f"{NUM_FILES * ROWS_PER_FILE:,} rows in {NUM_FILES:,} files cut into work items"):
+        work = work_items(plan_shards(files, rows_per_part), rows_per_part)
+    records = [
+        FileRecord(path=f.path, relative_path=f.relative_path, format=f.format, size_bytes=f.size_bytes,
+                   modified=f.modified, num_rows=f.num_rows, digest="0" * 64, reason=None, detail=None)
+        for f in files
+    ]  # fmt: skip
+    plan = Plan(
+        plan_key=planning.plan_key(records, "v", {}), slot="dt=2026-11-21", version=1, seq=1, run_id="0" * 32,
+        created_at="2026-11-21T00:00:00", model="m", model_version="v", labels=["negative", "positive"], settings={},
+        files=records, rows_per_shard=rows_per_part,
+    )  # fmt: skip
+    with told("plan written and read back"):
+        content = plan.to_bytes()
+        assert Plan.from_bytes(content, "plan") == plan
+    print(f"scale: plan of {len(content) / 1e6:.0f} MB, {len(work):,} work items of {rows_per_part:,} rows", flush=True)
+    with told("receipts read"):
+        contents = [
+            receipt([Span(file_no=s.file_no, lo=s.lo, hi=s.hi, rows_scored=s.hi - s.lo - 1, rows_quarantined=1)
+                     for s in item]).to_bytes()
+            for item in work
+        ]  # fmt: skip
+        receipts = [Receipt.from_bytes(one, "receipt") for one in contents]
+    with told("receipts without overlap, and their cover verified"):
+        kept = sorted(planning.without_overlap(receipts), key=lambda one: one.intervals)
+        planning.verify_cover(plan, kept)
+    with told("ledger entry made, written and read back"):
+        entry = make_entry(plan, 1, kept, [], adopted=0, seconds=1.0, compute_seconds=1.0)
+        content = entry.to_bytes()
+        assert LedgerEntry.from_bytes(content, "entry").rows_in == NUM_FILES * ROWS_PER_FILE
+    print(f"scale: ledger entry of {len(content) / 1e6:.0f} MB, {len(entry.parts):,} parts", flush=True)
+
+
+def test_ten_billion_rows_are_planned_and_committed_by_one_driver():
+    process = multiprocessing.get_context("spawn").Process(target=plan_and_commit)
+    begun = time.monotonic()
+    process.start()
+    process.join()
+    assert process.exitcode == 0
+    assert time.monotonic() - begun < 300
+
+
+# --- for real --------------------------------------------------------------------------------------------------------
+
+
+def write_corpus(folder: Path, num_rows: int) -> None:
+    """Reviews of some 25 words, in files of 50,000 rows; none twice."""
+    folder.mkdir(parents=True)
+    words = np.array(["great", "awful", "plot", "actor", "story", "very", "film", "boring", "lovely", "the", "and"])
+    for first in range(0, num_rows, 50_000):
+        rows = min(50_000, num_rows - first)
+        random = np.random.default_rng(first)
+        texts = [" ".join(words[random.integers(len(words), size=25)]) for _ in range(rows)]
+        ids = [f"r{first + row}" for row in range(rows)]
+        pq.write_table(pa.table({"id": ids, "text": texts}), folder / f"{first:09d}.parquet")
+
+
+def score_and_watch(model: str, folder: Path, raylets: int) -> None:
+    """Score `folder/in` on so many raylets; writes seconds and the peaks of driver and actors in private MB."""
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster()
+    for _ in range(raylets):
+        cluster.add_node(num_cpus=2, object_store_memory=200 << 20)
+    os.environ["RAY_ADDRESS"] = cluster.address
+    ended, peaks = threading.Event(), Counter[str]()
+
+    def watch() -> None:
+        while not ended.wait(0.5):
+            peaks["driver"] = max(peaks["driver"], private_mb(os.getpid()))
+            for pid in descendants(os.getpid(), "ray::MapWorker"):
+                peaks["actor"] = max(peaks["actor"], private_mb(pid))
+            for pid in descendants(os.getpid(), "ray::MapBatches"):
+                peaks["reader"] = max(peaks["reader"], private_mb(pid))
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    output = folder / f"out-{raylets}"
+    begun = time.monotonic()
+    try:
+        assert run(["score", f"model={model}", f"input={folder / 'in'}", f"output={output}"]) == 0
+    finally:
+        ended.set()
+        watcher.join()
+    (entry,) = ledger.read_ledger(open_store(str(output)))
+    found = {"seconds": time.monotonic() - begun, "compute_seconds": entry.compute_seconds, "rows": entry.rows_scored}
+    (folder / f"found-{raylets}.json").write_text(json.dumps({**found, "peak_mb": dict(peaks)}))
+    cluster.shutdown()
+
+
+def scored(trained: Path, folder: Path, raylets: int = 1) -> dict[str, Any]:
+    run_beside_the_cluster("tests.test_scale", str(trained / "model"), str(folder), str(raylets), seconds=1500)
+    return json.loads((folder / f"found-{raylets}.json").read_text())
+
+
+def test_memory_stays_level_and_speed_too_while_the_corpus_grows(trained, tmp_path):
+    found = {}
+    for times in (1, 10, 100):
+        write_corpus(tmp_path / str(times) / "in", 5_000 * times)
+        found[times] = scored(trained, tmp_path / str(times))
+        print(f"\nscale: {times:3} times 5,000 rows: {found[times]}", flush=True)
+    for kind in ("driver", "actor", "reader"):
+        assert found[100]["peak_mb"][kind] < 1.3 * found[10]["peak_mb"][kind] + 50
+    rate = {times: found[times]["rows"] / found[times]["compute_seconds"] for times in found}
+    assert rate[100] > 0.8 * rate[10]
+
+
+def test_a_node_more_costs_little(trained, tmp_path):
+    """One scoring actor, so that the work is the same; what is added is what more raylets take of two cores."""
+    write_corpus(tmp_path / "in", 50_000)
+    found = {}
+    for raylets in (1, 2, 4):
+        found[raylets] = scored(trained, tmp_path, raylets)
+        print(f"\nscale: {raylets} raylets: {found[raylets]}", flush=True)
+    assert found[4]["seconds"] < 2 * found[1]["seconds"]
+
+
+if __name__ == "__main__":
+    score_and_watch(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]))
