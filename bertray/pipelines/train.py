@@ -12,7 +12,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,8 @@ import bertray
 from bertray.config import TrainConfig, to_yaml
 from bertray.console import Ticker, duration, say
 from bertray.errors import ConfigError, DataRefused, InfrastructureError
-from bertray.model.bundle import BundleInfo, resolve_model, weights_digest, write_bundle
+from bertray.model.bundle import LINEAR_HEADS, BundleInfo, resolve_model, weights_digest, write_bundle
+from bertray.pipelines import features
 from bertray.pipelines.cluster import Resources, ray_session
 from bertray.pipelines.evaluation import (
     EvaluatedRows,
@@ -31,6 +32,7 @@ from bertray.pipelines.evaluation import (
     finish_report,
     train_baselines,
 )
+from bertray.pipelines.features import FittedHead, fit_on_features
 from bertray.pipelines.inputs import Inputs, check_length, open_inputs, read_spec
 from bertray.pipelines.runs import claim_output, finished_run, mark_finished
 from bertray.pipelines.shards import ReadSettings, parquet_bytes, write_token_shards
@@ -99,8 +101,15 @@ def run_train(config: TrainConfig) -> int:
             store, train_keys, validation_keys, data.labels, config.data.validation_fraction, config.seed
         )
         _check_splits(examples, data.labels)
-        outcome, temperature = _fit(config, data, run_key, train_keys, validation_keys, examples, store, resources)
-        bundle, info = _write_bundle(config, data, run_key, outcome, temperature, model_folder, store)
+        outcome: Outcome | None = None
+        fitted: FittedHead | None = None
+        if config.training.method == "features":
+            token_keys = [*train_keys, *(validation_keys or [])]
+            fitted = fit_on_features(config, base, token_keys, examples, store, resources)
+            bundle, info = _write_features_bundle(config, data, fitted, model_folder, store)
+        else:
+            outcome, temperature = _fit(config, data, run_key, train_keys, validation_keys, examples, store, resources)
+            bundle, info = _write_bundle(config, data, run_key, outcome, temperature, model_folder, store)
         rows = _evaluate(config, data, examples, bundle, info, store, resources)
     baselines = (
         train_baselines(
@@ -113,7 +122,8 @@ def run_train(config: TrainConfig) -> int:
         if config.report.baselines
         else None
     )
-    store.put("history.parquet", parquet_bytes(_history_table(outcome.history)))
+    history = outcome.history if outcome else []
+    store.put("history.parquet", parquet_bytes(_history_table(history)))
     summary = finish_report(
         store,
         rows,
@@ -122,10 +132,14 @@ def run_train(config: TrainConfig) -> int:
         split="validation" if data.test is None else "test",
         title=f"Training run {Path(config.output).name}",
         config=config,
-        history=outcome.history,
+        history=history,
         baselines=baselines,
         notes=_notes(config, data, examples, outcome, rows),
-        facts=_facts(config, data, examples, outcome, info, time.monotonic() - started),
+        facts={
+            **_facts(config, data, examples, info, time.monotonic() - started),
+            **(_training_facts(config, examples, outcome) if outcome else {}),
+            **(features.in_words(fitted, config.training.head, config.training.pooling) if fitted else {}),
+        },
     )
     mark_finished(store)
     _clean_up(store)
@@ -180,9 +194,10 @@ def check_train(config: TrainConfig) -> Path:
     Raises:
         ConfigError: a method that is not there, a model that is not there or sees fewer tokens than `max_length`.
     """
-    if config.training.method != "finetune":
+    if config.training.method == "distill":
         raise ConfigError(
-            f"training.method={config.training.method}: not in this version.", "Set training.method=finetune."
+            f"training.method={config.training.method}: not in this version.",
+            "Set training.method=finetune or features.",
         )
     folder = resolve_model(config.model)
     check_length(config.max_length, config.model, folder)
@@ -491,8 +506,6 @@ def _write_bundle(
     store: Store,
 ) -> tuple[str, BundleInfo]:
     """The best checkpoint as a bundle; returns where it lies and its info."""
-    from transformers import AutoTokenizer
-
     from bertray.training.loop import load_classifier
 
     checkpoint = load_step(store, outcome.best_step, run_key)
@@ -502,7 +515,27 @@ def _write_bundle(
         )
     model = load_classifier(model_folder, data.labels.names, config.training, bf16=False, device="cpu")
     model.load_state_dict(checkpoint.model)
-    info = BundleInfo(
+    info = _info(config, data, temperature)
+    how = f"best after step {outcome.best_step} of {outcome.num_steps}"
+    return _saved(config, data, model, model_folder, info, how, store)
+
+
+def _write_features_bundle(
+    config: TrainConfig, data: _Data, fitted: FittedHead, model_folder: Path, store: Store
+) -> tuple[str, BundleInfo]:
+    """The encoder as it is, with the head beside it."""
+    from bertray.model.readout import PooledReadout
+
+    model = PooledReadout(config.training.pooling).load(model_folder)
+    model.config.id2label = dict(enumerate(data.labels.names))
+    model.config.label2id = {name: number for number, name in enumerate(data.labels.names)}
+    info = replace(_info(config, data, fitted.temperature), head=LINEAR_HEADS[config.training.pooling])
+    how = "a linear head on the frozen encoder"
+    return _saved(config, data, model, model_folder, info, how, store, features.to_tensors(fitted.head))
+
+
+def _info(config: TrainConfig, data: _Data, temperature: float) -> BundleInfo:
+    return BundleInfo(
         labels=data.labels.names,
         label_values=dict(data.labels.values),
         max_length=config.max_length,
@@ -514,20 +547,40 @@ def _write_bundle(
         max_chars=config.max_chars,
         text_pair=config.columns.text_pair is not None,
     )
-    tokenizer, card = AutoTokenizer.from_pretrained(model_folder), _card(config, data, outcome)
+
+
+def _saved(
+    config: TrainConfig,
+    data: _Data,
+    model: Any,
+    model_folder: Path,
+    info: BundleInfo,
+    how: str,
+    store: Store,
+    head: bytes | None = None,
+) -> tuple[str, BundleInfo]:
+    """Write a bundle to the output; returns where it lies and its info."""
+    from transformers import AutoTokenizer
+
+    tokenizer, card = AutoTokenizer.from_pretrained(model_folder), _card(config, data, how)
     if isinstance(store, LocalStore):
-        return store.uri("model"), write_bundle(Path(store.uri("model")), model, tokenizer, info, card)
+        return store.uri("model"), write_bundle(Path(store.uri("model")), model, tokenizer, info, card, head)
     with tempfile.TemporaryDirectory() as folder:
         local = Path(folder) / "model"
-        info = write_bundle(local, model, tokenizer, info, card)
+        info = write_bundle(local, model, tokenizer, info, card, head)
         for path in sorted(local.iterdir(), key=lambda path: path.name == "bertray.json"):
             store.put(f"model/{path.name}", path.read_bytes())
     return store.uri("model"), info
 
 
-def _card(config: TrainConfig, data: _Data, outcome: Outcome) -> str:
+def _card(config: TrainConfig, data: _Data, how: str) -> str:
     labels = "\n".join(f"- `{name}`" for name in data.labels.names)
     training = config.training
+    steps = (
+        f"; {training.epochs} epochs planned, learning rate {training.learning_rate}, {training.batch_size} a step"
+        if training.method == "finetune"
+        else ""
+    )
     return f"""---
 library_name: transformers
 pipeline_tag: text-classification
@@ -541,8 +594,7 @@ Classes, in id order:
 {labels}
 
 - data: {data.train.num_rows} rows read for training, fingerprint `{data.fingerprint}`
-- {training.epochs} epochs planned, best after step {outcome.best_step} of {outcome.num_steps};
-  learning rate {training.learning_rate}, {training.batch_size} examples a step, seed {config.seed}
+- {how}; seed {config.seed}{steps}
 - reviews are cleaned as `bertray.json` says and cut to {config.max_length} tokens (`{config.long_text}`)
 
 How good it is, with intervals and baselines: `report.html` and `metrics.json` beside this folder.
@@ -569,7 +621,9 @@ def _evaluate(
     )
 
 
-def _notes(config: TrainConfig, data: _Data, examples: Examples, outcome: Outcome, rows: EvaluatedRows) -> list[str]:
+def _notes(
+    config: TrainConfig, data: _Data, examples: Examples, outcome: Outcome | None, rows: EvaluatedRows
+) -> list[str]:
     """What the reader of the report should know."""
     notes = []
     if data.test is None:
@@ -577,7 +631,7 @@ def _notes(config: TrainConfig, data: _Data, examples: Examples, outcome: Outcom
             "No data.test was given: the figures are on validation rows, which also chose the best epoch and "
             "the temperature of the scores: they flatter."
         )
-    if outcome.resumed_from is not None:
+    if outcome is not None and outcome.resumed_from is not None:
         notes.append(f"The run was interrupted and resumed at step {outcome.resumed_from}.")
     text_hash_N = examples.shards.text_hash_N
     straddling = np.intersect1d(text_hash_N[examples.train], text_hash_N[examples.validation])
@@ -592,24 +646,27 @@ def _notes(config: TrainConfig, data: _Data, examples: Examples, outcome: Outcom
     return notes
 
 
-def _facts(
-    config: TrainConfig, data: _Data, examples: Examples, outcome: Outcome, info: BundleInfo, seconds: float
-) -> dict[str, str]:
+def _facts(config: TrainConfig, data: _Data, examples: Examples, info: BundleInfo, seconds: float) -> dict[str, str]:
     lens_N = examples.shards.lens_N[examples.train]
     return {
         "base model": config.model,
         "model version": info.model_version,
         "train examples": f"{len(examples.train):,}",
         "validation examples": f"{len(examples.validation):,}",
-        "steps": f"{outcome.num_steps:,}, best after {outcome.best_step:,}",
         "mean tokens of an example": f"{lens_N.mean():.1f}",
         "reviews longer than max_length": f"{(examples.shards.n_tokens_N > config.max_length).mean():.1%}",
         "temperature": f"{info.temperature:.3f}",
-        "training time": duration(outcome.seconds),
-        "training rate": f"{_examples_per_s(config, examples, outcome):,.1f} examples/s",
         "time from start to report": duration(seconds),
         "data fingerprint": data.fingerprint,
         "bertray": bertray.__version__,
+    }
+
+
+def _training_facts(config: TrainConfig, examples: Examples, outcome: Outcome) -> dict[str, str]:
+    return {
+        "steps": f"{outcome.num_steps:,}, best after {outcome.best_step:,}",
+        "training time": duration(outcome.seconds),
+        "training rate": f"{_examples_per_s(config, examples, outcome):,.1f} examples/s",
     }
 
 

@@ -1,0 +1,164 @@
+"""`training.method=features`: embeddings of a frozen encoder, computed once by Ray Data, and a linear head on them."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from bertray.config import Pooling, TrainConfig
+from bertray.console import Ticker
+from bertray.model.bundle import resolve_model
+from bertray.model.calibration import fit_temperature
+from bertray.model.heads import LinearHead, fit_head
+from bertray.model.tokenization import sequences
+from bertray.pipelines.cluster import Resources, configure_data
+from bertray.storage.store import Store, open_store
+from bertray.training.loop import Examples
+from bertray.training.token_shards import cache_key, to_ipc
+
+log = logging.getLogger(__name__)
+
+FOLDER = "control/features"
+FEATURES = "features"
+
+
+@dataclass(frozen=True)
+class FittedHead:
+    """A linear head, and how it came about."""
+
+    head: LinearHead
+    temperature: float
+    seconds: float
+    train_rows: int
+
+
+def fit_on_features(
+    config: TrainConfig, base: str, token_keys: Sequence[str], examples: Examples, store: Store, resources: Resources
+) -> FittedHead:
+    """Embed every example, then fit a head on the train split that is best on the validation split.
+
+    Args:
+        config: of the run.
+        base: digest of the encoder's weights.
+        token_keys: token shards, in the order in which `examples` has them.
+        examples: splits and labels.
+        store: the output; embeddings are kept in it, so another head on them costs seconds.
+        resources: how the work is laid out.
+    """
+    started = time.monotonic()
+    training = config.training
+    features_ND = embed_token_shards(config.model, base, training.pooling, token_keys, store, resources)
+    members = examples.train
+    if len(members) > training.max_feature_rows:
+        chosen = np.random.default_rng(config.seed).permutation(len(members))[: training.max_feature_rows]
+        members = members[np.sort(chosen)]
+    label_ids_N = examples.label_ids_N
+    head = fit_head(
+        features_ND[members],
+        label_ids_N[members],
+        features_ND[examples.validation],
+        label_ids_N[examples.validation],
+        int(label_ids_N.max()) + 1,
+        training.head,
+        balanced=training.class_weights == "balanced",
+        seed=config.seed,
+    )
+    temperature = fit_temperature(head.logits(features_ND[examples.validation]), label_ids_N[examples.validation])
+    return FittedHead(head, temperature, time.monotonic() - started, len(members))
+
+
+def embed_token_shards(
+    model: str, base: str, pooling: Pooling, token_keys: Sequence[str], store: Store, resources: Resources
+) -> np.ndarray:
+    """Embeddings float32 [N, D] of all examples of some token shards, in their order; kept and used again."""
+    folder = f"{FOLDER}/{cache_key({'base': base, 'pooling': pooling, 'tokens': list(token_keys)})}"
+    keys = [f"{folder}/{number:06d}.arrow" for number in range(len(token_keys))]
+    there = set(store.keys(folder))
+    missing = [number for number, key in enumerate(keys) if key not in there]
+    if missing:
+        _embed(model, pooling, [(token_keys[number], keys[number]) for number in missing], store, resources)
+    parts = []
+    for key in keys:
+        column = pa.ipc.open_file(pa.py_buffer(store.get(key))).read_all()[FEATURES].combine_chunks()
+        parts.append(column.flatten().to_numpy().reshape(len(column), -1))
+    return np.concatenate(parts)
+
+
+def _embed(model: str, pooling: Pooling, work: Sequence[tuple[str, str]], store: Store, resources: Resources) -> None:
+    import ray.data
+    from ray.data import ActorPoolStrategy
+
+    configure_data(resources.stall_timeout_s)
+    dataset = ray.data.range(len(work), override_num_blocks=len(work)).map_batches(
+        _EmbedTokenShard,
+        fn_constructor_args=(model, pooling, list(work), store.root, resources.device, resources.threads),
+        batch_size=1,
+        batch_format="pyarrow",
+        compute=ActorPoolStrategy(size=min(resources.num_workers, len(work))),
+        num_cpus=resources.cpus_per_worker,
+        num_gpus=resources.gpus_per_worker or None,
+    )
+    with Ticker("embedding", len(work), "shards") as ticker:
+        for done, _ in enumerate(dataset.iter_batches(batch_size=None, batch_format="pyarrow"), start=1):
+            ticker.update(done)
+
+
+class _EmbedTokenShard:
+    """An actor that holds the encoder: a token shard in, its embeddings written."""
+
+    def __init__(
+        self, model: str, pooling: Pooling, work: list[tuple[str, str]], output: str, device: str, threads: int
+    ) -> None:
+        import torch
+
+        from bertray.model.engine import Engine
+        from bertray.model.readout import PooledReadout
+
+        if device == "cpu":
+            torch.set_num_threads(threads)
+        self._engine = Engine(resolve_model(model), device=device, readout=PooledReadout(pooling))
+        self._work, self._store = work, open_store(output)
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        for number in batch["id"].to_pylist():
+            source, target = self._work[number]
+            tokens = pa.ipc.open_file(pa.py_buffer(self._store.get(source))).read_all()
+            vectors_ND = self._engine.logits(sequences(one_sequence_each(tokens)))
+            values = pa.FixedSizeListArray.from_arrays(pa.array(vectors_ND.ravel()), vectors_ND.shape[1])
+            self._store.put(target, to_ipc(pa.table({FEATURES: values})))
+        return batch
+
+
+def one_sequence_each(tokens: pa.Table) -> pa.Table:
+    """Token shards hold one sequence a review; the engine wants to be told."""
+    from bertray.schema import INPUT_IDS, SEQ_LENS
+
+    lens = tokens[INPUT_IDS].combine_chunks().value_lengths()
+    offsets = pa.array(np.arange(len(lens) + 1, dtype=np.int32))
+    return tokens.append_column(SEQ_LENS, pa.ListArray.from_arrays(offsets, lens.cast(pa.int32())))
+
+
+def in_words(fitted: FittedHead, kind: str, pooling: str) -> dict[str, Any]:
+    """Facts for the report."""
+    tried = ", ".join(f"{strength:g}: {loss:.4f}" for strength, loss in fitted.head.losses.items())
+    name = "logistic regression" if kind == "logreg" else "linear SVM"
+    return {
+        "head": f"{name} on {'the mean of the tokens' if pooling == 'mean' else 'the first token'}, encoder frozen",
+        "regularisation": f"{fitted.head.strength:g} was best of (validation log loss) {tried}",
+        "rows of the fit": f"{fitted.train_rows:,}",
+        "training time": f"{fitted.seconds:.0f} s, embeddings included",
+    }
+
+
+def to_tensors(head: LinearHead) -> bytes:
+    """`head.safetensors`."""
+    from safetensors.numpy import save
+
+    content: bytes = save({"weight": head.weight_CD, "bias": head.bias_C})
+    return content

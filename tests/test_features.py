@@ -1,0 +1,59 @@
+"""`training.method=features`: a linear head on frozen embeddings is a bundle like any other."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from bertray.cli import run
+from bertray.pipelines.runs import FINISHED_FILE
+from tests.corpus import train_argv, write
+
+pytestmark = pytest.mark.ray
+
+
+def features_argv(encoder, corpus, output, *words: str) -> list[str]:
+    return train_argv(encoder, corpus, output, "training.method=features", "report.baselines=false", *words)
+
+
+@pytest.mark.parametrize(("head", "pooling"), [("logreg", "mean"), pytest.param("svm", "cls", marks=pytest.mark.slow)])
+def test_a_head_on_frozen_features_is_trained_evaluated_and_scores(
+    head, pooling, tiny_encoder, corpus, tmp_path, ray_cluster, capsys
+):
+    output = tmp_path / "run"
+    argv = features_argv(tiny_encoder, corpus, output, f"training.head={head}", f"training.pooling={pooling}")
+    assert run(argv) == 0
+    metrics = json.loads((output / "metrics.json").read_text())
+    assert metrics["metrics"]["accuracy"]["value"] > 0.8
+    bundle = json.loads((output / "model" / "bertray.json").read_text())
+    assert bundle["head"] == f"linear_on_{pooling}"
+    assert (output / "model" / "head.safetensors").is_file()
+    assert "encoder frozen" in (output / "report.html").read_text()
+    assert pq.read_table(output / "history.parquet").num_rows == 0
+
+    write(tmp_path / "in" / "reviews.parquet", 60, 9, "n")
+    assert run(["score", f"model={output / 'model'}", f"input={tmp_path / 'in'}", f"output={tmp_path / 'out'}"]) == 0
+    scored = pq.read_table(tmp_path / "out" / "data")
+    given = pq.read_table(tmp_path / "in" / "reviews.parquet")
+    truth = dict(zip(given["id"].to_pylist(), given["label"].to_pylist(), strict=True))
+    right = [truth[i] == label for i, label in zip(scored["id"].to_pylist(), scored["label"].to_pylist(), strict=True)]
+    assert np.mean(right) > 0.8
+    assert run(argv) == 0
+    assert "already trained" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_a_run_killed_after_its_embeddings_uses_them(tiny_encoder, corpus, tmp_path, ray_cluster, monkeypatch):
+    from bertray.pipelines import features
+
+    output = tmp_path / "run"
+    assert run(features_argv(tiny_encoder, corpus, output)) == 0
+    kept = {path: path.stat().st_mtime_ns for path in (output / "control" / "features").rglob("*.arrow")}
+    assert kept
+    (output / FINISHED_FILE).unlink()  # as if it had been killed before
+    monkeypatch.setattr(features, "_embed", lambda *_: pytest.fail("embedded again"))
+    assert run(features_argv(tiny_encoder, corpus, output)) == 0
+    assert {path: path.stat().st_mtime_ns for path in (output / "control" / "features").rglob("*.arrow")} == kept
