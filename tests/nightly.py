@@ -57,19 +57,13 @@ class _Actor(ScoreShard):
 
 
 class LoopScorer:
-    """Reads, stages and gives receipts as the Ray pipeline does, one item after the other.
+    """Reads, stages and gives receipts as the Ray pipeline does, one item after the other."""
 
-    Args:
-        actor: what scores: a stand-in for a model, or the actor of the pipeline.
-    """
-
-    def __init__(self, actor: type[ScoreShard] = _Actor) -> None:
-        self._actor = actor
-
+    actor: type[ScoreShard] = _Actor  # a stand-in for a model
     resources = Resources(num_workers=1, threads=1, cpus_per_worker=1.0, gpus_per_worker=0)
 
     def __call__(self, work: Sequence[WorkItem], read: ReadSettings, score: ScoreSettings) -> Iterator[Receipt]:
-        reader, actor = ReadAndTokenize(work, read), self._actor(score)
+        reader, actor = ReadAndTokenize(work, read), self.actor(score)
         for item in work:
             yield actor._score(reader.read(item))
 
@@ -82,7 +76,9 @@ def open_loop_scorer() -> Iterator[LoopScorer]:
 @contextlib.contextmanager
 def scorer_without_ray(_: Workers) -> Iterator[LoopScorer]:
     """In place of `bertray.pipelines.score.ray_scorer`: the real model, in this process."""
-    yield LoopScorer(ScoreShard)
+    scorer = LoopScorer()
+    scorer.actor = ScoreShard
+    yield scorer
 
 
 def night_config(encoder: Path, inbox: Path, output: str, **keys: Any) -> ScoreConfig:

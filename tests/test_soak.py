@@ -1,4 +1,4 @@
-"""Hours of bad luck in less than one: `make soak`. BERTRAY_SOAK_MINUTES sets how long, 50 by default."""
+"""Hours of bad luck in less than one: `make soak`. BERTRAY_SOAK_MINUTES sets how long, 44 by default."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from tests.test_readers import with_duckdb, with_pandas, with_polars
 from tests.training.test_kills import kill_training
 
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(3600)]
-MINUTES = float(os.environ.get("BERTRAY_SOAK_MINUTES", "50"))
+MINUTES = float(os.environ.get("BERTRAY_SOAK_MINUTES", "44"))
 
 
 def share(part: float) -> float:
