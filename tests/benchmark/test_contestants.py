@@ -27,7 +27,7 @@ def outcome(name, trained, reviews, folder):
     return pq.read_table(task.output)
 
 
-@pytest.mark.ray
+@pytest.mark.slow
 def test_all_ways_of_scoring_agree(trained, reviews, tmp_path):
     expected = outcome("pipeline", trained, reviews, tmp_path)
     assert expected.num_rows == ROWS
