@@ -198,14 +198,15 @@ class _Job:
         configure_data(self.resources.stall_timeout_s)
         began = trial.folder / f"ray-began-{number}"
         on_gpu = trial.device.startswith("cuda")
-        # On CPU an actor a core, of one thread, and a share left for the reading.
+        # On CPU an actor a core, of one thread; a CPU is left for reading and writing, without which the recipe stalls.
         num_actors = self.resources.num_workers if on_gpu else os.cpu_count() or 1
+        cpus_per_actor = 1.0 if on_gpu else (ray.cluster_resources()["CPU"] - 1) / num_actors
         start = time.time()
         ray.data.read_parquet(str(trial.few_reviews)).repartition(2 * num_actors).map_batches(
             _DocumentedRecipe,
             fn_constructor_args=(str(trial.model), trial.max_length, trial.device, str(began)),
             compute=ActorPoolStrategy(size=num_actors),
-            num_cpus=1 if on_gpu else 0.75,
+            num_cpus=cpus_per_actor,
             num_gpus=1 if on_gpu else None,
             batch_size=32,
         ).write_parquet(str(trial.folder / f"ray-{number}"))
