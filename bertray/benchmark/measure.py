@@ -240,7 +240,7 @@ def to_json(
     }
 
 
-COLUMNS = ["", "rows/s", "tokens/s", "bertray is", "of limit", "start-up", "peak"]
+COLUMNS = ["", "rows/s", "tokens/s", "speed-up", "limit", "start", "peak MB"]
 
 
 def title(content: Mapping[str, Any]) -> str:
@@ -261,8 +261,8 @@ def table_rows(content: Mapping[str, Any]) -> list[list[str]]:
             f"{way['tokens_per_s']:,.0f}",
             f"{way['bertray_is_faster_by']:.2f}x",
             f"{way['share_of_limit']:.0%}",
-            f"{np.median(way['start_up_s']):.1f} s" if way["start_up_s"] else "",
-            f"{way['peak_mb']:,} MB" if way["peak_mb"] else "",
+            f"{np.median(way['start_up_s']):.0f} s" if way["start_up_s"] else "",
+            f"{way['peak_mb']:,}" if way["peak_mb"] else "",
         ]
         for way in content["ways"].values()
     ]
@@ -276,7 +276,8 @@ def sentences(content: Mapping[str, Any]) -> list[str]:
     if "bertray" in content["ways"]:
         job = [f"the whole job runs at {content['job_share_of_engine']:.0%} of its engine alone"]
     return [
-        f"limit: {content['limit_tflops']:.3f} TFLOP/s of matrix products; padding is not counted in tokens/s",
+        "speed-up: bertray's tokens/s over theirs, padding not counted; limit: share of "
+        f"{content['limit_tflops']:.3f} TFLOP/s, what matrix products of these shapes reach here",
         *job,
         f"1 million reviews like these take {content['minutes_per_million_reviews']:,.0f} minutes{cost}",
     ]
