@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from bertray.cli import run
+from bertray.pipelines.features import _sample
 from bertray.pipelines.runs import FINISHED_FILE
 from tests.corpus import train_argv, write
 
@@ -21,7 +22,7 @@ def features_argv(encoder, corpus, output, *words: str) -> list[str]:
 
 def test_a_head_on_frozen_features_is_trained_evaluated_and_scores(tiny_encoder, corpus, tmp_path, ray_cluster, capsys):
     output = tmp_path / "run"
-    argv = features_argv(tiny_encoder, corpus, output, "training.head=svm")
+    argv = features_argv(tiny_encoder, corpus, output, "training.head=svm", "training.max_feature_rows=150")
     assert run(argv) == 0
     metrics = json.loads((output / "metrics.json").read_text())
     assert metrics["metrics"]["accuracy"]["value"] > 0.8
@@ -54,3 +55,14 @@ def test_a_run_killed_after_its_embeddings_uses_them(tiny_encoder, corpus, tmp_p
     monkeypatch.setattr(features, "_embed", lambda *_: pytest.fail("embedded again"))
     assert run(features_argv(tiny_encoder, corpus, output)) == 0
     assert {path: path.stat().st_mtime_ns for path in (output / "control" / "features").rglob("*.arrow")} == kept
+
+
+def test_a_sample_is_bounded_and_holds_every_class():
+    label_ids = np.array([0] * 1000 + [1] * 3 + [2])
+    members = np.arange(0, 1004, dtype=np.int64)
+    for seed in range(20):
+        sample = _sample(members, label_ids, 50, seed)
+        assert len(sample) == 50
+        assert (np.diff(sample) > 0).all()
+        assert set(label_ids[sample]) == {0, 1, 2}
+    assert len(_sample(members[:40], label_ids, 50, 0)) == 40

@@ -32,7 +32,7 @@ BUNDLED_SHA256 = {
 }
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*(/[\w.-]+)?(@[\w./-]+)?$")
 # Only what a model needs is fetched; weights only as safetensors, never as pickles.
-_HUB_FILES = ("*.json", "*.txt", "*.model", "model*.safetensors")
+_HUB_FILES = ("*.json", "*.txt", "*.model", "model*.safetensors", HEAD_FILE)
 _WEIGHT_FILES = "model*.safetensors"
 _REMOTE_SCHEMES = ("s3", "gs")
 # A tokenizer is one of these: of the library `tokenizers`, of WordPiece, of byte-level BPE, of SentencePiece.

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - the name everyone knows
 
 from bertray.config import Pooling
-from bertray.model.bundle import HEAD_FILE, LINEAR_HEADS, read_info
+from bertray.model.bundle import CLASSIFIER, HEAD_FILE, INFO_FILE, LINEAR_HEADS, read_info
 from bertray.model.encoders import PackedEncoder, PackTensors, classification_head, why_not_packable
 
 
@@ -129,7 +129,6 @@ class LinearReadout(PooledReadout):
 
 def readout_of(path: Path) -> Readout:
     """What a bundle, or a classifier of the hub, is made to give."""
-    if not (path / HEAD_FILE).is_file():
-        return ClassifierReadout()
-    pooling: Any = {head: pooling for pooling, head in LINEAR_HEADS.items()}[read_info(path).head]
-    return LinearReadout(path, pooling)
+    poolings: dict[str, Any] = {head: pooling for pooling, head in LINEAR_HEADS.items()}
+    head = read_info(path).head if (path / INFO_FILE).is_file() and (path / HEAD_FILE).is_file() else CLASSIFIER
+    return LinearReadout(path, poolings[head]) if head in poolings else ClassifierReadout()

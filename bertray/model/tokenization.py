@@ -90,7 +90,7 @@ class ReviewTokenizer:
         self._tokenizer.no_padding()
         file = Path(path) / "tokenizer.json"
         self._fast = open_fast_tokenizer(file, self._tokenizer) if file.is_file() else None
-        self._fast_was_checked = False
+        self._left_to_compare = _REVIEWS_COMPARED
         self._single = _frame(self._tokenizer, pair=False)
         self._pair = _frame(self._tokenizer, pair=True)
         if not self._single.num_special:
@@ -246,9 +246,10 @@ class ReviewTokenizer:
 
     def _fast_ids(self, texts: list[str]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
         assert self._fast is not None
-        if not self._fast_was_checked:
-            self._fast_was_checked = True
-            if first_difference(self._fast, self._tokenizer, texts[:_REVIEWS_COMPARED]) is not None:
+        if self._left_to_compare:
+            compared = texts[: self._left_to_compare]
+            self._left_to_compare -= len(compared)
+            if first_difference(self._fast, self._tokenizer, compared) is not None:
                 _log.warning("The fast tokenizer differs from the model's own on these reviews; it is not used.")
                 self._fast = None
                 return self._reference_ids(texts)

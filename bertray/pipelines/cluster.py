@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import importlib
 import logging
@@ -107,10 +108,9 @@ def _temporary_folder() -> str:
     """For Ray's own files: a folder of this process, to leave nothing behind; those of killed processes go."""
     # Not below a long TMPDIR: the path of a socket is limited.
     base = Path(os.environ.get("RAY_TMPDIR", "/tmp"))  # noqa: S108 - made here, for this user alone, or refused
-    machine = f"bertray-{zlib.crc32(socket.gethostname().encode()) & 0xFFFF:04x}-"
-    folder = base / f"{machine}{os.getpid()}"
-    if len(os.fsencode(folder)) > LONGEST_FOLDER:
-        room = LONGEST_FOLDER - len(machine) - len("/1234567")
+    machine = f"bertray-{_machine():04x}-"
+    if len(os.fsencode(base / f"{machine}{os.getpid()}-0")) > LONGEST_FOLDER:
+        room = LONGEST_FOLDER - len(machine) - len("/1234567-0")
         raise InfrastructureError(
             f"{base}: too long a path for Ray's files: the sockets below it may have 107 bytes.",
             f"Set RAY_TMPDIR to a folder whose path has at most {room} characters.",
@@ -118,15 +118,28 @@ def _temporary_folder() -> str:
     try:
         base.mkdir(parents=True, exist_ok=True)
         for left in base.glob(f"{machine}*"):
-            pid = left.name.removeprefix(machine)
-            if pid.isdigit() and (int(pid) == os.getpid() or not _is_alive(int(pid))):
+            pid = left.name.removeprefix(machine).partition("-")[0]
+            if pid.isdigit() and not _is_alive(int(pid)):
                 shutil.rmtree(left, ignore_errors=True)
-        folder.mkdir(mode=0o700)
+        for number in range(10):  # another user's, or one whose files a process of Ray still writes
+            folder = base / f"{machine}{os.getpid()}-{number}"
+            with contextlib.suppress(FileExistsError):
+                folder.mkdir(mode=0o700)
+                return str(folder)
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
     except OSError as error:
         raise InfrastructureError(
             f"{base}: no folder for Ray's files can be made here: {error.strerror}.", "Set RAY_TMPDIR to one that can."
         ) from error
-    return str(folder)
+
+
+def _machine() -> int:
+    """16 bits that tell machines and containers apart that share a folder: their process numbers mean others."""
+    try:
+        processes = os.stat("/proc/self/ns/pid").st_ino  # noqa: PTH116
+    except OSError:  # not Linux
+        processes = 0
+    return zlib.crc32(f"{socket.gethostname()} {processes}".encode()) & 0xFFFF
 
 
 def _is_alive(pid: int) -> bool:

@@ -48,45 +48,67 @@ def fit_on_features(
         base: digest of the encoder's weights.
         token_keys: token shards, in the order in which `examples` has them.
         examples: splits and labels.
-        store: the output; embeddings are kept in it, so another head on them costs seconds.
+        store: the output; embeddings are kept in it, so a run that was killed does not compute them again.
         resources: how the work is laid out.
     """
     started = time.monotonic()
     training = config.training
-    features_ND = embed_token_shards(config.model, base, training.pooling, token_keys, store, resources)
-    members = examples.train
-    if len(members) > training.max_feature_rows:
-        chosen = np.random.default_rng(config.seed).permutation(len(members))[: training.max_feature_rows]
-        members = members[np.sort(chosen)]
     label_ids_N = examples.label_ids_N
+    train = _sample(examples.train, label_ids_N, training.max_feature_rows, config.seed)
+    held_out = _sample(examples.validation, label_ids_N, training.max_feature_rows, config.seed)
+    wanted = np.sort(np.concatenate([train, held_out]))
+    features_WD = embed_token_shards(config.model, base, training.pooling, token_keys, wanted, store, resources)
+    features_ND, features_VD = (features_WD[np.searchsorted(wanted, members)] for members in (train, held_out))
     head = fit_head(
-        features_ND[members],
-        label_ids_N[members],
-        features_ND[examples.validation],
-        label_ids_N[examples.validation],
+        features_ND,
+        label_ids_N[train],
+        features_VD,
+        label_ids_N[held_out],
         int(label_ids_N.max()) + 1,
         training.head,
         balanced=training.class_weights == "balanced",
         seed=config.seed,
     )
-    temperature = fit_temperature(head.logits(features_ND[examples.validation]), label_ids_N[examples.validation])
-    return FittedHead(head, temperature, time.monotonic() - started, len(members))
+    temperature = fit_temperature(head.logits(features_VD), label_ids_N[held_out])
+    return FittedHead(head, temperature, time.monotonic() - started, len(train))
+
+
+def _sample(members: np.ndarray, label_ids_N: np.ndarray, most: int, seed: int) -> np.ndarray:
+    """At most so many of some examples, ascending; of each class that they have at least one."""
+    if len(members) <= most:
+        return members
+    order = np.random.default_rng(seed).permutation(members)
+    _, first_of_each = np.unique(label_ids_N[order], return_index=True)
+    rest = np.delete(order, first_of_each)
+    return np.sort(np.concatenate([order[first_of_each], rest[: max(most - len(first_of_each), 0)]]))
 
 
 def embed_token_shards(
-    model: str, base: str, pooling: Pooling, token_keys: Sequence[str], store: Store, resources: Resources
+    model: str,
+    base: str,
+    pooling: Pooling,
+    token_keys: Sequence[str],
+    wanted_W: np.ndarray,
+    store: Store,
+    resources: Resources,
 ) -> np.ndarray:
-    """Embeddings float32 [N, D] of all examples of some token shards, in their order; kept and used again."""
+    """Embeddings float32 [W, D] of some examples of some token shards; those of every example are kept in the output.
+
+    Args:
+        wanted_W: numbers of examples, ascending; they count through the shards in the order of `token_keys`.
+    """
     folder = f"{FOLDER}/{cache_key({'base': base, 'pooling': pooling, 'tokens': list(token_keys)})}"
     keys = [f"{folder}/{number:06d}.arrow" for number in range(len(token_keys))]
     there = set(store.keys(folder))
     missing = [number for number, key in enumerate(keys) if key not in there]
     if missing:
         _embed(model, pooling, [(token_keys[number], keys[number]) for number in missing], store, resources)
-    parts = []
+    parts, first = [], 0
     for key in keys:
         column = pa.ipc.open_file(pa.py_buffer(store.get(key))).read_all()[FEATURES].combine_chunks()
-        parts.append(column.flatten().to_numpy().reshape(len(column), -1))
+        inside = wanted_W[np.searchsorted(wanted_W, first) : np.searchsorted(wanted_W, first + len(column))]
+        parts.append(column.flatten().to_numpy().reshape(len(column), -1)[inside - first])
+        first += len(column)
     return np.concatenate(parts)
 
 

@@ -26,7 +26,7 @@ from bertray.pipelines.inputs import Inputs, open_model
 from bertray.pipelines.night import has_report, scoring_rate, write_night_report
 from bertray.pipelines.runs import check_free_space, check_put_if_absent, claim_output
 from bertray.pipelines.shards import ReadSettings, ScoreSettings, parquet_bytes, score_shards
-from bertray.pipelines.tonight import Tonight, check_unchanged, decide, kept_before, look, next_plan, spec_for
+from bertray.pipelines.tonight import Tonight, check_unchanged, decide, look, next_plan, spec_for
 from bertray.reviews.sources import (
     InputFile,
     ReadSpec,
@@ -171,7 +171,6 @@ def _run_plan(
             seconds=time.monotonic() - started,
             # Parts of an earlier attempt count with the time that attempt spent on them.
             compute_seconds=sum(receipt.seconds for receipt in receipts) / scorer.resources.num_workers,
-            kept_types={f.name: str(f.type) for f in score.kept_schema if not pa.types.is_null(f.type)},
         )
         _check_ratio(config, entry)
         planning.verify_staged(store, plan, entry)
@@ -211,8 +210,7 @@ def _adopted(store: Store, plan: Plan, work: Sequence[WorkItem]) -> list[Receipt
 def _score_settings(
     config: ScoreConfig, tonight: Tonight, plan: Plan, spec: ReadSpec, attempt: str, resources: Resources
 ) -> ScoreSettings:
-    spec = replace(spec, keep_columns=config.keep_columns, kept_before=kept_before(config, tonight.entries))
-    kept = kept_schema(tonight.readable(plan.files), spec)
+    kept = kept_schema(tonight.readable(plan.files), replace(spec, keep_columns=config.keep_columns))
     s.scored_schema(plan.labels, kept)  # two kept columns of one name are told here, not by an actor
     return ScoreSettings(
         model=config.model,

@@ -21,7 +21,6 @@ from bertray.pipelines.inputs import read_spec, refuse_bad_files
 from bertray.reviews.sources import (
     BadFile,
     InputFile,
-    KeptBefore,
     ReadSpec,
     check_columns,
     check_slices,
@@ -130,7 +129,7 @@ def decide(config: ScoreConfig, info: BundleInfo, store: Store, found: Mapping[s
     first = _decided(config, info, entries, settings, dict(found))
     to_read = [*first.new_files, *(file for rewrite in first.rewrites for file in rewrite.files)]
     looked_at = dict(found)
-    spec = replace(spec_for(config, info, first.readable(to_read)), kept_before=kept_before(config, entries))
+    spec = spec_for(config, info, first.readable(to_read))
     if config.on_bad_file == "quarantine":  # a file with other columns is a bad file too, and costs no other
         for file in first.readable(to_read):
             looked_at[file.path] = column_fault(file, spec) or file
@@ -220,16 +219,6 @@ def _check_slot(config: ScoreConfig) -> None:
             f"keep_columns: {key!r} is the slot's own key; readers would see two columns of that name.",
             f"Leave {key} out of keep_columns, or name the slot otherwise.",
         )
-
-
-def kept_before(config: ScoreConfig, entries: Sequence[LedgerEntry]) -> tuple[KeptBefore, ...]:
-    """The types of the kept columns in the output as it stands: whoever reads it whole relies on them."""
-    found: dict[str, KeptBefore] = {}
-    for entry in reversed(ledger.current(entries)):
-        if not (config.replace and entry.slot == config.slot):
-            for name, kind in entry.kept_types.items():
-                found.setdefault(name, KeptBefore(name, kind, entry.slot))
-    return tuple(found.values())
 
 
 def spec_for(config: ScoreConfig, info: BundleInfo, files: Sequence[InputFile]) -> ReadSpec:

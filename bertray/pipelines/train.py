@@ -185,6 +185,9 @@ def _identity(config: TrainConfig) -> dict[str, Any]:
     identity = config.model_dump(mode="json", exclude={"output", "price_per_hour", "workers"})
     identity["training"].pop("checkpoint_every_s")
     identity["training"].pop("max_failures")
+    if config.training.method == "finetune":
+        for name in ("head", "pooling", "max_feature_rows"):
+            identity["training"].pop(name)
     return identity
 
 

@@ -73,15 +73,6 @@ WorkItem = tuple[Shard, ...]
 
 
 @dataclass(frozen=True)
-class KeptBefore:
-    """A kept column as an earlier night has written it."""
-
-    name: str
-    type: str
-    slot: str
-
-
-@dataclass(frozen=True)
 class ReadSpec:
     """How rows are read, checked and cleaned."""
 
@@ -93,7 +84,6 @@ class ReadSpec:
     max_chars: int = 20_000  # longer texts are cut
     max_text_chars: int = 5_000_000  # longer texts are refused
     unique_ids: bool = True
-    kept_before: tuple[KeptBefore, ...] = ()  # what readers of the output know the kept columns as
 
 
 @dataclass(frozen=True)

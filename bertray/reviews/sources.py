@@ -23,7 +23,6 @@ from bertray.reviews.inputs import (
     BadFile,
     FileEntry,
     InputFile,
-    KeptBefore,
     RawRows,
     ReadSpec,
     ReviewBatch,
@@ -40,7 +39,6 @@ __all__ = [
     "BadFile",
     "FileEntry",
     "InputFile",
-    "KeptBefore",
     "ReadSpec",
     "ReviewBatch",
     "Shard",
@@ -215,7 +213,7 @@ def kept_schema(files: Sequence[InputFile], spec: ReadSpec) -> pa.Schema:
     schema=...)` casts it.
 
     Raises:
-        ConfigError: a column has another type in another file, or had one on an earlier night.
+        ConfigError: a column has another type in another file.
     """
     schema, problems = _kept_types(files, spec)
     for path, problem in problems.items():
@@ -224,7 +222,7 @@ def kept_schema(files: Sequence[InputFile], spec: ReadSpec) -> pa.Schema:
 
 
 def kept_faults(files: Sequence[InputFile], spec: ReadSpec) -> dict[str, BadFile]:
-    """By path, the files whose kept columns have other types than on earlier nights, or in most files: bad ones."""
+    """By path, the files whose kept columns have other types than in most files: bad ones, as `column_fault`."""
     _, problems = _kept_types(files, spec)
     return {file.path: _bad(file, Reason.SCHEMA_TYPE, problems[file.path]) for file in files if file.path in problems}
 
@@ -253,31 +251,15 @@ def _kept_types(files: Sequence[InputFile], spec: ReadSpec) -> tuple[pa.Schema, 
             count[name][kind] += not pa.types.is_null(kind)
             example.setdefault((name, kind), file.path)
     types = {name: max(found, key=lambda kind: found[kind]) for name, found in count.items() if found}
-    as_in = {name: example[name, kind] for name, kind in types.items()}
-    for before in spec.kept_before:
-        if before.name in types:
-            types[before.name] = _type_before(before, count[before.name])
-            as_in[before.name] = f"slot {before.slot}"
     problems: dict[str, str] = {}
     for file, shape in zip(files, shapes, strict=True) if spec.keep_columns else ():
         for name, kind in kinds[shape].items():
             if kind != types[name] and not pa.types.is_null(kind):
                 problems.setdefault(
                     file.path,
-                    f"expected column {name!r} to be {types[name]}, as in {as_in[name]}, found {kind}.",
+                    f"expected column {name!r} to be {types[name]}, as in {example[name, types[name]]}, found {kind}.",
                 )
     return pa.schema([pa.field(name, kind) for name, kind in types.items()]), problems
-
-
-def _type_before(before: KeptBefore, found: Mapping[pa.DataType, int]) -> pa.DataType:
-    """The type that a column had on an earlier night, where it can be told: found tonight, or of a simple name."""
-    for kind in found:
-        if str(kind) == before.type:
-            return kind
-    try:
-        return pa.type_for_alias(before.type)
-    except ValueError:  # nested, or with parameters, and in none of tonight's files
-        return max(found, key=lambda kind: found[kind])
 
 
 def _kinds(file: InputFile, spec: ReadSpec) -> dict[str, pa.DataType]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 
 from bertray.errors import ConflictError
@@ -34,7 +34,6 @@ def make_entry(
     adopted: int,
     seconds: float,
     compute_seconds: float,
-    kept_types: Mapping[str, str] | None = None,
 ) -> LedgerEntry:
     """The ledger entry of a plan whose rows are all staged.
 
@@ -46,7 +45,6 @@ def make_entry(
         adopted: how many of the receipts an earlier attempt left.
         seconds: of this run so far.
         compute_seconds: of all runs with the model at work.
-        kept_types: Arrow types of the kept columns, by name.
     """
     run8 = plan.run_id[:8]
     reasons = [*(receipt.reasons for receipt in receipts), *({file.reason: 1} for file in plan.files if file.reason)]
@@ -62,7 +60,6 @@ def make_entry(
         model_version=plan.model_version,
         labels=plan.labels,
         settings=plan.settings,
-        kept_types=dict(kept_types or {}),
         files=files,
         parts=_named([r.part for r in receipts if r.part], run8),
         quarantine_parts=_named([*(r.quarantine for r in receipts if r.quarantine), *file_level], run8),

@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from bertray.errors import ConflictError
 
@@ -128,7 +128,7 @@ class Receipt(Record):
     token_histogram: list[int]  # see TOKEN_BANDS
     tokens: int
     truncated: int
-    repeated: int  # rows that the model had met before in this run, so that it computed nothing for them
+    repeated: int = 0  # rows that the model had met before in this run, so that it computed nothing for them
     needs_review: int
     seconds: float
     part: StagedFile | None
@@ -189,7 +189,6 @@ class LedgerEntry(Record):
     model_version: str
     labels: list[str]
     settings: dict[str, Any]
-    kept_types: dict[str, str] = Field(default_factory=dict)  # of the kept columns, as Arrow names them
     files: list[FileCount]
     parts: list[CommittedPart]
     quarantine_parts: list[CommittedPart]
@@ -203,7 +202,7 @@ class LedgerEntry(Record):
     token_histogram: list[int]
     tokens: int
     truncated: int
-    repeated: int
+    repeated: int = 0
     needs_review: int
     adopted_receipts: int
     seconds: float  # of this run up to the commit

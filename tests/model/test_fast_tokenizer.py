@@ -47,6 +47,7 @@ def test_ids_are_those_of_the_models_own_tokenizer_in_order(own):
 def test_uncommon_texts_do_not_reach_the_fast_tokenizer(monkeypatch):
     tokenizer = ReviewTokenizer(bundled_model(), 128)
     expected = tokenizer.encode(pa.array(TEXTS))
+    tokenizer._left_to_compare = 0  # or the first reviews are tokenized twice
     seen: list[str] = []
     encode = tokenizer._fast.encode
 
@@ -82,6 +83,17 @@ def test_a_difference_on_the_first_reviews_turns_it_off_and_is_said_once(monkeyp
     assert [record.getMessage() for record in caplog.records] == [
         "The fast tokenizer differs from the model's own on these reviews; it is not used."
     ]
+
+
+def test_reviews_of_rare_characters_leave_the_comparison_to_later_ones(monkeypatch):
+    tokenizer = ReviewTokenizer(bundled_model(), 128)
+    tokenizer.encode(pa.array(["\U0001f600"]))
+    tokenizer.encode(pa.array(["good"]))
+    monkeypatch.setattr(
+        FastTokenizer, "encode", lambda self, texts: (np.zeros(len(texts), np.int32), np.ones(len(texts), np.int64))
+    )
+    tokenizer.encode(pa.array(["a film"]))
+    assert tokenizer._fast is None
 
 
 def test_without_the_library_the_models_own_tokenizer_does_all(own, monkeypatch):
