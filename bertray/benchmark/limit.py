@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -85,8 +84,3 @@ def synchronize(device: torch.device) -> None:
     """Wait until a device has done what it was given; a CPU always has."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-
-
-def median(values: Sequence[float]) -> float:
-    """The middle one."""
-    return float(np.median(np.asarray(values)))

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 import bertray
 from bertray.benchmark.contestants import Contestant, Task
 from bertray.benchmark.limit import ModelShape, matmul_rate
+from bertray.benchmark.memory import watched
 from bertray.config import Cleaning
 from bertray.model.allocator import ALLOCATOR_ENV
 from bertray.model.bundle import BundleInfo, read_info, resolve_model, write_bundle
@@ -177,12 +178,15 @@ def in_turn(
     measured = {name: trial.runs(name) for name in ways}
     with ExitStack() as stack:
         processes = {name: stack.enter_context(trial.contestant(name)) for name, way in ways.items() if way is None}
+        others = frozenset(process.pid for process in processes.values())
         for number in range(rounds):
             for name, way in ways.items():
                 if way is None:
                     measured[name].seconds.append(processes[name].seconds())
                 else:
-                    way(number, measured[name])
+                    with watched(apart=others) as peak:
+                        way(number, measured[name])
+                    measured[name].peak_mb = max(measured[name].peak_mb, peak.mb)
                 on_run(name)
     return measured
 

@@ -74,9 +74,10 @@ class PrepackedLinear:
 
 def can_prepack(dtype: torch.dtype, device: torch.device) -> bool:
     """Whether oneDNN computes in this precision here, and it pays."""
-    if device.type != "cpu" or dtype != torch.bfloat16 or not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+    if device.type != "cpu" or dtype != torch.bfloat16:
         return False
-    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    has_onednn = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]  # torch gives it no types
+    return has_onednn and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def gelu_kind(activation: Any) -> str | None:

@@ -20,7 +20,6 @@ from bertray import schema as s
 from bertray.benchmark import measure
 from bertray.benchmark.contestants import pipeline_classifier
 from bertray.benchmark.measure import Runs, Trial
-from bertray.benchmark.memory import watched
 from bertray.config import BenchmarkConfig, Columns, ScoreConfig, TextFormat, build_config
 from bertray.console import Ticker, duration, say, table
 from bertray.errors import ConflictError
@@ -182,12 +181,11 @@ class _Job:
             yield scorer
 
         start = time.monotonic()
-        with watched() as peak, redirect_stdout(io.StringIO()):  # what it would print is not what was asked for
+        with redirect_stdout(io.StringIO()):  # what it would print is not what was asked for
             score_night(config, info, open_scorer)
         end = time.monotonic()
         runs.start_up_s.append(scorer.began - start)
         runs.seconds.append(end - scorer.began)
-        runs.peak_mb = max(runs.peak_mb, peak.mb)
 
     def documented_recipe(self, number: int, runs: Runs) -> None:
         """`read_parquet`, `map_batches` over actors that hold a pipeline, `write_parquet`."""

@@ -136,7 +136,7 @@ def _temporary_folder() -> str:
 def _machine() -> int:
     """16 bits that tell machines and containers apart that share a folder: their process numbers mean others."""
     try:
-        processes = os.stat("/proc/self/ns/pid").st_ino  # noqa: PTH116
+        processes = Path("/proc/self/ns/pid").stat().st_ino
     except OSError:  # not Linux
         processes = 0
     return zlib.crc32(f"{socket.gethostname()} {processes}".encode()) & 0xFFFF

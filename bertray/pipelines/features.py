@@ -18,6 +18,7 @@ from bertray.model.calibration import fit_temperature
 from bertray.model.heads import LinearHead, fit_head
 from bertray.model.tokenization import sequences
 from bertray.pipelines.cluster import Resources, configure_data
+from bertray.schema import INPUT_IDS, SEQ_LENS
 from bertray.storage.store import Store, open_store
 from bertray.training.loop import Examples
 from bertray.training.token_shards import cache_key, to_ipc
@@ -159,8 +160,6 @@ class _EmbedTokenShard:
 
 def one_sequence_each(tokens: pa.Table) -> pa.Table:
     """Token shards hold one sequence a review; the engine wants to be told."""
-    from bertray.schema import INPUT_IDS, SEQ_LENS
-
     lens = tokens[INPUT_IDS].combine_chunks().value_lengths()
     offsets = pa.array(np.arange(len(lens) + 1, dtype=np.int32))
     return tokens.append_column(SEQ_LENS, pa.ListArray.from_arrays(offsets, lens.cast(pa.int32())))

@@ -29,7 +29,7 @@ class FastDropout(nn.Module):
         dropped = round(self.p * _LEVELS)
         if not self.training or dropped == 0:
             return x
-        result: Tensor = _Drop.apply(x, dropped)  # type: ignore[no-untyped-call]
+        result: Tensor = _Drop.apply(x, dropped)  # type: ignore[no-untyped-call]  # torch gives it no types
         return result
 
     def extra_repr(self) -> str:
