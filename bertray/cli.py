@@ -29,6 +29,7 @@ SUMMARIES = {
     "train": "Labelled reviews to a model bundle and an evaluation report.",
     "evaluate": "A model and labelled reviews to a report and metrics.",
     "score": "A model and review files to committed scored rows, quarantine and report.",
+    "embed": "A model and review files to committed vectors, by the same reader and commit.",
     "plan": "What a train or score config would do: files, rows, tokens, time; nothing is written.",
     "files": "The committed part files of an output, one a line, for exact readers.",
     "gc": "What an output no longer needs: shown, and removed with delete=true.",
@@ -103,7 +104,7 @@ def _add_verb(verb: str) -> None:
     app.command(verb, help=SUMMARIES[verb], epilog=_key_help(verb))(command)
 
 
-for _verb in ("demo", "doctor", "train", "evaluate", "score", "files", "gc", "benchmark"):
+for _verb in ("demo", "doctor", "train", "evaluate", "score", "embed", "files", "gc", "benchmark"):
     _add_verb(_verb)
 
 

@@ -9,9 +9,10 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Hashable, Mapping, Sequence
+from datetime import date
 from pathlib import Path
 from types import UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, ClassVar, Literal, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -24,14 +25,15 @@ MAX_CONFIG_BYTES = 1 << 20
 SLOT_PATTERN = re.compile(r"^(?!\.+$)[A-Za-z0-9_.=-]{1,128}$")
 LongText = Literal["head", "tail", "head_tail", "windows"]
 Pooling = Literal["mean", "cls"]
+EmbeddingKind = Literal["mean", "cls", "tokens"]
 HeadKind = Literal["logreg", "svm"]
 
 
 def _as_text(value: Any) -> Any:
-    """Keep numbers that a person wrote for a name (`columns.label=1`) as the text they wrote."""
+    """Keep numbers and dates that a person wrote for a name (`columns.label=1`) as the text they wrote."""
     if isinstance(value, bool) or value is None:
         return value
-    return str(value) if isinstance(value, int | float) else value
+    return str(value) if isinstance(value, int | float | date) else value
 
 
 def _path_list(value: Any) -> Any:
@@ -109,6 +111,18 @@ class TrainData(Section):
     test: Paths | None = Field(None, description="for the report; by default the report is on validation")
     validation_fraction: float = Field(0.1, gt=0, lt=1, description="share of train held out without data.validation")
     group: Text | None = Field(None, description="column whose equal values stay in one split; by default the text")
+    time: Text | None = Field(None, description="column that says when a review was written, for data.test_from")
+    test_from: Text | None = Field(
+        None, description="instead of data.test: rows of data.train from this moment on, 2026-11-01, by data.time"
+    )
+
+    @model_validator(mode="after")
+    def _either_a_moment_or_a_file(self) -> TrainData:
+        if (self.time is None) != (self.test_from is None):
+            raise ValueError("data.time and data.test_from belong together: a column, and a moment such as 2026-11-01")
+        if self.test_from is not None and self.test is not None:
+            raise ValueError("data.test and data.test_from are two ways of saying the same; give one")
+        return self
 
 
 class Training(Section):
@@ -249,16 +263,16 @@ class EvaluateConfig(Common):
     report: ReportOptions = ReportOptions()
 
 
-class ScoreConfig(Common):
-    """`bertray score`: review files to committed scored rows."""
+class NightConfig(Common):
+    """What the commands have in common that turn new review files into committed rows, night after night."""
+
+    verb: ClassVar[str]
 
     input: Paths = Field(..., description="review files: file, folder, glob or list")
     slot: Text | None = Field(None, description="name of tonight's partition; by default dt=<UTC date>")
-    keep_columns: tuple[Text, ...] = Field((), description="input columns copied to the scored rows")
-    needs_review_below: float | None = Field(None, gt=0, le=1, description="scores below it get needs_review=true")
+    keep_columns: tuple[Text, ...] = Field((), description="input columns copied to the output")
     max_length: int | None = Field(None, ge=8, description="by default the bundle's")
     long_text: LongText | None = Field(None, description="by default the bundle's")
-    report: ReportOptions = ReportOptions()
     ids: Ids = Ids()
     on_bad_file: Literal["fail", "quarantine"] = Field("fail", description="a file that cannot be read at all")
     max_quarantine_ratio: float = Field(0.01, ge=0, le=1, description="refuse above it, once 100 rows are quarantined")
@@ -292,6 +306,44 @@ class ScoreConfig(Common):
         if slot is not None and (not SLOT_PATTERN.match(slot) or ".." in slot):
             raise ValueError(f"{slot!r} is not a slot name: 1 to 128 letters, digits and _ . = - , no '..'")
         return slot
+
+    @property
+    def report_options(self) -> ReportOptions:
+        """What of the report is configurable."""
+        return ReportOptions()
+
+
+class ScoreConfig(NightConfig):
+    """`bertray score`: review files to committed scored rows."""
+
+    verb: ClassVar[str] = "score"
+
+    needs_review_below: float | None = Field(None, gt=0, le=1, description="scores below it get needs_review=true")
+    report: ReportOptions = ReportOptions()
+
+    @property
+    def report_options(self) -> ReportOptions:
+        return self.report
+
+
+class EmbedConfig(NightConfig):
+    """`bertray embed`: review files to committed vectors."""
+
+    verb: ClassVar[str] = "embed"
+
+    pooling: EmbeddingKind = Field("mean", description="of all tokens; cls: the first one; tokens: a vector of each")
+    normalize: bool = Field(False, description="scale each vector to length 1")
+    dtype: Literal["float32", "float16"] = Field("float32", description="of the numbers that are written")
+    cleaning: Cleaning | None = Field(None, description="by default the bundle's, or that of training")
+    max_chars: int | None = Field(None, ge=100, description="by default the bundle's, or that of training")
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> EmbedConfig:
+        if self.labels is not None:
+            raise ValueError("labels: embed reads none; leave the key out")
+        if self.pooling == "tokens" and self.long_text == "windows":
+            raise ValueError("pooling=tokens and long_text=windows: a token would stand in several windows")
+        return self
 
 
 class FilesConfig(Section):
@@ -355,6 +407,7 @@ CONFIGS: dict[str, type[Section]] = {
     "train": TrainConfig,
     "evaluate": EvaluateConfig,
     "score": ScoreConfig,
+    "embed": EmbedConfig,
     "files": FilesConfig,
     "gc": GcConfig,
     "demo": DemoConfig,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import StrEnum
 
 import pyarrow as pa
@@ -37,6 +38,9 @@ NEEDS_REVIEW = "needs_review"
 MODEL_VERSION = "model_version"
 RUN_ID = "run_id"
 SCORED_AT = "scored_at"
+EMBEDDING = "embedding"
+TOKENS = "tokens"  # of a row that has a vector for each of them
+EMBEDDED_AT = "embedded_at"
 PROB_PREFIX = "prob_"
 INPUT_PREFIX = "input_"  # a kept column whose name is taken becomes input_<name>
 
@@ -68,6 +72,33 @@ def scored_schema(labels: list[str], kept: pa.Schema, *, needs_review: bool = Fa
         pa.field(RUN_ID, pa.string(), nullable=False),
         pa.field(SCORED_AT, TIMESTAMP, nullable=False),
     ]
+    return _with_kept(fields, kept)
+
+
+def embedded_schema(vectors: Sequence[pa.DataType], kept: pa.Schema) -> pa.Schema:
+    """Arrow schema of embedded rows with these kept input columns.
+
+    Args:
+        vectors: type of `embedding`; before it that of `tokens`, where each token has a vector.
+        kept: as for `scored_schema`.
+
+    Raises:
+        ConfigError: as `scored_schema`.
+    """
+    names = (TOKENS, EMBEDDING)[-len(vectors) :]
+    fields = [
+        pa.field(ID, pa.string(), nullable=False),
+        *(pa.field(name, kind, nullable=False) for name, kind in zip(names, vectors, strict=True)),
+        pa.field(N_TOKENS, pa.int32(), nullable=False),
+        pa.field(TRUNCATED, pa.bool_(), nullable=False),
+        pa.field(MODEL_VERSION, pa.string(), nullable=False),
+        pa.field(RUN_ID, pa.string(), nullable=False),
+        pa.field(EMBEDDED_AT, TIMESTAMP, nullable=False),
+    ]
+    return _with_kept(fields, kept)
+
+
+def _with_kept(fields: list[pa.Field], kept: pa.Schema) -> pa.Schema:
     taken = {field.name for field in fields}
     kept_as: dict[str, str] = {}
     for field in kept:

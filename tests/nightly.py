@@ -19,9 +19,10 @@ from bertray import schema as s
 from bertray.config import Cleaning, ScoreConfig, Workers, build_config
 from bertray.errors import BertrayError
 from bertray.model.bundle import BundleInfo
+from bertray.pipelines import nights
 from bertray.pipelines.cluster import Resources
-from bertray.pipelines.score import score_night
-from bertray.pipelines.shards import ReadAndTokenize, ReadSettings, ScoreSettings, ScoreShard
+from bertray.pipelines.parts import LabelMaker, MakePart, PartSettings, ScoreSettings
+from bertray.pipelines.shards import ReadAndTokenize, ReadSettings
 from bertray.reviews.sources import WorkItem
 from bertray.storage import faults, ledger
 from bertray.storage.records import Receipt
@@ -49,36 +50,37 @@ class _HashPredictor:
         return np.column_stack([1.0 - positive_N, positive_N])
 
 
-class _Actor(ScoreShard):
-    def __init__(self, settings: ScoreSettings) -> None:
+class _Actor(MakePart):
+    def __init__(self, settings: PartSettings) -> None:
         self._settings = settings
         self._store = open_store(settings.output)
-        self._predictor = _HashPredictor()  # type: ignore[assignment]
+        assert isinstance(settings, ScoreSettings)
+        self._maker = LabelMaker(settings, _HashPredictor())
 
 
-class LoopScorer:
+class LoopWorker:
     """Reads, stages and gives receipts as the Ray pipeline does, one item after the other."""
 
-    actor: type[ScoreShard] = _Actor  # a stand-in for a model
+    actor: type[MakePart] = _Actor  # a stand-in for a model
     resources = Resources(num_workers=1, threads=1, cpus_per_worker=1.0, gpus_per_worker=0)
 
-    def __call__(self, work: Sequence[WorkItem], read: ReadSettings, score: ScoreSettings) -> Iterator[Receipt]:
-        reader, actor = ReadAndTokenize(work, read), self.actor(score)
+    def __call__(self, work: Sequence[WorkItem], read: ReadSettings, settings: PartSettings) -> Iterator[Receipt]:
+        reader, actor = ReadAndTokenize(work, read), self.actor(settings)
         for item in work:
-            yield actor._score(reader.read(item))
+            yield actor.make(reader.read(item))
 
 
 @contextlib.contextmanager
-def open_loop_scorer() -> Iterator[LoopScorer]:
-    yield LoopScorer()
+def open_loop_worker() -> Iterator[LoopWorker]:
+    yield LoopWorker()
 
 
 @contextlib.contextmanager
-def scorer_without_ray(_: Workers) -> Iterator[LoopScorer]:
-    """In place of `bertray.pipelines.score.ray_scorer`: the real model, in this process."""
-    scorer = LoopScorer()
-    scorer.actor = ScoreShard
-    yield scorer
+def worker_without_ray(_: Workers) -> Iterator[LoopWorker]:
+    """In place of `bertray.pipelines.nights.ray_worker`: the real model, in this process."""
+    worker = LoopWorker()
+    worker.actor = MakePart
+    yield worker
 
 
 def night_config(encoder: Path, inbox: Path, output: str, **keys: Any) -> ScoreConfig:
@@ -91,7 +93,7 @@ def night_config(encoder: Path, inbox: Path, output: str, **keys: Any) -> ScoreC
 def run_night(config: ScoreConfig, info: BundleInfo = INFO) -> int:
     """Run in this process; returns the exit code."""
     try:
-        return score_night(config, info, open_loop_scorer)
+        return nights.run_night(config, info, open_loop_worker)
     except BertrayError as error:
         print(error.message, file=sys.stderr)
         return error.exit_code

@@ -15,7 +15,7 @@ from bertray.benchmark.memory import processes_below
 # Children are forked from a clean process that has imported everything and used nothing.
 FORKSERVER = multiprocessing.get_context("forkserver")
 FORKSERVER.set_forkserver_preload(
-    ["tests.nightly", "bertray.pipelines.night", "obstore", "tokenizers", "tests.training.test_kills"]
+    ["tests.nightly", "bertray.pipelines.nights", "obstore", "tokenizers", "tests.training.test_kills"]
 )
 
 

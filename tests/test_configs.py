@@ -13,7 +13,7 @@ from bertray.config import CONFIGS, ScoreConfig, TrainConfig, load_config
 from bertray.errors import ConfigError
 
 CONFIG_FOLDER = Path(__file__).parent.parent / "jobs" / "configs"
-TRAIN = ["imdb", "cola", "emotion", "chinese", "korean"]
+TRAIN = ["imdb", "cola", "emotion", "tweets", "aspects", "features", "chinese", "korean"]
 VERBS = dict.fromkeys(TRAIN, "train") | {"nightly": "score"}
 REQUIRED = {"train": ["data.train=train.parquet", "output=runs/x"], "score": ["input=incoming", "output=scored"]}
 # A setting is commented out by a `#` without a space; a `#` with one is prose.
@@ -79,6 +79,7 @@ def test_config_is_valid_with_every_commented_setting(name: str, tmp_path: Path)
         ("imdb", ("review", "sentiment"), ("tsv", None, True, False)),
         ("cola", ("3", "1"), ("tsv", None, False, False)),
         ("emotion", ("0", "1"), ("csv", ";", False, False)),
+        ("tweets", ("text", "airline_sentiment"), ("csv", None, True, True)),
         ("chinese", ("review", "label"), ("csv", None, True, True)),
         ("korean", ("document", "label"), ("tsv", None, True, False)),
     ],
@@ -106,6 +107,8 @@ def test_plain_config_fits_parquet_with_columns_text_and_label(name: str):
         ("imdb", {"0": "negative", "1": "positive"}),
         ("cola", {"0": "unacceptable", "1": "acceptable"}),
         ("emotion", ("sadness", "joy", "love", "anger", "fear", "surprise")),
+        ("tweets", ("negative", "neutral", "positive")),
+        ("aspects", ("negative", "neutral", "positive")),
         ("chinese", {"0": "negative", "1": "positive"}),
         ("korean", None),
     ],

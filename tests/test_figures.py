@@ -18,7 +18,7 @@ import pytest
 
 from bertray.config import Cleaning
 from bertray.pipelines import score
-from bertray.pipelines.shards import ScoreShard
+from bertray.pipelines.parts import MakePart
 from bertray.reviews import clean, screening
 from bertray.storage import ledger
 from bertray.storage.store import LocalStore
@@ -48,7 +48,7 @@ def seconds(monkeypatch) -> dict[str, float]:
 
     timed(score, "commit", "commit")
     timed(ledger, "publish", "publish")
-    timed(ScoreShard, "_stage", "stage")
+    timed(MakePart, "_stage", "stage")
     timed(LocalStore, "put_new", "put_new")
     return spent
 

@@ -33,7 +33,7 @@ from bertray.reviews.sources import InputFile, ReadSpec, inspect, list_inputs, p
 from bertray.storage import faults, ledger
 from bertray.storage.records import LedgerEntry
 from bertray.storage.store import Store, open_store
-from tests.nightly import LoopScorer, night_config, run_night, visible
+from tests.nightly import LoopWorker, night_config, run_night, visible
 
 NUM_GOOD = 20
 GOOD_IDS = [f"good:{i}" for i in range(NUM_GOOD)]
@@ -594,7 +594,7 @@ def test_content_delivered_twice_is_scored_once_and_reported(night):
     assert [entry.slot for entry in night.entries] == ["dt=1"]
 
 
-class Meddling(LoopScorer):
+class Meddling(LoopWorker):
     """Does something to the inbox once, before the shard with the given number is read."""
 
     def __init__(self, meddle: Callable[[], object], before: int) -> None:
@@ -611,11 +611,11 @@ class Meddling(LoopScorer):
 
 def run_meddled(night: Night, meddle: Callable[[], object], before: int, monkeypatch: Any, **keys: Any) -> int:
     @contextmanager
-    def scorer() -> Iterator[LoopScorer]:
+    def worker() -> Iterator[LoopWorker]:
         yield Meddling(meddle, before)
 
     with monkeypatch.context() as patch:
-        patch.setattr("tests.nightly.open_loop_scorer", scorer)
+        patch.setattr("tests.nightly.open_loop_worker", worker)
         return night.run(**keys)
 
 

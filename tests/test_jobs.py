@@ -15,7 +15,7 @@ from sklearn.metrics import accuracy_score, f1_score, log_loss
 from bertray.cli import run
 from bertray.schema import QUARANTINE_SCHEMA
 from tests.corpus import sentences, train_argv, write
-from tests.nightly import scorer_without_ray
+from tests.nightly import worker_without_ray
 
 pytestmark = pytest.mark.ray
 
@@ -141,7 +141,7 @@ def test_evaluate_refuses_labels_that_the_model_does_not_know(trained, tmp_path,
 @pytest.fixture
 def night(night_on_ray, monkeypatch):
     """The same without Ray: what is told and written does not depend on it, and each run of it takes ten seconds."""
-    monkeypatch.setattr("bertray.pipelines.score.ray_scorer", scorer_without_ray)
+    monkeypatch.setattr("bertray.pipelines.nights.ray_worker", worker_without_ray)
     return night_on_ray
 
 
@@ -196,7 +196,7 @@ def test_a_second_run_has_nothing_new_and_a_late_file_gets_its_own_slot(night_on
     assert score() == 0
     before = {path: path.stat().st_mtime_ns for path in (out / "data").rglob("*")}
     assert score() == 0
-    assert "nothing new: 2 files listed, all scored before" in capsys.readouterr().out
+    assert "nothing new: 2 files listed, all in slots already" in capsys.readouterr().out
     assert {path: path.stat().st_mtime_ns for path in (out / "data").rglob("*")} == before
     write(incoming / "c.parquet", 10, 5, "c")
     assert score() == 0

@@ -67,6 +67,8 @@ class PackTensors:
     """int64 [B]: where each sequence begins."""
     end_1: Tensor
     """int64 [1]: where the last one ends."""
+    num_tokens: int
+    """As many, on the host; what comes after them is filling."""
     groups: tuple[GroupIndex, ...]
     bounds_B1: Tensor | None
     """int32 [B + 1]: where sequences begin and the last ends; only for kernels that take packed input as it is."""
@@ -166,14 +168,19 @@ class PackedEncoder:
 
     def means(self, pack: PackTensors) -> Tensor:
         """Mean of the hidden states of each sequence, fp32 [B, D]."""
-        x_TD = self._embed(pack)
-        for layer in self._layers:
-            x_TD = self._run_layer(layer, x_TD, pack)
+        x_TD = self.tokens(pack)
         lens_B = torch.diff(pack.first_tokens_B, append=pack.end_1)
         owners_T = torch.repeat_interleave(torch.arange(len(lens_B), device=self.device), lens_B)
         sums_BD = torch.zeros(len(lens_B), x_TD.shape[1], device=self.device)
-        sums_BD.index_add_(0, owners_T, x_TD[: len(owners_T)].float())
+        sums_BD.index_add_(0, owners_T, x_TD.float())
         return sums_BD / lens_B[:, None]
+
+    def tokens(self, pack: PackTensors) -> Tensor:
+        """Hidden states of every token, [T, D], without the filling at the end of a pack."""
+        x_TD = self._embed(pack)
+        for layer in self._layers:
+            x_TD = self._run_layer(layer, x_TD, pack)
+        return x_TD[: pack.num_tokens]
 
     def _embed(self, pack: PackTensors) -> Tensor:
         x_TD = F.embedding(pack.ids_T, self._words_VD)
@@ -247,6 +254,7 @@ class PackedEncoder:
             positions_T=self._tensor(positions_T),
             first_tokens_B=self._tensor(bounds_B1[:-1]),
             end_1=self._tensor(bounds_B1[-1:]),
+            num_tokens=num_tokens,
             groups=() if self.varlen else tuple(self._group_index(group, lens_B, bounds_B1) for group in pack.groups),
             bounds_B1=self._tensor(bounds_B1.astype(np.int32)) if self.varlen else None,
             max_len=int(lens_B[0]),

@@ -20,7 +20,7 @@ from bertray.model.encoders import PackedEncoder
 from bertray.model.linear import PlainLinear, PrepackedLinear, can_prepack
 from bertray.model.packing import Pack, plan_packs
 from bertray.model.readout import ClassifierReadout, Readout
-from bertray.model.tokenization import Sequences
+from bertray.model.tokenization import Sequences, ranges
 
 _log = logging.getLogger(__name__)
 
@@ -102,20 +102,43 @@ class Engine:
         logits_SC = np.empty((len(seqs.lens_S), self.width), np.float32)
         if not len(seqs.lens_S):
             return logits_SC
+        packs, starts_S = self._packs(seqs), np.cumsum(seqs.lens_S) - seqs.lens_S
+        with torch.inference_mode():
+            # Stays on the device until all is done: a copy each pack would make a GPU wait for the CPU.
+            parts = [self._run(pack, seqs, starts_S) for pack in packs]
+            logits_SC[np.concatenate([pack.sequences_B for pack in packs])] = torch.cat(parts).cpu().numpy()
+        return logits_SC
+
+    def token_vectors(self, seqs: Sequences) -> NDArray[np.float32]:
+        """The last hidden states, float32 [T, hidden], of every token in input order; for a model without a head.
+
+        Raises:
+            ConfigError, ValueError: as `logits`.
+        """
+        self._check(seqs)
+        vectors_TD = np.empty((len(seqs.ids_T), self.width), np.float32)
+        if not len(seqs.lens_S):
+            return vectors_TD
+        starts_S = np.cumsum(seqs.lens_S) - seqs.lens_S
+        with torch.inference_mode():
+            for pack in self._packs(seqs):
+                if self._padded is not None:
+                    hidden_TD = self._padded.token_vectors(pack, seqs, starts_S)
+                else:
+                    assert self._encoder is not None
+                    hidden_TD = self._encoder.tokens(self._encoder.to_tensors(pack, seqs, starts_S))
+                vectors_TD[ranges(starts_S[pack.sequences_B], pack.lens_B)] = hidden_TD.float().cpu().numpy()
+        return vectors_TD
+
+    def _packs(self, seqs: Sequences) -> list[Pack]:
         few_shapes = self.device.type == "cpu" and self.dtype == torch.bfloat16  # oneDNN prepares each shape anew
-        packs = plan_packs(
+        return plan_packs(
             seqs.lens_S,
             max_tokens_per_pack=self.max_tokens_per_pack,
             padded=not self.packed,
             width_multiple=16 if few_shapes else 1,
             slots_multiple=64 if few_shapes else 1,
         )
-        starts_S = np.cumsum(seqs.lens_S) - seqs.lens_S
-        with torch.inference_mode():
-            # Stays on the device until all is done: a copy each pack would make a GPU wait for the CPU.
-            parts = [self._run(pack, seqs, starts_S) for pack in packs]
-            logits_SC[np.concatenate([pack.sequences_B for pack in packs])] = torch.cat(parts).cpu().numpy()
-        return logits_SC
 
     def _run(self, pack: Pack, seqs: Sequences, starts_S: NDArray[np.int64]) -> Tensor:
         if self._padded is not None:
@@ -189,6 +212,16 @@ class _PaddedModel:
 
     def logits(self, pack: Pack, seqs: Sequences, starts_S: NDArray[np.int64]) -> Tensor:
         """[B, width] of one pack, fp32."""
+        outputs, mask_BL = self._outputs(pack, seqs, starts_S)
+        return self._readout.padded(outputs, mask_BL)
+
+    def token_vectors(self, pack: Pack, seqs: Sequences, starts_S: NDArray[np.int64]) -> Tensor:
+        """Last hidden states [T, D] of the tokens of one pack, sequence after sequence."""
+        outputs, mask_BL = self._outputs(pack, seqs, starts_S)
+        hidden_TD: Tensor = outputs.last_hidden_state[mask_BL.bool()]
+        return hidden_TD
+
+    def _outputs(self, pack: Pack, seqs: Sequences, starts_S: NDArray[np.int64]) -> tuple[Any, Tensor]:
         lens_B = pack.lens_B
         places_L = np.arange(lens_B[0])
         # The mask comes from the lengths: a review may hold the padding token itself.
@@ -200,7 +233,7 @@ class _PaddedModel:
             first_lens_B = lens_B - seqs.second_lens_S[pack.sequences_B]
             inputs["token_type_ids"] = (mask_BL & (places_L >= first_lens_B[:, None])).astype(np.int64)
         tensors = {name: torch.from_numpy(array).to(self._model.device) for name, array in inputs.items()}
-        return self._readout.padded(self._model(**tensors), tensors["attention_mask"])
+        return self._model(**tensors), tensors["attention_mask"]
 
 
 def choose_dtype(precision: str, device: torch.device) -> torch.dtype:

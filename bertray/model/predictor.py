@@ -6,6 +6,7 @@ Legend: N reviews, S sequences, C classes.
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -78,27 +79,36 @@ class Predictor:
 
     def logits(self, seqs: Sequences) -> NDArray[np.float32]:
         """Logits float32 [S, C]; a token budget that runs out of memory is halved for good."""
-        while True:
-            try:
-                return self.engine.logits(seqs)
-            except RuntimeError as error:
-                if not _is_out_of_memory(error):
-                    raise
-                budget, longest = self.engine.max_tokens_per_pack, int(seqs.lens_S.max())
-                message = str(error).splitlines()[0]
-            # Outside the handler: the traceback holds the tensors that filled the memory.
-            if budget <= longest:
-                raise InfrastructureError(
-                    f"out of memory with a single sequence of {longest} tokens ({message}).",
-                    "Give each actor more memory, or lower `max_length`.",
-                )
-            # The first pack holds at most all tokens, so a larger budget changes nothing.
-            self.engine.max_tokens_per_pack = max(min(budget, int(seqs.lens_S.sum())) // 2, 1)
-            _log.warning(
-                "Out of memory with %d tokens per pack; going on with %d.", budget, self.engine.max_tokens_per_pack
+        return within_memory(self.engine, self.engine.logits, seqs)
+
+
+def within_memory(
+    engine: Engine, compute: Callable[[Sequences], NDArray[np.float32]], seqs: Sequences
+) -> NDArray[np.float32]:
+    """What an engine computes of some sequences; a token budget that runs out of memory is halved for good.
+
+    Raises:
+        InfrastructureError: not even one sequence at a time fits into memory.
+    """
+    while True:
+        try:
+            return compute(seqs)
+        except RuntimeError as error:
+            if not _is_out_of_memory(error):
+                raise
+            budget, longest = engine.max_tokens_per_pack, int(seqs.lens_S.max())
+            message = str(error).splitlines()[0]
+        # Outside the handler: the traceback holds the tensors that filled the memory.
+        if budget <= longest:
+            raise InfrastructureError(
+                f"out of memory with a single sequence of {longest} tokens ({message}).",
+                "Give each actor more memory, or lower `max_length`.",
             )
-            if self.engine.device.type == "cuda":
-                torch.cuda.empty_cache()
+        # The first pack holds at most all tokens, so a larger budget changes nothing.
+        engine.max_tokens_per_pack = max(min(budget, int(seqs.lens_S.sum())) // 2, 1)
+        _log.warning("Out of memory with %d tokens per pack; going on with %d.", budget, engine.max_tokens_per_pack)
+        if engine.device.type == "cuda":
+            torch.cuda.empty_cache()
 
 
 def _is_out_of_memory(error: RuntimeError) -> bool:

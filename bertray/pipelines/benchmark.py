@@ -27,8 +27,9 @@ from bertray.model.bundle import read_info, resolve_model
 from bertray.pipelines.cluster import Resources, configure_data, ray_session
 from bertray.pipelines.demo import REVIEWS
 from bertray.pipelines.inputs import check_length, open_inputs
-from bertray.pipelines.score import score_night
-from bertray.pipelines.shards import ReadSettings, ScoreSettings, score_shards
+from bertray.pipelines.nights import run_night
+from bertray.pipelines.parts import PartSettings
+from bertray.pipelines.shards import ReadSettings, stage_parts
 from bertray.reviews.sources import ReadSpec, WorkItem, read_shard
 from bertray.storage.records import Receipt
 
@@ -132,14 +133,14 @@ def _in_turn(trial: Trial, ways: Mapping[str, measure.Way | None], rounds: int) 
 
 
 @dataclass
-class _TimedScorer:
-    """The scorer of `bertray score`, and when its actors began."""
+class _TimedWorker:
+    """The worker of `bertray score`, and when its actors began."""
 
     resources: Resources
     began: float = float("inf")
 
-    def __call__(self, work: Sequence[WorkItem], read: ReadSettings, score: ScoreSettings) -> Iterator[Receipt]:
-        for receipt in score_shards(work, read, score, self.resources):
+    def __call__(self, work: Sequence[WorkItem], read: ReadSettings, settings: PartSettings) -> Iterator[Receipt]:
+        for receipt in stage_parts(work, read, settings, self.resources):
             self.began = min(self.began, time.monotonic() - receipt.seconds)
             yield receipt
 
@@ -170,22 +171,22 @@ class _Job:
 
     def score(self, number: int, runs: Runs) -> None:
         """`bertray score`: read, cleaned, scored, committed, published, reported."""
-        trial, scorer = self.trial, _TimedScorer(self.resources)
+        trial, worker = self.trial, _TimedWorker(self.resources)
         output = str(trial.folder / f"scored-{number}")
         written = self.config.model_copy(update={"model": str(trial.model)})
         config = _score_config(written, output, [str(trial.all_reviews)], Columns(), TextFormat())
         info = replace(read_info(trial.model), max_length=trial.max_length, long_text="head")
 
         @contextmanager
-        def open_scorer() -> Iterator[_TimedScorer]:
-            yield scorer
+        def open_worker() -> Iterator[_TimedWorker]:
+            yield worker
 
         start = time.monotonic()
         with redirect_stdout(io.StringIO()):  # what it would print is not what was asked for
-            score_night(config, info, open_scorer)
+            run_night(config, info, open_worker)
         end = time.monotonic()
-        runs.start_up_s.append(scorer.began - start)
-        runs.seconds.append(end - scorer.began)
+        runs.start_up_s.append(worker.began - start)
+        runs.seconds.append(end - worker.began)
 
     def documented_recipe(self, number: int, runs: Runs) -> None:
         """`read_parquet`, `map_batches` over actors that hold a pipeline, `write_parquet`."""

@@ -24,7 +24,8 @@ from bertray.evaluation.slices import length_bands
 from bertray.model.bundle import BundleInfo
 from bertray.pipelines.cluster import Resources
 from bertray.pipelines.inputs import Inputs
-from bertray.pipelines.shards import ReadSettings, ScoreSettings, parquet_bytes, score_shards
+from bertray.pipelines.parts import ScoreSettings, parquet_bytes
+from bertray.pipelines.shards import ReadSettings, stage_parts
 from bertray.reports.evaluation import EvaluationReport
 from bertray.reviews.labels import LabelMap
 from bertray.reviews.sources import Shard, read_shard
@@ -111,7 +112,7 @@ def evaluate_shards(
     work = inputs.work_items(ROWS_PER_SHARD)
     with Ticker("evaluating", num_rows, "reviews") as ticker:
         done = 0
-        for receipt in score_shards(work, read, score, resources, only_rows=only_rows):
+        for receipt in stage_parts(work, read, score, resources, only_rows=only_rows):
             receipts.append(receipt)
             done += receipt.rows_scored + receipt.rows_quarantined
             ticker.update(done)

@@ -4,11 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
-from bertray.config import Cleaning, Common, EvaluateConfig, ScoreConfig
+from bertray.config import Cleaning, Common, EmbedConfig, EvaluateConfig, NightConfig, TrainConfig
 from bertray.errors import ConfigError, DataRefused
-from bertray.model.bundle import BundleInfo, longest_input, read_info, resolve_model
+from bertray.model.bundle import (
+    INFO_FILE,
+    BundleInfo,
+    longest_input,
+    read_info,
+    resolve_model,
+    weights_digest,
+)
 from bertray.reviews.sources import (
     BadFile,
     InputFile,
@@ -16,6 +24,7 @@ from bertray.reviews.sources import (
     Shard,
     WorkItem,
     check_columns,
+    count_rows,
     inspect_all,
     list_inputs,
     plan_shards,
@@ -32,9 +41,10 @@ class Inputs:
     spec: ReadSpec
     file_nos: Sequence[int] | None = None  # of each file in a plan that also holds files which cannot be read
 
-    @property
+    @cached_property
     def num_rows(self) -> int:
-        return sum(file.num_rows for file in self.files)
+        """Rows of the spec's period, or of the files."""
+        return count_rows(self.files, self.spec)
 
     def work_items(self, rows_per_shard: int) -> list[WorkItem]:
         return work_items(self.shards(rows_per_shard), rows_per_shard)
@@ -86,11 +96,12 @@ def open_inputs(key: str, paths: Sequence[str], config: Common, spec: ReadSpec) 
     check_columns(files, spec)
     inputs = Inputs(with_digests(files), spec)
     if inputs.num_rows == 0:
-        raise DataRefused(f"{key}: {len(files)} files, no row.", "Give files that hold reviews.")
+        period = f" {spec.period}" if spec.period else ""
+        raise DataRefused(f"{key}: {len(files)} files, no row{period}.", "Give files that hold reviews.")
     return inputs
 
 
-def open_model(config: EvaluateConfig | ScoreConfig) -> BundleInfo:
+def open_model(config: EvaluateConfig | NightConfig) -> BundleInfo:
     """The bundle that a config names, checked against what the config asks of it.
 
     Raises:
@@ -107,6 +118,37 @@ def open_model(config: EvaluateConfig | ScoreConfig) -> BundleInfo:
             "Set `columns.text_pair` to the column that holds the second text.",
         )
     return info
+
+
+def open_encoder(config: EmbedConfig) -> BundleInfo:
+    """The encoder that a config names: of a bundle, which says how its reviews are read, or as it was pretrained.
+
+    Raises:
+        ConfigError: there is no such model, or it sees fewer tokens than `max_length`.
+    """
+    folder = resolve_model(config.model)
+    if (folder / INFO_FILE).is_file():
+        info = open_model(config)
+    else:
+        defaults = TrainConfig.model_fields
+        length = config.max_length or defaults["max_length"].default
+        check_length(length, config.model, folder)
+        info = BundleInfo(
+            labels=(),
+            label_values={},
+            max_length=length,
+            long_text=config.long_text or defaults["long_text"].default,
+            cleaning=Cleaning(),
+            max_chars=defaults["max_chars"].default,
+            model_version=weights_digest(folder),
+        )
+    return replace(
+        info,
+        labels=(),
+        label_values={},
+        cleaning=config.cleaning or info.cleaning,
+        max_chars=config.max_chars or info.max_chars,
+    )
 
 
 def check_length(max_length: int, model: str, folder: Path) -> None:

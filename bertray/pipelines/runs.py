@@ -14,6 +14,7 @@ from bertray.storage.store import LocalStore, Store
 
 RUN_FILE = "control/run.json"
 FINISHED_FILE = "control/finished.json"
+NIGHTS = ("score", "embed")  # verbs whose outputs grow, so that one config does not describe them
 MIN_FREE_BYTES = 64 << 20
 
 
@@ -33,7 +34,7 @@ def claim_output(store: Store, verb: str, run_key: str, config_yaml: str) -> Non
     """
     check_claim(store, verb, run_key)
     if store.put_new(RUN_FILE, Claim(verb=verb, run_key=run_key).to_bytes()):
-        if verb != "score":
+        if verb not in NIGHTS:
             store.put("config.yaml", config_yaml.encode())
     else:
         check_claim(store, verb, run_key)  # another run was faster
@@ -45,8 +46,8 @@ def check_claim(store: Store, verb: str, run_key: str) -> None:
     Raises:
         ConflictError: it holds another run, or something else.
     """
-    if store.keys(COMMITS) and verb != "score":
-        raise ConflictError(f"{store.root}: holds scored slots, not a {verb} run.", "Choose another `output`.")
+    if store.keys(COMMITS) and verb not in NIGHTS:
+        raise ConflictError(f"{store.root}: holds slots of reviews, not a {verb} run.", "Choose another `output`.")
     in_use = _in_use(store)  # looked at first: a run beside us may be claiming the output right now
     try:
         held = Claim.from_bytes(store.get(RUN_FILE), store.uri(RUN_FILE))
@@ -57,7 +58,9 @@ def check_claim(store: Store, verb: str, run_key: str) -> None:
             ) from None
         return
     if held.verb != verb:
-        raise ConflictError(f"{store.root}: holds a {held.verb} run, not a {verb} run.", "Choose another `output`.")
+        raise ConflictError(
+            f"{store.root}: holds the output of `{held.verb}`, not of `{verb}`.", "Choose another `output`."
+        )
     if held.run_key != run_key:
         raise ConflictError(
             f"{store.root}: holds a {verb} run with other data or settings (its config.yaml says which).",

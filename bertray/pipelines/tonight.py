@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
-from bertray.config import ScoreConfig
+from bertray.config import EmbedConfig, NightConfig, ScoreConfig
 from bertray.errors import ConfigError, ConflictError, DataRefused, InfrastructureError
 from bertray.model.bundle import BundleInfo
 from bertray.pipelines.evaluation import label_map
@@ -81,7 +81,7 @@ class KnownFile:
 Seen = InputFile | BadFile | KnownFile
 
 
-def look(config: ScoreConfig, store: Store) -> dict[str, Seen]:
+def look(config: NightConfig, store: Store) -> dict[str, Seen]:
     """Every file of the input by path, looked at once. What is new is read for its digest; what is known is not opened,
     unless a slot may have to be rewritten.
 
@@ -116,7 +116,7 @@ def _known_record(file: FileCount) -> FileRecord:
     return FileRecord(**fields, num_rows=file.rows_in)
 
 
-def decide(config: ScoreConfig, info: BundleInfo, store: Store, found: Mapping[str, Seen]) -> Tonight:
+def decide(config: NightConfig, info: BundleInfo, store: Store, found: Mapping[str, Seen]) -> Tonight:
     """Hold the input against the ledger: which files are new, which slots are rewritten.
 
     Raises:
@@ -145,7 +145,7 @@ def decide(config: ScoreConfig, info: BundleInfo, store: Store, found: Mapping[s
 
 
 def _decided(
-    config: ScoreConfig,
+    config: NightConfig,
     info: BundleInfo,
     entries: list[LedgerEntry],
     settings: dict[str, Any],
@@ -162,14 +162,14 @@ def _decided(
             "Deliver changes under a new name, set on_changed_file=replace, or score into another output.",
         )
     tonight = Tonight(info, entries, decisions, rewrites, looked_at, settings)
-    if config.report.slices:
+    if config.report_options.slices:
         to_score = tonight.readable([*(file for rewrite in rewrites for file in rewrite.files), *tonight.new_files])
-        check_slices(to_score, spec_for(config, info, to_score), config.report.slices)
+        check_slices(to_score, spec_for(config, info, to_score), config.report_options.slices)
     return tonight
 
 
 def _rewrites(
-    config: ScoreConfig,
+    config: NightConfig,
     info: BundleInfo,
     entries: Sequence[LedgerEntry],
     settings: Mapping[str, Any],
@@ -208,7 +208,7 @@ def _rewrites(
                 yield Rewrite(entry, mine, f"scored with model {entry.model_version}")
 
 
-def _check_slot(config: ScoreConfig) -> None:
+def _check_slot(config: NightConfig) -> None:
     if config.replace and config.slot is None:
         raise ConfigError(
             "replace=true: expected a slot to replace, found none.", "Name it: slot=dt=2026-11-20 replace=true"
@@ -221,30 +221,41 @@ def _check_slot(config: ScoreConfig) -> None:
         )
 
 
-def spec_for(config: ScoreConfig, info: BundleInfo, files: Sequence[InputFile]) -> ReadSpec:
+def spec_for(config: NightConfig, info: BundleInfo, files: Sequence[InputFile]) -> ReadSpec:
     """How some files are read; labels are used when every one of them has the column."""
+    looks_at_labels = isinstance(config, ScoreConfig) and bool(files)
     return read_spec(
         config,
         info.cleaning,
         info.max_chars,
-        wants_label=bool(files) and all(label_is_readable(file, config.columns) for file in files),
-        keep_columns=list(dict.fromkeys([*config.keep_columns, *config.report.slices])),
+        wants_label=looks_at_labels and all(label_is_readable(file, config.columns) for file in files),
+        keep_columns=list(dict.fromkeys([*config.keep_columns, *config.report_options.slices])),
         unique_ids=config.ids.unique != "off",
     )
 
 
-def _settings(config: ScoreConfig, info: BundleInfo) -> dict[str, Any]:
+def _settings(config: NightConfig, info: BundleInfo) -> dict[str, Any]:
     """The part of the config that decides what is written."""
-    labels = label_map(config.labels, info)
-    return {
+    settings = {
         "columns": config.columns.model_dump(),
         "reader": config.reader.model_dump(),
         "keep_columns": list(config.keep_columns),
-        "needs_review_below": config.needs_review_below,
         "max_length": config.max_length or info.max_length,
         "long_text": config.long_text or info.long_text,
         "unique_ids": config.ids.unique,
-        "labels": labels.to_json(),
+    }
+    if isinstance(config, EmbedConfig):
+        return settings | {
+            "pooling": config.pooling,
+            "normalize": config.normalize,
+            "dtype": config.dtype,
+            "cleaning": info.cleaning.model_dump(),
+            "max_chars": info.max_chars,
+        }
+    assert isinstance(config, ScoreConfig)
+    return settings | {
+        "needs_review_below": config.needs_review_below,
+        "labels": label_map(config.labels, info).to_json(),
         "slices": list(config.report.slices),
     }
 
@@ -286,7 +297,7 @@ def unfinished_plan(tonight: Tonight, store: Store) -> Plan | None:
     return None
 
 
-def next_plan(config: ScoreConfig, tonight: Tonight, store: Store) -> Plan | None:
+def next_plan(config: NightConfig, tonight: Tonight, store: Store) -> Plan | None:
     """What to do now, pinned in the store; None when everything is done."""
     plan = unfinished_plan(tonight, store)
     if plan is not None:
@@ -311,7 +322,7 @@ def next_plan(config: ScoreConfig, tonight: Tonight, store: Store) -> Plan | Non
 
 
 def _pinned(
-    config: ScoreConfig, tonight: Tonight, store: Store, slot: str, version: int, files: list[FileRecord]
+    config: NightConfig, tonight: Tonight, store: Store, slot: str, version: int, files: list[FileRecord]
 ) -> Plan:
     model_version = tonight.info.model_version
     return planning.pin_plan(
@@ -333,7 +344,7 @@ def _pinned(
     )
 
 
-def check_unchanged(config: ScoreConfig, plan: Plan) -> None:
+def check_unchanged(config: NightConfig, plan: Plan) -> None:
     """The input files are still those that were planned: what was read is what was pinned.
 
     Raises:

@@ -12,7 +12,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,11 +34,12 @@ from bertray.pipelines.evaluation import (
 )
 from bertray.pipelines.features import FittedHead, fit_on_features
 from bertray.pipelines.inputs import Inputs, check_length, open_inputs, read_spec
+from bertray.pipelines.parts import parquet_bytes
 from bertray.pipelines.runs import claim_output, finished_run, mark_finished
-from bertray.pipelines.shards import ReadSettings, parquet_bytes, write_token_shards
+from bertray.pipelines.shards import ReadSettings, write_token_shards
 from bertray.reviews.label_counts import count_labels
 from bertray.reviews.labels import LabelMap
-from bertray.reviews.sources import check_slices
+from bertray.reviews.sources import Period, check_slices
 from bertray.reviews.split import joined_groups, validation_mask
 from bertray.storage.store import LocalStore, Store, open_store
 from bertray.training.checkpoint import checkpoint_folders, load_step
@@ -161,16 +162,18 @@ def open_data(config: TrainConfig) -> _Data:
     )
     report_spec = read_spec(config, config.cleaning, config.max_chars, wants_label=True, keep_columns=columns)
     assert config.data.train is not None
-    train = open_inputs("data.train", config.data.train, config, label_spec)
+    before, after = _periods(config)
+    train = open_inputs("data.train", config.data.train, config, replace(label_spec, period=before))
     validation = config.data.validation and open_inputs("data.validation", config.data.validation, config, label_spec)
-    test = config.data.test and open_inputs("data.test", config.data.test, config, report_spec)
+    test_key, test_paths = ("data.test_from", config.data.train) if after else ("data.test", config.data.test)
+    test = test_paths and open_inputs(test_key, test_paths, config, replace(report_spec, period=after))
     for inputs in (train, validation, test):
         if inputs:
             check_slices(inputs.files, inputs.spec, config.report.slices)
     seen = count_labels(train.files, train.spec)
     labels = LabelMap.from_config(config.labels, seen)
     labels.check(seen, "data.train")
-    for key, inputs in (("data.validation", validation), ("data.test", test)):
+    for key, inputs in (("data.validation", validation), (test_key, test)):
         if inputs:
             labels.check(count_labels(inputs.files, inputs.spec), key, needs_all_classes=False)
     pinned = [
@@ -178,6 +181,14 @@ def open_data(config: TrainConfig) -> _Data:
         for inputs in (train, validation, test)
     ]
     return _Data(train, validation or None, test or None, labels, cache_key({"files": pinned}))
+
+
+def _periods(config: TrainConfig) -> tuple[Period | None, Period | None]:
+    """What of data.train is learned from and what is the test, with data.test_from."""
+    time, moment = config.data.time, config.data.test_from
+    if time is None or moment is None:
+        return None, None
+    return Period(time, moment, after=False), Period(time, moment, after=True)
 
 
 def _identity(config: TrainConfig) -> dict[str, Any]:
@@ -249,6 +260,7 @@ def _token_shards(
             "max_length": config.max_length,
             "long_text": long_text,
             "group": config.data.group,
+            "period": inputs.spec.period and asdict(inputs.spec.period),
         }
     )
     folder = f"{TOKENS}/{key}"

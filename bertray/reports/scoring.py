@@ -86,6 +86,8 @@ class ScoringReport:
     notes: Sequence[str] = ()
     created: str = ""
     evaluation: EvaluationReport | None = None  # where the input has labels
+    verb: str = "scored"  # what was done with the rows: scored, embedded
+    vectors: str = ""  # of embedded rows: what was written, in words
 
     @property
     def rows_in(self) -> int:
@@ -101,8 +103,9 @@ class ScoringReport:
 
     @property
     def adds_up(self) -> bool:
-        """Every row that came in was scored or quarantined, in each file, and the labels count the scored rows."""
-        return all(file.adds_up for file in self.files) and sum(self.label_counts.values()) == self.rows_scored
+        """Every row that came in was scored or quarantined, in each file, and labels count the scored rows."""
+        counted = not self.label_counts or sum(self.label_counts.values()) == self.rows_scored
+        return counted and all(file.adds_up for file in self.files)
 
     @property
     def files_unknown(self) -> int:
@@ -129,9 +132,9 @@ class ScoringReport:
         """How many came in, how many were scored, what most of them say."""
         came_in, scored, refused = self.rows_in, self.rows_scored, self.rows_quarantined
         files = f"{len(self.files):,} file{'' if len(self.files) == 1 else 's'}"
-        said = f"{came_in:,} review{'' if came_in == 1 else 's'} came in with {files}: {scored:,} scored"
+        said = f"{came_in:,} review{'' if came_in == 1 else 's'} came in with {files}: {scored:,} {self.verb}"
         said += f", {refused:,} quarantined." if refused else ", none quarantined."
-        if scored:
+        if scored and self.label_counts:
             label, rows = max(self.label_counts.items(), key=lambda item: item[1])
             said += f" {100 * rows / scored:.1f} % of the scored ones are {label}."
         return said
@@ -162,7 +165,7 @@ class ScoringReport:
         content: dict[str, Any] = plain(
             {
                 "schema_version": SCHEMA_VERSION,
-                "kind": "scoring",
+                "kind": "scoring" if self.verb == "scored" else self.verb,
                 "slot": self.slot,
                 "run_id": self.run_id,
                 "model": self.model,
@@ -200,9 +203,9 @@ class ScoringReport:
         return render(
             "scoring.html.j2",
             report=self,
-            title=f"Scored reviews, {self.slot}",
+            title=f"{self.verb.capitalize()} reviews, {self.slot}",
             reason_words=REASON_WORDS,
             files_shown=FILES_SHOWN,
-            scores_chart=charts.scores(self.score_histogram, None) if self.rows_scored else None,
+            scores_chart=charts.scores(self.score_histogram, None) if self.rows_scored and self.label_counts else None,
             part=self.evaluation.part(charts) if self.evaluation else None,
         )

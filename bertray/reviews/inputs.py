@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from bertray.config import Cleaning, Columns, TextFormat
 from bertray.schema import Reason
@@ -73,6 +74,29 @@ WorkItem = tuple[Shard, ...]
 
 
 @dataclass(frozen=True)
+class Period:
+    """The rows on one side of a moment; a row without a time stands before it.
+
+    Args:
+        column: of strings in ISO form, dates or timestamps, compared as text.
+        moment: for example `2026-11-01`.
+        after: the rows from the moment on, or those before it.
+    """
+
+    column: str
+    moment: str
+    after: bool
+
+    def __str__(self) -> str:
+        return f"with {self.column} {'from' if self.after else 'before'} {self.moment}{' on' if self.after else ''}"
+
+    def mask(self, times: pa.Array | pa.ChunkedArray) -> pa.Array:
+        """bool [N]: rows of the period, by their values of `column`."""
+        is_after = pc.fill_null(pc.greater_equal(times.cast(pa.string()), self.moment), False)
+        return is_after if self.after else pc.invert(is_after)
+
+
+@dataclass(frozen=True)
 class ReadSpec:
     """How rows are read, checked and cleaned."""
 
@@ -84,6 +108,7 @@ class ReadSpec:
     max_chars: int = 20_000  # longer texts are cut
     max_text_chars: int = 5_000_000  # longer texts are refused
     unique_ids: bool = True
+    period: Period | None = None  # rows outside of it are neither kept nor refused
 
 
 @dataclass(frozen=True)
@@ -117,3 +142,11 @@ class RawRows:
     row_nos: np.ndarray  # int64 [N], ascending: the rows that have values
     columns: dict[str, pa.Array]  # each of the same length N
     faults: tuple[RowFault, ...] = ()
+
+    def of(self, period: Period | None) -> RawRows:
+        """The rows of a period; faults have no time and stay."""
+        if period is None or period.column not in self.columns:
+            return self
+        mask = period.mask(self.columns[period.column])
+        columns = {name: values.filter(mask) for name, values in self.columns.items()}
+        return replace(self, row_nos=self.row_nos[mask.to_numpy(zero_copy_only=False)], columns=columns)

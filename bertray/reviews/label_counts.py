@@ -15,12 +15,13 @@ def count_labels(files: Sequence[InputFile], spec: ReadSpec) -> dict[str, int]:
     """Rows by canonical label value over all files, without nulls."""
     counts: Counter[str] = Counter()
     column = spec.columns.label
+    columns = [column, *([spec.period.column] if spec.period else [])]
     for file in files:
         if file.format == acl_imdb.FORMAT:  # the folder's name is the label of every file in it
             counts[file.path.rstrip("/").rpartition("/")[2]] += file.num_rows
             continue
         for shard in plan_shards([file], max(1, file.num_rows)):
-            for rows in read_rows(shard, spec, [column], []):
+            for rows in read_rows(shard, spec, columns, []):
                 if column in rows.columns:
-                    counts.update(value_counts(canonical(rows.columns[column])))
+                    counts.update(value_counts(canonical(rows.of(spec.period).columns[column])))
     return dict(counts)

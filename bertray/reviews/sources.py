@@ -23,6 +23,7 @@ from bertray.reviews.inputs import (
     BadFile,
     FileEntry,
     InputFile,
+    Period,
     RawRows,
     ReadSpec,
     ReviewBatch,
@@ -39,6 +40,7 @@ __all__ = [
     "BadFile",
     "FileEntry",
     "InputFile",
+    "Period",
     "ReadSpec",
     "ReviewBatch",
     "Shard",
@@ -46,6 +48,7 @@ __all__ = [
     "check_columns",
     "check_slices",
     "column_fault",
+    "count_rows",
     "find_duplicate_ids",
     "inspect",
     "inspect_all",
@@ -160,6 +163,7 @@ def _column_problem(file: InputFile, spec: ReadSpec) -> tuple[Reason, str, str] 
     if spec.wants_label:
         wanted.append(("columns.label", columns.label, "string, number or boolean"))
     wanted += [("keep_columns", name, "any type") for name in spec.keep_columns]
+    wanted += [("data.time", spec.period.column, "string, date or timestamp")] if spec.period else []
     for key, name, kinds in wanted:
         if name not in file.columns:
             found = ", ".join(f"{column!r}" for column in list(file.columns)[:20]) or "none"
@@ -200,6 +204,8 @@ def _type_fits(key: str, stored: str) -> bool:
     text = kinds & {*_STRINGS, "null"}
     if key in ("columns.text", "columns.text_pair"):
         return bool(text)
+    if key == "data.time":
+        return bool(text) or stored.startswith(("date", "timestamp"))
     if key == "columns.id":
         return bool(text or kinds & {*_INTEGERS, "date32[day]"} or stored.startswith("decimal"))
     numbers = {*_INTEGERS, "bool", "float", "double", "halffloat", "date32[day]"}
@@ -364,6 +370,18 @@ def find_duplicate_ids(files: Sequence[InputFile], spec: ReadSpec) -> list[froze
     return [frozenset(rows) for rows in repeated]
 
 
+def count_rows(files: Sequence[InputFile], spec: ReadSpec) -> int:
+    """Rows of the files that are of the spec's period; without one nothing is read for it."""
+    if spec.period is None:
+        return sum(file.num_rows for file in files)
+    batches = (
+        raw.of(spec.period)
+        for file in files
+        for raw in read_rows(shard_of(file, 0, file.num_rows), spec, [spec.period.column], [])
+    )
+    return sum(len(raw.row_nos) for raw in batches)
+
+
 def _id_batches(file: InputFile, spec: ReadSpec) -> Iterator[tuple[np.ndarray, list[str]]]:
     """(row numbers, ids) of the rows that have an id."""
     for raw in read_rows(shard_of(file, 0, file.num_rows), spec, [spec.columns.id], []):
@@ -386,7 +404,10 @@ def read_shard(shard: Shard, spec: ReadSpec) -> ReviewBatch:
     columns, text_columns = _needed_columns(shard.file, spec)
     kept: list[pa.Table] = []
     refused: list[pa.Table] = []
-    for raw in read_rows(shard, spec, columns, text_columns):
+    rows_in = shard.hi - shard.lo
+    for stored in read_rows(shard, spec, columns, text_columns):
+        raw = stored.of(spec.period)
+        rows_in -= len(stored.row_nos) - len(raw.row_nos)
         good, bad = screen(raw, shard, spec)
         if good.num_rows:
             kept.append(good)
@@ -396,7 +417,7 @@ def read_shard(shard: Shard, spec: ReadSpec) -> ReviewBatch:
     batch = ReviewBatch(
         pa.concat_tables(kept) if kept else _no_rows(shard.file, spec),
         pa.concat_tables(refused) if refused else REFUSED_SCHEMA.empty_table(),
-        shard.hi - shard.lo,
+        rows_in,
     )
     if batch.kept.num_rows + batch.refused.num_rows != batch.rows_in:
         raise InfrastructureError(
@@ -411,6 +432,7 @@ def _needed_columns(file: InputFile, spec: ReadSpec) -> tuple[list[str], list[st
     """(all columns to read, those that hold text)."""
     texts = [spec.columns.text, *([spec.columns.text_pair] if spec.columns.text_pair is not None else [])]
     names = [*texts, spec.columns.id, *([spec.columns.label] if spec.wants_label else []), *spec.keep_columns]
+    names += [spec.period.column] if spec.period else []
     return [name for name in dict.fromkeys(names) if name in file.columns], texts
 
 

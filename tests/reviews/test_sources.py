@@ -6,6 +6,7 @@ import pickle
 import subprocess
 import sys
 import time
+from datetime import date
 from pathlib import Path
 
 import pyarrow as pa
@@ -15,11 +16,14 @@ import pytest
 from bertray.config import Columns, TextFormat
 from bertray.errors import ConfigError
 from bertray.reviews import sources
+from bertray.reviews.label_counts import count_labels
 from bertray.reviews.sources import (
     InputFile,
+    Period,
     ReadSpec,
     check_columns,
     column_fault,
+    count_rows,
     find_duplicate_ids,
     inspect,
     inspect_all,
@@ -28,6 +32,7 @@ from bertray.reviews.sources import (
     list_inputs,
     plan_shards,
     read_shard,
+    shard_of,
     work_items,
 )
 from bertray.schema import Reason, scored_schema
@@ -260,3 +265,27 @@ def test_kept_columns_that_would_get_one_name_are_a_config_error():
     with pytest.raises(ConfigError, match="'label' and 'input_label' would both be written as 'input_label'"):
         scored_schema(["neg", "pos"], kept)
     assert scored_schema(["neg", "pos"], pa.schema(list(kept)[:2])).names[-2:] == ["input_label", "stars"]
+
+
+@pytest.mark.parametrize("kind", ["string", "date", "timestamp"])
+def test_a_period_holds_rows_before_a_moment_or_from_it_on(tmp_path, kind):
+    days = ["2026-10-30", "2026-11-01", None, "2026-11-02", "2026-10-31"]
+    dates = pa.array([None if day is None else date.fromisoformat(day) for day in days])
+    times = {"string": pa.array(days), "date": dates, "timestamp": dates.cast(pa.timestamp("us"))}[kind]
+    texts = ["a", "b", "c", " ", "e"]  # the fourth is refused, and is of its period too
+    file = written(tmp_path / "a.parquet", id=list("01234"), text=texts, label=[0, 1, 0, 1, 1], when=times)
+    found = {}
+    for after in (False, True):
+        spec = ReadSpec(wants_label=True, period=Period("when", "2026-11-01", after=after))
+        check_columns([file], spec)
+        batch = read_shard(shard_of(file, 0, 5), spec)
+        found[after] = (batch.kept["row_no"].to_pylist(), batch.refused["row_no"].to_pylist())
+        assert batch.rows_in == count_rows([file], spec) == sum(map(len, found[after]))
+        assert count_labels([file], spec) == ({"0": 2, "1": 1} if not after else {"1": 2})
+    assert found == {False: ([0, 2, 4], []), True: ([1], [3])}
+
+
+def test_a_period_needs_a_column_of_times(tmp_path):
+    file = written(tmp_path / "a.parquet", id=["0"], text=["a"], stars=[3])
+    with pytest.raises(ConfigError, match=r"column 'stars' to be string, date or timestamp, found int64.*`data.time`"):
+        check_columns([file], ReadSpec(period=Period("stars", "2026", after=False)))

@@ -65,8 +65,8 @@ def write_night_report(
         quarantined=entry.reasons,
         seconds=entry.seconds,
         rows_per_s=scoring_rate(entry),
-        needs_review=entry.needs_review if entry.settings["needs_review_below"] else None,
-        needs_review_below=entry.settings["needs_review_below"],
+        needs_review=entry.needs_review if entry.settings.get("needs_review_below") else None,
+        needs_review_below=entry.settings.get("needs_review_below"),
         skipped=skipped,
         facts={
             "committed at": entry.committed_at,
@@ -78,6 +78,8 @@ def write_night_report(
         notes=[UNKNOWN_LABELS] if entry.evaluation_parts and evaluated is None else [],
         created=entry.committed_at,
         evaluation=evaluated,
+        verb=past_tense(entry),
+        vectors=_vectors_in_words(entry),
     )
     store.put(f"{folder}/report.html", report.to_html().encode())
     if evaluated is not None:
@@ -85,6 +87,18 @@ def write_night_report(
         store.put(f"{folder}/metrics.json", metrics.encode())
     store.put(f"{folder}/report.json", json.dumps(report.to_json(), indent=1, ensure_ascii=False).encode())
     return None if evaluated is None else evaluated.evaluation
+
+
+def past_tense(entry: LedgerEntry) -> str:
+    """What was done with the reviews of an entry."""
+    return "embedded" if "pooling" in entry.settings else "scored"
+
+
+def _vectors_in_words(entry: LedgerEntry) -> str:
+    if "pooling" not in entry.settings:
+        return ""
+    of = {"mean": "mean of the tokens", "cls": "first token", "tokens": "every token"}[entry.settings["pooling"]]
+    return f"{of}, {entry.settings['dtype']}{', of length 1' if entry.settings['normalize'] else ''}"
 
 
 def has_report(store: Store, entry: LedgerEntry) -> bool:

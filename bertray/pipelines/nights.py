@@ -1,0 +1,319 @@
+"""A night: new review files → staged parts → one ledger entry → published rows, quarantine and report.
+
+`score` and `embed` are nights; they differ in what is made of a review.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import time
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import Any, Protocol
+
+import pyarrow as pa
+
+from bertray import schema as s
+from bertray.config import EmbedConfig, NightConfig, ScoreConfig, Workers, to_yaml
+from bertray.console import Ticker, duration, say, table
+from bertray.errors import ConflictError, DataRefused
+from bertray.evaluation.evaluation import Evaluation
+from bertray.model.bundle import BundleInfo
+from bertray.pipelines.cluster import Resources, ray_session
+from bertray.pipelines.evaluation import in_words
+from bertray.pipelines.inputs import Inputs
+from bertray.pipelines.parts import EmbedSettings, PartSettings, ScoreSettings, parquet_bytes
+from bertray.pipelines.runs import check_free_space, check_put_if_absent, claim_output
+from bertray.pipelines.shards import ReadSettings, stage_parts
+from bertray.pipelines.slot_report import has_report, past_tense, scoring_rate, write_night_report
+from bertray.pipelines.tonight import Tonight, check_unchanged, decide, look, next_plan, spec_for
+from bertray.reviews.sources import (
+    InputFile,
+    ReadSpec,
+    Shard,
+    WorkItem,
+    find_duplicate_ids,
+    kept_schema,
+    plan_shards,
+    work_items,
+)
+from bertray.storage import faults, ledger
+from bertray.storage import plan as planning
+from bertray.storage.commit import commit, make_entry
+from bertray.storage.heartbeat import Heartbeat, live_attempt
+from bertray.storage.records import LedgerEntry, Plan, Receipt, StagedFile
+from bertray.storage.store import Store, open_store
+
+log = logging.getLogger(__name__)
+
+ROWS_BEFORE_RATIO = 100  # quarantined rows up to which max_quarantine_ratio does not apply
+
+
+class Worker(Protocol):
+    """Whatever turns pieces of work into staged parts and receipts: Ray here, a loop in tests."""
+
+    @property
+    def resources(self) -> Resources:
+        """How the work is laid out."""
+
+    def __call__(self, work: Sequence[WorkItem], read: ReadSettings, settings: PartSettings) -> Iterator[Receipt]:
+        """A receipt of every item, in any order, as parts are staged."""
+
+
+@dataclass(frozen=True)
+class RayWorker:
+    resources: Resources
+
+    def __call__(self, work: Sequence[WorkItem], read: ReadSettings, settings: PartSettings) -> Iterator[Receipt]:
+        return stage_parts(work, read, settings, self.resources)
+
+
+@contextmanager
+def ray_worker(workers: Workers) -> Iterator[Worker]:
+    with ray_session(workers, imports=("ray.data",)) as resources:
+        yield RayWorker(resources)
+
+
+def run_night(config: NightConfig, info: BundleInfo, open_worker: Callable[[], AbstractContextManager[Worker]]) -> int:
+    """Decide, score, commit, publish, report, until nothing is left to do.
+
+    Args:
+        config: what to score and where to.
+        info: of the model.
+        open_worker: called once, when there is something to compute.
+    """
+    store = open_store(config.output)
+    looked_at = look(config, store)
+    tonight = decide(config, info, store, looked_at)  # a wrong input is told before the output is touched
+    claim_output(store, config.verb, config.verb, to_yaml(config))
+    check_put_if_absent(store, single_writer=config.single_writer)
+    _finish_earlier_runs(config, info, store, tonight.entries)
+    committed = 0
+    with ExitStack() as stack:
+        worker = None
+        while plan := next_plan(config, tonight, store):
+            worker = worker or stack.enter_context(open_worker())
+            spec = spec_for(config, info, tonight.readable(plan.files))
+            entry = _run_plan(config, tonight, plan, spec, store, worker)
+            committed += 1
+            evaluation = write_night_report(
+                store,
+                entry,
+                info,
+                config.report_options,
+                seed=config.seed,
+                inputs=_inputs_of(plan, tonight, spec),
+                skipped=_skipped(tonight),
+            )
+            _print_entry(store, entry, evaluation)
+            tonight = decide(config, info, store, looked_at)  # what is left: a plan may hold only some of the files
+    if not committed:
+        say(f"nothing new: {len(tonight.decisions)} files listed, all in slots already ({store.root})")
+    return 0
+
+
+def _finish_earlier_runs(config: NightConfig, info: BundleInfo, store: Store, entries: Sequence[LedgerEntry]) -> None:
+    """Publish what a killed run committed, and write the reports that it did not come to."""
+    ledger.publish_all(store, entries)
+    for entry in ledger.current(entries):
+        if not has_report(store, entry):
+            of_then = replace(info, labels=tuple(entry.labels), model_version=entry.model_version)
+            write_night_report(store, entry, of_then, config.report_options, seed=config.seed)
+
+
+# --- one plan --------------------------------------------------------------------------------------------------------
+
+
+def _run_plan(
+    config: NightConfig, tonight: Tonight, plan: Plan, spec: ReadSpec, store: Store, worker: Worker
+) -> LedgerEntry:
+    started = time.monotonic()
+    attempt = uuid.uuid4().hex[:8]
+    if not config.takeover and (holder := live_attempt(store, planning.staging_folder(plan))):
+        raise ConflictError(
+            f"slot {plan.slot}: another run is at work on it ({holder}).",
+            "Wait for it; if it is dead or lost, set takeover=true.",
+        )
+    check_free_space(store, sum(file.size_bytes for file in plan.files))
+    work = work_items(_shards(config, tonight, plan, spec), plan.rows_per_shard)
+    adopted = _adopted(store, plan, work)
+    done_before = {receipt.intervals for receipt in adopted}
+    work = [item for item in work if _intervals(item) not in done_before]
+    read = ReadSettings(spec, config.model, plan.settings["max_length"], plan.settings["long_text"])
+    settings = _part_settings(config, tonight, plan, spec, attempt, worker.resources)
+    receipts = list(adopted)
+    with (
+        Heartbeat(store, settings.staging, plan.run_id),
+        Ticker(
+            {"score": "scoring", "embed": "embedding"}[config.verb],
+            sum(shard.hi - shard.lo for item in work for shard in item),
+            "reviews",
+        ) as ticker,
+    ):
+        done = 0
+        for receipt in worker(work, read, settings):
+            receipts.append(receipt)
+            done += receipt.rows_in
+            ticker.update(done, f"{done / (time.monotonic() - started):,.0f} rows/s")
+        faults.point("verify.before")
+        receipts = sorted(planning.without_overlap(receipts), key=lambda receipt: receipt.intervals)
+        planning.verify_cover(plan, receipts)
+        check_unchanged(config, plan)
+        entry = make_entry(
+            plan,
+            len(tonight.entries) + 1,
+            receipts,
+            _quarantine_files(plan, store, attempt),
+            adopted=len(adopted),
+            seconds=time.monotonic() - started,
+            # Parts of an earlier attempt count with the time that attempt spent on them.
+            compute_seconds=sum(receipt.seconds for receipt in receipts) / worker.resources.num_workers,
+        )
+        _check_ratio(config, entry)
+        planning.verify_staged(store, plan, entry)
+        entry = commit(store, entry)
+        ledger.publish(store, entry)
+    return entry
+
+
+def _shards(config: NightConfig, tonight: Tonight, plan: Plan, spec: ReadSpec) -> list[Shard]:
+    """Every shard of a plan; `file_no` is the file's place in the plan."""
+    found = [(number, tonight.looked_at[planned.path]) for number, planned in enumerate(plan.files)]
+    files = {number: file for number, file in found if isinstance(file, InputFile)}
+    if config.ids.unique == "slot":
+        duplicates = find_duplicate_ids(list(files.values()), spec)
+    else:
+        duplicates = [find_duplicate_ids([file], spec)[0] for file in files.values()]
+    shards = []
+    for (file_no, file), repeated in zip(files.items(), duplicates, strict=True):
+        cut = plan_shards([file], plan.rows_per_shard, {0: repeated})
+        shards += [replace(shard, file_no=file_no) for shard in cut]
+    return shards
+
+
+def _intervals(item: WorkItem) -> tuple[tuple[int, int, int], ...]:
+    return tuple((shard.file_no, shard.lo, shard.hi) for shard in item)
+
+
+def _adopted(store: Store, plan: Plan, work: Sequence[WorkItem]) -> list[Receipt]:
+    """Finished parts that an earlier attempt left, whole and checked."""
+    stored = [receipt for receipt in planning.stored_receipts(store, plan) if planning.is_whole(store, receipt)]
+    adopted = planning.adopt(map(_intervals, work), stored)
+    if adopted:
+        log.info("%d finished parts of an earlier attempt are used", len(adopted))
+    return adopted
+
+
+def _part_settings(
+    config: NightConfig, tonight: Tonight, plan: Plan, spec: ReadSpec, attempt: str, resources: Resources
+) -> PartSettings:
+    kept = kept_schema(tonight.readable(plan.files), replace(spec, keep_columns=config.keep_columns))
+    common: dict[str, Any] = {
+        "model": config.model,
+        "model_version": plan.model_version,
+        "run_id": plan.run_id,
+        "output": store_root(config.output),
+        "staging": f"{planning.staging_folder(plan)}/{attempt}",
+        "kept_columns": config.keep_columns,
+        "kept_schema": kept,
+        "write_parts": True,
+        "device": resources.device,
+        "threads": resources.threads,
+    }
+    if isinstance(config, EmbedConfig):
+        s.embedded_schema([pa.list_(pa.float32())], kept)  # two kept columns of one name are told here, not by an actor
+        return EmbedSettings(**common, pooling=config.pooling, normalize=config.normalize, dtype=config.dtype)
+    assert isinstance(config, ScoreConfig)
+    s.scored_schema(plan.labels, kept)
+    return ScoreSettings(
+        **common,
+        labels=tonight.info.labels,
+        temperature=tonight.info.temperature,
+        with_labels=spec.wants_label,
+        slice_columns=config.report.slices,
+        needs_review_below=config.needs_review_below,
+    )
+
+
+def store_root(output: str) -> str:
+    """Absolute, so that a worker in another folder writes to the same place."""
+    return open_store(output).root
+
+
+def _quarantine_files(plan: Plan, store: Store, attempt: str) -> list[StagedFile]:
+    """One quarantine row for each file that cannot be read at all."""
+    bad = [file for file in plan.files if file.reason is not None]
+    if not bad:
+        return []
+    now = datetime.now(UTC)
+    rows = [
+        {
+            s.INPUT_PATH: file.path,
+            s.REASON: file.reason,
+            s.DETAIL: file.detail,
+            s.RUN_ID: plan.run_id,
+            s.QUARANTINED_AT: now,
+        }
+        for file in bad
+    ]
+    content = parquet_bytes(pa.Table.from_pylist(rows, schema=s.QUARANTINE_SCHEMA))
+    key = f"{planning.staging_folder(plan)}/{attempt}/q-files.parquet"
+    store.put(key, content)
+    return [StagedFile(key=key, rows=len(rows), bytes=len(content), sha256=hashlib.sha256(content).hexdigest())]
+
+
+def _check_ratio(config: NightConfig, entry: LedgerEntry) -> None:
+    refused = entry.rows_quarantined
+    if refused > ROWS_BEFORE_RATIO and refused > config.max_quarantine_ratio * entry.rows_in:
+        worst = max(entry.reasons.items(), key=lambda item: item[1])
+        raise DataRefused(
+            f"quarantine: {refused} of {entry.rows_in} rows ({refused / entry.rows_in:.1%}) would be kept out, above "
+            f"max_quarantine_ratio={config.max_quarantine_ratio}; most often {worst[0]} ({worst[1]}). "
+            "Nothing was committed.",
+            "Look at the input; if it is as it should be, raise max_quarantine_ratio.",
+        )
+
+
+# --- telling ---------------------------------------------------------------------------------------------------------
+
+
+def _inputs_of(plan: Plan, tonight: Tonight, spec: ReadSpec) -> Inputs:
+    """The readable files of a plan, to read shown texts again."""
+    found = enumerate(tonight.looked_at[file.path] for file in plan.files)
+    good = {file_no: file for file_no, file in found if isinstance(file, InputFile)}
+    return Inputs(list(good.values()), spec, file_nos=list(good))
+
+
+def _skipped(tonight: Tonight) -> list[dict[str, str]]:
+    return [
+        {"path": decision.file.path, "why": decision.why}
+        for decision in tonight.decisions
+        if decision.verdict != "score"
+    ]
+
+
+def _print_entry(store: Store, entry: LedgerEntry, evaluation: Evaluation | None) -> None:
+    table(
+        f"slot {entry.slot}",
+        ["", "rows in", past_tense(entry), "quarantined", "rows/s"],
+        [
+            [
+                f"{len(entry.files)} file{'' if len(entry.files) == 1 else 's'}",
+                f"{entry.rows_in:,}",
+                f"{entry.rows_scored:,}",
+                f"{entry.rows_quarantined:,}",
+                f"{scoring_rate(entry):,.0f}",
+            ]
+        ],
+    )
+    for reason, count in sorted(entry.reasons.items()):
+        say(f"  quarantined {count}: {reason}")
+    if evaluation is not None:
+        say(in_words(evaluation))
+    say(f"data     {store.uri(f'data/{entry.slot}')}")
+    say(f"report   {store.uri(f'reports/{entry.slot}/report.html')}")
+    log.info("slot %s committed in %s", entry.slot, duration(entry.seconds))

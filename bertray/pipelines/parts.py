@@ -1,0 +1,360 @@
+"""What an actor of a night makes of tokenized work items: finished rows staged as a part, and a receipt."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import time
+import uuid
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from bertray import schema as s
+from bertray.config import EmbeddingKind
+from bertray.model.bundle import resolve_model
+from bertray.reviews.sources import KEEP_PREFIX
+from bertray.storage import faults
+from bertray.storage.records import SCORE_BINS, TOKEN_BANDS, Receipt, Span, StagedFile
+from bertray.storage.store import open_store
+from bertray.training.token_shards import FILE_NO
+
+EVALUATION_COLUMNS = (FILE_NO, s.ROW_NO, s.ID, s.LABEL, s.SCRIPT, s.N_TOKENS, s.TEXT_HASH)
+SHARD = "shard"  # column that carries a tokenized shard as an Arrow IPC file
+
+
+@dataclass(frozen=True)
+class Made:
+    """What a maker made of the reviews of a work item.
+
+    Args:
+        finite_N: bool, of which of them something could be made; the others were not finite.
+        rows: what is written, a row for each of those.
+        repeated: reviews among them that had been met before.
+        counted: further fields of the receipt.
+        evaluation: what a report on labelled rows needs.
+    """
+
+    finite_N: np.ndarray
+    rows: pa.Table
+    repeated: int
+    counted: dict[str, Any] = field(default_factory=dict)
+    evaluation: pa.Table | None = None
+
+
+class Maker(ABC):
+    """Holds a model; reviews in, finished rows out."""
+
+    @abstractmethod
+    def make(self, kept: pa.Table) -> Made:
+        """Reviews for which the model gives a number that is not finite are left out, and go to quarantine."""
+
+
+@dataclass(frozen=True)
+class PartSettings(ABC):
+    """What an actor needs, whatever it makes."""
+
+    model: str
+    model_version: str
+    run_id: str
+    output: str
+    staging: str  # folder below the output that receives parts and receipts
+    kept_columns: tuple[str, ...]
+    kept_schema: pa.Schema
+    write_parts: bool  # False: only the report's staging (evaluate, train)
+    device: str
+    threads: int
+
+    @abstractmethod
+    def maker(self) -> Maker:
+        """Loads the model."""
+
+    def provenance(self, num_rows: int) -> list[pa.Array]:
+        """Columns that say which model and run made a row, and when."""
+        return [
+            pa.repeat(pa.scalar(self.model_version), num_rows),
+            pa.repeat(pa.scalar(self.run_id), num_rows),
+            pa.repeat(pa.scalar(datetime.now(UTC), s.TIMESTAMP), num_rows),
+        ]
+
+    def kept_values(self, kept: pa.Table) -> list[pa.Array]:
+        """The kept input columns."""
+        return [one_chunk(kept[KEEP_PREFIX + name]) for name in self.kept_columns]
+
+
+class MakePart:
+    """An actor that holds a model: a tokenized work item in, its part staged, its receipt out."""
+
+    def __init__(self, settings: PartSettings) -> None:
+        import torch
+
+        if settings.device == "cpu":
+            torch.set_num_threads(settings.threads)
+        self._settings = settings
+        self._store = open_store(settings.output)
+        self._maker = settings.maker()
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        receipts = [self.make(table).model_dump_json() for table in shards_of(batch) if table.num_rows]
+        return pa.table({"receipt": pa.array(receipts, pa.string())})
+
+    def make(self, table: pa.Table) -> Receipt:
+        """Make and stage what there is to make of one work item."""
+        settings, started = self._settings, time.monotonic()
+        refused_mask = pc.is_valid(table[s.REASON])
+        kept, refused = table.filter(pc.invert(refused_mask)), table.filter(refused_mask).select(s.REFUSED_SCHEMA.names)
+        made = self._maker.make(kept)
+        if not made.finite_N.all():
+            # The rows that came with a reason may have lost "not null" on their way; these have it.
+            nan = _refuse_nan(kept.filter(pa.array(~made.finite_N)))
+            refused = pa.concat_tables([refused, nan], promote_options="permissive")
+            kept = kept.filter(pa.array(made.finite_N))
+        spans = _spans(table, kept)
+        name = f"{spans[0].file_no:05d}-{spans[0].lo:012d}-{uuid.uuid4().hex[:8]}"
+        n_tokens_N = kept[s.N_TOKENS].to_numpy()
+        counted = {"label_counts": {}, "score_histogram": [0] * SCORE_BINS, "needs_review": 0} | made.counted
+        receipt = Receipt(
+            spans=spans,
+            reasons=_counts(refused[s.REASON]),
+            token_histogram=np.bincount(
+                np.searchsorted(TOKEN_BANDS, n_tokens_N), minlength=len(TOKEN_BANDS) + 1
+            ).tolist(),
+            tokens=int(n_tokens_N.sum()),
+            truncated=int(pc.sum(kept[s.TRUNCATED]).as_py() or 0),
+            repeated=made.repeated,
+            seconds=time.monotonic() - started,
+            part=self._stage(f"part-{name}", made.rows) if settings.write_parts and kept.num_rows else None,
+            quarantine=self._stage(f"q-{name}", self._quarantine_rows(refused)) if refused.num_rows else None,
+            evaluation=self._stage(f"eval-{name}", made.evaluation) if made.evaluation is not None else None,
+            **counted,
+        )
+        # Written after everything it names: without a receipt a staged file does not exist.
+        self._store.put_new(f"{settings.staging}/{name}.receipt.json", receipt.to_bytes())
+        faults.point("receipt.after_put")
+        return receipt
+
+    def _quarantine_rows(self, refused: pa.Table) -> pa.Table:
+        count = refused.num_rows
+        run_ids = pa.repeat(pa.scalar(self._settings.run_id), count)
+        times = pa.repeat(pa.scalar(datetime.now(UTC), s.TIMESTAMP), count)
+        columns = [*(refused[name] for name in s.REFUSED_SCHEMA.names), run_ids, times]
+        return pa.table(columns, schema=s.QUARANTINE_SCHEMA)
+
+    def _stage(self, name: str, table: pa.Table) -> StagedFile:
+        content = parquet_bytes(table)
+        key = f"{self._settings.staging}/{name}.parquet"
+        self._store.put(key, content)
+        faults.point("part.after_put")
+        return StagedFile(key=key, rows=table.num_rows, bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
+
+
+# --- labels ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ScoreSettings(PartSettings):
+    """Of labels and their probabilities."""
+
+    labels: tuple[str, ...]
+    temperature: float
+    with_labels: bool  # stage what a report on labelled rows needs
+    slice_columns: tuple[str, ...]
+    needs_review_below: float | None
+
+    def maker(self) -> Maker:
+        from bertray.model.predictor import Predictor
+
+        return LabelMaker(self, Predictor(resolve_model(self.model), temperature=self.temperature, device=self.device))
+
+
+class LabelMaker(Maker):
+    """Reviews to scored rows.
+
+    Args:
+        settings: what is written.
+        predictor: gives probabilities, and counts reviews that come again.
+    """
+
+    def __init__(self, settings: ScoreSettings, predictor: Any) -> None:
+        self._settings, self._predictor = settings, predictor
+
+    def make(self, kept: pa.Table) -> Made:
+        settings, repeated_before = self._settings, self._predictor.repeated_rows
+        probs_NC = self._predictor.probs(kept)
+        finite_N = np.isfinite(probs_NC).all(axis=1)
+        if not finite_N.all():
+            kept, probs_NC = kept.filter(pa.array(finite_N)), probs_NC[finite_N]
+        scored = self._scored_rows(kept, probs_NC)
+        counted = {
+            "label_counts": _counts(scored[s.LABEL]),
+            "score_histogram": np.histogram(scored[s.SCORE].to_numpy(), SCORE_BINS, (0.0, 1.0))[0].tolist(),
+            "needs_review": int(pc.sum(scored[s.NEEDS_REVIEW]).as_py() or 0) if settings.needs_review_below else 0,
+        }
+        evaluation = self._evaluation_rows(kept, probs_NC) if settings.with_labels and kept.num_rows else None
+        return Made(finite_N, scored, self._predictor.repeated_rows - repeated_before, counted, evaluation)
+
+    def _scored_rows(self, kept: pa.Table, probs_NC: np.ndarray) -> pa.Table:
+        settings, num_rows = self._settings, kept.num_rows
+        best_N = probs_NC.argmax(axis=1) if num_rows else np.empty(0, np.int64)
+        score_N = probs_NC[np.arange(num_rows), best_N].astype(np.float32)
+        labels = pa.DictionaryArray.from_arrays(pa.array(best_N, pa.int32()), pa.array(settings.labels, pa.string()))
+        columns: list[Any] = [one_chunk(kept[s.ID]), labels.cast(pa.string()), pa.array(score_N)]
+        columns += [pa.array(np.ascontiguousarray(probs_NC[:, c], np.float32)) for c in range(len(settings.labels))]
+        columns += [one_chunk(kept[s.N_TOKENS]), one_chunk(kept[s.TRUNCATED])]
+        if settings.needs_review_below is not None:
+            columns.append(pa.array(score_N < settings.needs_review_below))
+        columns += [*settings.provenance(num_rows), *settings.kept_values(kept)]
+        kept_schema = s.scored_schema(
+            list(settings.labels), settings.kept_schema, needs_review=settings.needs_review_below is not None
+        )
+        return pa.table(columns, schema=kept_schema)
+
+    def _evaluation_rows(self, kept: pa.Table, probs_NC: np.ndarray) -> pa.Table:
+        """What the report needs of labelled rows; not part of the output."""
+        columns: dict[str, Any] = {name: kept[name] for name in EVALUATION_COLUMNS}
+        for number, label in enumerate(self._settings.labels):
+            columns[s.prob_column(label)] = pa.array(np.ascontiguousarray(probs_NC[:, number], np.float32))
+        for name in self._settings.slice_columns:
+            columns[f"slice:{name}"] = kept[KEEP_PREFIX + name].cast(pa.string())
+        return pa.table(columns)
+
+
+# --- embeddings ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class EmbedSettings(PartSettings):
+    """Of vectors."""
+
+    pooling: EmbeddingKind
+    normalize: bool
+    dtype: Literal["float32", "float16"]
+
+    def maker(self) -> Maker:
+        from bertray.model.embedder import Embedder
+
+        path = resolve_model(self.model)
+        pooling = "mean" if self.pooling == "tokens" else self.pooling
+        embedder = Embedder(path, pooling=pooling, normalize=self.normalize, device=self.device)
+        if self.pooling == "tokens":
+            return TokenVectorMaker(self, embedder, _words(path))
+        return VectorMaker(self, embedder)
+
+
+class VectorMaker(Maker):
+    """Reviews to one vector each."""
+
+    def __init__(self, settings: EmbedSettings, embedder: Any) -> None:
+        self._settings, self._embedder = settings, embedder
+
+    def make(self, kept: pa.Table) -> Made:
+        repeated_before = self._embedder.repeated_rows
+        vectors_ND = _in_dtype(self._embedder.vectors(kept), self._settings.dtype)
+        finite_N = np.isfinite(vectors_ND).all(axis=1)
+        if not finite_N.all():
+            kept, vectors_ND = kept.filter(pa.array(finite_N)), vectors_ND[finite_N]
+        vectors = pa.FixedSizeListArray.from_arrays(pa.array(vectors_ND.ravel()), self._embedder.width)
+        rows = _embedded_rows(self._settings, kept, [vectors])
+        return Made(finite_N, rows, self._embedder.repeated_rows - repeated_before)
+
+
+class TokenVectorMaker(Maker):
+    """Reviews to one vector for each of their tokens.
+
+    Args:
+        words: the vocabulary as text, string [V], so that a vector can be told whose it is.
+    """
+
+    def __init__(self, settings: EmbedSettings, embedder: Any, words: pa.Array) -> None:
+        self._settings, self._embedder, self._words = settings, embedder, words
+
+    def make(self, kept: pa.Table) -> Made:
+        vectors_TD = _in_dtype(self._embedder.token_vectors(kept), self._settings.dtype)
+        ids = one_chunk(kept[s.INPUT_IDS])
+        lens_N = ids.value_lengths().to_numpy(zero_copy_only=False)
+        finite_N = np.ones(len(lens_N), bool)
+        finite_N[np.repeat(np.arange(len(lens_N)), lens_N)[~np.isfinite(vectors_TD).all(axis=1)]] = False
+        if not finite_N.all():
+            kept, vectors_TD = kept.filter(pa.array(finite_N)), vectors_TD[np.repeat(finite_N, lens_N)]
+            ids, lens_N = one_chunk(kept[s.INPUT_IDS]), lens_N[finite_N]
+        offsets = pa.array(np.concatenate([[0], np.cumsum(lens_N)]).astype(np.int32))
+        vectors = pa.FixedSizeListArray.from_arrays(pa.array(vectors_TD.ravel()), self._embedder.width)
+        tokens = pa.ListArray.from_arrays(offsets, self._words.take(ids.flatten()))
+        rows = _embedded_rows(self._settings, kept, [tokens, pa.ListArray.from_arrays(offsets, vectors)])
+        return Made(finite_N, rows, 0)
+
+
+def _in_dtype(vectors: np.ndarray, dtype: str) -> np.ndarray:
+    """As numbers of that type; what is too large for float16 becomes infinite, and so is put in quarantine."""
+    with np.errstate(over="ignore"):
+        return vectors.astype(dtype)
+
+
+def _embedded_rows(settings: EmbedSettings, kept: pa.Table, made: list[pa.Array]) -> pa.Table:
+    columns = [one_chunk(kept[s.ID]), *made, one_chunk(kept[s.N_TOKENS]), one_chunk(kept[s.TRUNCATED])]
+    columns += [*settings.provenance(kept.num_rows), *settings.kept_values(kept)]
+    return pa.table(columns, schema=s.embedded_schema([array.type for array in made], settings.kept_schema))
+
+
+def _words(path: Path) -> pa.Array:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    return pa.array(tokenizer.convert_ids_to_tokens(list(range(len(tokenizer)))), pa.string())
+
+
+# --- helpers ---------------------------------------------------------------------------------------------------------
+
+
+def parquet_bytes(table: pa.Table) -> bytes:
+    """Parquet as bertray writes it everywhere: zstd, with a checksum on every page."""
+    sink = io.BytesIO()
+    pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
+    return sink.getvalue()
+
+
+def shards_of(batch: pa.Table) -> Iterator[pa.Table]:
+    """The tokenized shards in a batch of Ray's, without a copy."""
+    for content in one_chunk(batch[SHARD]):
+        yield pa.ipc.open_file(content.as_buffer()).read_all()
+
+
+def _spans(table: pa.Table, kept: pa.Table) -> list[Span]:
+    """What of each file is in a work item, ascending; `kept` are the rows of `table` that were scored."""
+    file_nos_F, which_N = np.unique(table[FILE_NO].to_numpy(), return_inverse=True)
+    row_no_N = table[s.ROW_NO].to_numpy()
+    lo_F = np.full(len(file_nos_F), np.iinfo(np.int64).max)
+    hi_F = np.zeros(len(file_nos_F), np.int64)
+    np.minimum.at(lo_F, which_N, row_no_N)
+    np.maximum.at(hi_F, which_N, row_no_N + 1)
+    rows_F = np.bincount(which_N, minlength=len(file_nos_F))
+    scored_F = np.bincount(np.searchsorted(file_nos_F, kept[FILE_NO].to_numpy()), minlength=len(file_nos_F))
+    columns = zip(file_nos_F, lo_F, hi_F, scored_F, rows_F - scored_F, strict=True)
+    return [
+        Span(file_no=file_no, lo=lo, hi=hi, rows_scored=scored, rows_quarantined=refused)
+        for file_no, lo, hi, scored, refused in (map(int, values) for values in columns)
+    ]
+
+
+def _refuse_nan(rows: pa.Table) -> pa.Table:
+    nothing = {name: pa.nulls(rows.num_rows, s.REFUSED_SCHEMA.field(name).type) for name in s.REFUSED_SCHEMA.names}
+    known = {s.ROW_NO: rows[s.ROW_NO], s.ID: rows[s.ID], s.INPUT_PATH: rows[s.INPUT_PATH]}
+    reason = {s.REASON: pa.repeat(pa.scalar(str(s.Reason.MODEL_NAN)), rows.num_rows)}
+    columns = {**nothing, **known, **reason}
+    return pa.table([columns[name] for name in s.REFUSED_SCHEMA.names], schema=s.REFUSED_SCHEMA)
+
+
+def _counts(values: pa.ChunkedArray) -> dict[str, int]:
+    return {item["values"]: item["counts"] for item in pc.value_counts(values).to_pylist()}
+
+
+def one_chunk(column: pa.ChunkedArray | pa.Array) -> pa.Array:
+    return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column

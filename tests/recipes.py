@@ -1,0 +1,321 @@
+"""`make recipes`: every recipe on real data, and the table of docs/recipes.md made of what came out.
+
+Each run is a command that a user could type, in a process of its own. Runs that are done are not done again: the
+folder of a run carries a digest of its command, and bertray itself says that it is finished. The samples that stand
+in for a whole data set are drawn once, by a fixed seed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import yaml
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGE = ROOT / "docs" / "recipes.md"
+CONFIGS = "jobs/configs"
+BEGIN, END = "<!-- made by `make recipes`: begin -->\n", "<!-- made by `make recipes`: end -->\n"
+EVERYTHING = 0  # rows of a sample that is the whole file
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A file of the data folder, or so many random rows of it."""
+
+    path: str
+    rows: int = EVERYTHING
+
+
+@dataclass(frozen=True)
+class Run:
+    """One command of a recipe, and how its row of the table reads.
+
+    Args:
+        name: of its folder; unique.
+        verb: of bertray.
+        words: config files and overrides; `{name}` stands for the output of an earlier run.
+        data: key -> file; more words.
+        metric: of metrics.json.
+        settings: what sets it apart from the other runs of its recipe, in words.
+        published: the figure that data/README.md gives, and of what.
+    """
+
+    name: str
+    verb: str
+    words: tuple[str, ...]
+    data: dict[str, Rows]
+    metric: str
+    settings: str
+    published: str = ""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Runs that are told together."""
+
+    title: str
+    runs: tuple[Run, ...]
+    remark: Callable[[list[Result]], str] | None = None
+
+
+@dataclass(frozen=True)
+class Result:
+    """What came of a run."""
+
+    run: Run
+    output: Path
+    minutes: float
+    train_rows: int
+    metrics: dict[str, Any] = field(default_factory=dict)
+
+    def value(self, metric: str, of: str = "") -> dict[str, float]:
+        found: dict[str, Any] = self.metrics["baselines"][of] if of else self.metrics
+        scores: dict[str, dict[str, float]] = found.get("metrics", found)
+        return scores[metric]
+
+
+def config(name: str) -> tuple[str, str]:
+    return "-c", f"{CONFIGS}/{name}.yaml"
+
+
+# --- the recipes -----------------------------------------------------------------------------------------------------
+
+IMDB = {"data.train": Rows("imdb/train.parquet", 2000), "data.test": Rows("imdb/test.parquet", 1000)}
+IMDB_WORDS = (*config("imdb"), "training.learning_rate=1e-4", "report.baselines=true")
+
+
+def imdb(max_length: int, long_text: str) -> Run:
+    name = f"imdb-{max_length}-{long_text}"
+    settings = f"{max_length} tokens, `{long_text}`"
+    published = "0.928 DistilBERT, 0.935 BERT-base, both of 25,000 rows and 512 tokens" if max_length == 512 else ""
+    if long_text == "windows":  # training sees the first window, so it is the same model, read otherwise
+        words = (f"model={{imdb-{max_length}-head}}/model", "long_text=windows", "labels={0: negative, 1: positive}")
+        return Run(name, "evaluate", words, {"input": IMDB["data.test"]}, "accuracy", f"{settings} of the `head` model")
+    words = (*IMDB_WORDS, f"max_length={max_length}", f"long_text={long_text}")
+    return Run(name, "train", words, IMDB, "accuracy", settings, published)
+
+
+def cola(seed: int) -> Run:
+    data = {"data.train": Rows("cola/train.parquet"), "data.test": Rows("cola/dev.parquet")}
+    published = "0.521 BERT-base, 0.472 DistilBERT-cased, 0.0 BERT-Mini (GLUE test)" if not seed else ""
+    return Run(f"cola-{seed}", "train", (*config("cola"), f"seed={seed}"), data, "mcc", f"seed {seed}", published)
+
+
+EMOTION = {f"data.{split}": Rows(f"emotion/{split}.parquet") for split in ("train", "validation", "test")}
+EMOTION_PUBLISHED = "accuracy 0.930 DistilBERT"
+
+
+def emotion(weights: str) -> Run:
+    words = (*config("emotion"), f"training.class_weights={weights}")
+    published = EMOTION_PUBLISHED if weights == "none" else ""
+    return Run(f"emotion-{weights}", "train", words, EMOTION, "macro_f1", f"class weights {weights}", published)
+
+
+def features(head: str, pooling: str) -> Run:
+    words = (*config("features"), f"training.head={head}", f"training.pooling={pooling}")
+    kind = {"logreg": "logistic regression", "svm": "linear SVM"}[head]
+    return Run(f"features-{head}-{pooling}", "train", words, EMOTION, "macro_f1", f"{kind} on `{pooling}`")
+
+
+def aspects(pair: bool) -> Run:
+    data = {f"data.{key}": Rows(f"mams_absa/term_{name}.parquet") for key, name in ASPECT_FILES.items()}
+    name, settings = ("pairs", "(sentence, aspect)") if pair else ("sentence", "the sentence alone")
+    words = (*config("aspects"), *(() if pair else ("columns={text: text, label: label}",)))
+    published = "0.822 BERT, 0.834 CapsNet-BERT" if pair else ""
+    return Run(f"aspects-{name}", "train", words, data, "accuracy", settings, published)
+
+
+ASPECT_FILES = {"train": "train", "validation": "val", "test": "test"}
+SEARCH = {"data.train": Rows("emotion/train.parquet", 2000), "data.validation": Rows("emotion/validation.parquet")}
+
+
+def seeds_in_words(results: list[Result]) -> str:
+    values = [result.value("mcc")["value"] for result in results]
+    return f"MCC over {len(values)} seeds: mean {mean(values):.3f}, standard deviation {stdev(values):.3f}."
+
+
+def confusions_in_words(results: list[Result]) -> str:
+    metrics = results[0].metrics
+    labels, matrix = metrics["labels"], np.array(metrics["confusion_matrix"])
+    shares = matrix / matrix.sum(axis=1, keepdims=True)
+    np.fill_diagonal(shares, 0)
+    worst = np.dstack(np.unravel_index(np.argsort(-shares, axis=None)[:3], shares.shape))[0]
+    pairs = [
+        f"{labels[given]} for {labels[said]} ({shares[given, said]:.0%} of {labels[given]})" for given, said in worst
+    ]
+    accuracies = [f"{result.value('accuracy')['value']:.3f} ({result.run.settings})" for result in results]
+    return f"Taken most often: {', '.join(pairs)}. Accuracy {', '.join(accuracies)}."
+
+
+RECIPES = (
+    Recipe("CoLA: is the sentence acceptable?", tuple(map(cola, range(3))), seeds_in_words),
+    Recipe("emotion: six classes, unevenly spread", (emotion("none"), emotion("balanced")), confusions_in_words),
+    Recipe(
+        "Frozen features and a classic classifier (emotion)",
+        (features("logreg", "mean"), features("svm", "mean"), features("logreg", "cls")),
+    ),
+    Recipe(
+        "Tweets in three classes, tested on later days",
+        (Run("tweets", "train", config("tweets"), {"data.train": Rows("airline_tweets/all.parquet")}, "macro_f1", ""),),
+    ),
+    Recipe("Aspects (MAMS, terms)", (aspects(pair=True), aspects(pair=False))),
+    Recipe(
+        "IMDB: how much of a long review to read",
+        tuple(
+            imdb(max_length, long_text)
+            for max_length, long_texts in {
+                128: ("head", "head_tail", "windows"),
+                256: ("head", "head_tail", "windows"),
+                512: ("head",),
+            }.items()
+            for long_text in long_texts
+        ),
+    ),
+)
+
+
+# --- running ---------------------------------------------------------------------------------------------------------
+
+
+class Kitchen:
+    """Runs commands in a folder that remembers what is done."""
+
+    def __init__(self, data: Path, folder: Path) -> None:
+        self._data, self._folder = data, folder
+        self._times = folder / "minutes.json"
+        self._outputs: dict[str, Path] = {}
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def cook(self, run: Run) -> Result:
+        """Do a run, or find it done."""
+        words = [word.format_map(self._outputs) for word in run.words]
+        words += [f"{key}={self._file(rows)}" for key, rows in run.data.items()]
+        digest = hashlib.sha256(json.dumps([run.verb, words, self._config_texts(words)]).encode()).hexdigest()[:8]
+        output = self._outputs[run.name] = self._folder / f"{run.name}-{digest}"
+        minutes = self._minutes()
+        if output.name not in minutes:
+            started = time.monotonic()
+            self._bertray(run.verb, *words, f"output={output}")
+            minutes[output.name] = (time.monotonic() - started) / 60
+            self._times.write_text(json.dumps(minutes, indent=1) + "\n", encoding="utf-8")
+        metrics_file = output / "metrics.json"
+        metrics = json.loads(metrics_file.read_text(encoding="utf-8")) if metrics_file.is_file() else {}
+        return Result(run, output, minutes[output.name], self._train_rows(run), metrics)
+
+    def _bertray(self, *words: str) -> None:
+        print(f"\n$ bertray {' '.join(words)}", flush=True)
+        environment = os.environ | {"HF_HUB_OFFLINE": "1"}
+        done = subprocess.run([sys.executable, "-m", "bertray.cli", *words], cwd=ROOT, env=environment)
+        if done.returncode:
+            sys.exit(f"recipes: the command above ended with {done.returncode}; the same `make recipes` goes on here")
+
+    def _minutes(self) -> dict[str, float]:
+        if not self._times.is_file():
+            return {}
+        found: dict[str, float] = json.loads(self._times.read_text(encoding="utf-8"))
+        return found
+
+    def _config_texts(self, words: Sequence[str]) -> list[Any]:
+        """What the config files say, comments apart: a changed one is another run."""
+        files = [ROOT / word for before, word in pairwise(words) if before == "-c"]
+        return [yaml.safe_load(path.read_text(encoding="utf-8")) for path in files]
+
+    def _file(self, wanted: Rows) -> Path:
+        source = self._data / wanted.path
+        if not wanted.rows:
+            return source
+        target = self._folder / "samples" / f"{Path(wanted.path).with_suffix('')}-{wanted.rows}.parquet"
+        if not target.is_file():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            table = pq.read_table(source)
+            chosen = np.sort(np.random.default_rng(0).permutation(table.num_rows)[: wanted.rows])
+            pq.write_table(table.take(chosen), target.with_suffix(".partial"))
+            target.with_suffix(".partial").rename(target)
+        return target
+
+    def _train_rows(self, run: Run) -> int:
+        key = "data.train" if "data.train" in run.data else "input"
+        return int(pq.read_metadata(self._file(run.data[key])).num_rows)
+
+
+# --- telling ---------------------------------------------------------------------------------------------------------
+
+
+def table(recipes: Sequence[tuple[Recipe, list[Result]]]) -> str:
+    """The tables of the page, one a recipe."""
+    parts = []
+    for recipe, results in recipes:
+        lines = [f"### {recipe.title}\n"]
+        names = sorted({rows.path.partition("/")[0] for result in results for rows in result.run.data.values()})
+        lines += [
+            f"Data: {', '.join(f'`{name}`' for name in names)}. Model: `bundled`.\n",
+            "| settings | rows given | tested on | metric | value [95 %] | TF-IDF | published | minutes |",
+            "|---|---|---|---|---|---|---|---|",
+        ]
+        lines += [_line(result) for result in results]
+        if recipe.remark is not None:
+            lines += ["", recipe.remark(results)]
+        parts.append("\n".join(lines) + "\n")
+    return "\n".join(parts)
+
+
+def _line(result: Result) -> str:
+    metric = result.run.metric
+    score = result.value(metric)
+    baselines = result.metrics.get("baselines") or {}
+    tfidf = f"{result.value(metric, 'tfidf_logreg')['value']:.3f}" if "tfidf_logreg" in baselines else ""
+    cells = [
+        result.run.settings or "as the config says",
+        f"{result.train_rows:,}",
+        f"{result.metrics['rows']:,}",
+        metric.replace("_", " "),
+        f"**{score['value']:.3f}** [{score['low']:.3f}, {score['high']:.3f}]",
+        tfidf,
+        result.run.published,
+        f"{result.minutes:.1f}",
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+def write_page(text: str, seconds: float) -> None:
+    """Put the tables between the markers of the page."""
+    page = PAGE.read_text(encoding="utf-8")
+    before, rest = page.split(BEGIN)
+    after = rest.split(END)[1]
+    PAGE.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}", encoding="utf-8")
+    print(f"\n{PAGE.relative_to(ROOT)} written; this call took {seconds / 60:.0f} minutes")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("data", type=Path, help="folder with imdb/, cola/, emotion/ and so on")
+    parser.add_argument("--folder", type=Path, default=ROOT / "recipes-run", help="what is done lies here")
+    parser.add_argument("--only", default="", help="recipes whose title holds this, and no page")
+    wanted = parser.parse_args()
+    if not wanted.data.is_dir():
+        sys.exit(f"recipes: no folder {wanted.data}; give the one that holds imdb/, cola/, emotion/")
+    started = time.monotonic()
+    kitchen = Kitchen(wanted.data.resolve(), wanted.folder.resolve())
+    chosen = [recipe for recipe in RECIPES if wanted.only.lower() in recipe.title.lower()]
+    text = table([(recipe, [kitchen.cook(run) for run in recipe.runs]) for recipe in chosen])
+    print(f"\n{text}")
+    if not wanted.only:
+        write_page(text, time.monotonic() - started)
+
+
+if __name__ == "__main__":
+    main()

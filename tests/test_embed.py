@@ -1,0 +1,206 @@
+"""`bertray embed`: committed vectors by the reader and the commit of `score`."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from bertray.cli import run
+from bertray.config import Cleaning
+from bertray.model.bundle import BundleInfo, write_bundle
+from bertray.model.embedder import Embedder
+from bertray.model.tokenization import ReviewTokenizer
+from bertray.storage import faults
+from tests.corpus import write
+from tests.nightly import worker_without_ray
+
+
+@pytest.fixture
+def embed(tmp_path, tiny_encoder, monkeypatch):
+    """A function that embeds a folder of incoming reviews, in this process."""
+    monkeypatch.setattr("bertray.pipelines.nights.ray_worker", worker_without_ray)
+    write(tmp_path / "in" / "a.parquet", 30, 3, "a")
+
+    def call(*words: str) -> int:
+        paths = [f"input={tmp_path / 'in'}", f"output={tmp_path / 'out'}"]
+        return run(["embed", f"model={tiny_encoder}", "max_length=24", *paths, *words])
+
+    return call
+
+
+@pytest.fixture
+def trained_bundle(tmp_path, tiny_encoder):
+    """A classifier with another encoder than `tiny_encoder`, as a bundle."""
+    import torch
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    torch.manual_seed(1)
+    model = AutoModelForSequenceClassification.from_pretrained(tiny_encoder, num_labels=2)
+    with torch.no_grad():
+        model.get_input_embeddings().weight.add_(0.01)
+    tokenizer = AutoTokenizer.from_pretrained(tiny_encoder)
+    values: dict[str, str | None] = {"neg": "neg", "pos": "pos"}
+    info = BundleInfo(labels=("neg", "pos"), label_values=values, max_length=24, long_text="head", cleaning=Cleaning())
+    write_bundle(tmp_path / "bundle", model, tokenizer, info, "A card.\n")
+    return tmp_path / "bundle"
+
+
+def vectors_of(column: pa.ChunkedArray) -> np.ndarray:
+    values = column.combine_chunks()
+    return values.flatten().to_numpy().reshape(len(values), -1)
+
+
+def expected(tiny_encoder, texts: list[str], **keys: object) -> np.ndarray:
+    return Embedder(tiny_encoder, **keys).vectors(ReviewTokenizer(tiny_encoder, 24).encode(pa.array(texts)))
+
+
+def test_every_review_has_its_vector_and_the_counts_add_up(embed, tmp_path, tiny_encoder):
+    broken = pa.table(
+        {"id": ["b0", "b1"], "text": [None, "the plot was fine"], "label": ["x", "y"], "shop": ["n", "s"]}
+    )
+    pq.write_table(broken, tmp_path / "in" / "b.parquet")
+    assert embed("keep_columns=[shop]") == 0
+    [slot] = (tmp_path / "out" / "data").iterdir()
+    rows = pq.read_table(slot)
+    assert rows.schema.names == [
+        "id",
+        "embedding",
+        "n_tokens",
+        "truncated",
+        "model_version",
+        "run_id",
+        "embedded_at",
+        "shop",
+    ]
+    assert rows.schema.field("embedding").type == pa.list_(pa.float32(), 32)
+    given = {row["id"]: row["text"] for row in pq.read_table(tmp_path / "in" / "a.parquet").to_pylist()}
+    given["b1"] = "the plot was fine"
+    assert sorted(rows["id"].to_pylist()) == sorted(given)
+    texts = [given[i] for i in rows["id"].to_pylist()]
+    np.testing.assert_allclose(vectors_of(rows["embedding"]), expected(tiny_encoder, texts), atol=1e-5)
+    assert pq.read_table(tmp_path / "out" / "quarantine")["reason"].to_pylist() == ["text_null"]
+    report = json.loads((tmp_path / "out" / "reports" / slot.name / "report.json").read_text())
+    assert (report["kind"], report["rows_in"], report["adds_up"]) == ("embedded", 32, True)
+    page = (tmp_path / "out" / "reports" / slot.name / "report.html").read_text()
+    assert "31 embedded" in page
+    assert "mean of the tokens, float32" in page
+    assert 'id="labels"' not in page
+
+
+def test_nothing_new_is_success_and_a_late_file_gets_its_own_slot(embed, tmp_path, capsys):
+    assert embed() == 0
+    assert embed() == 0
+    assert "nothing new" in capsys.readouterr().out
+    write(tmp_path / "in" / "late.parquet", 5, 7, "late")
+    assert embed() == 0
+    assert len(list((tmp_path / "out" / "data").iterdir())) == 2
+    assert pq.read_table(tmp_path / "out" / "data").num_rows == 35
+
+
+def test_half_precision_of_length_one(embed, tmp_path, tiny_encoder):
+    assert embed("dtype=float16", "normalize=true", "pooling=cls") == 0
+    rows = pq.read_table(tmp_path / "out" / "data")
+    assert rows.schema.field("embedding").type == pa.list_(pa.float16(), 32)
+    found = vectors_of(rows["embedding"])
+    np.testing.assert_allclose(np.linalg.norm(found.astype(np.float32), axis=1), 1.0, atol=1e-2)
+    given = {row["id"]: row["text"] for row in pq.read_table(tmp_path / "in" / "a.parquet").to_pylist()}
+    texts = [given[i] for i in rows["id"].to_pylist()]
+    exact = expected(tiny_encoder, texts, pooling="cls", normalize=True)
+    np.testing.assert_array_equal(found, exact.astype(np.float16))
+
+
+def test_every_token_has_its_vector_and_its_word(embed, tmp_path, tiny_encoder):
+    assert embed("pooling=tokens") == 0
+    rows = pq.read_table(tmp_path / "out" / "data")
+    assert rows.schema.field("embedding").type == pa.list_(pa.list_(pa.float32(), 32))
+    given = {row["id"]: row["text"] for row in pq.read_table(tmp_path / "in" / "a.parquet").to_pylist()}
+    for row in rows.to_pylist():
+        tokens = ReviewTokenizer(tiny_encoder, 24).encode(pa.array([given[row["id"]]]))
+        vectors = Embedder(tiny_encoder).token_vectors(tokens)
+        np.testing.assert_allclose(np.array(row["embedding"]), vectors, atol=1e-5)
+        words = given[row["id"]].split()[: len(vectors) - 2]
+        assert row["tokens"] == ["[CLS]", *words, "[SEP]"]
+        assert len(row["tokens"]) == len(vectors) == min(row["n_tokens"], 24)
+
+
+def test_a_run_that_died_before_its_commit_is_finished_by_the_same_command(embed, tmp_path, monkeypatch):
+    def die(name: str) -> None:
+        if name == "verify.before":
+            raise RuntimeError("died")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(faults, "point", die)
+        assert embed() == 1
+    assert not (tmp_path / "out" / "data").exists()
+    assert embed("takeover=true") == 0
+    assert pq.read_table(tmp_path / "out" / "data").num_rows == 30
+    entry = json.loads((tmp_path / "out" / "control" / "commits" / "00000001.json").read_text())
+    assert entry["adopted_receipts"] == 1
+
+
+def test_vectors_that_are_not_finite_go_to_quarantine(embed, tmp_path, monkeypatch):
+    for words, name, broken in (([], "vectors", 30), (["pooling=tokens"], "token_vectors", 1)):
+        output = tmp_path / name
+        compute = getattr(Embedder, name)
+
+        def spoiled(self, table, compute=compute, broken=broken):
+            vectors = compute(self, table).copy()
+            vectors[3:4] = np.nan  # the fourth review, or the fourth token, which is of the first one
+            return vectors
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Embedder, name, spoiled)
+            assert embed(f"output={output}", *words) == 0
+        refused = pq.read_table(output / "quarantine").to_pylist()
+        assert [(row["reason"], row["row_no"]) for row in refused] == [("model_nan", 3 if not words else 0)]
+        assert pq.read_table(output / "data").num_rows == 29
+
+
+def test_an_output_holds_vectors_that_can_be_compared(embed, tmp_path, trained_bundle, capsys):
+    assert embed() == 0
+    assert embed("pooling=cls") == 4
+    assert "holds vectors with pooling=mean, not cls" in capsys.readouterr().err
+    assert embed(f"model={trained_bundle}") == 4
+    assert "vectors of two models cannot be compared" in capsys.readouterr().err
+    assert embed(f"model={trained_bundle}", "rescore=replace") == 0
+    assert len(set(pq.read_table(tmp_path / "out" / "data")["model_version"].to_pylist())) == 1
+    argv = ["score", f"model={trained_bundle}", f"input={tmp_path / 'in'}", f"output={tmp_path / 'out'}"]
+    assert run(argv) == 4
+    assert "holds the output of `embed`" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [
+        ("pooling=max", "pooling"),
+        ("labels=[a,b]", "embed reads none"),
+        ("columns.text=txt", "expected column 'txt'"),
+        ("max_length=999", "sees at most 64 tokens"),
+        ("model=nowhere/at-all", "model=nowhere/at-all"),
+        ("dtype=float8", "dtype"),
+    ],
+)
+def test_wrong_input_is_told_before_anything_is_written(embed, tmp_path, capsys, word, said):
+    assert embed(word) in (2, 7)
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_tokens_in_windows_are_refused(embed, capsys):
+    assert embed("pooling=tokens", "long_text=windows") == 2
+    assert "several windows" in capsys.readouterr().err
+
+
+@pytest.mark.ray
+def test_embed_on_ray_with_the_encoder_of_a_trained_bundle(trained, tmp_path, ray_cluster):
+    write(tmp_path / "in" / "a.parquet", 30, 3, "a")
+    argv = ["embed", f"model={trained / 'model'}", f"input={tmp_path / 'in'}", f"output={tmp_path / 'out'}"]
+    assert run(argv) == 0
+    rows = pq.read_table(tmp_path / "out" / "data")
+    assert (rows.num_rows, rows.schema.field("embedding").type) == (30, pa.list_(pa.float32(), 32))
+    info = json.loads((trained / "model" / "bertray.json").read_text())
+    assert set(rows["model_version"].to_pylist()) == {info["model_version"]}
