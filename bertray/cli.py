@@ -27,6 +27,7 @@ CODE_NAMES = {
 }
 SUMMARIES = {
     "train": "Labelled reviews to a model bundle and an evaluation report.",
+    "tune": "A search over the settings of train, judged on validation rows; the best as a config.",
     "evaluate": "A model and labelled reviews to a report and metrics.",
     "score": "A model and review files to committed scored rows, quarantine and report.",
     "embed": "A model and review files to committed vectors, by the same reader and commit.",
@@ -104,7 +105,7 @@ def _add_verb(verb: str) -> None:
     app.command(verb, help=SUMMARIES[verb], epilog=_key_help(verb))(command)
 
 
-for _verb in ("demo", "doctor", "train", "evaluate", "score", "embed", "files", "gc", "benchmark"):
+for _verb in ("demo", "doctor", "train", "tune", "evaluate", "score", "embed", "files", "gc", "benchmark"):
     _add_verb(_verb)
 
 

@@ -254,6 +254,59 @@ class TrainConfig(Common):
         return self
 
 
+class SearchRange(Section):
+    """Every number from `low` to `high`; whole ones where both are whole."""
+
+    low: int | float
+    high: int | float
+    log: bool = Field(False, description="even in the logarithm: for what is told apart by its factor")
+
+    @model_validator(mode="after")
+    def _is_a_range(self) -> SearchRange:
+        if not self.low < self.high:
+            raise ValueError(f"low must be below high, found {self.low} and {self.high}")
+        if self.log and self.low <= 0:
+            raise ValueError(f"log=true needs numbers above 0, found low={self.low}")
+        return self
+
+
+def _choices(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return SearchRange.model_validate(dict(value))
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        if not value:
+            raise ValueError("an empty list of values")
+        return tuple(value)
+    raise ValueError(f"expected a list of values or {{low: ..., high: ..., log: true}}, found {value!r}")
+
+
+Choices = Annotated[SearchRange | tuple[bool | int | float | str | None, ...], BeforeValidator(_choices)]
+
+
+class Search(Section):
+    """What `bertray tune` varies, and how."""
+
+    space: dict[str, Choices] = Field(
+        {
+            "training.learning_rate": SearchRange(low=1e-5, high=3e-4, log=True),
+            "training.batch_size": (16, 32),
+        },
+        min_length=1,
+        description="key of train: a list of values, or {low, high, log}; keys under training., and seed",
+    )
+    trials: int = Field(12, ge=1, description="points of the space that are tried")
+    sampler: Literal["tpe", "random", "grid"] = Field(
+        "tpe", description="how the next point is chosen (Optuna); grid: every combination of listed values"
+    )
+    stop_early: bool = Field(True, description="end trials that are behind after an epoch (asynchronous halving)")
+
+
+class TuneConfig(TrainConfig):
+    """`bertray tune`: a search over the settings of train, judged on validation rows."""
+
+    search: Search = Search()
+
+
 class EvaluateConfig(Common):
     """`bertray evaluate`: a model on labelled reviews."""
 
@@ -405,6 +458,7 @@ class InitConfig(Section):
 
 CONFIGS: dict[str, type[Section]] = {
     "train": TrainConfig,
+    "tune": TuneConfig,
     "evaluate": EvaluateConfig,
     "score": ScoreConfig,
     "embed": EmbedConfig,

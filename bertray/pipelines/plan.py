@@ -17,10 +17,11 @@ from bertray.errors import DataRefused
 from bertray.model.bundle import resolve_model
 from bertray.model.tokenization import ReviewTokenizer, sequences
 from bertray.pipelines.cluster import inside_cluster, plan_resources
+from bertray.pipelines.examples import open_data
 from bertray.pipelines.inputs import Inputs, open_model
 from bertray.pipelines.runs import check_claim
 from bertray.pipelines.tonight import Tonight, decide, look, spec_for, unfinished_plan
-from bertray.pipelines.train import check_train, open_data, run_key_of
+from bertray.pipelines.train import check_train, run_key_of
 from bertray.reviews.sources import read_shard
 from bertray.storage.store import open_store
 

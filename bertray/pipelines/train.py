@@ -11,8 +11,8 @@ import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ import pyarrow as pa
 import bertray
 from bertray.config import TrainConfig, to_yaml
 from bertray.console import Ticker, duration, say
-from bertray.errors import ConfigError, DataRefused, InfrastructureError
+from bertray.errors import ConfigError, InfrastructureError
 from bertray.model.bundle import LINEAR_HEADS, BundleInfo, resolve_model, weights_digest, write_bundle
 from bertray.pipelines import features
 from bertray.pipelines.cluster import Resources, ray_session
@@ -32,50 +32,36 @@ from bertray.pipelines.evaluation import (
     finish_report,
     train_baselines,
 )
+from bertray.pipelines.examples import (
+    LabelledData,
+    TokenizedData,
+    check_splits,
+    open_data,
+    rows_by_file,
+    tokenize,
+)
 from bertray.pipelines.features import FittedHead, fit_on_features
-from bertray.pipelines.inputs import Inputs, check_length, open_inputs, read_spec
+from bertray.pipelines.inputs import check_length
 from bertray.pipelines.parts import parquet_bytes
 from bertray.pipelines.runs import claim_output, finished_run, mark_finished
-from bertray.pipelines.shards import ReadSettings, write_token_shards
-from bertray.reviews.label_counts import count_labels
-from bertray.reviews.labels import LabelMap
-from bertray.reviews.sources import Period, check_slices
-from bertray.reviews.split import joined_groups, validation_mask
 from bertray.storage.store import LocalStore, Store, open_store
 from bertray.training.checkpoint import checkpoint_folders, load_step
 from bertray.training.loop import Examples, LoopSettings, Outcome
 from bertray.training.order import num_steps
-from bertray.training.token_shards import TokenShards, cache_key
+from bertray.training.token_shards import cache_key
 
 log = logging.getLogger(__name__)
 
-TOKENS = "control/tokens"
 PROGRESS = "control/progress.json"
-ROWS_PER_SHARD = 4096
 IMPORTS = ("ray.data", "ray.train.torch", "transformers")  # what the driver needs after Ray has started
-
-
-@dataclass(frozen=True)
-class _Data:
-    """The checked inputs of a run."""
-
-    train: Inputs
-    validation: Inputs | None
-    test: Inputs | None
-    labels: LabelMap
-    fingerprint: str
 
 
 @dataclass(frozen=True)
 class _TrainJob:
     """What each Ray Train worker is given; it computes everything else by arithmetic."""
 
-    output: str
+    data: TokenizedData
     model: str
-    train_shards: list[str]
-    validation_shards: list[str] | None
-    labels: LabelMap
-    validation_fraction: float
     loop: LoopSettings
 
 
@@ -92,30 +78,22 @@ def run_train(config: TrainConfig) -> int:
         return 0
     claim_output(store, "train", run_key, to_yaml(config))
     with ray_session(config.workers, imports=IMPORTS) as resources:
-        train_keys = _token_shards(config, data.train, base, store, resources, "train")
-        validation_keys = (
-            None
-            if data.validation is None
-            else _token_shards(config, data.validation, base, store, resources, "validation")
-        )
-        examples = _fetched_examples(
-            store, train_keys, validation_keys, data.labels, config.data.validation_fraction, config.seed
-        )
-        _check_splits(examples, data.labels)
+        tokenized = tokenize(config, data, base, store, resources)
+        examples = tokenized.examples()
+        check_splits(examples, data.labels)
         outcome: Outcome | None = None
         fitted: FittedHead | None = None
         if config.training.method == "features":
-            token_keys = [*train_keys, *(validation_keys or [])]
-            fitted = fit_on_features(config, base, token_keys, examples, store, resources)
+            fitted = fit_on_features(config, base, tokenized.keys, examples, store, resources)
             bundle, info = _write_features_bundle(config, data, fitted, model_folder, store)
         else:
-            outcome, temperature = _fit(config, data, run_key, train_keys, validation_keys, examples, store, resources)
+            outcome, temperature = _fit(config, tokenized, run_key, examples, store, resources)
             bundle, info = _write_bundle(config, data, run_key, outcome, temperature, model_folder, store)
         rows = _evaluate(config, data, examples, bundle, info, store, resources)
     baselines = (
         train_baselines(
             data.train,
-            _rows_by_file(examples, examples.train),
+            rows_by_file(examples, examples.train),
             data.labels,
             max_rows=config.report.baseline_rows,
             seed=config.seed,
@@ -151,46 +129,6 @@ def run_train(config: TrainConfig) -> int:
     return 0
 
 
-# --- before the cluster ----------------------------------------------------------------------------------------------
-
-
-def open_data(config: TrainConfig) -> _Data:
-    columns = [*config.report.slices]
-    group = [config.data.group] if config.data.group else []
-    label_spec = read_spec(
-        config, config.cleaning, config.max_chars, wants_label=True, keep_columns=[*dict.fromkeys(columns + group)]
-    )
-    report_spec = read_spec(config, config.cleaning, config.max_chars, wants_label=True, keep_columns=columns)
-    assert config.data.train is not None
-    before, after = _periods(config)
-    train = open_inputs("data.train", config.data.train, config, replace(label_spec, period=before))
-    validation = config.data.validation and open_inputs("data.validation", config.data.validation, config, label_spec)
-    test_key, test_paths = ("data.test_from", config.data.train) if after else ("data.test", config.data.test)
-    test = test_paths and open_inputs(test_key, test_paths, config, replace(report_spec, period=after))
-    for inputs in (train, validation, test):
-        if inputs:
-            check_slices(inputs.files, inputs.spec, config.report.slices)
-    seen = count_labels(train.files, train.spec)
-    labels = LabelMap.from_config(config.labels, seen)
-    labels.check(seen, "data.train")
-    for key, inputs in (("data.validation", validation), (test_key, test)):
-        if inputs:
-            labels.check(count_labels(inputs.files, inputs.spec), key, needs_all_classes=False)
-    pinned = [
-        [(f.path, f.size_bytes, f.digest, f.num_rows) for f in inputs.files] if inputs else None
-        for inputs in (train, validation, test)
-    ]
-    return _Data(train, validation or None, test or None, labels, cache_key({"files": pinned}))
-
-
-def _periods(config: TrainConfig) -> tuple[Period | None, Period | None]:
-    """What of data.train is learned from and what is the test, with data.test_from."""
-    time, moment = config.data.time, config.data.test_from
-    if time is None or moment is None:
-        return None, None
-    return Period(time, moment, after=False), Period(time, moment, after=True)
-
-
 def _identity(config: TrainConfig) -> dict[str, Any]:
     """The part of a config that decides what is trained; where and how fast is left out."""
     identity = config.model_dump(mode="json", exclude={"output", "price_per_hour", "workers"})
@@ -218,132 +156,10 @@ def check_train(config: TrainConfig) -> Path:
     return folder
 
 
-def run_key_of(config: TrainConfig, data: _Data, model_folder: Path) -> str:
+def run_key_of(config: TrainConfig, data: LabelledData, model_folder: Path) -> str:
     """What makes two runs the same: data, base model and every setting that decides what is trained."""
     identity = {"config": _identity(config), "data": data.fingerprint, "base model": weights_digest(model_folder)}
     return cache_key(identity)
-
-
-def _check_splits(examples: Examples, labels: LabelMap) -> None:
-    if not len(examples.validation):
-        raise DataRefused(
-            f"data.train: {len(examples.train)} examples, of which none could be put aside for validation; identical "
-            "texts stay in one split.",
-            "Give reviews with more different texts, or name data.validation.",
-        )
-    counts = np.bincount(examples.label_ids_N[examples.train], minlength=len(labels.names))
-    missing = [name for name, count in zip(labels.names, counts, strict=True) if count == 0]
-    if missing:
-        raise DataRefused(
-            f"data.train: no example of {', '.join(missing)} in the train split ({int(counts.sum())} examples).",
-            "Give more reviews of these classes, or leave them out of `labels`.",
-        )
-
-
-# --- token shards ----------------------------------------------------------------------------------------------------
-
-
-def _token_shards(
-    config: TrainConfig, inputs: Inputs, base: str, store: Store, resources: Resources, split: str
-) -> list[str]:
-    """Keys of the token shards of an input, in the order of its rows; reused when nothing changed."""
-    # Training sees one window of a long review; scoring pools several.
-    long_text = "head" if config.long_text == "windows" else config.long_text
-    settings = ReadSettings(inputs.spec, config.model, config.max_length, long_text, config.data.group)
-    key = cache_key(
-        {
-            "files": [(f.path, f.size_bytes, f.digest) for f in inputs.files],
-            "columns": inputs.spec.columns.model_dump(),
-            "cleaning": config.cleaning.model_dump(),
-            "max_chars": config.max_chars,
-            "model": base,
-            "max_length": config.max_length,
-            "long_text": long_text,
-            "group": config.data.group,
-            "period": inputs.spec.period and asdict(inputs.spec.period),
-        }
-    )
-    folder = f"{TOKENS}/{key}"
-    manifest = f"{folder}/manifest.json"
-    if not store.exists(manifest):
-        work = inputs.work_items(ROWS_PER_SHARD)
-        summaries = []
-        with Ticker(f"tokenizing {split}", inputs.num_rows, "reviews") as ticker:
-            done = 0
-            for summary in write_token_shards(work, settings, config.output, folder, resources):
-                summaries.append(summary)
-                done += summary["rows"]
-                ticker.update(done)
-        keys = sorted(summary["key"] for summary in summaries if summary["key"])
-        refused = sum(summary["refused"] for summary in summaries)
-        if not keys:
-            raise DataRefused(f"data.{split}: none of {inputs.num_rows} rows is usable.", "Look at the file.")
-        if refused:
-            log.warning("%s: %d of %d rows cannot be used (no text or no id)", split, refused, done)
-        store.put(manifest, json.dumps({"keys": keys, "rows": done, "refused": refused}).encode())
-    keys = json.loads(store.get(manifest))["keys"]
-    return [str(key) for key in keys]
-
-
-@contextlib.contextmanager
-def _local_copies(store: Store, keys: Sequence[str]) -> Iterator[list[Path]]:
-    """Local paths of token shards; those of an object store are fetched, and go when the block ends."""
-    if isinstance(store, LocalStore):
-        yield [Path(store.uri(key)) for key in keys]
-        return
-    with tempfile.TemporaryDirectory(prefix="bertray-tokens-") as folder:
-        paths = [Path(folder) / key.rpartition("/")[2] for key in keys]
-        for key, path in zip(keys, paths, strict=True):
-            path.write_bytes(store.get(key))
-        yield paths
-
-
-def _fetched_examples(
-    store: Store,
-    train_keys: Sequence[str],
-    validation_keys: Sequence[str] | None,
-    labels: LabelMap,
-    validation_fraction: float,
-    seed: int,
-) -> Examples:
-    """The examples of token shards that lie in the output; their files stay mapped when fetched copies are removed."""
-    with _local_copies(store, train_keys) as train_paths, _local_copies(store, validation_keys or []) as held_out:
-        return load_examples(
-            train_paths, held_out if validation_keys is not None else None, labels, validation_fraction, seed
-        )
-
-
-def load_examples(
-    train_paths: Sequence[Path],
-    validation_paths: Sequence[Path] | None,
-    labels: LabelMap,
-    validation_fraction: float,
-    seed: int,
-) -> Examples:
-    """Token shards with labels and splits; the same on the driver and on every worker, whatever their number."""
-    shards = TokenShards([*train_paths, *(validation_paths or [])])
-    label_ids_N = labels.ids(shards.labels.combine_chunks())
-    usable_N = label_ids_N >= 0
-    if validation_paths is None:
-        held_out_N = np.zeros(len(shards), bool)
-        usable = np.flatnonzero(usable_N)
-        groups = joined_groups(shards.text_hash_N[usable], shards.group_hash_N[usable])
-        mask = validation_mask(groups, label_ids_N[usable], validation_fraction, seed)
-        held_out_N[usable[mask]] = True
-    else:
-        held_out_N = np.arange(len(shards)) >= len(TokenShards(train_paths))
-    return Examples(
-        shards,
-        label_ids_N,
-        train=np.flatnonzero(usable_N & ~held_out_N),
-        validation=np.flatnonzero(usable_N & held_out_N),
-    )
-
-
-def _rows_by_file(examples: Examples, members: np.ndarray) -> dict[int, np.ndarray]:
-    """Input rows behind some examples: file_no -> ascending row numbers."""
-    file_no, row_no = examples.shards.file_no_N[members], examples.shards.row_no_N[members]
-    return {int(number): np.sort(row_no[file_no == number]) for number in np.unique(file_no)}
 
 
 # --- Ray Train -------------------------------------------------------------------------------------------------------
@@ -351,10 +167,8 @@ def _rows_by_file(examples: Examples, members: np.ndarray) -> dict[int, np.ndarr
 
 def _fit(
     config: TrainConfig,
-    data: _Data,
+    tokenized: TokenizedData,
     run_key: str,
-    train_keys: list[str],
-    validation_keys: list[str] | None,
     examples: Examples,
     store: Store,
     resources: Resources,
@@ -364,13 +178,9 @@ def _fit(
     from ray.train.torch import TorchTrainer
 
     job = _TrainJob(
-        output=store.root,
+        data=tokenized,
         model=config.model,
-        train_shards=train_keys,
-        validation_shards=validation_keys,
-        labels=data.labels,
-        validation_fraction=config.data.validation_fraction,
-        loop=LoopSettings(data.labels.names, config.training, config.seed, run_key, resources.threads),
+        loop=LoopSettings(tokenized.labels.names, config.training, config.seed, run_key, resources.threads),
     )
     per_worker = {"CPU": resources.cpus_per_worker} | ({"GPU": 1.0} if resources.gpus_per_worker else {})
     log.info(
@@ -411,16 +221,14 @@ def _train_worker(settings: dict[str, Any]) -> dict[str, Any]:
     from bertray.training.loop import run_loop
 
     job: _TrainJob = settings["job"]
-    store = open_store(job.output)
+    store = open_store(job.data.output)
     rank = ray.train.get_context().get_world_rank()
     start = uuid.uuid4().hex
     messages: list[str] = []
     logging.getLogger("bertray").setLevel(logging.INFO)
     logging.getLogger("bertray").addHandler(_Collector(messages))
     folder = resolve_model(job.model)
-    examples = _fetched_examples(
-        store, job.train_shards, job.validation_shards, job.labels, job.validation_fraction, job.loop.seed
-    )
+    examples = job.data.examples()
 
     def on_progress(state: dict[str, Any]) -> None:
         store.put(PROGRESS, json.dumps({**state, "start": start, "messages": messages}).encode())
@@ -513,7 +321,7 @@ def _show_progress(store: Store, ticker: Ticker, shown: dict[str, int]) -> None:
 
 def _write_bundle(
     config: TrainConfig,
-    data: _Data,
+    data: LabelledData,
     run_key: str,
     outcome: Outcome,
     temperature: float,
@@ -536,7 +344,7 @@ def _write_bundle(
 
 
 def _write_features_bundle(
-    config: TrainConfig, data: _Data, fitted: FittedHead, model_folder: Path, store: Store
+    config: TrainConfig, data: LabelledData, fitted: FittedHead, model_folder: Path, store: Store
 ) -> tuple[str, BundleInfo]:
     """The encoder as it is, with the head beside it."""
     from bertray.model.readout import PooledReadout
@@ -549,7 +357,7 @@ def _write_features_bundle(
     return _saved(config, data, model, model_folder, info, how, store, features.to_tensors(fitted.head))
 
 
-def _info(config: TrainConfig, data: _Data, temperature: float) -> BundleInfo:
+def _info(config: TrainConfig, data: LabelledData, temperature: float) -> BundleInfo:
     return BundleInfo(
         labels=data.labels.names,
         label_values=dict(data.labels.values),
@@ -566,7 +374,7 @@ def _info(config: TrainConfig, data: _Data, temperature: float) -> BundleInfo:
 
 def _saved(
     config: TrainConfig,
-    data: _Data,
+    data: LabelledData,
     model: Any,
     model_folder: Path,
     info: BundleInfo,
@@ -588,7 +396,7 @@ def _saved(
     return store.uri("model"), info
 
 
-def _card(config: TrainConfig, data: _Data, how: str) -> str:
+def _card(config: TrainConfig, data: LabelledData, how: str) -> str:
     labels = "\n".join(f"- `{name}`" for name in data.labels.names)
     training = config.training
     steps = (
@@ -619,7 +427,7 @@ Meant for reviews like those it was trained on; on other text its scores are not
 
 def _evaluate(
     config: TrainConfig,
-    data: _Data,
+    data: LabelledData,
     examples: Examples,
     bundle: str,
     info: BundleInfo,
@@ -630,14 +438,14 @@ def _evaluate(
     inputs = data.test or data.validation or data.train
     only_rows = None
     if data.test is None and data.validation is None:
-        only_rows = _rows_by_file(examples, examples.validation)
+        only_rows = rows_by_file(examples, examples.validation)
     return evaluate_shards(
         inputs, bundle, info, data.labels, store, resources, config.report.slices, only_rows=only_rows
     )
 
 
 def _notes(
-    config: TrainConfig, data: _Data, examples: Examples, outcome: Outcome | None, rows: EvaluatedRows
+    config: TrainConfig, data: LabelledData, examples: Examples, outcome: Outcome | None, rows: EvaluatedRows
 ) -> list[str]:
     """What the reader of the report should know."""
     notes = []
@@ -661,7 +469,9 @@ def _notes(
     return notes
 
 
-def _facts(config: TrainConfig, data: _Data, examples: Examples, info: BundleInfo, seconds: float) -> dict[str, str]:
+def _facts(
+    config: TrainConfig, data: LabelledData, examples: Examples, info: BundleInfo, seconds: float
+) -> dict[str, str]:
     lens_N = examples.shards.lens_N[examples.train]
     return {
         "base model": config.model,

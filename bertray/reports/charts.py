@@ -73,6 +73,17 @@ class Charts:
             axes.set(xlabel="score of the predicted label", ylabel="share that is right")
             return self._svg(figure, "Reliability diagram: share of right predictions by score")
 
+    def tried(self, points: Points, best: tuple[float, float], *, xlabel: str, ylabel: str, log: bool) -> Markup:
+        """What each trial of a search reached, by one of its settings; the best one is marked."""
+        with matplotlib.rc_context(_RC):
+            figure, axes = _figure()
+            axes.plot(*zip(*points, strict=True), color=SERIES[0], linestyle="", marker="o", markersize=4)
+            axes.plot(*best, color=SERIES[1], linestyle="", marker="D", markersize=7)
+            if log:
+                axes.set_xscale("log")
+            axes.set(xlabel=xlabel, ylabel=ylabel)
+            return self._svg(figure, f"Trials: {ylabel} by {xlabel}")
+
     def scores(self, right: Sequence[int], wrong: Sequence[int] | None) -> Markup:
         """Rows by score in equal bins over [0, 1]; right and wrong rows stacked where both are known."""
         with matplotlib.rc_context(_RC):

@@ -125,6 +125,7 @@ def run_loop(
     *,
     device: str = "cpu",
     on_progress: Callable[[dict[str, Any]], None] | None = None,
+    on_epoch: Callable[[dict[str, Any]], None] | None = None,
 ) -> Outcome:
     """Train, or resume, to the end; every rank calls it with the same arguments, but for `on_progress`.
 
@@ -134,13 +135,15 @@ def run_loop(
     Args:
         on_progress: called by rank 0 about once a second; one that fails with a BertrayError or an OSError is logged
             once and does not end training.
+        on_epoch: called by rank 0 with the row of the history of each epoch, after its checkpoint; after a resume with
+            those of the epochs before it first.
 
     Raises:
         InfrastructureError: the loss or the gradient is not finite, and the last checkpoint, which is finite, is kept;
             or a checkpoint cannot be written. Every rank raises it.
         DataRefused: a split has no example.
     """
-    return _Loop(examples, model_folder, pad_id, settings, store, device, on_progress).run()
+    return _Loop(examples, model_folder, pad_id, settings, store, device, on_progress, on_epoch).run()
 
 
 class _Loop:
@@ -153,6 +156,7 @@ class _Loop:
         store: Store,
         device: str,
         on_progress: Callable[[dict[str, Any]], None] | None,
+        on_epoch: Callable[[dict[str, Any]], None] | None = None,
     ) -> None:
         import torch
         import torch.distributed as dist
@@ -164,7 +168,7 @@ class _Loop:
                 "Give more labelled reviews, or data.validation.",
             )
         self.examples, self.pad_id, self.settings, self.store = examples, pad_id, settings, store
-        self.device, self.on_progress = device, on_progress
+        self.device, self.on_progress, self.on_epoch = device, on_progress, on_epoch
         self.distributed = dist.is_available() and dist.is_initialized()
         self.rank = dist.get_rank() if self.distributed else 0
         self.world_size = dist.get_world_size() if self.distributed else 1
@@ -217,6 +221,9 @@ class _Loop:
 
             ids = [torch.cuda.current_device()] if self.device.startswith("cuda") else None
             self.model = torch.nn.parallel.DistributedDataParallel(self.raw_model, device_ids=ids)
+        for row in self.progress.history:
+            if row["kind"] == "eval":
+                self._tell_epoch(row)
         before = self.progress.seconds
         self._started = time.monotonic() - before
         while not self.progress.finished:
@@ -395,6 +402,11 @@ class _Loop:
                 "; stopped early" if stopped and progress.epoch < training.epochs else "",
             )
         self._save()
+        self._tell_epoch(progress.history[-1])
+
+    def _tell_epoch(self, row: dict[str, Any]) -> None:
+        if self.on_epoch is not None and self.rank == 0:
+            self.on_epoch(row)
 
     def _validation_logits(self) -> np.ndarray:
         """Logits of every validation example, on every rank: float32 [V, C]."""

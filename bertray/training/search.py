@@ -1,0 +1,184 @@
+"""What a search tries: the space as the config says it, and the next point by Optuna, knowing what came before."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from bertray.config import Search, SearchRange, Section, TrainConfig, TuneConfig
+from bertray.errors import ConfigError, did_you_mean
+from bertray.training.token_shards import cache_key
+
+Point: TypeAlias = dict[str, Any]  # config key -> value
+
+# Of `training`, what a search is not about: where and how safely it runs, what is better, and what only features have.
+_FIXED = {
+    "method",
+    "head",
+    "pooling",
+    "max_feature_rows",
+    "best_metric",
+    "checkpoint_every_s",
+    "max_failures",
+    "precision",
+}
+
+
+def searchable_keys() -> list[str]:
+    """Keys that a search may vary: those that the token shards do not depend on."""
+    training: type[Section] = TrainConfig.model_fields["training"].annotation  # type: ignore[assignment]
+    return ["seed", *(f"training.{name}" for name in training.model_fields if name not in _FIXED)]
+
+
+def check_space(config: TuneConfig) -> None:
+    """Refuse a space with a key that cannot be varied, or a value that `train` would refuse.
+
+    Raises:
+        ConfigError: names the key, what it holds and what would be right.
+    """
+    keys, search = searchable_keys(), config.search
+    for key, choices in search.space.items():
+        if key not in keys:
+            raise ConfigError(
+                f"search.space: {key!r} cannot be searched.{did_you_mean(key, keys)}",
+                f"One of {', '.join(keys)}; other keys need other token shards, so make them another run.",
+            )
+        tried = list(choices) if isinstance(choices, tuple) else [choices.low, choices.high]
+        for value in tried:
+            try:
+                at(config, {key: value})
+            except ConfigError as error:
+                raise ConfigError(f"search.space: {key}={value!r}: {error.message}", error.remedy) from error
+    if search.sampler == "grid":
+        ranges = [key for key, choices in search.space.items() if isinstance(choices, SearchRange)]
+        if ranges:
+            raise ConfigError(
+                f"search.sampler=grid: {', '.join(ranges)} is a range, of which there is no end.",
+                f"List its values: {{{ranges[0]}: [...]}}, or use sampler=tpe or random.",
+            )
+
+
+def at(config: TuneConfig, point: Mapping[str, Any]) -> TrainConfig:
+    """The config of `train` at a point of the space.
+
+    Raises:
+        ConfigError: a value that `train` refuses.
+    """
+    from bertray.config import build_config
+
+    data = config.model_dump(mode="json", exclude={"search"})
+    for key, value in point.items():
+        *sections, name = key.split(".")
+        target = data
+        for section in sections:
+            target = target[section]
+        target[name] = value
+    found = build_config("train", data)
+    assert isinstance(found, TrainConfig)
+    return found
+
+
+def start_of(config: TuneConfig) -> Point:
+    """The point that the config stands at; it is tried first where it lies in the space."""
+    data = config.model_dump(mode="json")
+    point = {}
+    for key, choices in config.search.space.items():
+        value: Any = data
+        for part in key.split("."):
+            value = value[part]
+        inside = value in choices if isinstance(choices, tuple) else choices.low <= value <= choices.high
+        if not inside:
+            return {}
+        point[key] = value
+    return point
+
+
+def name_of(point: Mapping[str, Any]) -> str:
+    """A name of a point that a later run finds again."""
+    return cache_key({"point": json.loads(json.dumps(dict(sorted(point.items()))))})
+
+
+@dataclass(frozen=True)
+class Tried:
+    """A point with what came of it; `value` is better when larger, None when training failed."""
+
+    point: Point
+    value: float | None
+
+
+class Sampler:
+    """Asks Optuna for points. The same seed and the same past give the same next point.
+
+    Args:
+        search: space, sampler.
+        seed: of the sampler.
+        tried: what is known already.
+        first: points to try before Optuna is asked.
+    """
+
+    def __init__(self, search: Search, seed: int, tried: Sequence[Tried], first: Sequence[Point]) -> None:
+        import optuna
+
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        self._distributions = {key: _distribution(choices) for key, choices in search.space.items()}
+        samplers: dict[str, Any] = {
+            "tpe": lambda: optuna.samplers.TPESampler(seed=seed, n_startup_trials=5, constant_liar=True),
+            "random": lambda: optuna.samplers.RandomSampler(seed=seed + len(tried)),
+            "grid": lambda: optuna.samplers.RandomSampler(seed=seed),  # asked when every point is under way
+        }
+        self._study = optuna.create_study(direction="maximize", sampler=samplers[search.sampler]())
+        self._open: dict[str, Any] = {}
+        for past in tried:
+            self._study.add_trial(
+                optuna.trial.create_trial(
+                    params=past.point,
+                    distributions=self._distributions,
+                    value=past.value,
+                    state=optuna.trial.TrialState.COMPLETE if past.value is not None else optuna.trial.TrialState.FAIL,
+                )
+            )
+        if search.sampler == "grid":
+            known = {name_of(past.point) for past in tried} | {name_of(point) for point in first}
+            first = [*first, *(point for point in grid(search) if name_of(point) not in known)]
+        for point in first:
+            self._study.enqueue_trial(point)
+
+    def next(self, trial: str) -> Point:
+        """The point that a trial of this name shall try."""
+        asked = self._study.ask(self._distributions)
+        self._open[trial] = asked
+        return dict(asked.params)
+
+    def tell(self, trial: str, value: float | None) -> None:
+        """What came of it."""
+        import optuna
+
+        asked = self._open.pop(trial)
+        if value is None:
+            self._study.tell(asked, state=optuna.trial.TrialState.FAIL)
+        else:
+            self._study.tell(asked, value)
+
+
+def _distribution(choices: SearchRange | tuple[Any, ...]) -> Any:
+    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+    if isinstance(choices, tuple):
+        return CategoricalDistribution(choices)
+    if isinstance(choices.low, int) and isinstance(choices.high, int):
+        return IntDistribution(choices.low, choices.high, log=choices.log)
+    return FloatDistribution(float(choices.low), float(choices.high), log=choices.log)
+
+
+def grid(search: Search) -> list[Point]:
+    """Every combination of listed values; the first key varies slowest."""
+    listed = {key: choices for key, choices in search.space.items() if isinstance(choices, tuple)}
+    return [dict(zip(listed, values, strict=True)) for values in itertools.product(*listed.values())]
+
+
+def num_trials(search: Search) -> int:
+    """Trials of the whole search: as many as asked for, or as a grid has points."""
+    return min(search.trials, len(grid(search))) if search.sampler == "grid" else search.trials
