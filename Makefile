@@ -5,7 +5,7 @@ BIN := .venv/bin
 export HF_HUB_OFFLINE ?= 1
 export RAY_USAGE_STATS_ENABLED ?= 0
 
-.PHONY: demo test test-slow soak scale compare-kills lint format install clean
+.PHONY: demo test test-slow soak scale recipes compare-kills lint format install clean
 
 demo: install
 	$(BIN)/bertray demo
@@ -25,6 +25,11 @@ scale: install
 
 compare-kills: install
 	$(BIN)/python -m tests.compare_kills
+
+# Every recipe on real data, and the tables of docs/recipes.md; DATA is the folder with imdb/, cola/, emotion/ ...
+DATA ?= ../shared/data
+recipes: install
+	$(BIN)/python -m tests.recipes $(DATA)
 
 lint: install
 	$(BIN)/ruff check .

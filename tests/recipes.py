@@ -49,7 +49,7 @@ class Run:
         verb: of bertray.
         words: config files and overrides; `{name}` stands for the output of an earlier run.
         data: key -> file; more words.
-        metric: of metrics.json.
+        metric: of metrics.json; none: the run has no line of its own.
         settings: what sets it apart from the other runs of its recipe, in words.
         published: the figure that data/README.md gives, and of what.
     """
@@ -143,6 +143,58 @@ ASPECT_FILES = {"train": "train", "validation": "val", "test": "test"}
 SEARCH = {"data.train": Rows("emotion/train.parquet", 2000), "data.validation": Rows("emotion/validation.parquet")}
 
 
+EMBEDDED = Rows("imdb/test.parquet", 2000)
+
+
+def embeddings() -> Run:
+    return Run("embed", "embed", (*config("embed"), "keep_columns=[label]"), {"input": EMBEDDED}, "", "")
+
+
+def search() -> tuple[Run, ...]:
+    """The search, then its best and the config as it stands on the same rows, tested."""
+    tested = SEARCH | {"data.test": Rows("emotion/test.parquet")}
+    words = ("training.epochs=3", "search.trials=10")
+    return (
+        Run("search", "tune", (*config("emotion"), *config("tune"), *words), SEARCH, "", ""),
+        Run("searched", "train", ("-c", "{search}/best.yaml"), tested, "macro_f1", "the best of the search"),
+        Run("unsearched", "train", (*config("emotion"), words[0]), tested, "macro_f1", "`emotion.yaml` as it stands"),
+    )
+
+
+def neighbours_in_words(results: list[Result]) -> str:
+    """How well cosine neighbours agree in their label: a figure that needs no training at all."""
+    rows = pq.read_table(results[0].output / "data")
+    column = rows["embedding"].combine_chunks()
+    vectors_ND = column.flatten().to_numpy().reshape(len(column), -1).astype(np.float32)
+    labels_N = np.array(rows["label"].to_pylist())
+    cosine_NN = vectors_ND @ vectors_ND.T
+    np.fill_diagonal(cosine_NN, -2)
+    nearest_NK = np.argsort(-cosine_NN, axis=1)[:, :10]
+    share_N = (labels_N[nearest_NK] == labels_N[:, None]).mean(axis=1)
+    half = 1.96 * share_N.std(ddof=1) / len(share_N) ** 0.5
+    size = sum(path.stat().st_size for path in (results[0].output / "data").rglob("*.parquet")) / 2**20
+    return (
+        f"{len(column):,} reviews to {vectors_ND.shape[1]} numbers each in {results[0].minutes:.1f} minutes, {size:.1f} MiB. "
+        f"Of the ten nearest reviews by cosine, {share_N.mean():.3f} [{share_N.mean() - half:.3f}, "
+        f"{share_N.mean() + half:.3f}] have the same label (half would by chance): these vectors are of topics more "
+        "than of opinions, which is why a head is trained on them."
+    )
+
+
+def search_in_words(results: list[Result]) -> str:
+    trials = pq.read_table(results[0].output / "trials.parquet").to_pylist()
+    best = max((row for row in trials if row["status"] != "failed"), key=lambda row: row["macro_f1"])
+    stopped = sum(row["status"] == "stopped" for row in trials)
+    point = {key.removeprefix("training."): value for key, value in best.items() if key.startswith("training.")}
+    at = ", ".join(
+        f"{key} {value:.3g}" if isinstance(value, float) else f"{key} {value}" for key, value in point.items()
+    )
+    return (
+        f"The search: {len(trials)} trials in {results[0].minutes:.1f} minutes, {stopped} of them ended early; best: {at}, macro "
+        f"F1 {best['macro_f1']:.3f} on the validation rows that chose it."
+    )
+
+
 def seeds_in_words(results: list[Result]) -> str:
     values = [result.value("mcc")["value"] for result in results]
     return f"MCC over {len(values)} seeds: mean {mean(values):.3f}, standard deviation {stdev(values):.3f}."
@@ -185,6 +237,8 @@ RECIPES = (
             for long_text in long_texts
         ),
     ),
+    Recipe("Embeddings (IMDB)", (embeddings(),), neighbours_in_words),
+    Recipe("Search (emotion, 2,000 train rows)", search(), search_in_words),
 )
 
 
@@ -261,12 +315,13 @@ def table(recipes: Sequence[tuple[Recipe, list[Result]]]) -> str:
     for recipe, results in recipes:
         lines = [f"### {recipe.title}\n"]
         names = sorted({rows.path.partition("/")[0] for result in results for rows in result.run.data.values()})
-        lines += [
-            f"Data: {', '.join(f'`{name}`' for name in names)}. Model: `bundled`.\n",
-            "| settings | rows given | tested on | metric | value [95 %] | TF-IDF | published | minutes |",
-            "|---|---|---|---|---|---|---|---|",
-        ]
-        lines += [_line(result) for result in results]
+        lines += [f"Data: {', '.join(f'`{name}`' for name in names)}. Model: `bundled`.\n"]
+        if told := [_line(result) for result in results if result.run.metric]:
+            lines += [
+                "| settings | rows given | tested on | metric | value [95 %] | TF-IDF | published | minutes |",
+                "|---|---|---|---|---|---|---|---|",
+                *told,
+            ]
         if recipe.remark is not None:
             lines += ["", recipe.remark(results)]
         parts.append("\n".join(lines) + "\n")

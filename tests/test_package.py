@@ -138,3 +138,11 @@ def test_the_project_names_no_machine():
     files = [ROOT / name for name in listed.stdout.splitlines()]
     texts = {path: path.read_text(encoding="utf-8", errors="ignore") for path in files if path.is_file()}
     assert [path.name for path, text in texts.items() if pattern.search(text)] == []
+
+
+def test_tests_named_in_the_docs_exist():
+    tests = {path.name: path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("test_*.py")}
+    for page in (ROOT / "docs").glob("*.md"):
+        named = re.findall(r"`(?:[\w/]*/)?(test_\w+\.py)::(test_\w+)`", page.read_text(encoding="utf-8"))
+        missing = [f"{file}::{name}" for file, name in named if f"def {name}(" not in tests.get(file, "")]
+        assert missing == [], page.name
