@@ -94,7 +94,7 @@ def config(name: str) -> tuple[str, str]:
 
 # --- the recipes -----------------------------------------------------------------------------------------------------
 
-IMDB = {"data.train": Rows("imdb/train.parquet", 2000), "data.test": Rows("imdb/test.parquet", 1000)}
+IMDB = {"data.train": Rows("imdb/train.parquet", 1200), "data.test": Rows("imdb/test.parquet", 800)}
 IMDB_WORDS = (*config("imdb"), "training.learning_rate=1e-4", "report.baselines=true")
 
 
@@ -132,15 +132,21 @@ def features(head: str, pooling: str) -> Run:
 
 
 def aspects(pair: bool) -> Run:
-    data = {f"data.{key}": Rows(f"mams_absa/term_{name}.parquet") for key, name in ASPECT_FILES.items()}
+    rows = {"train": 6000}
+    data = {
+        f"data.{key}": Rows(f"mams_absa/term_{name}.parquet", rows.get(key, EVERYTHING)) for key, name in FILES.items()
+    }
     name, settings = ("pairs", "(sentence, aspect)") if pair else ("sentence", "the sentence alone")
     words = (*config("aspects"), *(() if pair else ("columns={text: text, label: label}",)))
     published = "0.822 BERT, 0.834 CapsNet-BERT" if pair else ""
     return Run(f"aspects-{name}", "train", words, data, "accuracy", settings, published)
 
 
-ASPECT_FILES = {"train": "train", "validation": "val", "test": "test"}
-SEARCH = {"data.train": Rows("emotion/train.parquet", 2000), "data.validation": Rows("emotion/validation.parquet")}
+FILES = {"train": "train", "validation": "val", "test": "test"}
+SEARCH = {
+    "data.train": Rows("emotion/train.parquet", 1000),
+    "data.validation": Rows("emotion/validation.parquet", 500),
+}
 
 
 EMBEDDED = Rows("imdb/test.parquet", 2000)
@@ -153,7 +159,7 @@ def embeddings() -> Run:
 def search() -> tuple[Run, ...]:
     """The search, then its best and the config as it stands on the same rows, tested."""
     tested = SEARCH | {"data.test": Rows("emotion/test.parquet")}
-    words = ("training.epochs=3", "search.trials=10")
+    words = ("training.epochs=3", "search.trials=8")
     return (
         Run("search", "tune", (*config("emotion"), *config("tune"), *words), SEARCH, "", ""),
         Run("searched", "train", ("-c", "{search}/best.yaml"), tested, "macro_f1", "the best of the search"),
@@ -174,7 +180,8 @@ def neighbours_in_words(results: list[Result]) -> str:
     half = 1.96 * share_N.std(ddof=1) / len(share_N) ** 0.5
     size = sum(path.stat().st_size for path in (results[0].output / "data").rglob("*.parquet")) / 2**20
     return (
-        f"{len(column):,} reviews to {vectors_ND.shape[1]} numbers each in {results[0].minutes:.1f} minutes, {size:.1f} MiB. "
+        f"{len(column):,} reviews to {vectors_ND.shape[1]} numbers each in {results[0].minutes:.1f} minutes, "
+        f"{size:.1f} MiB. "
         f"Of the ten nearest reviews by cosine, {share_N.mean():.3f} [{share_N.mean() - half:.3f}, "
         f"{share_N.mean() + half:.3f}] have the same label (half would by chance): these vectors are of topics more "
         "than of opinions, which is why a head is trained on them."
@@ -238,7 +245,7 @@ RECIPES = (
         ),
     ),
     Recipe("Embeddings (IMDB)", (embeddings(),), neighbours_in_words),
-    Recipe("Search (emotion, 2,000 train rows)", search(), search_in_words),
+    Recipe("Search (emotion, 1,000 train rows)", search(), search_in_words),
 )
 
 
