@@ -25,6 +25,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import yaml
 
+from bertray.reports.search import shown
+
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "recipes.md"
 CONFIGS = "jobs/configs"
@@ -142,7 +144,6 @@ def aspects(pair: bool) -> Run:
     return Run(f"aspects-{name}", "train", words, data, "accuracy", settings, published)
 
 
-FILES = {"train": "train", "validation": "val", "test": "test"}
 SEARCH = {
     "data.train": Rows("emotion/train.parquet", 1000),
     "data.validation": Rows("emotion/validation.parquet", 500),
@@ -193,12 +194,10 @@ def search_in_words(results: list[Result]) -> str:
     best = max((row for row in trials if row["status"] != "failed"), key=lambda row: row["macro_f1"])
     stopped = sum(row["status"] == "stopped" for row in trials)
     point = {key.removeprefix("training."): value for key, value in best.items() if key.startswith("training.")}
-    at = ", ".join(
-        f"{key} {value:.3g}" if isinstance(value, float) else f"{key} {value}" for key, value in point.items()
-    )
+    at = ", ".join(f"{key} {shown(value)}" for key, value in point.items())
     return (
-        f"The search: {len(trials)} trials in {results[0].minutes:.1f} minutes, {stopped} of them ended early; best: {at}, macro "
-        f"F1 {best['macro_f1']:.3f} on the validation rows that chose it."
+        f"The search: {len(trials)} trials in {results[0].minutes:.1f} minutes, {stopped} of them ended early; best: {at}, "
+        f"macro F1 {best['macro_f1']:.3f} on the validation rows that chose it."
     )
 
 
