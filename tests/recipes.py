@@ -134,10 +134,8 @@ def features(head: str, pooling: str) -> Run:
 
 
 def aspects(pair: bool) -> Run:
-    rows = {"train": 6000}
-    data = {
-        f"data.{key}": Rows(f"mams_absa/term_{name}.parquet", rows.get(key, EVERYTHING)) for key, name in FILES.items()
-    }
+    files = {"train": ("train", 6000), "validation": ("val", EVERYTHING), "test": ("test", EVERYTHING)}
+    data = {f"data.{key}": Rows(f"mams_absa/term_{name}.parquet", rows) for key, (name, rows) in files.items()}
     name, settings = ("pairs", "(sentence, aspect)") if pair else ("sentence", "the sentence alone")
     words = (*config("aspects"), *(() if pair else ("columns={text: text, label: label}",)))
     published = "0.822 BERT, 0.834 CapsNet-BERT" if pair else ""
@@ -196,8 +194,8 @@ def search_in_words(results: list[Result]) -> str:
     point = {key.removeprefix("training."): value for key, value in best.items() if key.startswith("training.")}
     at = ", ".join(f"{key} {shown(value)}" for key, value in point.items())
     return (
-        f"The search: {len(trials)} trials in {results[0].minutes:.1f} minutes, {stopped} of them ended early; best: {at}, "
-        f"macro F1 {best['macro_f1']:.3f} on the validation rows that chose it."
+        f"The search: {len(trials)} trials in {results[0].minutes:.1f} minutes, {stopped} of them ended early; "
+        f"best: {at}, macro F1 {best['macro_f1']:.3f} on the validation rows that chose it."
     )
 
 
