@@ -1,66 +1,104 @@
-"""Each example config, run as its comments say, on a small sample of the data it is written for."""
+"""Every example config, run as its comments say on a tiny sample in the form of its data, in one Ray session."""
 
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from bertray.cli import run
+from tests.conftest import WORDS
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
+pytestmark = pytest.mark.ray
 CONFIGS = Path(__file__).resolve().parent.parent / "jobs" / "configs"
 
-# config -> (train file, test file, rows of each)
-TRAINED = {
-    "imdb": ("imdb/train.parquet", "imdb/test.parquet"),
-    "cola": ("cola/train.parquet", "cola/dev.parquet"),
-    "emotion": ("emotion/train.parquet", "emotion/test.parquet"),
-    "chinese": ("online_shopping_10_cats/train.parquet", "online_shopping_10_cats/test.parquet"),
-    "korean": ("naver_movies/train.parquet", "naver_movies/test.parquet"),
+# config -> values of its label column
+LABELS: dict[str, list[object]] = {
+    "imdb": [0, 1],
+    "cola": [0, 1],
+    "emotion": ["sadness", "joy", "love", "anger", "fear", "surprise"],
+    "tweets": ["negative", "neutral", "positive"],
+    "aspects": ["negative", "neutral", "positive"],
+    "features": ["anger", "joy"],
+    "chinese": [0, 1],
+    "korean": ["negative", "neutral", "positive"],
+}
+# Input columns that the config names besides id, text and label, with the values of a row.
+COLUMNS: dict[str, dict[str, list[object]]] = {
+    "cola": {"source": ["gj04", "bc01"]},
+    "tweets": {"airline": ["north", "south"], "date": ["2015-02-21", "2015-02-22", "2015-02-23", "2015-02-24"]},
+    "aspects": {"aspect": ["plot", "actor", "story"]},
+    "chinese": {"category_en": ["books", "hotel"]},
 }
 
 
-def sample(source: Path, target: Path, num_rows: int) -> Path:
-    """Every n-th row of a file: the originals are ordered by label."""
-    table = pq.read_table(source)
-    step = table.num_rows // num_rows
-    pq.write_table(table.take(list(range(0, step * num_rows, step))), target)
-    return target
+def write_sample(name: str, path: Path, num_rows: int, seed: int) -> Path:
+    """Random words; each label and each value of a column in turn."""
+    random = np.random.default_rng(seed)
+    texts = [" ".join(random.choice(WORDS, size=int(random.integers(4, 20)))) for _ in range(num_rows)]
+    rows: dict[str, list[object]] = {"id": [f"{path.stem}-{i}" for i in range(num_rows)], "text": list(texts)}
+    rows["label"] = [LABELS[name][i % len(LABELS[name])] for i in range(num_rows)]
+    for column, values in COLUMNS.get(name, {}).items():
+        rows[column] = [values[(i // 5) % len(values)] for i in range(num_rows)]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.table(rows), path)
+    return path
 
 
-def train(name: str, real_data: Path, encoder: Path, tmp_path: Path) -> Path:
-    train_file, test_file = TRAINED[name]
-    words = [
-        f"model={encoder}",
-        f"data.train={sample(real_data / train_file, tmp_path / 'train.parquet', 200)}",
-        f"data.test={sample(real_data / test_file, tmp_path / 'test.parquet', 60)}",
-        f"output={tmp_path / 'run'}",
-        "max_length=32",
-        "training.epochs=1",
-    ]
+def train(name: str, encoder: Path, folder: Path) -> Path:
+    words = [f"model={encoder}", f"output={folder / 'run'}", "max_length=24", "training.epochs=1"]
+    words.append(f"data.train={write_sample(name, folder / 'train.parquet', 96, 1)}")
+    if name != "tweets":  # which takes its test from the last days
+        words.append(f"data.test={write_sample(name, folder / 'test.parquet', 36, 2)}")
     assert run(["train", "-c", str(CONFIGS / f"{name}.yaml"), *words]) == 0
-    return tmp_path / "run"
+    return folder / "run"
 
 
-@pytest.mark.parametrize("name", TRAINED)
-def test_example_config_trains_on_a_sample_of_its_data(name, real_data, tiny_encoder, tmp_path, ray_cluster):
-    metrics = json.loads((train(name, real_data, tiny_encoder, tmp_path) / "metrics.json").read_text())
-    assert metrics["rows"] == 60
-    assert len(metrics["labels"]) == {"imdb": 2, "cola": 2, "emotion": 6, "chinese": 2, "korean": 3}[name]
+@pytest.mark.parametrize("name", LABELS)
+def test_a_config_trains_on_a_sample_in_the_form_of_its_data(name, tiny_encoder, tmp_path, ray_cluster):
+    output = train(name, tiny_encoder, tmp_path)
+    metrics = json.loads((output / "metrics.json").read_text())
+    info = json.loads((output / "model" / "bertray.json").read_text())
+    names = {0: "negative", 1: "positive"} if name != "cola" else {0: "unacceptable", 1: "acceptable"}
+    assert set(metrics["labels"]) == {names.get(value, value) for value in LABELS[name]}
+    assert sum(map(sum, metrics["confusion_matrix"])) == metrics["rows"] == (46 if name == "tweets" else 36)
+    assert info["text_pair"] == (name == "aspects")
+    assert info["head"] == ("linear_on_mean" if name == "features" else "sequence_classification")
+    slices = {"cola": {"source"}, "tweets": {"airline", "date"}, "chinese": {"category_en"}}.get(name, set())
+    assert slices <= set(metrics["slices"])
+    if name == "tweets":
+        assert set(metrics["slices"]["date"]) == {"2015-02-23", "2015-02-24"}
+        predicted = pq.read_table(output / "predictions.parquet")["id"].to_pylist()
+        dates = pq.read_table(tmp_path / "train.parquet")
+        late = dates.filter(pa.compute.greater_equal(dates["date"], "2015-02-23"))
+        assert sorted(predicted) == sorted(late["id"].to_pylist())
+    if name == "korean":  # the model of the nightly config
+        incoming = tmp_path / "incoming"
+        for day in ("01", "02"):
+            table = pq.read_table(write_sample(name, incoming / f"{day}.parquet", 12, int(day)))
+            pq.write_table(table.append_column("date", pa.array([f"2015-08-{day}"] * 12)), incoming / f"{day}.parquet")
+        words = [f"model={output / 'model'}", f"input={incoming}", f"output={tmp_path / 'scored'}"]
+        assert run(["score", "-c", str(CONFIGS / "nightly.yaml"), *words]) == 0
+        entry = json.loads((tmp_path / "scored" / "control" / "commits" / "00000001.json").read_text())
+        assert [(file["rows_in"], file["rows_scored"]) for file in entry["files"]] == [(12, 12), (12, 12)]
 
 
-def test_nightly_config_scores_daily_files(real_data, tiny_encoder, tmp_path, ray_cluster):
-    model = train("korean", real_data, tiny_encoder, tmp_path) / "model"
-    incoming = tmp_path / "incoming"
-    incoming.mkdir()
-    for day in sorted((real_data / "naver_movies" / "incoming").iterdir())[:2]:
-        shutil.copy(day, incoming)
-    words = [f"model={model}", f"input={incoming}/*.parquet", f"output={tmp_path / 'scored'}"]
-    assert run(["score", "-c", str(CONFIGS / "nightly.yaml"), *words]) == 0
-    entry = json.loads((tmp_path / "scored" / "control" / "commits" / "00000001.json").read_text())
-    assert len(entry["files"]) == 2
-    assert all(file["rows_in"] == file["rows_scored"] + file["rows_quarantined"] for file in entry["files"])
+def test_the_config_of_embed(tiny_encoder, tmp_path, ray_cluster):
+    write_sample("imdb", tmp_path / "in" / "a.parquet", 20, 3)
+    words = [f"model={tiny_encoder}", f"input={tmp_path / 'in'}", f"output={tmp_path / 'out'}", "max_length=24"]
+    assert run(["embed", "-c", str(CONFIGS / "embed.yaml"), *words]) == 0
+    assert pq.read_table(tmp_path / "out" / "data").schema.field("embedding").type == pa.list_(pa.float16(), 32)
+
+
+def test_the_config_of_tune_after_that_of_a_run(tiny_encoder, tmp_path, ray_cluster):
+    files = [f"data.train={write_sample('emotion', tmp_path / 'train.parquet', 96, 1)}"]
+    words = [f"model={tiny_encoder}", f"output={tmp_path / 'out'}", "max_length=24", "training.epochs=1"]
+    configs = [word for name in ("emotion", "tune") for word in ("-c", str(CONFIGS / f"{name}.yaml"))]
+    assert run(["tune", *configs, *files, *words, "search.trials=2"]) == 0
+    trials = pq.read_table(tmp_path / "out" / "trials.parquet").to_pylist()
+    assert len(trials) == 2
+    assert trials[0]["training.learning_rate"] == 1e-4  # where the config stands

@@ -123,6 +123,7 @@ def test_a_driver_is_killed_early_and_late(after, trained, inbox, ray_cluster):
     lose_the_driver(trained, inbox, after)
 
 
+@pytest.mark.slow
 def test_a_worker_that_hangs_ends_the_run_with_7_and_names_the_rows(trained, inbox, ray_cluster, capsys):
     stopped: list[int] = []
 
