@@ -16,12 +16,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from bertray import schema as s
-from bertray.config import Cleaning, ScoreConfig, Workers, build_config
+from bertray.config import Cleaning, NightConfig, Workers, build_config
 from bertray.errors import BertrayError
 from bertray.model.bundle import BundleInfo
 from bertray.pipelines import nights
 from bertray.pipelines.cluster import Resources
-from bertray.pipelines.parts import LabelMaker, MakePart, PartSettings, ScoreSettings
+from bertray.pipelines.parts import EmbedSettings, LabelMaker, MakePart, PartSettings, ScoreSettings, VectorMaker
 from bertray.pipelines.shards import ReadAndTokenize, ReadSettings
 from bertray.reviews.sources import WorkItem
 from bertray.storage import faults, ledger
@@ -50,12 +50,24 @@ class _HashPredictor:
         return np.column_stack([1.0 - positive_N, positive_N])
 
 
+class _HashEmbedder:
+    """Vectors that depend on the text alone."""
+
+    repeated_rows, width = 0, 2
+
+    def vectors(self, kept: pa.Table) -> np.ndarray:
+        return _HashPredictor().probs(kept).astype(np.float32)
+
+
 class _Actor(MakePart):
     def __init__(self, settings: PartSettings) -> None:
         self._settings = settings
         self._store = open_store(settings.output)
-        assert isinstance(settings, ScoreSettings)
-        self._maker = LabelMaker(settings, _HashPredictor())
+        if isinstance(settings, EmbedSettings):
+            self._maker = VectorMaker(settings, _HashEmbedder())
+        else:
+            assert isinstance(settings, ScoreSettings)
+            self._maker = LabelMaker(settings, _HashPredictor())
 
 
 class LoopWorker:
@@ -83,14 +95,14 @@ def worker_without_ray(_: Workers) -> Iterator[LoopWorker]:
     yield worker
 
 
-def night_config(encoder: Path, inbox: Path, output: str, **keys: Any) -> ScoreConfig:
+def night_config(encoder: Path, inbox: Path, output: str, verb: str = "score", **keys: Any) -> NightConfig:
     settings = {"model": str(encoder), "input": [str(inbox)], "output": output, "rows_per_shard": ROWS_PER_SHARD}
-    config = build_config("score", {**settings, **keys})
-    assert isinstance(config, ScoreConfig)
+    config = build_config(verb, {**settings, **keys})
+    assert isinstance(config, NightConfig)
     return config
 
 
-def run_night(config: ScoreConfig, info: BundleInfo = INFO) -> int:
+def run_night(config: NightConfig, info: BundleInfo = INFO) -> int:
     """Run in this process; returns the exit code."""
     try:
         return nights.run_night(config, info, open_loop_worker)
@@ -103,7 +115,7 @@ def run_night(config: ScoreConfig, info: BundleInfo = INFO) -> int:
 
 
 def start_night(
-    config: ScoreConfig,
+    config: NightConfig,
     armed: str = "",
     environment: Mapping[str, str] | None = None,
     *,
@@ -116,7 +128,7 @@ def start_night(
     return process
 
 
-def _child(config: ScoreConfig, info: BundleInfo, armed: str, environment: dict[str, str], hard_links: bool) -> None:
+def _child(config: NightConfig, info: BundleInfo, armed: str, environment: dict[str, str], hard_links: bool) -> None:
     os.environ.update(environment)
     sys.stdout = sys.stderr = Path(environment.get("NIGHTLY_LOG", os.devnull)).open("a")  # noqa: SIM115 - to the end
     if not hard_links:

@@ -6,13 +6,19 @@ Three kinds of storage: a file system, one without hard links, and an S3 server 
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from bertray.storage.store import open_store
-from tests.nightly import check_exact, expected_ids, night_config, run_night, start_night, visible, write_inbox
+from tests.nightly import INFO, check_exact, expected_ids, night_config, run_night, start_night, visible, write_inbox
 
 ROWS = {"a.parquet": 40, "b.parquet": 9, "c.parquet": 5}  # 3 shards, and two small files together
+
+EMBED_INFO = replace(INFO, labels=(), label_values={})  # an encoder has no classes
 
 # What a plain reader sees in the data folder after the crash: nothing, everything, or (object stores only) a part
 # without `_SUCCESS`.
@@ -83,6 +89,22 @@ def test_the_same_command_makes_a_killed_run_whole(crash, beside, place, tiny_en
     again.join(60)
     assert again.exitcode == 0
     check_exact(store, ROWS)
+
+
+@pytest.mark.parametrize("crash", ["put.half_written:6", "receipt.after_put:3", "commit.after_put:1", "publish.half:6"])
+def test_a_killed_embed_is_made_whole_as_score_is(crash, tiny_encoder, tmp_path):
+    write_inbox(tmp_path / "in", ROWS)
+    config = night_config(tiny_encoder, tmp_path / "in", str(tmp_path / "out"), verb="embed", takeover=True)
+    killed = start_night(config, f"{crash}:kill", info=EMBED_INFO)
+    killed.join(60)
+    assert killed.exitcode == -9
+    store = open_store(str(tmp_path / "out"))
+    assert visible(store, "data") == {}
+    assert run_night(config, EMBED_INFO) == 0
+    check_exact(store, ROWS)
+    rows = pq.read_table(tmp_path / "out" / "data")
+    assert rows.schema.field("embedding").type == pa.list_(pa.float32(), 2)
+    assert np.isfinite(rows["embedding"].combine_chunks().flatten().to_numpy()).all()
 
 
 @pytest.mark.parametrize(
