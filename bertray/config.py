@@ -23,6 +23,7 @@ from bertray.errors import ConfigError, did_you_mean
 
 MAX_CONFIG_BYTES = 1 << 20
 SLOT_PATTERN = re.compile(r"^(?!\.+$)[A-Za-z0-9_.=-]{1,128}$")
+MOMENT_PATTERN = re.compile(r"^\d{4}-\d{2}-\d{2}([T ]\d{2}(:\d{2}(:\d{2}(\.\d+)?)?)?)?$")
 LongText = Literal["head", "tail", "head_tail", "windows"]
 Pooling = Literal["mean", "cls"]
 EmbeddingKind = Literal["mean", "cls", "tokens"]
@@ -115,6 +116,13 @@ class TrainData(Section):
     test_from: Text | None = Field(
         None, description="instead of data.test: rows of data.train from this moment on, 2026-11-01, by data.time"
     )
+
+    @field_validator("test_from")
+    @classmethod
+    def _is_a_moment(cls, moment: str | None) -> str | None:
+        if moment is not None and not MOMENT_PATTERN.match(moment):
+            raise ValueError("expected a day or a time in ISO form, such as 2026-11-01 or 2026-11-01T12:00:00")
+        return moment
 
     @model_validator(mode="after")
     def _either_a_moment_or_a_file(self) -> TrainData:
@@ -261,6 +269,10 @@ class SearchRange(Section):
     high: int | float
     log: bool = Field(False, description="even in the logarithm: for what is told apart by its factor")
 
+    @property
+    def is_whole(self) -> bool:
+        return isinstance(self.low, int) and isinstance(self.high, int)
+
     @model_validator(mode="after")
     def _is_a_range(self) -> SearchRange:
         if not self.low < self.high:
@@ -270,8 +282,24 @@ class SearchRange(Section):
         return self
 
 
+def _flat_space(value: Any) -> Any:
+    """`{training: {seed: [...]}}` means the same as `{training.seed: [...]}`."""
+    if not isinstance(value, Mapping):
+        return value
+    flat: dict[Any, Any] = {}
+    for key, choices in value.items():
+        nested = isinstance(choices, Mapping) and not set(choices) & set(SearchRange.model_fields)
+        flat |= {f"{key}.{name}": inner for name, inner in choices.items()} if nested else {key: choices}
+    return flat
+
+
 def _choices(value: Any) -> Any:
+    if isinstance(value, SearchRange):
+        return value
     if isinstance(value, Mapping):
+        unknown = [key for key in value if key not in SearchRange.model_fields]
+        if unknown or not {"low", "high"} <= set(value):
+            raise ValueError("expected {low: ..., high: ..., log: true} or a list of values")
         return SearchRange.model_validate(dict(value))
     if isinstance(value, Sequence) and not isinstance(value, str):
         if not value:
@@ -286,7 +314,7 @@ Choices = Annotated[SearchRange | tuple[bool | int | float | str | None, ...], B
 class Search(Section):
     """What `bertray tune` varies, and how."""
 
-    space: dict[str, Choices] = Field(
+    space: Annotated[dict[str, Choices], BeforeValidator(_flat_space)] = Field(
         {
             "training.learning_rate": SearchRange(low=1e-5, high=3e-4, log=True),
             "training.batch_size": (16, 32),
@@ -387,6 +415,7 @@ class EmbedConfig(NightConfig):
     pooling: EmbeddingKind = Field("mean", description="of all tokens; cls: the first one; tokens: a vector of each")
     normalize: bool = Field(False, description="scale each vector to length 1")
     dtype: Literal["float32", "float16"] = Field("float32", description="of the numbers that are written")
+    rescore: Literal["never"] = Field("never", description="vectors of another model go into another output")
     cleaning: Cleaning | None = Field(None, description="by default the bundle's, or that of training")
     max_chars: int | None = Field(None, ge=100, description="by default the bundle's, or that of training")
 
@@ -394,8 +423,6 @@ class EmbedConfig(NightConfig):
     def _fits_together(self) -> EmbedConfig:
         if self.labels is not None:
             raise ValueError("labels: embed reads none; leave the key out")
-        if self.pooling == "tokens" and self.long_text == "windows":
-            raise ValueError("pooling=tokens and long_text=windows: a token would stand in several windows")
         return self
 
 
@@ -706,8 +733,8 @@ def _suggest(config: type[Section], where: list[str]) -> str:
     """The nearest key at the same level, else the nearest anywhere in the config."""
     section: Any = config
     for part in where[:-1]:
-        section = section.model_fields[part].annotation
-    near = did_you_mean(where[-1], section.model_fields)
+        section = section.model_fields[part].annotation if part in getattr(section, "model_fields", {}) else None
+    near = did_you_mean(where[-1], getattr(section, "model_fields", {}))
     if near:
         return near.replace("'", f"'{'.'.join([*where[:-1], ''])}", 1) if len(where) > 1 else near
     return did_you_mean(".".join(where), keys(config)) or did_you_mean_leaf(where[-1], config)
@@ -723,12 +750,13 @@ def did_you_mean_leaf(word: str, config: type[Section]) -> str:
 def _description(config: type[Section], where: list[str]) -> str:
     section: Any = config
     for part in where[:-1]:
-        section = section.model_fields[part].annotation
-    return section.model_fields[where[-1]].description or "required"
+        section = section.model_fields[part].annotation if part in getattr(section, "model_fields", {}) else None
+    field = getattr(section, "model_fields", {}).get(where[-1])
+    return (field and field.description) or "required"
 
 
 def guess_verb(files: Sequence[str], overrides: Sequence[str]) -> str:
-    """when the sources set data.*,  when they set input: which config `plan` is about.
+    """Which config `plan` is about: that of train where data.* is set, that of score where input is.
 
     Raises:
         ConfigError: neither is set, or both are.

@@ -4,7 +4,8 @@
     ├── ConfigError         2   typo, missing path, model or column, wrong type, read-only output
     ├── ConflictError       4   committed from other inputs or model, output of another run, live run holds it
     ├── DataRefused         6   empty, one class, unknown label, bad files or too many bad rows
-    ├── InfrastructureError 7   storage, network, memory, non-finite loss: run the same command again
+    ├── InfrastructureError 7   storage, network, memory: run the same command again
+    │   └── Diverged        7   a loss or gradient that is not finite
     └── GateRefused         8   a release gate said no
 
 A message is one screen: `<where>: expected <this>, found <that>.` and the remedy as its own sentence.
@@ -65,6 +66,10 @@ class InfrastructureError(BertrayError):
     """The world failed, not the data: the same command may succeed when it is run again."""
 
     exit_code = 7
+
+
+class Diverged(InfrastructureError):
+    """Training went to where numbers end; other settings would not."""
 
 
 class GateRefused(BertrayError):

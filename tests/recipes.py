@@ -1,8 +1,8 @@
 """`make recipes`: every recipe on real data, and the table of docs/recipes.md made of what came out.
 
 Each run is a command that a user could type, in a process of its own. Runs that are done are not done again: the
-folder of a run carries a digest of its command, and bertray itself says that it is finished. The samples that stand
-in for a whole data set are drawn once, by a fixed seed.
+folder of a run carries a digest of its command and configs, not of the code: remove `recipes-run` to begin anew. The
+samples that stand in for a whole data set are drawn once, by a fixed seed.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -54,6 +54,7 @@ class Run:
         metric: of metrics.json; none: the run has no line of its own.
         settings: what sets it apart from the other runs of its recipe, in words.
         published: the figure that data/README.md gives, and of what.
+        learned: what the model of an evaluation was trained on.
     """
 
     name: str
@@ -63,6 +64,7 @@ class Run:
     metric: str
     settings: str
     published: str = ""
+    learned: Rows | None = None
 
 
 @dataclass(frozen=True)
@@ -106,7 +108,10 @@ def imdb(max_length: int, long_text: str) -> Run:
     published = "0.928 DistilBERT, 0.935 BERT-base, both of 25,000 rows and 512 tokens" if max_length == 512 else ""
     if long_text == "windows":  # training sees the first window, so it is the same model, read otherwise
         words = (f"model={{imdb-{max_length}-head}}/model", "long_text=windows", "labels={0: negative, 1: positive}")
-        return Run(name, "evaluate", words, {"input": IMDB["data.test"]}, "accuracy", f"{settings} of the `head` model")
+        data = {"input": IMDB["data.test"]}
+        return Run(
+            name, "evaluate", words, data, "accuracy", f"{settings}, by the `head` model", learned=IMDB["data.train"]
+        )
     words = (*IMDB_WORDS, f"max_length={max_length}", f"long_text={long_text}")
     return Run(name, "train", words, IMDB, "accuracy", settings, published)
 
@@ -141,7 +146,7 @@ def aspects(pair: bool) -> Run:
     files = {"train": ("train", 4000), "validation": ("val", EVERYTHING), "test": ("test", EVERYTHING)}
     data = {f"data.{key}": Rows(f"mams_absa/term_{name}.parquet", rows) for key, (name, rows) in files.items()}
     name, settings = ("pairs", "(sentence, aspect)") if pair else ("sentence", "the sentence alone")
-    words = (*config("aspects"), *(() if pair else ("columns={text: text, label: label}",)))
+    words = (*config("aspects"), *(() if pair else ("columns.text_pair=null",)))
     published = "0.822 BERT, 0.834 CapsNet-BERT" if pair else ""
     return Run(f"aspects-{name}", "train", words, data, "accuracy", settings, published)
 
@@ -266,7 +271,7 @@ class Kitchen:
 
     def cook(self, run: Run) -> Result:
         """Do a run, or find it done."""
-        words = [word.format_map(self._outputs) for word in run.words]
+        words = [with_outputs(word, self._outputs) for word in run.words]
         words += [f"{key}={self._file(rows)}" for key, rows in run.data.items()]
         digest = hashlib.sha256(json.dumps([run.verb, words, self._config_texts(words)]).encode()).hexdigest()[:8]
         output = self._outputs[run.name] = self._folder / f"{run.name}-{digest}"
@@ -312,8 +317,15 @@ class Kitchen:
         return target
 
     def _train_rows(self, run: Run) -> int:
-        key = "data.train" if "data.train" in run.data else "input"
-        return int(pq.read_metadata(self._file(run.data[key])).num_rows)
+        rows = run.learned or run.data.get("data.train") or run.data["input"]
+        return int(pq.read_metadata(self._file(rows)).num_rows)
+
+
+def with_outputs(word: str, outputs: Mapping[str, object]) -> str:
+    """`{name}` becomes the output of the run of that name; other braces are YAML's."""
+    for name, output in outputs.items():
+        word = word.replace(f"{{{name}}}", str(output))
+    return word
 
 
 # --- telling ---------------------------------------------------------------------------------------------------------

@@ -32,21 +32,27 @@ def embed(tmp_path, tiny_encoder, monkeypatch):
     return call
 
 
-@pytest.fixture
-def trained_bundle(tmp_path, tiny_encoder):
-    """A classifier with another encoder than `tiny_encoder`, as a bundle."""
+def make_bundle(encoder, folder, long_text: str = "head"):
+    """A classifier with another encoder than `encoder`, as a bundle."""
     import torch
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
     torch.manual_seed(1)
-    model = AutoModelForSequenceClassification.from_pretrained(tiny_encoder, num_labels=2)
+    model = AutoModelForSequenceClassification.from_pretrained(encoder, num_labels=2)
     with torch.no_grad():
         model.get_input_embeddings().weight.add_(0.01)
-    tokenizer = AutoTokenizer.from_pretrained(tiny_encoder)
+    tokenizer = AutoTokenizer.from_pretrained(encoder)
     values: dict[str, str | None] = {"neg": "neg", "pos": "pos"}
-    info = BundleInfo(labels=("neg", "pos"), label_values=values, max_length=24, long_text="head", cleaning=Cleaning())
-    write_bundle(tmp_path / "bundle", model, tokenizer, info, "A card.\n")
-    return tmp_path / "bundle"
+    info = BundleInfo(
+        labels=("neg", "pos"), label_values=values, max_length=24, long_text=long_text, cleaning=Cleaning()
+    )
+    write_bundle(folder, model, tokenizer, info, "A card.\n")
+    return folder
+
+
+@pytest.fixture
+def trained_bundle(tmp_path, tiny_encoder):
+    return make_bundle(tiny_encoder, tmp_path / "bundle")
 
 
 def vectors_of(column: pa.ChunkedArray) -> np.ndarray:
@@ -162,37 +168,55 @@ def test_vectors_that_are_not_finite_go_to_quarantine(embed, tmp_path, monkeypat
 
 def test_an_output_holds_vectors_that_can_be_compared(embed, tmp_path, trained_bundle, capsys):
     assert embed() == 0
-    assert embed("pooling=cls") == 4
-    assert "holds vectors with pooling=mean, not cls" in capsys.readouterr().err
-    assert embed(f"model={trained_bundle}") == 4
-    assert "vectors of two models cannot be compared" in capsys.readouterr().err
-    assert embed(f"model={trained_bundle}", "rescore=replace") == 0
-    assert len(set(pq.read_table(tmp_path / "out" / "data")["model_version"].to_pylist())) == 1
+    for word, said in (
+        ("pooling=cls", "holds vectors with pooling=mean, not cls"),
+        ("max_length=16", "holds vectors with max_length=24, not 16"),
+        ("cleaning.strip_html=false", "holds vectors with cleaning="),
+        (f"model={trained_bundle}", "vectors of two models cannot be compared"),
+    ):
+        assert embed(word) == 4
+        assert said in capsys.readouterr().err
+    assert embed("keep_columns=[shop]") == 0  # which says nothing of the vectors
     argv = ["score", f"model={trained_bundle}", f"input={tmp_path / 'in'}", f"output={tmp_path / 'out'}"]
     assert run(argv) == 4
     assert "holds the output of `embed`" in capsys.readouterr().err
+    argv[-1] = f"output={tmp_path / 'scored'}"
+    assert run(argv) == 0
+    assert embed(f"output={tmp_path / 'scored'}") == 4
+    assert "holds the output of `score`" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
-    ("word", "said"),
+    ("word", "code", "said"),
     [
-        ("pooling=max", "pooling"),
-        ("labels=[a,b]", "embed reads none"),
-        ("columns.text=txt", "expected column 'txt'"),
-        ("max_length=999", "sees at most 64 tokens"),
-        ("model=nowhere/at-all", "model=nowhere/at-all"),
-        ("dtype=float8", "dtype"),
+        ("pooling=max", 2, "pooling"),
+        ("labels=[a,b]", 2, "embed reads none"),
+        ("columns.text=txt", 2, "expected column 'txt'"),
+        ("max_length=999", 2, "sees at most 64 tokens"),
+        ("model=nowhere/at-all", 7, "model=nowhere/at-all"),
+        ("dtype=float8", 2, "dtype"),
+        ("rescore=replace", 2, "rescore"),
     ],
 )
-def test_wrong_input_is_told_before_anything_is_written(embed, tmp_path, capsys, word, said):
-    assert embed(word) in (2, 7)
+def test_wrong_input_is_told_before_anything_is_written(embed, tmp_path, capsys, word, code, said):
+    assert embed(word) == code
     assert said in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
-def test_tokens_in_windows_are_refused(embed, capsys):
+def test_a_part_of_token_vectors_has_fewer_rows(embed, tmp_path, monkeypatch):
+    monkeypatch.setattr("bertray.pipelines.tonight.TOKENS_PER_PART", 10 * 24)
+    assert embed("pooling=tokens") == 0
+    parts = list((tmp_path / "out" / "data").rglob("*.parquet"))
+    assert sorted(pq.read_metadata(part).num_rows for part in parts) == [10, 10, 10]
+
+
+def test_tokens_in_windows_are_refused(embed, tiny_encoder, tmp_path, capsys):
     assert embed("pooling=tokens", "long_text=windows") == 2
-    assert "several windows" in capsys.readouterr().err
+    assert "long_text=windows would give a token that stands in several windows" in capsys.readouterr().err
+    bundle = make_bundle(tiny_encoder, tmp_path / "bundle", "windows")
+    assert embed(f"model={bundle}", "pooling=tokens") == 2
+    assert "long_text=windows of " in capsys.readouterr().err
 
 
 @pytest.mark.ray

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from bertray.cli import run
+from bertray.config import load_config
+from tests import recipes
 from tests.test_example_configs import CONFIGS, write_sample
 
 
@@ -27,6 +31,8 @@ def call(verb: str, names: tuple[str, ...], encoder, folder, *words: str) -> int
         (("tweets",), "imdb", ["report.slices=[]", "labels={0: a, 1: b}"], 2, "`data.time`"),
         (("tweets",), "tweets", ["data.test_from=2016-01-01"], 6, "no row with date from 2016-01-01 on"),
         (("tweets",), "tweets", ["data.test_from=2015-01-01"], 6, "no row with date before 2015-01-01"),
+        (("tweets",), "tweets", ["data.test_from=2015-2-23"], 2, "in ISO form"),
+        (("tweets",), "tweets", ["data.time=airline"], 6, "expected 'airline' to hold times in ISO form"),
         (("tweets",), "tweets", ["data.test=x.parquet"], 2, "two ways of saying the same"),
         (("emotion",), "emotion", ["data.test_from=2015-01-01"], 2, "belong together"),
         (("features",), "features", ["training.head=forest"], 2, "training.head"),
@@ -64,3 +70,20 @@ def test_a_search_space_with_a_typo(tiny_encoder, tmp_path, capsys):
     assert call("tune", ("emotion", "tune"), tiny_encoder, tmp_path, f"data.train={train}", space) == 2
     assert "Did you mean 'training.learning_rate'" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_every_word_of_the_recipes_can_be_filled_in_and_makes_a_config():
+    """What `make recipes` runs, without running it."""
+    names = [run.name for recipe in recipes.RECIPES for run in recipe.runs]
+    assert len(names) == len(set(names))
+    outputs: dict[str, str] = {}
+    for recipe in recipes.RECIPES:
+        for each in recipe.runs:
+            words = [recipes.with_outputs(word, outputs) for word in each.words]
+            assert not any(name in word for word in words for name in ("{search}", "{imdb"))
+            files = [str(CONFIGS.parent.parent / file) for before, file in pairwise(words) if before == "-c"]
+            rest = [word for before, word in pairwise(["", *words]) if "-c" not in (before, word)]
+            data = [f"{key}=data/{rows.path}" for key, rows in each.data.items()]
+            if not any("best.yaml" in file for file in files):  # which an earlier run writes
+                load_config(each.verb, files, [*rest, *data, "output=out"])
+            outputs[each.name] = "runs/" + each.name

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
@@ -12,9 +13,10 @@ import yaml
 from bertray.cli import run
 from bertray.config import TuneConfig, build_config
 from bertray.errors import ConfigError
+from bertray.pipelines import tune as tuning
 from bertray.pipelines.runs import FINISHED_FILE
 from bertray.pipelines.tune import TRIALS, stored_trials
-from bertray.storage.store import LocalStore
+from bertray.storage.store import LocalStore, open_store
 from bertray.training import search as searching
 from bertray.training.search import Sampler, Tried
 
@@ -76,6 +78,50 @@ def test_a_search_ends_with_a_table_and_a_config_that_train_takes(tiny_encoder, 
 
 @pytest.mark.ray
 @pytest.mark.slow
+def test_a_search_on_an_object_store_by_tpe_ends_where_its_space_ends(
+    tiny_encoder, corpus, ray_cluster, s3_environment, monkeypatch
+):
+    for name, value in s3_environment.items():
+        monkeypatch.setenv(name, value)
+    store = open_store("s3://bertray/search")
+    space = "search.space={seed: [0, 1], training.learning_rate: [1e-3]}"
+    words = [space, "search.trials=9", "training.epochs=1"]
+    argv = tune_argv(tiny_encoder, corpus, Path("unused"), *words, "output=s3://bertray/search")
+    assert run(argv) == 0
+    trials = pq.read_table(pa.BufferReader(store.get("trials.parquet"))).to_pylist()
+    assert [(row["trial"], row["seed"], row["status"]) for row in trials] == [(1, 0, "finished"), (2, 1, "finished")]
+    assert store.exists("best.yaml")
+    assert not [key for key in store.keys("control/trials") if not key.endswith(".json")]
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_failing_store_ends_the_search_and_the_same_command_goes_on(
+    tiny_encoder, corpus, tmp_path, ray_cluster, monkeypatch
+):
+    output = tmp_path / "search"
+    space = "search.space={training.learning_rate: [1e-3, 2e-3]}"
+    argv = tune_argv(tiny_encoder, corpus, output, space, "search.sampler=grid", "training.epochs=1")
+    target = output / TRIALS / searching.name_of({"training.learning_rate": 2e-3})
+    claim = tuning.claim_output
+
+    def claim_and_block(*args):
+        claim(*args)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text("a file where the checkpoints of a trial belong")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tuning, "claim_output", claim_and_block)
+        assert run(argv) == 7
+    assert not (output / "best.yaml").exists()
+    assert {trial.status for trial in stored_trials(LocalStore(output))} == {"finished", "running"}
+    target.unlink()
+    assert run(argv) == 0
+    assert {trial.status for trial in stored_trials(LocalStore(output))} == {"finished"}
+
+
+@pytest.mark.ray
+@pytest.mark.slow
 def test_a_trial_that_fails_costs_no_other(tiny_encoder, corpus, tmp_path, ray_cluster):
     output = tmp_path / "search"
     space = "search.space={training.learning_rate: [1e-3, 1e30]}"
@@ -94,6 +140,9 @@ def test_a_trial_that_fails_costs_no_other(tiny_encoder, corpus, tmp_path, ray_c
         ({"training.learning_rate": [1e-4, -1]}, "training.learning_rate=-1"),
         ({"training.epochs": [1, 2.5]}, "training.epochs=2.5"),
         ({"training.class_weights": ["none", "balancd"]}, "training.class_weights='balancd'"),
+        ({"training.batch_size": {"low": 1e1, "high": 1e2}}, "training.batch_size takes whole numbers"),
+        ({"training.learning_rate": {"low": 0, "high": 1}}, "numbers with a point"),
+        ({"training": {"learning_rat": [1e-4]}}, "Did you mean 'training.learning_rate'"),
     ],
 )
 def test_a_space_with_a_mistake_is_told_before_anything_runs(space, said):
@@ -119,6 +168,46 @@ def test_choices_of_another_form_are_refused(search, said):
     with pytest.raises(ConfigError) as caught:
         tune_config(**search)
     assert said in str(caught.value)
+
+
+def test_a_setting_without_a_value_is_no_starting_point():
+    config = tune_config(space={"training.early_stopping_patience": {"low": 1, "high": 3}})
+    searching.check_space(config)
+    assert searching.start_of(config) == {}
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "random", "grid"])
+@pytest.mark.parametrize("killed_after", [0, 2, 4])
+def test_a_search_that_goes_on_repeats_no_point_and_ends_where_the_space_ends(sampler, killed_after):
+    config = tune_config(sampler=sampler, trials=99, space={"seed": [0, 1, 2], "training.batch_size": [8, 16]})
+    assert searching.num_trials(config.search) == 6
+    first = Sampler(config.search, 3, [], [])
+    points = [first.next(f"a{number}") for number in range(killed_after + 1)]
+    for number in range(killed_after):
+        first.tell(f"a{number}", number / 10)
+    tried = [Tried(point, number / 10) for number, point in enumerate(points[:killed_after])]
+    second = Sampler(config.search, 3, tried, points[killed_after:])
+    rest = []
+    while (point := second.next(f"b{len(rest)}")) is not None:
+        rest.append(point)
+        second.tell(f"b{len(rest) - 1}", 0.5)
+    assert rest[0] == points[killed_after]
+    found = [tuple(point.items()) for point in [*points[:killed_after], *rest]]
+    assert len(found) == len(set(found)) == 6
+
+
+def test_the_table_is_best_first_also_at_zero_and_below(capsys):
+    trials = [
+        tuning.Trial(number, {"seed": number}, "finished", [{"epoch": 1, "seconds": 1, "loss": 1, "mcc": value}])
+        for number, value in enumerate([-0.05, 0.0, -0.02])
+    ]
+    config = tune_config(space={"seed": [0, 1, 2]})
+    tuning._print(trials, trials[1], "mcc", config)
+    printed = capsys.readouterr().out
+    assert [printed.index(f"{value:.4f}") for value in (0.0, -0.02)] == sorted(
+        printed.index(f"{value:.4f}") for value in (0.0, -0.02)
+    )
+    assert "-0.0500" in printed
 
 
 def test_a_grid_of_ranges_is_refused():

@@ -68,11 +68,10 @@ class PooledReadout:
 
     Args:
         pooling: `mean` or `cls`.
-        normalize: scale each to length 1.
     """
 
-    def __init__(self, pooling: Pooling = "mean", *, normalize: bool = False) -> None:
-        self.pooling, self.normalize = pooling, normalize
+    def __init__(self, pooling: Pooling = "mean") -> None:
+        self.pooling = pooling
 
     def load(self, path: Path) -> Any:
         from transformers import AutoModel
@@ -106,16 +105,16 @@ class PooledReadout:
         return self._finished(kept_BLD.sum(dim=1) / mask_BL.sum(dim=1, keepdim=True))
 
     def _finished(self, pooled_BD: Tensor) -> Tensor:
-        return F.normalize(pooled_BD, dim=-1) if self.normalize else pooled_BD
+        return pooled_BD
 
 
 class LinearReadout(PooledReadout):
     """A linear head on pooled embeddings: `head.safetensors` with `weight` [C, D] and `bias` [C]."""
 
-    def __init__(self, path: Path, pooling: Pooling, *, normalize: bool = False) -> None:
+    def __init__(self, path: Path, pooling: Pooling) -> None:
         from safetensors.torch import load_file
 
-        super().__init__(pooling, normalize=normalize)
+        super().__init__(pooling)
         head = load_file(path / HEAD_FILE)
         self._weight_CD, self._bias_C = head["weight"].float(), head["bias"].float()
 
@@ -123,7 +122,6 @@ class LinearReadout(PooledReadout):
         return len(self._bias_C)
 
     def _finished(self, pooled_BD: Tensor) -> Tensor:
-        pooled_BD = super()._finished(pooled_BD)
         return F.linear(pooled_BD, self._weight_CD.to(pooled_BD.device), self._bias_C.to(pooled_BD.device))
 
 

@@ -108,6 +108,14 @@ class ReviewTokenizer:
         self.pad_id: int = _pad_id(self._tokenizer, Path(path))
 
     @property
+    def words(self) -> pa.Array:
+        """The vocabulary as text by id, string [V]; null where no token has an id."""
+        by_id: list[str | None] = [None] * self.vocab_size
+        for word, number in self._tokenizer.get_vocab(with_added_tokens=True).items():
+            by_id[number] = word
+        return pa.array(by_id, pa.string())
+
+    @property
     def id_type(self) -> pa.DataType:
         """Arrow type of one token id: the narrowest that holds every id of the vocabulary."""
         return pa.uint16() if self.vocab_size <= np.iinfo(np.uint16).max else pa.int32()

@@ -7,34 +7,41 @@ from bertray.errors import ConflictError
 from bertray.model.bundle import BundleInfo
 from bertray.pipelines import nights
 from bertray.pipelines.inputs import open_encoder
+from bertray.pipelines.runs import check_claim
+from bertray.pipelines.tonight import night_settings
 from bertray.storage import ledger
 from bertray.storage.store import open_store
 
-_OF_ONE_OUTPUT = ("pooling", "normalize", "dtype")
+# Of the settings of a night, those that may differ between vectors that are compared.
+_FREE = ("columns", "reader", "keep_columns", "unique_ids")
 
 
 def run_embed(config: EmbedConfig) -> int:
     """Embed what is new; the same command again is always safe."""
     info = open_encoder(config)
-    _check_comparable(config, info)
+    check_comparable(config, info)
     return nights.run_night(config, info, lambda: nights.ray_worker(config.workers))
 
 
-def _check_comparable(config: EmbedConfig, info: BundleInfo) -> None:
+def check_comparable(config: EmbedConfig, info: BundleInfo) -> None:
     """Vectors of one output are meant to be compared with each other.
 
     Raises:
-        ConflictError: those that are there were made in another way, or by another model and would stay.
+        ConflictError: those that are there were made in another way or by another model.
     """
-    for entry in ledger.current(ledger.read_ledger(open_store(config.output))):
-        for name in _OF_ONE_OUTPUT:
-            if (held := entry.settings.get(name)) != getattr(config, name):
+    store = open_store(config.output)
+    check_claim(store, config.verb, config.verb)
+    wanted = night_settings(config, info)
+    for entry in ledger.current(ledger.read_ledger(store)):
+        for name in wanted:
+            held = entry.settings.get(name)
+            if name not in _FREE and held != wanted[name]:
                 raise ConflictError(
-                    f"{config.output}: holds vectors with {name}={held}, not {getattr(config, name)}.",
+                    f"{config.output}: holds vectors with {name}={held}, not {wanted[name]}.",
                     "Choose another `output`; vectors of two kinds cannot be compared.",
                 )
-        if entry.model_version != info.model_version and config.rescore == "never":
+        if entry.model_version != info.model_version:
             raise ConflictError(
                 f"{config.output}: holds vectors of model version {entry.model_version}, not {info.model_version}.",
-                "Choose another `output`, or set rescore=replace; vectors of two models cannot be compared.",
+                "Choose another `output`; vectors of two models cannot be compared.",
             )

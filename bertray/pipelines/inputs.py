@@ -124,7 +124,8 @@ def open_encoder(config: EmbedConfig) -> BundleInfo:
     """The encoder that a config names: of a bundle, which says how its reviews are read, or as it was pretrained.
 
     Raises:
-        ConfigError: there is no such model, or it sees fewer tokens than `max_length`.
+        ConfigError: there is no such model, it sees fewer tokens than `max_length`, or vectors of tokens are asked for
+            where reviews are read in windows.
     """
     folder = resolve_model(config.model)
     if (folder / INFO_FILE).is_file():
@@ -141,6 +142,12 @@ def open_encoder(config: EmbedConfig) -> BundleInfo:
             cleaning=Cleaning(),
             max_chars=defaults["max_chars"].default,
             model_version=weights_digest(folder),
+        )
+    if config.pooling == "tokens" and (config.long_text or info.long_text) == "windows":
+        raise ConfigError(
+            f"pooling=tokens: long_text=windows{'' if config.long_text else f' of {config.model}'} would give a token "
+            "that stands in several windows several vectors.",
+            "Set long_text=head, tail or head_tail.",
         )
     return replace(
         info,

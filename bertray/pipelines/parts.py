@@ -10,7 +10,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -21,6 +20,7 @@ import pyarrow.parquet as pq
 from bertray import schema as s
 from bertray.config import EmbeddingKind
 from bertray.model.bundle import resolve_model
+from bertray.model.tokenization import ReviewTokenizer
 from bertray.reviews.sources import KEEP_PREFIX
 from bertray.storage import faults
 from bertray.storage.records import SCORE_BINS, TOKEN_BANDS, Receipt, Span, StagedFile
@@ -245,7 +245,7 @@ class EmbedSettings(PartSettings):
         pooling = "mean" if self.pooling == "tokens" else self.pooling
         embedder = Embedder(path, pooling=pooling, normalize=self.normalize, device=self.device)
         if self.pooling == "tokens":
-            return TokenVectorMaker(self, embedder, _words(path))
+            return TokenVectorMaker(self, embedder, ReviewTokenizer(path, 16).words)
         return VectorMaker(self, embedder)
 
 
@@ -295,20 +295,13 @@ class TokenVectorMaker(Maker):
 def _in_dtype(vectors: np.ndarray, dtype: str) -> np.ndarray:
     """As numbers of that type; what is too large for float16 becomes infinite, and so is put in quarantine."""
     with np.errstate(over="ignore"):
-        return vectors.astype(dtype)
+        return vectors.astype(dtype, copy=False)
 
 
 def _embedded_rows(settings: EmbedSettings, kept: pa.Table, made: list[pa.Array]) -> pa.Table:
     columns = [one_chunk(kept[s.ID]), *made, one_chunk(kept[s.N_TOKENS]), one_chunk(kept[s.TRUNCATED])]
     columns += [*settings.provenance(kept.num_rows), *settings.kept_values(kept)]
     return pa.table(columns, schema=s.embedded_schema([array.type for array in made], settings.kept_schema))
-
-
-def _words(path: Path) -> pa.Array:
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(path)
-    return pa.array(tokenizer.convert_ids_to_tokens(list(range(len(tokenizer)))), pa.string())
 
 
 # --- helpers ---------------------------------------------------------------------------------------------------------

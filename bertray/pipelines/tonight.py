@@ -38,6 +38,8 @@ from bertray.storage.store import Store
 
 log = logging.getLogger(__name__)
 
+TOKENS_PER_PART = 1 << 17  # where each has a vector: 400 MB of them for BERT-base
+
 
 @dataclass(frozen=True)
 class Rewrite:
@@ -125,7 +127,7 @@ def decide(config: NightConfig, info: BundleInfo, store: Store, found: Mapping[s
         ConflictError: a scored file changed, or files of a slot to rewrite are not in the input any more.
     """
     _check_slot(config)
-    entries, settings = ledger.read_ledger(store), _settings(config, info)
+    entries, settings = ledger.read_ledger(store), night_settings(config, info)
     first = _decided(config, info, entries, settings, dict(found))
     to_read = [*first.new_files, *(file for rewrite in first.rewrites for file in rewrite.files)]
     looked_at = dict(found)
@@ -234,7 +236,7 @@ def spec_for(config: NightConfig, info: BundleInfo, files: Sequence[InputFile]) 
     )
 
 
-def _settings(config: NightConfig, info: BundleInfo) -> dict[str, Any]:
+def night_settings(config: NightConfig, info: BundleInfo) -> dict[str, Any]:
     """The part of the config that decides what is written."""
     settings = {
         "columns": config.columns.model_dump(),
@@ -339,9 +341,16 @@ def _pinned(
             labels=list(tonight.info.labels),
             settings=tonight.settings,
             files=files,
-            rows_per_shard=config.rows_per_shard or planning.rows_per_part(sum(file.num_rows or 0 for file in files)),
+            rows_per_shard=config.rows_per_shard or _rows_per_part(config, tonight, files),
         ),
     )
+
+
+def _rows_per_part(config: NightConfig, tonight: Tonight, files: Sequence[FileRecord]) -> int:
+    rows = planning.rows_per_part(sum(file.num_rows or 0 for file in files))
+    if isinstance(config, EmbedConfig) and config.pooling == "tokens":
+        return min(rows, max(1, TOKENS_PER_PART // int(tonight.settings["max_length"])))
+    return rows
 
 
 def check_unchanged(config: NightConfig, plan: Plan) -> None:

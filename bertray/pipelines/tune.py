@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -16,10 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import yaml
 
 from bertray.config import TuneConfig, to_yaml
 from bertray.console import Ticker, duration, say, table
-from bertray.errors import BertrayError, ConfigError, InfrastructureError
+from bertray.errors import BertrayError, ConfigError, Diverged, InfrastructureError
 from bertray.model.bundle import resolve_model, weights_digest
 from bertray.pipelines.cluster import Resources, ray_session
 from bertray.pipelines.examples import TokenizedData, check_splits, open_data, tokenize
@@ -59,6 +61,10 @@ class Trial:
         """The epoch that counts."""
         return max(self.epochs, key=lambda epoch: value_of(epoch, metric))
 
+    def value(self, metric: str) -> float | None:
+        """Better when larger; None where it failed."""
+        return None if self.status == "failed" or not self.epochs else value_of(self.best(metric), metric)
+
 
 @dataclass(frozen=True)
 class _TrialJob:
@@ -95,9 +101,9 @@ def run_tune(config: TuneConfig) -> int:
         job = _TrialJob(config, tokenized, run_key, resources.device, resources.threads)
         trials = _search(job, store, resources)
     metric = config.training.best_metric
-    done = [trial for trial in trials if trial.epochs and trial.status != "failed"]
+    done = [trial for trial in trials if trial.value(metric) is not None]
     if not done:
-        raise InfrastructureError(
+        raise Diverged(
             f"tune: all {len(trials)} trials failed, the last one so: {trials[-1].why}",
             "Narrow `search.space`, in a new output.",
         )
@@ -115,7 +121,7 @@ def run_tune(config: TuneConfig) -> int:
     )
     store.put("report.html", report.to_html().encode())
     mark_finished(store)
-    _clean_up(store)
+    _remove(store, "control/ray_tune")
     _print(trials, best, metric, config)
     say(f"config   {store.uri(BEST)}")
     say(f"report   {store.uri('report.html')}")
@@ -146,21 +152,20 @@ def _search(job: _TrialJob, store: Store, resources: Resources) -> list[Trial]:
     from ray import tune
     from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler
 
-    config, metric = job.config, job.config.training.best_metric
+    config = job.config
     earlier = stored_trials(store)
     finished = {trial.name: trial for trial in earlier if trial.status != "running"}
-    unfinished = [trial for trial in earlier if trial.status == "running"]
+    unfinished = [trial.point for trial in earlier if trial.status == "running"]
     wanted = searching.num_trials(config.search)
     if len(finished) >= wanted:
         return sorted(finished.values(), key=lambda trial: trial.number)
     if earlier:
         log.info("%d trials are done, %d are taken up again", len(finished), len(unfinished))
     start = searching.start_of(config)
-    first = [trial.point for trial in unfinished] or ([start] if start and not finished else [])
-    tried = [Tried(trial.point, _value_or_none(trial, metric)) for trial in finished.values()]
-    sampler = Sampler(config.search, config.seed, tried, first)
-    numbers = {trial.name: trial.number for trial in earlier}
-    epochs = max(searching.at(config, point).training.epochs for point in _corners(config))
+    metric = config.training.best_metric
+    tried = [Tried(trial.point, trial.value(metric)) for trial in finished.values()]
+    sampler = Sampler(config.search, config.seed, tried, unfinished or ([start] if start and not finished else []))
+    epochs = searching.most_epochs(config)
     scheduler: Any = FIFOScheduler()
     if config.search.stop_early and epochs > 1:
         scheduler = AsyncHyperBandScheduler(
@@ -170,7 +175,7 @@ def _search(job: _TrialJob, store: Store, resources: Resources) -> list[Trial]:
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # whose banner ignores verbose=0
     os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # Ctrl-C ends the command, as everywhere
     with Ticker("searching", wanted, "trials") as ticker:
-        book = _Book(store, numbers, finished, ticker, config)
+        book = _Book(store, earlier, ticker, config)
         tuner = tune.Tuner(
             tune.with_resources(
                 tune.with_parameters(_train_trial, job=job),
@@ -188,36 +193,25 @@ def _search(job: _TrialJob, store: Store, resources: Resources) -> list[Trial]:
                 storage_path=store.uri("control/ray_tune"),
                 failure_config=tune.FailureConfig(max_failures=config.training.max_failures),
                 callbacks=[_callback(book)],
+                stop=_stopper(book),
                 verbose=0,
             ),
         )
         tuner.fit()
+    if book.fatal is not None:
+        raise book.fatal
     return sorted(book.finished.values(), key=lambda trial: trial.number)
-
-
-def _corners(config: TuneConfig) -> list[Point]:
-    """Points that hold each of the largest numbers of epochs."""
-    choices = config.search.space.get("training.epochs")
-    if choices is None:
-        return [{}]
-    values = choices if isinstance(choices, tuple) else (choices.high,)
-    return [{"training.epochs": value} for value in values]
 
 
 class _Book:
     """What the driver knows of trials; every change is written down."""
 
-    def __init__(
-        self,
-        store: Store,
-        numbers: dict[str, int],
-        finished: dict[str, Trial],
-        ticker: Ticker,
-        config: TuneConfig,
-    ) -> None:
-        self.finished, self.metric = finished, config.training.best_metric
-        self._store, self._numbers, self._ticker, self._config = store, numbers, ticker, config
+    def __init__(self, store: Store, earlier: Sequence[Trial], ticker: Ticker, config: TuneConfig) -> None:
+        self.fatal: BertrayError | None = None  # what ends the search, its trial unfinished
+        self.finished = {trial.name: trial for trial in earlier if trial.status != "running"}
+        self._numbers = {trial.name: trial.number for trial in earlier}
         self._running: dict[str, Trial] = {}
+        self._store, self._ticker, self._config = store, ticker, config
 
     def begin(self, point: Point) -> None:
         """A trial starts, or is taken up again."""
@@ -228,29 +222,35 @@ class _Book:
 
     def epoch(self, point: Point, row: Mapping[str, Any]) -> None:
         """An epoch of it is done."""
-        name = searching.name_of(point)
-        trial = self._running[name]
+        trial = self._running[searching.name_of(point)]
         kept = {key: float(row[key]) for key in ("epoch", "train_loss", "seconds", *METRICS)}
         before = [epoch for epoch in trial.epochs if epoch["epoch"] < kept["epoch"]]  # a process that died tells again
-        self._running[name] = replace(trial, epochs=[*before, kept])
-        self._write(self._running[name])
+        self._running[trial.name] = replace(trial, epochs=[*before, kept])
+        self._write(self._running[trial.name])
 
-    def end(self, point: Point, *, why: str = "", over: bool) -> float | None:
-        """It has ended, by itself where it is `over`; returns what it is worth."""
+    def end(self, point: Point, *, why: str = "") -> float | None:
+        """It has ended; returns what it is worth."""
         trial = self._running.pop(searching.name_of(point))
-        epochs = searching.at(self._config, point).training.epochs
-        over = over or len(trial.epochs) >= epochs
-        status = "failed" if why or not trial.epochs else "finished" if over else "stopped"
+        training, metric = searching.at(self._config, point).training, self._config.training.best_metric
+        whole = len(trial.epochs) >= training.epochs
+        patience = training.early_stopping_patience
+        if patience is not None and trial.epochs:  # it may have ended by itself
+            whole = whole or len(trial.epochs) - trial.best(metric)["epoch"] >= patience
+        status = "failed" if why or not trial.epochs else "finished" if whole else "stopped"
         trial = replace(trial, status=status, why=why)
         self.finished[trial.name] = trial
         self._write(trial)
-        value = _value_or_none(trial, self.metric)
-        shown = f"{self.metric} {abs(value):.4f}" if value is not None else "failed"
+        _remove(self._store, f"{TRIALS}/{trial.name}")  # its checkpoints
+        value = trial.value(metric)
+        shown = f"{metric} {trial.best(metric)[metric]:.4f}" if value is not None else "failed"
         self._ticker.update(len(self.finished), f"trial {trial.number}: {_in_words(trial.point)}: {shown} ({status})")
         return value
 
     def _write(self, trial: Trial) -> None:
         self._store.put(f"{TRIALS}/{trial.name}.json", json.dumps(asdict(trial)).encode())
+
+
+# Ray Tune keeps copies of these three, for a way of resuming that is not ours: a copy is a word.
 
 
 def _searcher(sampler: Sampler, book: _Book) -> Any:
@@ -264,21 +264,21 @@ def _searcher(sampler: Sampler, book: _Book) -> Any:
 
         def suggest(self, trial_id: str) -> Any:
             point = sampler.next(trial_id)
-            known = book.finished.get(searching.name_of(point))
+            if point is None:
+                return Searcher.FINISHED
             self._points[trial_id] = point
-            if known is None:
-                book.begin(point)
-            return {"point": point, "known": known is not None}
+            book.begin(point)
+            return {"point": point}
 
         def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
             point = self._points.pop(trial_id)
-            known = book.finished.get(searching.name_of(point))
-            if known is not None:  # a point of few values comes again: it is worth what it was worth
-                sampler.tell(trial_id, _value_or_none(known, book.metric))
-                return
-            result = result or {}
-            why = str(result.get("why", "")) or ("its process ended" if error else "")
-            sampler.tell(trial_id, book.end(point, why=why, over=bool(result.get("over"))))
+            if error and book.fatal is None:
+                book.fatal = InfrastructureError(
+                    f"tune: the process of a trial ended again and again ({_in_words(point)}).",
+                    "Look for a lost machine or too little memory, then run the same command again.",
+                )
+            if book.fatal is None:
+                sampler.tell(trial_id, book.end(point, why=str((result or {}).get("diverged", ""))))
 
         def save(self, checkpoint_path: str) -> None:
             """Nothing: what is known of trials lies in the output."""
@@ -286,8 +286,8 @@ def _searcher(sampler: Sampler, book: _Book) -> Any:
         def restore(self, checkpoint_path: str) -> None:
             """Nothing, as `save`."""
 
-        def __reduce__(self) -> Any:  # Ray Tune keeps a copy of itself, for a way of resuming that is not ours
-            return str, ("the searcher of another process",)
+        def __reduce__(self) -> Any:
+            return str, ("searcher",)
 
     return OptunaSearcher()
 
@@ -297,13 +297,31 @@ def _callback(book: _Book) -> Any:
 
     class Noted(Callback):  # type: ignore[misc]
         def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: Any, **info: Any) -> None:
-            if "loss" in result:
+            if "error" in result:
+                book.fatal = result["error"]
+            elif "loss" in result:
                 book.epoch(trial.config["point"], result)
 
         def __reduce__(self) -> Any:
-            return str, ("the callback of another process",)
+            return str, ("callback",)
 
     return Noted()
+
+
+def _stopper(book: _Book) -> Any:
+    from ray.tune import Stopper
+
+    class WhenFatal(Stopper):  # type: ignore[misc]
+        def __call__(self, trial_id: str, result: Any) -> bool:
+            return False
+
+        def stop_all(self) -> bool:
+            return book.fatal is not None
+
+        def __reduce__(self) -> Any:
+            return str, ("stopper",)
+
+    return WhenFatal()
 
 
 def _train_trial(settings: dict[str, Any], *, job: _TrialJob) -> None:
@@ -313,20 +331,18 @@ def _train_trial(settings: dict[str, Any], *, job: _TrialJob) -> None:
     from bertray.model.tokenization import ReviewTokenizer
     from bertray.training.loop import run_loop
 
-    if settings["known"]:
-        return
     config = searching.at(job.config, settings["point"])
     metric, folder = job.config.training.best_metric, resolve_model(job.config.model)
-    # The split is that of the search, whatever seed a trial has: all are judged on the same rows.
-    examples = job.data.examples()
+    name = searching.name_of(settings["point"])
 
     def on_epoch(row: dict[str, Any]) -> None:
         tune.report({**row, "epoch": int(row["epoch"]), "value": value_of(row, metric)})
 
-    name = searching.name_of(settings["point"])
+    nothing = {"epoch": config.training.epochs, "value": WORST}
     try:
-        outcome = run_loop(
-            examples,
+        run_loop(
+            # The split is that of the search, whatever seed a trial has: all are judged on the same rows.
+            job.data.examples(),
             folder,
             ReviewTokenizer(folder, 16).pad_id,
             LoopSettings(job.data.labels.names, config.training, config.seed, f"{job.run_key}-{name}", job.threads),
@@ -334,11 +350,10 @@ def _train_trial(settings: dict[str, Any], *, job: _TrialJob) -> None:
             device=job.device,
             on_epoch=on_epoch,
         )
-    except BertrayError as error:  # a rate at which the loss is not finite is an answer, too
-        tune.report({"epoch": config.training.epochs, "value": WORST, "why": error.message})
-        return
-    last = outcome.history[-1]
-    tune.report({"epoch": int(last["epoch"]), "value": value_of(last, metric), "over": True})
+    except Diverged as error:  # an answer, too: this point is no good
+        tune.report({**nothing, "diverged": error.message})
+    except BertrayError as error:  # says nothing of the point
+        tune.report({**nothing, "error": error})
 
 
 def stored_trials(store: Store) -> list[Trial]:
@@ -348,10 +363,11 @@ def stored_trials(store: Store) -> list[Trial]:
     return sorted(found, key=lambda trial: trial.number)
 
 
-def _value_or_none(trial: Trial, metric: str) -> float | None:
-    if trial.status == "failed" or not trial.epochs:
-        return None
-    return value_of(trial.best(metric), metric)
+def _remove(store: Store, folder: str) -> None:
+    for key in store.keys(folder):
+        store.delete(key)
+    if isinstance(store, LocalStore):
+        shutil.rmtree(store.uri(folder), ignore_errors=True)
 
 
 # --- telling ---------------------------------------------------------------------------------------------------------
@@ -377,12 +393,12 @@ def _table(trials: Sequence[Trial], metric: str) -> pa.Table:
 def _best_yaml(config: TuneConfig, best: Trial, metric: str) -> str:
     """A config that `train` takes; `output` is left to the command line."""
     data = searching.at(config, best.point).model_dump(mode="json", exclude={"output"})
-    import yaml
-
-    epoch = best.best(metric)
+    epoch, seeded = best.best(metric), "seed" in best.point and config.data.validation is None
     head = (
         f"# The best of a search: trial {best.number}, {metric} {epoch[metric]:.4f} on validation after epoch "
-        f"{epoch['epoch']:.0f}.\n#\n#   bertray train -c best.yaml output=runs/best\n\n"
+        f"{epoch['epoch']:.0f}.\n"
+        + ("# Its seed also decides which rows are validation, unless data.validation names them.\n" if seeded else "")
+        + "#\n#   bertray train -c best.yaml output=runs/best\n\n"
     )
     return head + yaml.safe_dump(data, sort_keys=False, allow_unicode=True)
 
@@ -402,7 +418,8 @@ def _facts(config: TuneConfig, num_rows: int, tokenized: TokenizedData, seconds:
 
 def _print(trials: Sequence[Trial], best: Trial, metric: str, config: TuneConfig) -> None:
     keys = list(config.search.space)
-    ranked = sorted(trials, key=lambda trial: _value_or_none(trial, metric) or -1e9, reverse=True)
+    worth = {trial.number: trial.value(metric) for trial in trials}
+    ranked = sorted(trials, key=lambda trial: WORST if (value := worth[trial.number]) is None else value, reverse=True)
     rows = [
         [
             f"{trial.number}",
@@ -423,18 +440,3 @@ def _in_words(point: Mapping[str, Any]) -> str:
 
 def _short(value: Any) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
-
-
-def _clean_up(store: Store) -> None:
-    """What only a resume would need is removed once the search is whole."""
-    import shutil
-
-    for key in store.keys(TRIALS):
-        if key.count("/") > TRIALS.count("/") + 1:
-            store.delete(key)
-    for key in store.keys("control/ray_tune"):
-        store.delete(key)
-    if isinstance(store, LocalStore):
-        shutil.rmtree(store.uri("control/ray_tune"), ignore_errors=True)
-        for folder in Path(store.uri(TRIALS)).glob("*/"):
-            shutil.rmtree(folder, ignore_errors=True)

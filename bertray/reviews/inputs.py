@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from bertray.config import Cleaning, Columns, TextFormat
+from bertray.errors import DataRefused
 from bertray.schema import Reason
 
 ROWS_PER_OFFSET = 4096  # text formats: the byte offset of every 4096th row is remembered
@@ -78,8 +79,8 @@ class Period:
     """The rows on one side of a moment; a row without a time stands before it.
 
     Args:
-        column: of strings in ISO form, dates or timestamps, compared as text.
-        moment: for example `2026-11-01`.
+        column: of strings in ISO form, dates or timestamps, compared as text; a time zone is not looked at.
+        moment: `2026-11-01`, or with a time of day.
         after: the rows from the moment on, or those before it.
     """
 
@@ -91,8 +92,20 @@ class Period:
         return f"with {self.column} {'from' if self.after else 'before'} {self.moment}{' on' if self.after else ''}"
 
     def mask(self, times: pa.Array | pa.ChunkedArray) -> pa.Array:
-        """bool [N]: rows of the period, by their values of `column`."""
-        is_after = pc.fill_null(pc.greater_equal(times.cast(pa.string()), self.moment), False)
+        """bool [N]: rows of the period, by their values of `column`.
+
+        Raises:
+            DataRefused: a value is no time in ISO form.
+        """
+        text = pc.replace_substring(times.cast(pa.string()), "T", " ", max_replacements=1)
+        odd = pc.invert(pc.fill_null(pc.match_substring_regex(text, r"^\d{4}-\d{2}-\d{2}"), True))
+        if pc.any(odd).as_py():
+            raise DataRefused(
+                f"data.time: expected {self.column!r} to hold times in ISO form, such as 2026-11-01, found "
+                f"{text.filter(odd)[0].as_py()[:40]!r}.",
+                "Write the column as dates, or give data.test as a file.",
+            )
+        is_after = pc.fill_null(pc.greater_equal(text, self.moment.replace("T", " ")), False)
         return is_after if self.after else pc.invert(is_after)
 
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bertray.config import Training
-from bertray.errors import BertrayError, DataRefused, InfrastructureError
+from bertray.errors import BertrayError, DataRefused, Diverged, InfrastructureError
 from bertray.storage.store import Store
 from bertray.training.checkpoint import (
     Checkpoint,
@@ -32,11 +32,12 @@ from bertray.training.checkpoint import (
 )
 from bertray.training.order import (
     balanced_weights,
+    cheapest_passes,
     epoch_steps,
-    microbatches,
     num_steps,
     rank_share,
     step_seed,
+    within_budget,
 )
 from bertray.training.token_shards import TokenShards
 
@@ -46,6 +47,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+# What a forward and backward pass costs besides its tokens, in tokens: mostly gradients that are added to those there.
+TOKENS_PER_PASS = {"cpu": 96, "cuda": 4096}
 MAX_HISTORY_ROWS = 500  # rows of kind "step" over the whole run
 
 
@@ -139,8 +142,9 @@ def run_loop(
             those of the epochs before it first.
 
     Raises:
-        InfrastructureError: the loss or the gradient is not finite, and the last checkpoint, which is finite, is kept;
-            or a checkpoint cannot be written. Every rank raises it.
+        Diverged: the loss or the gradient is not finite; the last checkpoint, which is finite, is kept. Every rank
+            raises it.
+        InfrastructureError: a checkpoint cannot be written. Every rank raises it.
         DataRefused: a split has no example.
     """
     return _Loop(examples, model_folder, pad_id, settings, store, device, on_progress, on_epoch).run()
@@ -295,7 +299,11 @@ class _Loop:
         share = rank_share(members, rank=self.rank, world_size=self.world_size)
         # A rank without examples still takes part in the all-reduce: one example, weight zero.
         idle = len(share) == 0
-        batches = microbatches(shards.lens_N[share], max_tokens=training.max_tokens_per_microbatch)
+        batches = cheapest_passes(
+            shards.lens_N[share],
+            max_tokens=training.max_tokens_per_microbatch,
+            tokens_per_pass=TOKENS_PER_PASS[self.device.partition(":")[0]],
+        )
         passes = [members[:1]] if idle else [share[positions] for positions in batches]
         loss_sum = 0.0
         for number, batch in enumerate(passes):
@@ -321,7 +329,7 @@ class _Loop:
 
     def _check_finite(self, what: str, value: float) -> None:
         if not np.isfinite(value):
-            raise InfrastructureError(
+            raise Diverged(
                 f"training: the {what} is {value} at step {self.progress.step + 1}; the last checkpoint is finite.",
                 "Lower training.learning_rate or set training.precision=fp32, in a new output.",
             )
@@ -379,7 +387,7 @@ class _Loop:
         progress.loss_sum = 0.0
         value = -figures["loss"] if training.best_metric == "loss" else figures[training.best_metric]
         if not np.isfinite([value, figures["loss"]]).all():
-            raise InfrastructureError(
+            raise Diverged(
                 "training: the validation loss is not finite; the last checkpoint before it is kept.",
                 "Lower training.learning_rate or set training.precision=fp32, in a new output.",
             )
@@ -419,7 +427,7 @@ class _Loop:
         self.raw_model.eval()
         wrapped, self.model = self.model, self.raw_model  # no DDP hooks: ranks may do different numbers of passes
         with torch.inference_mode():
-            for positions in microbatches(lens, max_tokens=self.settings.training.max_tokens_per_microbatch):
+            for positions in within_budget(lens, max_tokens=self.settings.training.max_tokens_per_microbatch):
                 rows = mine[positions]
                 logits_VC[torch.from_numpy(rows)] = self._logits(validation[rows]).double().cpu()
         self.model = wrapped

@@ -10,9 +10,6 @@ from collections.abc import Sequence
 
 import numpy as np
 
-# Steps whose examples are drawn together and grouped by length: less padding, still a fresh mix every epoch.
-STEPS_PER_GROUP = 32
-
 
 def num_steps(num_examples: int, batch_size: int) -> int:
     """Optimizer steps of one epoch; the last may be short."""
@@ -20,7 +17,10 @@ def num_steps(num_examples: int, batch_size: int) -> int:
 
 
 def epoch_steps(lens_N: np.ndarray, *, batch_size: int, seed: int, epoch: int) -> list[np.ndarray]:
-    """Examples of every optimizer step of one epoch.
+    """Examples of every optimizer step of one epoch, drawn at random.
+
+    Steps of examples of like length would compute less padding, and learn worse: a step of short texts alone pulls
+    another way than one of long texts. Padding is saved within a step instead, by `cheapest_passes`.
 
     Args:
         lens_N: token counts of the examples.
@@ -29,22 +29,12 @@ def epoch_steps(lens_N: np.ndarray, *, batch_size: int, seed: int, epoch: int) -
         epoch: 0-based.
 
     Returns:
-        `num_steps` arrays of example numbers, longest example first. Each example stands in exactly one of them.
+        `num_steps` arrays of example numbers, longest example first; the last may be short. Each example stands in
+        exactly one of them.
     """
-    num_examples = len(lens_N)
-    random = np.random.default_rng([seed, epoch])
-    order_N = random.permutation(num_examples)
-    group = batch_size * STEPS_PER_GROUP
-    steps: list[np.ndarray] = []
-    for start in range(0, num_examples, group):
-        members = order_N[start : start + group]
-        members = members[np.argsort(-lens_N[members], kind="stable")]
-        steps += [members[i : i + batch_size] for i in range(0, len(members), batch_size)]
-    # Only full steps change places, so that a short one stays last whatever the seed.
-    num_full = num_examples // batch_size
-    full = [step for step in steps if len(step) == batch_size]
-    short = [step for step in steps if len(step) < batch_size]
-    return [full[i] for i in random.permutation(num_full)] + short
+    order_N = np.random.default_rng([seed, epoch]).permutation(len(lens_N))
+    steps = [order_N[start : start + batch_size] for start in range(0, len(order_N), batch_size)]
+    return [step[np.argsort(-lens_N[step], kind="stable")] for step in steps]
 
 
 def rank_share(step: np.ndarray, *, rank: int, world_size: int) -> np.ndarray:
@@ -55,8 +45,38 @@ def rank_share(step: np.ndarray, *, rank: int, world_size: int) -> np.ndarray:
     return step[rank::world_size]
 
 
-def microbatches(lens_B: np.ndarray, *, max_tokens: int) -> list[np.ndarray]:
-    """Cut a share into forward passes of at most `max_tokens` padded tokens (one example may exceed it).
+def cheapest_passes(lens_B: np.ndarray, *, max_tokens: int, tokens_per_pass: int) -> list[np.ndarray]:
+    """Cut a share of a step into passes of at most `max_tokens` padded tokens (one example may exceed it).
+
+    Of all cuts of the examples sorted by length it is the one that costs least: padded tokens, and for each pass as
+    much as `tokens_per_pass` tokens.
+
+    Returns:
+        Positions into `lens_B`, longest first; together they hold each position once.
+    """
+    positions = np.argsort(-lens_B, kind="stable")
+    widths_B = np.maximum(lens_B[positions], 1).astype(np.int64)
+    num = len(positions)
+    cost = np.zeros(num + 1)
+    first = np.zeros(num + 1, np.int64)  # of the last pass, when so many examples are computed
+    for end in range(1, num + 1):
+        # A pass from `start` has the width of its first example; more than `max_tokens` only where it is alone.
+        starts = np.arange(max(0, end - max(max_tokens, 1)), end)
+        padded = widths_B[starts] * (end - starts)
+        allowed = (padded <= max_tokens) | (starts == end - 1)
+        costs = np.where(allowed, cost[starts] + padded + tokens_per_pass, np.inf)
+        best = int(costs.argmin())
+        cost[end], first[end] = costs[best], starts[best]
+    batches: list[np.ndarray] = []
+    end = num
+    while end:
+        batches.append(positions[first[end] : end])
+        end = int(first[end])
+    return batches[::-1]
+
+
+def within_budget(lens_B: np.ndarray, *, max_tokens: int) -> list[np.ndarray]:
+    """Cut any number of examples into forward passes of at most `max_tokens` padded tokens (one may exceed it).
 
     Returns:
         Positions into `lens_B`, longest first; together they hold each position once.

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, get_args
 
-from bertray.config import Search, SearchRange, Section, TrainConfig, TuneConfig
+from bertray.config import Search, SearchRange, Section, TrainConfig, TuneConfig, build_config
 from bertray.errors import ConfigError, did_you_mean
 from bertray.training.token_shards import cache_key
 
 Point: TypeAlias = dict[str, Any]  # config key -> value
+
+MOST_REPEATS = 200  # points in a row that were tried before; then a search ends
 
 # Of `training`, what a search is not about: where and how safely it runs, what is better, and what only features have.
 _FIXED = {
@@ -46,6 +49,12 @@ def check_space(config: TuneConfig) -> None:
                 f"search.space: {key!r} cannot be searched.{did_you_mean(key, keys)}",
                 f"One of {', '.join(keys)}; other keys need other token shards, so make them another run.",
             )
+        if isinstance(choices, SearchRange) and choices.is_whole != _takes_whole_numbers(key):
+            kind = "whole numbers" if _takes_whole_numbers(key) else "numbers with a point, such as 1.0"
+            raise ConfigError(
+                f"search.space: {key} takes {kind}, found low={choices.low} and high={choices.high}.",
+                "Write both ends so, or list the values.",
+            )
         tried = list(choices) if isinstance(choices, tuple) else [choices.low, choices.high]
         for value in tried:
             try:
@@ -61,14 +70,21 @@ def check_space(config: TuneConfig) -> None:
             )
 
 
+def _takes_whole_numbers(key: str) -> bool:
+    section: Any = TrainConfig
+    *sections, name = key.split(".")
+    for part in sections:
+        section = section.model_fields[part].annotation
+    kinds = get_args(section.model_fields[name].annotation) or (section.model_fields[name].annotation,)
+    return int in kinds and float not in kinds
+
+
 def at(config: TuneConfig, point: Mapping[str, Any]) -> TrainConfig:
     """The config of `train` at a point of the space.
 
     Raises:
         ConfigError: a value that `train` refuses.
     """
-    from bertray.config import build_config
-
     data = config.model_dump(mode="json", exclude={"search"})
     for key, value in point.items():
         *sections, name = key.split(".")
@@ -89,7 +105,10 @@ def start_of(config: TuneConfig) -> Point:
         value: Any = data
         for part in key.split("."):
             value = value[part]
-        inside = value in choices if isinstance(choices, tuple) else choices.low <= value <= choices.high
+        if isinstance(choices, tuple):
+            inside = value in choices
+        else:
+            inside = isinstance(value, int | float) and choices.low <= value <= choices.high
         if not inside:
             return {}
         point[key] = value
@@ -110,7 +129,7 @@ class Tried:
 
 
 class Sampler:
-    """Asks Optuna for points. The same seed and the same past give the same next point.
+    """Asks Optuna for points, each once. The same seed and the same past give the same next points.
 
     Args:
         search: space, sampler.
@@ -124,14 +143,16 @@ class Sampler:
 
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self._distributions = {key: _distribution(choices) for key, choices in search.space.items()}
-        samplers: dict[str, Any] = {
-            "tpe": lambda: optuna.samplers.TPESampler(seed=seed, n_startup_trials=5, constant_liar=True),
-            "random": lambda: optuna.samplers.RandomSampler(seed=seed + len(tried)),
-            "grid": lambda: optuna.samplers.RandomSampler(seed=seed),  # asked when every point is under way
-        }
-        self._study = optuna.create_study(direction="maximize", sampler=samplers[search.sampler]())
+        # With what was tried, so that a search that goes on does not draw the same numbers again.
+        seed += len(tried)
+        sampler: Any = optuna.samplers.RandomSampler(seed=seed)
+        if search.sampler == "tpe":
+            sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=5, constant_liar=True)
+        self._study = optuna.create_study(direction="maximize", sampler=sampler)
         self._open: dict[str, Any] = {}
+        self._worth: dict[str, float | None] = {}  # by name of point; None: under way, or failed
         for past in tried:
+            self._worth[name_of(past.point)] = past.value
             self._study.add_trial(
                 optuna.trial.create_trial(
                     params=past.point,
@@ -141,22 +162,32 @@ class Sampler:
                 )
             )
         if search.sampler == "grid":
-            known = {name_of(past.point) for past in tried} | {name_of(point) for point in first}
-            first = [*first, *(point for point in grid(search) if name_of(point) not in known)]
+            known = {*self._worth, *map(name_of, first)}
+            first = [*first, *(point for point in every_point(search) if name_of(point) not in known)]
         for point in first:
             self._study.enqueue_trial(point)
 
-    def next(self, trial: str) -> Point:
-        """The point that a trial of this name shall try."""
-        asked = self._study.ask(self._distributions)
-        self._open[trial] = asked
-        return dict(asked.params)
+    def next(self, trial: str) -> Point | None:
+        """The point that a trial of this name shall try; None when nothing new comes."""
+        for _ in range(MOST_REPEATS):
+            asked = self._study.ask(self._distributions)
+            point = dict(asked.params)
+            name = name_of(point)
+            if name not in self._worth:
+                self._open[trial], self._worth[name] = asked, None
+                return point
+            self._finish(asked, self._worth[name])  # worth what it was worth; Optuna goes on from there
+        return None
 
     def tell(self, trial: str, value: float | None) -> None:
-        """What came of it."""
+        """What came of a trial; None: it failed."""
+        asked = self._open.pop(trial)
+        self._worth[name_of(dict(asked.params))] = value
+        self._finish(asked, value)
+
+    def _finish(self, asked: Any, value: float | None) -> None:
         import optuna
 
-        asked = self._open.pop(trial)
         if value is None:
             self._study.tell(asked, state=optuna.trial.TrialState.FAIL)
         else:
@@ -168,17 +199,26 @@ def _distribution(choices: SearchRange | tuple[Any, ...]) -> Any:
 
     if isinstance(choices, tuple):
         return CategoricalDistribution(choices)
-    if isinstance(choices.low, int) and isinstance(choices.high, int):
-        return IntDistribution(choices.low, choices.high, log=choices.log)
+    if choices.is_whole:
+        return IntDistribution(int(choices.low), int(choices.high), log=choices.log)
     return FloatDistribution(float(choices.low), float(choices.high), log=choices.log)
 
 
-def grid(search: Search) -> list[Point]:
+def every_point(search: Search) -> list[Point]:
     """Every combination of listed values; the first key varies slowest."""
     listed = {key: choices for key, choices in search.space.items() if isinstance(choices, tuple)}
     return [dict(zip(listed, values, strict=True)) for values in itertools.product(*listed.values())]
 
 
 def num_trials(search: Search) -> int:
-    """Trials of the whole search: as many as asked for, or as a grid has points."""
-    return min(search.trials, len(grid(search))) if search.sampler == "grid" else search.trials
+    """Trials of the whole search: as many as asked for, or as the space has points."""
+    listed = [len(set(choices)) for choices in search.space.values() if isinstance(choices, tuple)]
+    return min(search.trials, math.prod(listed)) if len(listed) == len(search.space) else search.trials
+
+
+def most_epochs(config: TuneConfig) -> int:
+    """Of any point of the space."""
+    choices = config.search.space.get("training.epochs")
+    if choices is None:
+        return config.training.epochs
+    return int(choices.high) if isinstance(choices, SearchRange) else max(int(str(value)) for value in choices)

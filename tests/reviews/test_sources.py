@@ -6,7 +6,7 @@ import pickle
 import subprocess
 import sys
 import time
-from datetime import date
+from datetime import date, datetime
 from pathlib import Path
 
 import pyarrow as pa
@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from bertray.config import Columns, TextFormat
-from bertray.errors import ConfigError
+from bertray.errors import ConfigError, DataRefused
 from bertray.reviews import sources
 from bertray.reviews.label_counts import count_labels
 from bertray.reviews.sources import (
@@ -283,6 +283,20 @@ def test_a_period_holds_rows_before_a_moment_or_from_it_on(tmp_path, kind):
         assert batch.rows_in == count_rows([file], spec) == sum(map(len, found[after]))
         assert count_labels([file], spec) == ({"0": 2, "1": 1} if not after else {"1": 2})
     assert found == {False: ([0, 2, 4], []), True: ([1], [3])}
+
+
+@pytest.mark.parametrize("written_as", ["2026-11-01T{}:00:00Z", "2026-11-01 {}:00:00"])
+@pytest.mark.parametrize("moment", ["2026-11-01T12:00:00", "2026-11-01 12", "2026-11-01T12:00"])
+def test_a_moment_of_the_day_is_the_same_with_t_or_blank(written_as, moment):
+    times = pa.array([written_as.format(hour) for hour in ("09", "11", "12", "18")])
+    assert Period("when", moment, after=True).mask(times).to_pylist() == [False, False, True, True]
+    stamps = pa.array([datetime(2026, 11, 1, hour) for hour in (9, 11, 12, 18)])
+    assert Period("when", moment, after=True).mask(stamps).to_pylist() == [False, False, True, True]
+
+
+def test_times_of_another_form_are_refused():
+    with pytest.raises(DataRefused, match=r"expected 'when' to hold times in ISO form.*found '24.12.2014'"):
+        Period("when", "2015-02-23", after=True).mask(pa.array(["2015-01-01", "24.12.2014"]))
 
 
 def test_a_period_needs_a_column_of_times(tmp_path):

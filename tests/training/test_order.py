@@ -1,15 +1,19 @@
 """The order of examples is arithmetic: exactly once an epoch, the same steps for any number of workers."""
 
+import functools
+import itertools
+
 import numpy as np
 import pytest
 
 from bertray.training.order import (
     balanced_weights,
+    cheapest_passes,
     epoch_steps,
-    microbatches,
     num_steps,
     rank_share,
     step_seed,
+    within_budget,
 )
 
 LENS_N = np.random.default_rng(0).integers(3, 128, size=1003)
@@ -21,7 +25,7 @@ def test_every_example_is_seen_exactly_once_per_epoch_on_any_number_of_workers(w
     for step in epoch_steps(LENS_N, batch_size=32, seed=5, epoch=2):
         for rank in range(world_size):
             share = rank_share(step, rank=rank, world_size=world_size)
-            for batch in microbatches(LENS_N[share], max_tokens=512):
+            for batch in cheapest_passes(LENS_N[share], max_tokens=512, tokens_per_pass=96):
                 seen.append(share[batch])
     assert sorted(np.concatenate(seen).tolist()) == list(range(1003))
 
@@ -45,11 +49,41 @@ def test_order_changes_with_epoch_and_seed_and_repeats_with_both():
     assert order(1, 0) != order(2, 0)
 
 
-def test_steps_group_examples_of_near_length():
-    steps = epoch_steps(LENS_N, batch_size=32, seed=0, epoch=0)
-    padded = sum(int(LENS_N[step].max()) * len(step) for step in steps)
-    at_random = sum(int(LENS_N[i : i + 32].max()) * 32 for i in range(0, 992, 32))
-    assert LENS_N.sum() / padded > 0.9 > LENS_N[:992].sum() / at_random
+def test_steps_are_drawn_whatever_the_lengths():
+    """Steps of like lengths would be cheaper and learn worse: the mean length of a step is that of a random draw."""
+    steps = epoch_steps(LENS_N, batch_size=32, seed=0, epoch=0)[:-1]
+    means = np.array([LENS_N[step].mean() for step in steps])
+    assert abs(means.mean() - LENS_N.mean()) < 3
+    assert means.std() == pytest.approx(LENS_N.std() / 32**0.5, rel=0.5)
+    assert all((np.diff(LENS_N[step]) <= 0).all() for step in steps)
+
+
+def test_a_step_is_cut_where_it_saves_padding():
+    padded = whole = 0
+    for step in epoch_steps(LENS_N, batch_size=32, seed=0, epoch=0):
+        lens = LENS_N[step]
+        batches = cheapest_passes(lens, max_tokens=8192, tokens_per_pass=96)
+        padded += sum(int(lens[batch].max()) * len(batch) + 96 for batch in batches)
+        whole += int(lens.max()) * len(lens) + 96
+    assert padded < 0.8 * whole
+    assert len(cheapest_passes(np.full(32, 20), max_tokens=8192, tokens_per_pass=96)) == 1
+    lens = np.array([9] * 8 + [100] * 4)
+    assert [len(batch) for batch in cheapest_passes(lens, max_tokens=8192, tokens_per_pass=96)] == [4, 8]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_cut_is_the_cheapest_of_all(seed):
+    random = np.random.default_rng(seed)
+    lens = np.sort(random.integers(1, 60, size=9))[::-1].copy()
+
+    def price(cuts) -> float:
+        bounds = [0, *cuts, 9]
+        passes = [(lens[a], b - a) for a, b in itertools.pairwise(bounds)]
+        return sum(w * n + 17 for w, n in passes) if all(w * n <= 150 or n == 1 for w, n in passes) else np.inf
+
+    least = min(price(cuts) for size in range(9) for cuts in itertools.combinations(range(1, 9), size))
+    found = cheapest_passes(lens, max_tokens=150, tokens_per_pass=17)
+    assert sum(int(lens[batch].max()) * len(batch) + 17 for batch in found) == least
 
 
 def test_a_step_shorter_than_the_world_leaves_ranks_without_examples():
@@ -57,12 +91,13 @@ def test_a_step_shorter_than_the_world_leaves_ranks_without_examples():
     assert shares == [[4], [9], []]
 
 
-def test_microbatches_hold_each_position_once_within_the_token_budget():
+@pytest.mark.parametrize("cut", [within_budget, functools.partial(cheapest_passes, tokens_per_pass=8)])
+def test_passes_hold_each_position_once_within_the_token_budget(cut):
     lens_B = np.array([10, 300, 20, 20, 5, 120])
-    batches = microbatches(lens_B, max_tokens=128)
+    batches = cut(lens_B, max_tokens=128)
     assert sorted(np.concatenate(batches).tolist()) == [0, 1, 2, 3, 4, 5]
     assert all(len(batch) == 1 or lens_B[batch].max() * len(batch) <= 128 for batch in batches)
-    assert microbatches(np.array([], np.int64), max_tokens=128) == []
+    assert cut(np.array([], np.int64), max_tokens=128) == []
 
 
 def test_step_seeds_differ_between_steps_and_ranks():
