@@ -7,6 +7,7 @@ import errno
 import importlib
 import logging
 import os
+import re
 import shutil
 import signal
 import socket
@@ -18,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bertray import errors
 from bertray.config import Workers
 from bertray.console import stderr_without
 from bertray.errors import BertrayError, ConfigError, InfrastructureError
@@ -256,6 +258,25 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
             pending += list(failures.values())
 
 
+_OURS = re.compile(r"^bertray\.errors\.(\w+): (.+)$", re.MULTILINE)
+_NO_ROOM = re.compile(
+    r"^(?:[\w.]+\.)?(MemoryError\b.*|OutOfMemoryError\b.*|OSError: \[Errno (?:28|122)\].*)$", re.MULTILINE
+)
+
+
+def _told(error: BaseException) -> BertrayError | None:
+    """Our error, read off the traceback: Ray Data wraps what a function of ours raised, and the original is lost."""
+    text = str(error)
+    kinds = {kind.__name__: kind for kind in vars(errors).values() if isinstance(kind, type)}
+    ours = [(kinds[name], words) for name, words in _OURS.findall(text) if name in kinds]
+    if ours:
+        kind, words = ours[-1]
+        found: BertrayError = kind(" ".join(words.split()))
+        return found
+    no_room = _NO_ROOM.findall(text)
+    return InfrastructureError(f"Ray: {no_room[-1][:300]}", "Run the same command again.") if no_room else None
+
+
 def as_known(error: BaseException) -> BertrayError | None:
     """What went wrong inside Ray as one of our errors: ours unwrapped, Ray's own as infrastructure, else None."""
     import ray.data.exceptions
@@ -276,6 +297,8 @@ def as_known(error: BaseException) -> BertrayError | None:
         ray.exceptions.WorkerCrashedError,
         *([ray.data.exceptions.ExecutionTimeoutError] if hasattr(ray.data.exceptions, "ExecutionTimeoutError") else []),
     )
+    if (told := _told(error)) is not None:
+        return told
     for inner in chain:
         out_of_memory = type(inner).__name__ == "OutOfMemoryError"  # torch's, without importing torch
         no_space = isinstance(inner, OSError) and inner.errno in (errno.ENOSPC, errno.EDQUOT)
