@@ -1,4 +1,8 @@
-"""Every example config, run as its comments say on a tiny sample in the form of its data, in one Ray session."""
+"""Every example config, run as its comments say on a tiny sample in the form of its data, in one Ray session.
+
+Workers of Ray Train and actors take ten seconds each to start, so most runs train and evaluate in this process; `make
+test-slow` has all of them on workers.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +15,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from bertray.cli import run
+from bertray.pipelines.parts import MakePart
+from bertray.pipelines.shards import ReadAndTokenize
+from bertray.pipelines.train import train_rank
 from tests.conftest import WORDS
+from tests.nightly import worker_without_ray
 
 pytestmark = pytest.mark.ray
 CONFIGS = Path(__file__).resolve().parent.parent / "jobs" / "configs"
@@ -58,8 +66,31 @@ def train(name: str, encoder: Path, folder: Path) -> Path:
     return folder / "run"
 
 
+def in_this_process(work, read, settings, resources, *, only_rows=None):
+    """In place of `stage_parts`."""
+    reader, actor = ReadAndTokenize(work, read, only_rows), MakePart(settings)
+    for item in work:
+        table = reader.read(item)
+        if table.num_rows:
+            yield actor.make(table)
+
+
 @pytest.mark.parametrize("name", LABELS)
-def test_a_config_trains_on_a_sample_in_the_form_of_its_data(name, tiny_encoder, tmp_path, ray_cluster):
+def test_a_config_trains_on_a_sample_in_the_form_of_its_data(name, tiny_encoder, tmp_path, ray_cluster, monkeypatch):
+    if name != "emotion":
+        monkeypatch.setattr("bertray.pipelines.train._run_workers", lambda job, *_: train_rank(job, 0, "cpu"))
+        monkeypatch.setattr("bertray.pipelines.evaluation.stage_parts", in_this_process)
+        monkeypatch.setattr("bertray.pipelines.nights.ray_worker", worker_without_ray)
+    check(name, tiny_encoder, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted({*LABELS} - {"emotion"}))
+def test_a_config_trains_on_workers(name, tiny_encoder, tmp_path, ray_cluster):
+    check(name, tiny_encoder, tmp_path)
+
+
+def check(name: str, tiny_encoder: Path, tmp_path: Path) -> None:
     output = train(name, tiny_encoder, tmp_path)
     metrics = json.loads((output / "metrics.json").read_text())
     info = json.loads((output / "model" / "bertray.json").read_text())

@@ -20,7 +20,7 @@ from tests.processes import environment_beside_the_cluster
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
 
-def test_train_and_score_with_everything_on_an_object_store(
+def test_train_score_embed_and_tune_with_everything_on_an_object_store(
     s3_environment, tiny_encoder, corpus, tmp_path, monkeypatch
 ):
     for name, value in s3_environment.items():
@@ -51,5 +51,16 @@ def test_train_and_score_with_everything_on_an_object_store(
     parts = [key for key in store.keys("scored/data") if key.endswith(".parquet")]
     ids = pa.concat_tables([pq.read_table(pa.BufferReader(store.get(key))) for key in parts])["id"].to_pylist()
     assert Counter(ids) == Counter(f"n{row}" for row in range(50))
+    bertray("embed", f"model={root}/run/model", f"input={root}/new", f"output={root}/vectors")
+    parts = [key for key in store.keys("vectors/data") if key.endswith(".parquet")]
+    assert sum(pq.read_metadata(pa.BufferReader(store.get(key))).num_rows for key in parts) == 50
+    # A search by tpe over two points ends after two trials, however many it may make.
+    space = "search.space={seed: [0, 1], training.learning_rate: [1e-3]}"
+    words = [f"model={tiny_encoder}", f"data.train={root}/in/train.parquet", "max_length=24", "training.epochs=1"]
+    bertray("tune", *words, f"output={root}/search", space, "search.trials=9")
+    trials = pq.read_table(pa.BufferReader(store.get("search/trials.parquet"))).to_pylist()
+    assert [(row["trial"], row["seed"], row["status"]) for row in trials] == [(1, 0, "finished"), (2, 1, "finished")]
+    assert store.exists("search/best.yaml")
+    assert not [key for key in store.keys("search/control/trials") if not key.endswith(".json")]
     assert set(tmp_path.iterdir()) <= before  # nothing is left of what was fetched
     Path(scratch).rmdir()

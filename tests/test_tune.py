@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
@@ -16,7 +15,7 @@ from bertray.errors import ConfigError
 from bertray.pipelines import tune as tuning
 from bertray.pipelines.runs import FINISHED_FILE
 from bertray.pipelines.tune import TRIALS, stored_trials
-from bertray.storage.store import LocalStore, open_store
+from bertray.storage.store import LocalStore
 from bertray.training import search as searching
 from bertray.training.search import Sampler, Tried
 
@@ -75,24 +74,6 @@ def test_a_search_ends_with_a_table_and_a_config_that_train_takes(tiny_encoder, 
     assert known.stat().st_mtime_ns == stamp
     assert {n: trial.point for n, trial in after.items()} == {n: trial.point for n, trial in before.items()}
     assert after[2].epochs[0]["loss"] == before[2].epochs[0]["loss"]
-
-
-@pytest.mark.ray
-@pytest.mark.slow
-def test_a_search_on_an_object_store_by_tpe_ends_where_its_space_ends(
-    tiny_encoder, corpus, ray_cluster, s3_environment, monkeypatch
-):
-    for name, value in s3_environment.items():
-        monkeypatch.setenv(name, value)
-    store = open_store("s3://bertray/search")
-    space = "search.space={seed: [0, 1], training.learning_rate: [1e-3]}"
-    words = [space, "search.trials=9", "training.epochs=1"]
-    argv = tune_argv(tiny_encoder, corpus, Path("unused"), *words, "output=s3://bertray/search")
-    assert run(argv) == 0
-    trials = pq.read_table(pa.BufferReader(store.get("trials.parquet"))).to_pylist()
-    assert [(row["trial"], row["seed"], row["status"]) for row in trials] == [(1, 0, "finished"), (2, 1, "finished")]
-    assert store.exists("best.yaml")
-    assert not [key for key in store.keys("control/trials") if not key.endswith(".json")]
 
 
 @pytest.mark.ray

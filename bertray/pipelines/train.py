@@ -174,15 +174,11 @@ def _fit(
     resources: Resources,
 ) -> tuple[Outcome, float]:
     """Run Ray Train; returns what training left behind and the temperature fitted on validation."""
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchTrainer
-
     job = _TrainJob(
         data=tokenized,
         model=config.model,
         loop=LoopSettings(tokenized.labels.names, config.training, config.seed, run_key, resources.threads),
     )
-    per_worker = {"CPU": resources.cpus_per_worker} | ({"GPU": 1.0} if resources.gpus_per_worker else {})
     log.info(
         "training on %d examples, validating on %d, %d worker%s",
         len(examples.train),
@@ -190,6 +186,19 @@ def _fit(
         resources.num_workers,
         "" if resources.num_workers == 1 else "s",
     )
+    returned = _run_workers(job, config, store, resources)
+    if "error" in returned:
+        raise returned["error"]
+    outcome: Outcome = returned["outcome"]
+    return outcome, float(returned["temperature"])
+
+
+def _run_workers(job: _TrainJob, config: TrainConfig, store: Store, resources: Resources) -> dict[str, Any]:
+    """Run the loop on the workers of Ray Train; returns what the first of them returned."""
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+
+    per_worker = {"CPU": resources.cpus_per_worker} | ({"GPU": 1.0} if resources.gpus_per_worker else {})
     # Ray Train keeps its own bookkeeping under a fresh name; bertray's checkpoints are what a run resumes from.
     trainer = TorchTrainer(
         _train_worker,
@@ -198,31 +207,31 @@ def _fit(
             num_workers=resources.num_workers, use_gpu=config.workers.use_gpu, resources_per_worker=per_worker
         ),
         run_config=RunConfig(
-            name=f"{run_key}-{uuid.uuid4().hex[:8]}",
+            name=f"{job.loop.run_key}-{uuid.uuid4().hex[:8]}",
             storage_path=store.uri("control/ray_train"),
             failure_config=FailureConfig(max_failures=config.training.max_failures),
         ),
     )
-    returned = _followed(trainer.fit, store).return_value
-    if "error" in returned:
-        raise returned["error"]
-    outcome: Outcome = returned["outcome"]
-    return outcome, float(returned["temperature"])
+    returned: dict[str, Any] = _followed(trainer.fit, store).return_value
+    return returned
 
 
 def _train_worker(settings: dict[str, Any]) -> dict[str, Any]:
-    """Body of one Ray Train worker. A refusal that would only repeat comes back as a value, not as a failure."""
+    """Body of one Ray Train worker."""
     import ray.train
     import ray.train.torch
 
+    return train_rank(settings["job"], ray.train.get_context().get_world_rank(), str(ray.train.torch.get_device()))
+
+
+def train_rank(job: _TrainJob, rank: int, device: str) -> dict[str, Any]:
+    """The share of one worker. A refusal that would only repeat comes back as a value, not as a failure."""
     from bertray.errors import BertrayError
     from bertray.model.calibration import fit_temperature
     from bertray.model.tokenization import ReviewTokenizer
     from bertray.training.loop import run_loop
 
-    job: _TrainJob = settings["job"]
     store = open_store(job.data.output)
-    rank = ray.train.get_context().get_world_rank()
     start = uuid.uuid4().hex
     messages: list[str] = []
     logging.getLogger("bertray").setLevel(logging.INFO)
@@ -240,7 +249,7 @@ def _train_worker(settings: dict[str, Any]) -> dict[str, Any]:
             ReviewTokenizer(folder, 16).pad_id,
             job.loop,
             store,
-            device=str(ray.train.torch.get_device()),
+            device=device,
             on_progress=on_progress if rank == 0 else None,
         )
     except BertrayError as error:
