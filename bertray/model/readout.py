@@ -80,11 +80,14 @@ class PooledReadout:
         level = hf_logging.get_verbosity()
         hf_logging.set_verbosity_error()  # the weights of another head are of no use here, and no news
         try:
-            return AutoModel.from_pretrained(
-                path, dtype=torch.float32, local_files_only=True, use_safetensors=True
-            ).eval()
+            model, found = AutoModel.from_pretrained(
+                path, dtype=torch.float32, local_files_only=True, use_safetensors=True, output_loading_info=True
+            )
         finally:
             hf_logging.set_verbosity(level)
+        if any(name.startswith("pooler.") for name in found["missing_keys"]):
+            model.pooler = None  # made up at random, never asked, and another one in every bundle that is saved
+        return model.eval()
 
     def width(self, model: Any) -> int:
         return int(getattr(model.config, "hidden_size", None) or model.config.dim)

@@ -7,7 +7,8 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
+from transformers import AutoModel
 
 from bertray.model.engine import Engine
 from bertray.model.readout import HEAD_FILE, LinearReadout, PooledReadout
@@ -26,7 +27,6 @@ def seqs() -> Sequences:
 
 def hidden_states(folder, seqs) -> list[np.ndarray]:
     """Last hidden states [L, D] of each sequence, alone through `transformers`."""
-    from transformers import AutoModel
 
     model = AutoModel.from_pretrained(folder, dtype=torch.float32).eval()
     states = []
@@ -59,3 +59,19 @@ def test_a_linear_head_is_applied_to_the_embeddings(family, pooling, make_classi
     save_file({"weight": weight, "bias": bias}, folder / HEAD_FILE)
     engine = Engine(folder, precision="fp32", readout=LinearReadout(folder, pooling))
     np.testing.assert_allclose(engine.logits(seqs), embeddings @ weight.numpy().T + bias.numpy(), atol=1e-3)
+
+
+@pytest.mark.parametrize("family", ["bert", "roberta"])
+@pytest.mark.parametrize("has_pooler", [True, False])
+def test_a_pooler_that_the_checkpoint_lacks_is_not_made_up(family, has_pooler, make_classifier, tmp_path):
+    """A masked language model has none; a random one would make every saved bundle another."""
+    whole = AutoModel.from_pretrained(make_classifier(family, 3), add_pooling_layer=has_pooler)
+    whole.save_pretrained(tmp_path / "encoder")
+    saved = []
+    for number in range(2):
+        PooledReadout().load(tmp_path / "encoder").save_pretrained(tmp_path / f"again-{number}")
+        saved.append((tmp_path / f"again-{number}" / "model.safetensors").read_bytes())
+    assert saved[0] == saved[1]
+    names = set(load_file(tmp_path / "again-0" / "model.safetensors"))
+    assert names == set(whole.state_dict())
+    assert any(name.startswith("pooler.") for name in names) == has_pooler
