@@ -26,7 +26,7 @@ from bertray.model.tokenization import Sequences, ranges
 _BERT_LIKE = ("bert", "roberta", "xlm-roberta", "camembert", "electra")
 _PACKABLE = (*_BERT_LIKE, "distilbert", "albert")
 # These number positions from pad_token_id + 1 and skip padding tokens, wherever they stand.
-_OFFSET_POSITIONS = ("roberta", "xlm-roberta", "camembert")
+OFFSET_POSITIONS = ("roberta", "xlm-roberta", "camembert")
 
 # --- one pack, as tensors --------------------------------------------------------------------------------------------
 
@@ -142,7 +142,7 @@ class PackedEncoder:
         # Flash kernels take packed input as it is; everything else gets groups.
         self.varlen = device.type == "cuda" and dtype in (torch.float16, torch.bfloat16)
 
-        self._pad_id = config.pad_token_id if config.model_type in _OFFSET_POSITIONS else None
+        self._pad_id = config.pad_token_id if config.model_type in OFFSET_POSITIONS else None
         self.max_length = weights.positions_PD.shape[0] - (0 if self._pad_id is None else self._pad_id + 1)
         # Adding the type's vector to every position beforehand leaves one look-up and one addition a token.
         self._num_positions = weights.positions_PD.shape[0]
@@ -244,7 +244,7 @@ class PackedEncoder:
         ids_T = np.zeros(pack.num_slots, np.int64)
         ids_T[:num_tokens] = seqs.ids_T[ranges(starts_S[pack.sequences_B], lens_B)]
         positions_T = np.zeros(pack.num_slots, np.int64)
-        positions_T[:num_tokens] = self._positions(ids_T[:num_tokens], lens_B, bounds_B1)
+        positions_T[:num_tokens] = positions_of(ids_T[:num_tokens], lens_B, bounds_B1, self._pad_id)
         if self._num_types > 1:
             second_B = seqs.second_lens_S[pack.sequences_B].astype(np.int64)
             if second_B.any():
@@ -255,45 +255,57 @@ class PackedEncoder:
             first_tokens_B=self._tensor(bounds_B1[:-1]),
             end_1=self._tensor(bounds_B1[-1:]),
             num_tokens=num_tokens,
-            groups=() if self.varlen else tuple(self._group_index(group, lens_B, bounds_B1) for group in pack.groups),
+            groups=()
+            if self.varlen
+            else tuple(group_index(group, lens_B, bounds_B1, self._tensor, self.dtype) for group in pack.groups),
             bounds_B1=self._tensor(bounds_B1.astype(np.int32)) if self.varlen else None,
             max_len=int(lens_B[0]),
         )
 
-    def _positions(
-        self, ids_T: NDArray[np.int64], lens_B: NDArray[np.int64], bounds_B1: NDArray[np.int64]
-    ) -> NDArray[np.int64]:
-        if self._pad_id is None:
-            return ranges(np.zeros_like(lens_B), lens_B)
-        # A review may spell out the padding token; transformers then counts on without it.
-        counts_T = ids_T != self._pad_id
-        so_far_T = np.cumsum(counts_T)
-        before_B = np.concatenate([[0], so_far_T])[bounds_B1[:-1]]
-        positions_T: NDArray[np.int64] = (so_far_T - np.repeat(before_B, lens_B)) * counts_T + self._pad_id
-        return positions_T
-
-    def _group_index(self, group: Group, lens_B: NDArray[np.int64], bounds_B1: NDArray[np.int64]) -> GroupIndex:
-        lens_G = lens_B[group.first : group.stop]
-        start, stop = int(bounds_B1[group.first]), int(bounds_B1[group.stop])
-        if stop - start == len(lens_G) * group.width:
-            return GroupIndex(group, start, stop)
-        places_W = np.arange(group.width)
-        # Padding that repeats the sequence itself: a NaN there stays the sequence's own.
-        own_GW = np.minimum(places_W, lens_G[:, None] - 1)
-        padded_from = bounds_B1[group.first : group.stop, None] + own_GW
-        packed_from = ranges(np.arange(len(lens_G)) * group.width, lens_G)
-        mask = np.where(places_W < lens_G[:, None], 0.0, -np.inf).astype(np.float32)[:, None, None, :]
-        return GroupIndex(
-            group,
-            start,
-            stop,
-            padded_from=self._tensor(padded_from.ravel()),
-            packed_from=self._tensor(packed_from),
-            mask=self._tensor(mask).to(self.dtype),
-        )
-
     def _tensor(self, array: NDArray[Any]) -> Tensor:
         return torch.from_numpy(array).to(self.device, non_blocking=True)
+
+
+def positions_of(
+    ids_T: NDArray[np.int64], lens_B: NDArray[np.int64], bounds_B1: NDArray[np.int64], pad_id: int | None
+) -> NDArray[np.int64]:
+    """Position of each token of sequences end to end as `transformers` counts them; with a `pad_id`, from behind it."""
+    if pad_id is None:
+        return ranges(np.zeros_like(lens_B), lens_B)
+    # A review may spell out the padding token; transformers then counts on without it.
+    counts_T = ids_T != pad_id
+    so_far_T = np.cumsum(counts_T)
+    before_B = np.concatenate([[0], so_far_T])[bounds_B1[:-1]]
+    positions_T: NDArray[np.int64] = (so_far_T - np.repeat(before_B, lens_B)) * counts_T + pad_id
+    return positions_T
+
+
+def group_index(
+    group: Group,
+    lens_B: NDArray[np.int64],
+    bounds_B1: NDArray[np.int64],
+    to_tensor: Callable[[NDArray[Any]], Tensor],
+    dtype: torch.dtype = torch.float32,
+) -> GroupIndex:
+    """How one group moves, for sequences of `lens_B` tokens that begin and end at `bounds_B1`; masks in `dtype`."""
+    lens_G = lens_B[group.first : group.stop]
+    start, stop = int(bounds_B1[group.first]), int(bounds_B1[group.stop])
+    if stop - start == len(lens_G) * group.width:
+        return GroupIndex(group, start, stop)
+    places_W = np.arange(group.width)
+    # Padding that repeats the sequence itself: a NaN there stays the sequence's own.
+    own_GW = np.minimum(places_W, lens_G[:, None] - 1)
+    padded_from = bounds_B1[group.first : group.stop, None] + own_GW
+    packed_from = ranges(np.arange(len(lens_G)) * group.width, lens_G)
+    mask = np.where(places_W < lens_G[:, None], 0.0, -np.inf).astype(np.float32)[:, None, None, :]
+    return GroupIndex(
+        group,
+        start,
+        stop,
+        padded_from=to_tensor(padded_from.ravel()),
+        packed_from=to_tensor(packed_from),
+        mask=to_tensor(mask).to(dtype),
+    )
 
 
 def _varlen(q: Tensor, k: Tensor, v: Tensor, bounds_q: Tensor, bounds_k: Tensor, max_q: int, max_k: int) -> Tensor:

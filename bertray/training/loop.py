@@ -32,18 +32,21 @@ from bertray.training.checkpoint import (
 )
 from bertray.training.order import (
     balanced_weights,
+    by_padded_tokens,
+    by_tokens,
     cheapest_passes,
     epoch_steps,
     num_steps,
     rank_share,
     step_seed,
-    within_budget,
 )
 from bertray.training.token_shards import TokenShards
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
+
+    from bertray.training.packed import PackedClassifier
 
 log = logging.getLogger(__name__)
 
@@ -191,10 +194,12 @@ class _Loop:
             from bertray.training.dropout import use_fast_dropout
 
             use_fast_dropout(classifier)
-        self.model: torch.nn.Module = classifier.to(device)
-        self.raw_model = self.model
+        self.raw_model: torch.nn.Module = classifier.to(device)
+        self.packed = self._packed(classifier) if device == "cpu" else None
+        self.net: torch.nn.Module = self.packed or self.raw_model  # gives the logits
+        self.model = self.net  # or, on several workers, that in DDP
         self.optimizer = torch.optim.AdamW(
-            _parameter_groups(self.model, training.weight_decay), lr=training.learning_rate, fused=True
+            _parameter_groups(self.raw_model, training.weight_decay), lr=training.learning_rate, fused=True
         )
         label_ids_N = examples.label_ids_N
         weights = (
@@ -224,7 +229,7 @@ class _Loop:
             import torch
 
             ids = [torch.cuda.current_device()] if self.device.startswith("cuda") else None
-            self.model = torch.nn.parallel.DistributedDataParallel(self.raw_model, device_ids=ids)
+            self.model = torch.nn.parallel.DistributedDataParallel(self.net, device_ids=ids)
         for row in self.progress.history:
             if row["kind"] == "eval":
                 self._tell_epoch(row)
@@ -299,11 +304,7 @@ class _Loop:
         share = rank_share(members, rank=self.rank, world_size=self.world_size)
         # A rank without examples still takes part in the all-reduce: one example, weight zero.
         idle = len(share) == 0
-        batches = cheapest_passes(
-            shards.lens_N[share],
-            max_tokens=training.max_tokens_per_microbatch,
-            tokens_per_pass=TOKENS_PER_PASS[self.device.partition(":")[0]],
-        )
+        batches = self._passes(shards.lens_N[share])
         passes = [members[:1]] if idle else [share[positions] for positions in batches]
         loss_sum = 0.0
         for number, batch in enumerate(passes):
@@ -348,9 +349,32 @@ class _Loop:
         logits_BC = self._logits(batch)
         return torch.nn.functional.cross_entropy(logits_BC, labels_B, reduction="none") * weights_C[labels_B]
 
+    def _packed(self, classifier: PreTrainedModel) -> PackedClassifier | None:
+        from bertray.training.packed import PackedClassifier
+
+        packed, why_not = PackedClassifier.of(classifier)
+        if packed is None and self.rank == 0:
+            log.info("trains on padded batches, more slowly: %s", why_not)
+        return packed
+
+    def _passes(self, lens_B: np.ndarray) -> list[np.ndarray]:
+        """The share of a step in forward and backward passes."""
+        most = self.settings.training.max_tokens_per_microbatch
+        if self.packed is not None:
+            return by_tokens(lens_B, max_tokens=most)
+        per_pass = TOKENS_PER_PASS[self.device.partition(":")[0]]
+        return cheapest_passes(lens_B, max_tokens=most, tokens_per_pass=per_pass)
+
     def _logits(self, batch: np.ndarray) -> torch.Tensor:
         import torch
 
+        if self.packed is not None:
+            from bertray.training.packed import pack
+
+            shards = self.examples.shards
+            packed = pack(shards.sequences(batch), shards.second_lens_N[batch], self.packed.classifier.config)
+            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.bf16):
+                return self.model(packed).float()  # type: ignore[no-any-return]
         inputs = self.examples.shards.padded(batch, self.pad_id)
         if not self._takes_types:
             del inputs["token_type_ids"]
@@ -424,10 +448,11 @@ class _Loop:
         logits_VC = torch.zeros(len(validation), len(self.settings.labels), dtype=torch.float64)
         mine = np.arange(self.rank, len(validation), self.world_size)
         lens = self.examples.shards.lens_N[validation[mine]]
-        self.raw_model.eval()
-        wrapped, self.model = self.model, self.raw_model  # no DDP hooks: ranks may do different numbers of passes
+        self.net.eval()
+        wrapped, self.model = self.model, self.net  # no DDP hooks: ranks may do different numbers of passes
         with torch.inference_mode():
-            for positions in within_budget(lens, max_tokens=self.settings.training.max_tokens_per_microbatch):
+            most = self.settings.training.max_tokens_per_microbatch
+            for positions in (by_tokens if self.packed else by_padded_tokens)(lens, max_tokens=most):
                 rows = mine[positions]
                 logits_VC[torch.from_numpy(rows)] = self._logits(validation[rows]).double().cpu()
         self.model = wrapped

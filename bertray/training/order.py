@@ -19,8 +19,8 @@ def num_steps(num_examples: int, batch_size: int) -> int:
 def epoch_steps(lens_N: np.ndarray, *, batch_size: int, seed: int, epoch: int) -> list[np.ndarray]:
     """Examples of every optimizer step of one epoch, drawn at random.
 
-    Steps of examples of like length would compute less padding, and learn worse: a step of short texts alone pulls
-    another way than one of long texts. Padding is saved within a step instead, by `cheapest_passes`.
+    Steps of examples of like length would compute less padding, but are no random sample: the gradient of short texts
+    alone is not that of all. Padding is saved within a step instead, by packing or by `cheapest_passes`.
 
     Args:
         lens_N: token counts of the examples.
@@ -75,7 +75,7 @@ def cheapest_passes(lens_B: np.ndarray, *, max_tokens: int, tokens_per_pass: int
     return batches[::-1]
 
 
-def within_budget(lens_B: np.ndarray, *, max_tokens: int) -> list[np.ndarray]:
+def by_padded_tokens(lens_B: np.ndarray, *, max_tokens: int) -> list[np.ndarray]:
     """Cut any number of examples into forward passes of at most `max_tokens` padded tokens (one may exceed it).
 
     Returns:
@@ -89,6 +89,24 @@ def within_budget(lens_B: np.ndarray, *, max_tokens: int) -> list[np.ndarray]:
         size = max(max_tokens // widest, 1)
         batches.append(positions[start : start + size])
         start += size
+    return batches
+
+
+def by_tokens(lens_B: np.ndarray, *, max_tokens: int) -> list[np.ndarray]:
+    """Cut any number of examples into passes of at most `max_tokens` tokens, padding not counted (one may exceed it).
+
+    Returns:
+        Positions into `lens_B`, longest first; together they hold each position once.
+    """
+    positions = np.argsort(-lens_B, kind="stable")
+    ends = np.cumsum(lens_B[positions])
+    batches: list[np.ndarray] = []
+    start = 0
+    while start < len(positions):
+        before = int(ends[start] - lens_B[positions[start]])
+        stop = max(int(np.searchsorted(ends, before + max_tokens, side="right")), start + 1)
+        batches.append(positions[start:stop])
+        start = stop
     return batches
 
 

@@ -106,6 +106,10 @@ class TokenShards:
             types[row, len(ids) - second : len(ids)] = 1
         return {"input_ids": input_ids, "attention_mask": mask, "token_type_ids": types}
 
+    def sequences(self, examples_B: np.ndarray) -> list[np.ndarray]:
+        """Token ids of some examples."""
+        return [self._example(int(example)) for example in examples_B]
+
     def _example(self, example: int) -> np.ndarray:
         chunk = int(np.searchsorted(self._first, example, side="right")) - 1
         offsets = self._offsets[chunk]

@@ -14,6 +14,7 @@ from transformers import AutoModelForSequenceClassification
 from bertray.storage.store import LocalStore
 from bertray.training import loop as loop_module
 from bertray.training.loop import Examples, run_loop
+from bertray.training.packed import PackedClassifier
 from tests.training.test_loop import SETTINGS, examples, settings
 
 
@@ -87,22 +88,23 @@ def test_the_epoch_is_chosen_on_validation_rows_and_on_nothing_else(tmp_path, ti
     assert len({row["accuracy"] for row in epochs}) > 1
 
 
-def test_a_text_is_padded_to_its_batch_not_to_the_longest_of_the_set(tmp_path, tiny_encoder):
+@pytest.mark.parametrize("packed", [True, False])
+def test_a_text_is_padded_to_its_batch_not_to_the_longest_of_the_set(tmp_path, tiny_encoder, monkeypatch, packed):
+    """What linear layers compute: every token once where the model can be packed, else little more."""
+    if not packed:
+        monkeypatch.setattr(PackedClassifier, "of", lambda classifier: (None, "not today"))
     data = examples(tmp_path, 160)
-    widths = []
-    padded = data.shards.padded
-
-    def watched(batch, pad_id):
-        inputs = padded(batch, pad_id)
-        widths.append((inputs["input_ids"].shape, int(data.shards.lens_N[batch].sum())))
-        return inputs
-
-    object.__setattr__(data.shards, "padded", watched)
-    run_loop(data, tiny_encoder, 0, settings(epochs=1), LocalStore(tmp_path / "run"))
-    computed = sum(rows * width for (rows, width), _ in widths)
-    real = sum(tokens for _, tokens in widths)
-    everything_padded = sum(rows for (rows, _), _ in widths) * data.shards.lens_N.max()
-    assert computed < 1.15 * real < 0.8 * everything_padded
+    loop = loop_module._Loop(data, tiny_encoder, 0, settings(epochs=1), LocalStore(tmp_path / "run"), "cpu", None)
+    computed = []
+    layer = loop.raw_model.bert.encoder.layer[0].intermediate.dense
+    layer.register_forward_hook(lambda module, inputs, output: computed.append(inputs[0].shape[:-1].numel()))
+    loop.run()
+    real = int(data.shards.lens_N.sum())
+    everything_padded = len(data.shards) * int(data.shards.lens_N.max())
+    if packed:
+        assert sum(computed) == real
+    else:
+        assert real < sum(computed) < 1.2 * real < 0.9 * everything_padded
 
 
 def test_dropout_is_off_when_validating_and_on_when_training(tmp_path, tiny_encoder):
