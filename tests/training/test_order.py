@@ -51,7 +51,7 @@ def test_order_changes_with_epoch_and_seed_and_repeats_with_both():
 
 
 def test_steps_are_drawn_whatever_the_lengths():
-    """Steps of like lengths would be cheaper and no random sample: the mean length of a step is that of a random draw."""
+    """Steps of like lengths would be no random sample: the mean length of a step is that of a random draw."""
     steps = epoch_steps(LENS_N, batch_size=32, seed=0, epoch=0)[:-1]
     means = np.array([LENS_N[step].mean() for step in steps])
     assert abs(means.mean() - LENS_N.mean()) < 3
