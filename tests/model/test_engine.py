@@ -203,7 +203,7 @@ def test_model_that_cannot_be_packed_says_why_once_and_runs_padded(make_classifi
 
 
 def test_self_check_sends_a_model_with_other_packed_logits_to_the_padded_path(make_classifier, monkeypatch):
-    monkeypatch.setattr(encoders, "_OFFSET_POSITIONS", ())  # as if RoBERTa counted positions like BERT
+    monkeypatch.setattr(encoders, "OFFSET_POSITIONS", ())  # as if RoBERTa counted positions like BERT
     folder = make_classifier("roberta", 2)
     seqs = mixed_sequences()
     model = Engine(folder, precision="fp32")
