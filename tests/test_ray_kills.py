@@ -113,6 +113,7 @@ def test_a_worker_is_killed_early_and_late(after, trained, inbox, ray_cluster):
     assert lose_workers(trained, inbox, after) == 1
 
 
+@pytest.mark.slow
 def test_a_killed_driver_leaves_parts_that_the_same_command_uses(trained, inbox, ray_cluster):
     lose_the_driver(trained, inbox, 20)
 

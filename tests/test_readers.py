@@ -38,7 +38,7 @@ def with_ray(data: Path) -> list[tuple[str, str]]:
     return [(row["dt"], row["id"]) for row in ray.data.read_parquet(str(data)).take_all()]
 
 
-READERS = [with_pandas, with_duckdb, with_polars, pytest.param(with_ray, marks=pytest.mark.ray)]
+READERS = [with_pandas, with_duckdb, with_polars, pytest.param(with_ray, marks=[pytest.mark.ray, pytest.mark.slow])]
 
 
 @pytest.mark.parametrize("read", READERS)
