@@ -59,7 +59,7 @@ def test_train_score_embed_and_tune_with_everything_on_an_object_store(
     words = [f"model={tiny_encoder}", f"data.train={root}/in/train.parquet", "max_length=24", "training.epochs=1"]
     bertray("tune", *words, f"output={root}/search", space, "search.trials=9")
     trials = pq.read_table(pa.BufferReader(store.get("search/trials.parquet"))).to_pylist()
-    assert [(row["trial"], row["seed"], row["status"]) for row in trials] == [(1, 0, "finished"), (2, 1, "finished")]
+    assert sorted((row["seed"], row["status"]) for row in trials) == [(0, "finished"), (1, "finished")]
     assert store.exists("search/best.yaml")
     assert not [key for key in store.keys("search/control/trials") if not key.endswith(".json")]
     assert set(tmp_path.iterdir()) <= before  # nothing is left of what was fetched
