@@ -27,10 +27,13 @@ CODE_NAMES = {
 }
 SUMMARIES = {
     "train": "Labelled reviews to a model bundle and an evaluation report.",
+    "pretrain": "Reviews without labels to an encoder that knows their language, adapted or new.",
     "tune": "A search over the settings of train, judged on validation rows; the best as a config.",
     "evaluate": "A model and labelled reviews to a report and metrics.",
     "score": "A model and review files to committed scored rows, quarantine and report.",
     "embed": "A model and review files to committed vectors, by the same reader and commit.",
+    "topics": "Scored or raw reviews to topics, their words, their sentiment and a map.",
+    "audit": "Duplicates, leaks between splits, contradicting and doubtful labels, broken rows: one page.",
     "plan": "What a train or score config would do: files, rows, tokens, time; nothing is written.",
     "files": "The committed part files of an output, one a line, for exact readers.",
     "gc": "What an output no longer needs: shown, and removed with delete=true.",
@@ -105,8 +108,39 @@ def _add_verb(verb: str) -> None:
     app.command(verb, help=SUMMARIES[verb], epilog=_key_help(verb))(command)
 
 
-for _verb in ("demo", "doctor", "train", "tune", "evaluate", "score", "embed", "files", "gc", "benchmark"):
+VERBS = (
+    "demo",
+    "doctor",
+    "train",
+    "pretrain",
+    "tune",
+    "evaluate",
+    "score",
+    "embed",
+    "topics",
+    "files",
+    "gc",
+    "benchmark",
+)
+for _verb in VERBS:
     _add_verb(_verb)
+
+
+@app.command("audit", help=SUMMARIES["audit"], epilog=_key_help("audit"))
+def _audit(
+    data: Annotated[
+        list[str] | None, typer.Argument(metavar="[DATA] [KEY=VALUE]...", help="File, folder or glob, then keys.")
+    ] = None,
+    files: Files = None,
+    verbose: Verbose = False,
+) -> None:
+    _set_up(verbose)
+    paths, keys = _paths_and_keys("audit", data or [])
+    if paths and any(key.startswith("data.train=") for key in keys):
+        raise ConfigError("audit: DATA and data.train are two ways of saying the same.", "Give one of them.")
+    given = [f"data.train={_yaml_list(paths)}"] if paths else []
+    loaded = configs.load_config("audit", files or [], [*given, *keys])
+    raise typer.Exit(_runner("audit")(loaded))
 
 
 @app.command("plan", help=SUMMARIES["plan"])
@@ -127,13 +161,18 @@ def _init(
     from bertray.pipelines.init import run_init
 
     _set_up(verbose)
-    paths = [word for word in data if not _is_override("init", word)]
-    keys = [word for word in data if _is_override("init", word)]
+    paths, keys = _paths_and_keys("init", data)
     if not paths:
         raise ConfigError("init: no data given.", "`bertray init reviews.csv > train.yaml`")
-    loaded = configs.load_config("init", files or [], [f"data=[{', '.join(map(_yaml_quoted, paths))}]", *keys])
+    loaded = configs.load_config("init", files or [], [f"data={_yaml_list(paths)}", *keys])
     assert isinstance(loaded, configs.InitConfig)
     raise typer.Exit(run_init(loaded))
+
+
+def _paths_and_keys(verb: str, words: list[str]) -> tuple[list[str], list[str]]:
+    """The words that name data, and the overrides."""
+    keys = [word for word in words if _is_override(verb, word)]
+    return [word for word in words if word not in keys], keys
 
 
 def _is_override(verb: str, word: str) -> bool:
@@ -141,8 +180,8 @@ def _is_override(verb: str, word: str) -> bool:
     return "=" in word and key.split(".")[0] in configs.CONFIGS[verb].model_fields
 
 
-def _yaml_quoted(path: str) -> str:
-    return "'" + path.replace("'", "''") + "'"
+def _yaml_list(paths: list[str]) -> str:
+    return "[" + ", ".join("'" + path.replace("'", "''") + "'" for path in paths) + "]"
 
 
 VerbArgument = Annotated[str, typer.Argument(metavar="VERB", help=", ".join(configs.CONFIGS))]

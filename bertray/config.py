@@ -133,11 +133,9 @@ class TrainData(Section):
         return self
 
 
-class Training(Section):
-    method: Literal["finetune", "features", "distill"] = Field("finetune", description="what is trained")
-    head: HeadKind = Field("logreg", description="of method=features: on frozen embeddings")
-    pooling: Pooling = Field("mean", description="of method=features: what an embedding is")
-    max_feature_rows: int = Field(200_000, ge=1, description="of method=features: train rows that a head sees at most")
+class Optimization(Section):
+    """How weights are learned, whatever they are to do."""
+
     epochs: int = Field(3, ge=1, description="passes over the train split")
     learning_rate: float = Field(5e-5, gt=0, description="peak of the schedule")
     batch_size: int = Field(32, ge=1, description="examples per optimizer step over all workers and accumulation steps")
@@ -150,16 +148,34 @@ class Training(Section):
     attention_dropout: bool = Field(
         False, description="keep the model's dropout on attention weights; off trains about twice as fast on CPU"
     )
-    class_weights: Literal["none", "balanced"] = Field("none", description="balanced: rare classes weigh more")
     early_stopping_patience: int | None = Field(
         None, ge=1, description="stop after this many epochs without a better validation score"
-    )
-    best_metric: Literal["loss", "accuracy", "macro_f1", "mcc"] = Field(
-        "loss", description="validation figure that picks the best epoch"
     )
     checkpoint_every_s: float = Field(300, gt=0, description="seconds between checkpoints, besides one each epoch")
     precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 where the hardware has it")
     max_failures: int = Field(3, ge=0, description="worker failures survived before the run ends")
+
+
+class Training(Optimization):
+    method: Literal["finetune", "features", "distill"] = Field("finetune", description="what is trained")
+    head: HeadKind = Field("logreg", description="of method=features: on frozen embeddings")
+    pooling: Pooling = Field("mean", description="of method=features: what an embedding is")
+    max_feature_rows: int = Field(200_000, ge=1, description="of method=features: train rows that a head sees at most")
+    teacher: Text | None = Field(None, description="of method=distill: the bundle whose probabilities are learned")
+    keep_layers: int | None = Field(
+        None, ge=1, description="of method=distill: layers of `model` that the student keeps"
+    )
+    softness: float = Field(2.0, ge=1, description="of method=distill: temperature at which probabilities are compared")
+    class_weights: Literal["none", "balanced"] = Field("none", description="balanced: rare classes weigh more")
+    best_metric: Literal["loss", "accuracy", "macro_f1", "mcc"] = Field(
+        "loss", description="validation figure that picks the best epoch"
+    )
+
+
+class Pretraining(Optimization):
+    mask_ratio: float = Field(0.15, gt=0, lt=1, description="share of the tokens of a text that is to be guessed")
+    whole_words: bool = Field(True, description="mask all pieces of a word or none")
+    held_out_tokens: int = Field(1000, ge=2, description="tokens that judge an epoch, each guessed by itself")
 
 
 class ReportOptions(Section):
@@ -258,7 +274,75 @@ class TrainConfig(Common):
     @model_validator(mode="after")
     def _needs_train(self) -> TrainConfig:
         if not self.data.train:
-            raise ValueError("data.train is missing: the labelled reviews to learn from")
+            raise ValueError("data.train is missing: the reviews to learn from")
+        if self.training.method == "distill":
+            self._check_distill()
+        elif self.training.teacher is not None or self.training.keep_layers is not None:
+            raise ValueError("training.teacher and training.keep_layers are of training.method=distill")
+        return self
+
+    def _check_distill(self) -> None:
+        if self.training.teacher is None:
+            raise ValueError("training.teacher is missing: the bundle that training.method=distill learns from")
+        if self.data.test is None:
+            raise ValueError("data.test is missing: labelled reviews that judge the student and its teacher")
+        if self.data.validation is not None or self.data.test_from is not None:
+            raise ValueError("with training.method=distill a share of data.train is held out; leave the other keys out")
+        if self.columns.text_pair is not None:
+            raise ValueError("columns.text_pair: training.method=distill reads one text")
+        if self.training.class_weights != "none":
+            raise ValueError("training.class_weights: training.method=distill reads no labels to weigh")
+
+
+class NewEncoder(Section):
+    """The shape of an encoder that starts from nothing."""
+
+    num_layers: int = Field(4, ge=1, description="of the transformer")
+    hidden_size: int = Field(256, ge=8, description="numbers of a token's vector")
+    num_heads: int = Field(4, ge=1, description="of attention; hidden_size is a multiple of it")
+    feed_forward_size: int | None = Field(None, ge=8, description="by default four times hidden_size")
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> NewEncoder:
+        if self.hidden_size % self.num_heads:
+            raise ValueError(f"hidden_size={self.hidden_size} is no multiple of num_heads={self.num_heads}")
+        return self
+
+
+class NewVocabulary(Section):
+    """The word pieces of an encoder that starts from nothing."""
+
+    size: int = Field(16_000, ge=16, description="word pieces, special tokens included")
+    lowercase: bool = Field(True, description="before cutting into pieces")
+    strip_accents: bool = Field(False, description="é is e; never for Korean, whose syllables would fall apart")
+    min_frequency: int = Field(2, ge=1, description="of a piece in the sample")
+    sample_rows: int = Field(100_000, ge=1, description="reviews that the pieces are learned from at most")
+
+
+class PretrainConfig(Common):
+    """`bertray pretrain`: unlabelled reviews to an encoder, by masked language modelling."""
+
+    input: Paths = Field(..., description="reviews: file, folder, glob or list; labels are not read")
+    from_scratch: bool = Field(False, description="a new encoder and word pieces instead of those of `model`")
+    encoder: NewEncoder = NewEncoder()
+    vocabulary: NewVocabulary = NewVocabulary()
+    held_out_fraction: float = Field(0.05, gt=0, lt=1, description="share of the texts that judges the epochs")
+    training: Pretraining = Pretraining()
+    max_length: int = Field(128, ge=8, description="tokens of a review that the model sees, special tokens included")
+    long_text: Literal["head", "tail", "head_tail"] = Field("head", description="which part of a longer review it sees")
+    max_chars: int = Field(20_000, ge=100, description="longer texts are cut to this before tokenizing, and flagged")
+    cleaning: Cleaning = Cleaning()
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> PretrainConfig:
+        if self.labels is not None:
+            raise ValueError("labels: pretrain reads none; leave the key out")
+        if self.columns.text_pair is not None:
+            raise ValueError("columns.text_pair: pretrain reads one text; leave the key out")
+        if self.from_scratch and self.model != type(self).model_fields["model"].default:
+            raise ValueError(f"model={self.model}: from_scratch=true makes a new one; leave one of the two out")
+        if not self.from_scratch and (self.encoder, self.vocabulary) != (NewEncoder(), NewVocabulary()):
+            raise ValueError("encoder, vocabulary: of a new encoder; add from_scratch=true or leave them out")
         return self
 
 
@@ -344,6 +428,13 @@ class EvaluateConfig(Common):
     report: ReportOptions = ReportOptions()
 
 
+def _once(names: tuple[str, ...]) -> tuple[str, ...]:
+    twice = [name for name in dict.fromkeys(names) if names.count(name) > 1]
+    if twice:
+        raise ValueError(f"names a column twice: {', '.join(map(repr, twice))}")
+    return names
+
+
 class NightConfig(Common):
     """What the commands have in common that turn new review files into committed rows, night after night."""
 
@@ -376,10 +467,7 @@ class NightConfig(Common):
     @field_validator("keep_columns")
     @classmethod
     def _each_column_once(cls, names: tuple[str, ...]) -> tuple[str, ...]:
-        twice = [name for name in dict.fromkeys(names) if names.count(name) > 1]
-        if twice:
-            raise ValueError(f"names a column twice: {', '.join(map(repr, twice))}")
-        return names
+        return _once(names)
 
     @field_validator("slot")
     @classmethod
@@ -424,6 +512,121 @@ class EmbedConfig(NightConfig):
         if self.labels is not None:
             raise ValueError("labels: embed reads none; leave the key out")
         return self
+
+
+class TopicOptions(Section):
+    """How topics are found and told."""
+
+    sample_rows: int = Field(
+        20_000, ge=1, description="reviews that topics are found on, a random sample; the others are assigned to them"
+    )
+    num_topics: int | None = Field(
+        None, ge=2, description="the most alike are merged until so many are left; by default as many as are found"
+    )
+    min_topic_size: int | None = Field(
+        None, ge=2, description="sampled reviews in the smallest topic; by default 0.5 % of them, at least 10"
+    )
+    num_neighbors: int = Field(15, ge=2, description="of a review, for UMAP: more show the large, fewer the small")
+    words: int = Field(10, ge=1, le=100, description="words of a topic")
+    stop_words: Literal["auto", "english", "none"] | tuple[Text, ...] = Field(
+        "auto", description="words that name no topic: a list, english, none; auto: english where the reviews are"
+    )
+    max_features: int = Field(20_000, ge=1, description="most frequent words among which those of a topic are chosen")
+    num_representatives: int = Field(3, ge=0, description="reviews shown of each topic, those next to its centre")
+    map_rows: int = Field(4000, ge=0, description="sampled reviews drawn on the map; 0: no map")
+    compare_with: Text | None = Field(
+        None, description="column of known groups to compare topics with; by default the given labels, where there are"
+    )
+
+
+class TopicsConfig(Common):
+    """`bertray topics`: scored or raw reviews to topics, their words, their sentiment and a map."""
+
+    input: Paths | None = Field(None, description="raw reviews: file, folder, glob or list; also beside `scored`")
+    scored: Text | None = Field(
+        None, min_length=1, description="output of score: its committed rows, with text by keep_columns or from `input`"
+    )
+    slot: Text | None = Field(None, description="only this slot of `scored`")
+    keep_columns: tuple[Text, ...] = Field((), description="input columns copied to assignments.parquet")
+    pooling: Pooling = Field("mean", description="of all tokens; cls: the first one")
+    max_length: int | None = Field(None, ge=8, description="by default the bundle's, or that of training")
+    long_text: LongText | None = Field(None, description="by default the bundle's, or that of training")
+    cleaning: Cleaning | None = Field(None, description="by default the bundle's, or that of training")
+    max_chars: int | None = Field(None, ge=100, description="by default the bundle's, or that of training")
+    topics: TopicOptions = TopicOptions()
+    replace: bool = Field(
+        False, description="make the topics of this output anew with other settings; nothing is embedded twice"
+    )
+
+    @field_validator("keep_columns")
+    @classmethod
+    def _each_column_once(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        return _once(names)
+
+    @model_validator(mode="after")
+    def _has_reviews(self) -> TopicsConfig:
+        if not self.input and self.scored is None:
+            raise ValueError("input or scored is missing: raw reviews, or an output of score")
+        if self.slot is not None and self.scored is None:
+            raise ValueError("slot: names a slot of `scored`, which is not given")
+        if self.labels is not None and self.scored is not None:
+            raise ValueError("labels: scored rows have those of their model; leave the key out")
+        return self
+
+
+class AuditData(Section):
+    train: Paths | None = Field(None, description="reviews to look at: file, folder, glob or list")
+    validation: Paths | None = Field(None, description="of another split: rows that stand in both are leaks")
+    test: Paths | None = Field(None, description="of another split, as data.validation")
+
+
+class NearDuplicates(Section):
+    find: bool = Field(True, description="look for texts that are nearly the same, within a split and across")
+    threshold: float = Field(
+        0.8,
+        ge=0.5,
+        le=1,
+        description="share of common character n-grams (Jaccard) from which on texts are the same",
+    )
+
+
+class LabelErrors(Section):
+    find: bool = Field(True, description="look for labels that are probably wrong")
+    by: Literal["tfidf", "embeddings"] = Field(
+        "tfidf", description="whose doubts count: logistic regression on TF-IDF terms, or on embeddings of `model`"
+    )
+    folds: int = Field(5, ge=2, le=20, description="each is judged by a model that learned from the others")
+    max_rows: int = Field(50_000, ge=100, description="labelled rows that are judged at most, a random sample")
+    pooling: Pooling = Field("mean", description="of by=embeddings: what an embedding is")
+
+
+class AuditReportOptions(Section):
+    examples: int = Field(20, ge=0, description="of each finding, shown on the page with their text")
+
+
+class AuditConfig(Common):
+    """`bertray audit`: what is wrong with reviews, before somebody learns from them."""
+
+    model: Text = Field("bundled", min_length=1, description="whose tokenizer measures lengths, and label_errors.by")
+    data: AuditData = AuditData()
+    max_length: int = Field(128, ge=8, description="tokens of a review that a model would see: longer ones are counted")
+    max_chars: int = Field(20_000, ge=100, description="longer texts are compared by so many characters")
+    cleaning: Cleaning = Cleaning()
+    near_duplicates: NearDuplicates = NearDuplicates()
+    label_errors: LabelErrors = LabelErrors()
+    report: AuditReportOptions = AuditReportOptions()
+
+    @model_validator(mode="after")
+    def _needs_data(self) -> AuditConfig:
+        if not self.splits:
+            raise ValueError("no data given: `bertray audit reviews.csv`, or data.train, data.validation, data.test")
+        return self
+
+    @property
+    def splits(self) -> dict[str, tuple[str, ...]]:
+        """The paths of each split that is given, in the order in which they are compared."""
+        given = {name: getattr(self.data, name) for name in AuditData.model_fields}
+        return {name: paths for name, paths in given.items() if paths}
 
 
 class FilesConfig(Section):
@@ -485,10 +688,13 @@ class InitConfig(Section):
 
 CONFIGS: dict[str, type[Section]] = {
     "train": TrainConfig,
+    "pretrain": PretrainConfig,
     "tune": TuneConfig,
     "evaluate": EvaluateConfig,
     "score": ScoreConfig,
     "embed": EmbedConfig,
+    "topics": TopicsConfig,
+    "audit": AuditConfig,
     "files": FilesConfig,
     "gc": GcConfig,
     "demo": DemoConfig,
@@ -729,12 +935,18 @@ def _explain(config: type[Section], item: Any) -> str:
     return f"{key}: {message}{found}."
 
 
+def fields_at(config: type[Section], path: Sequence[str]) -> dict[str, FieldInfo]:
+    """Keys of a section of a config with their fields; none where there is no such section."""
+    section: Any = config
+    for part in path:
+        field = getattr(section, "model_fields", {}).get(part)
+        section = field and field.annotation
+    return dict(getattr(section, "model_fields", {}))
+
+
 def _suggest(config: type[Section], where: list[str]) -> str:
     """The nearest key at the same level, else the nearest anywhere in the config."""
-    section: Any = config
-    for part in where[:-1]:
-        section = section.model_fields[part].annotation if part in getattr(section, "model_fields", {}) else None
-    near = did_you_mean(where[-1], getattr(section, "model_fields", {}))
+    near = did_you_mean(where[-1], fields_at(config, where[:-1]))
     if near:
         return near.replace("'", f"'{'.'.join([*where[:-1], ''])}", 1) if len(where) > 1 else near
     return did_you_mean(".".join(where), keys(config)) or did_you_mean_leaf(where[-1], config)
@@ -748,10 +960,7 @@ def did_you_mean_leaf(word: str, config: type[Section]) -> str:
 
 
 def _description(config: type[Section], where: list[str]) -> str:
-    section: Any = config
-    for part in where[:-1]:
-        section = section.model_fields[part].annotation if part in getattr(section, "model_fields", {}) else None
-    field = getattr(section, "model_fields", {}).get(where[-1])
+    field = fields_at(config, where[:-1]).get(where[-1])
     return (field and field.description) or "required"
 
 

@@ -44,6 +44,24 @@ EMBEDDED_AT = "embedded_at"
 PROB_PREFIX = "prob_"
 INPUT_PREFIX = "input_"  # a kept column whose name is taken becomes input_<name>
 
+# --- topics ---------------------------------------------------------------------------------------------------------
+TOPIC = "topic"  # -1: an outlier
+SIMILARITY = "similarity"  # cosine to the centroid of the topic; of an outlier to the nearest one
+NEAREST_TOPIC = "nearest_topic"  # with the nearest centroid, also of an outlier
+SAMPLED = "sampled"  # the topic was found on this row, not assigned to it
+MAP_X, MAP_Y = "x", "y"
+SHARE_PREFIX = "share_"
+
+# --- tables of an audit ---------------------------------------------------------------------------------------------
+SPLIT = "split"
+GROUP = "group"  # the same number for rows that belong together
+KIND = "kind"
+AS_STORED = "as_stored"  # equal before cleaning too
+SUGGESTED = "suggested_label"
+PROB_GIVEN = "prob_given"
+PROB_SUGGESTED = "prob_suggested"
+EARLIER_PREFIX = "earlier_"  # of the row in the earlier split that a later one repeats
+
 TIMESTAMP = pa.timestamp("us", tz="UTC")
 
 
@@ -121,6 +139,43 @@ def predictions_schema(labels: list[str]) -> pa.Schema:
             pa.field(LABEL, pa.string(), nullable=False),
             pa.field(PREDICTION, pa.string(), nullable=False),
             *(pa.field(prob_column(label), pa.float32(), nullable=False) for label in labels),
+        ]
+    )
+
+
+def assignments_schema(kept: pa.Schema, *, with_label: bool, with_score: bool) -> pa.Schema:
+    """Arrow schema of `assignments.parquet`: a review and its topic; kept columns as in `scored_schema`.
+
+    Raises:
+        ConfigError: two kept columns would get the same name.
+    """
+    fields = [
+        pa.field(ID, pa.string(), nullable=False),
+        pa.field(TOPIC, pa.int32(), nullable=False),
+        pa.field(NEAREST_TOPIC, pa.int32(), nullable=False),
+        pa.field(SIMILARITY, pa.float32(), nullable=False),
+        pa.field(SAMPLED, pa.bool_(), nullable=False),
+        pa.field(MAP_X, pa.float32()),
+        pa.field(MAP_Y, pa.float32()),
+        *([pa.field(LABEL, pa.string())] if with_label else []),
+        *([pa.field(SCORE, pa.float32())] if with_score else []),
+    ]
+    return _with_kept(fields, kept)
+
+
+def topics_schema(labels: Sequence[str], *, with_score: bool) -> pa.Schema:
+    """Arrow schema of `topics.parquet`: a topic; `share_<label>` of its labelled rows."""
+    words = pa.struct([pa.field("word", pa.string()), pa.field("weight", pa.float32())])
+    return pa.schema(
+        [
+            pa.field(TOPIC, pa.int32(), nullable=False),
+            pa.field("name", pa.string(), nullable=False),
+            pa.field("words", pa.list_(words), nullable=False),
+            pa.field("size", pa.int64(), nullable=False),
+            pa.field("share", pa.float32(), nullable=False),
+            *(pa.field(f"{SHARE_PREFIX}{label}", pa.float32()) for label in labels),
+            *([pa.field("mean_score", pa.float32())] if with_score else []),
+            pa.field("representative_ids", pa.list_(pa.string()), nullable=False),
         ]
     )
 

@@ -15,246 +15,22 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from statistics import mean, stdev
 from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 import yaml
 
-from bertray.reports.search import shown
+from tests.recipe import Recipe, Result, Rows, Run
+from tests.recipes_labelled import LABELLED
+from tests.recipes_unlabelled import UNLABELLED
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "recipes.md"
-CONFIGS = "jobs/configs"
 BEGIN, END = "<!-- made by `make recipes`: begin -->\n", "<!-- made by `make recipes`: end -->\n"
-EVERYTHING = 0  # rows of a sample that is the whole file
-
-
-@dataclass(frozen=True)
-class Rows:
-    """A file of the data folder, or so many random rows of it."""
-
-    path: str
-    rows: int = EVERYTHING
-
-
-@dataclass(frozen=True)
-class Run:
-    """One command of a recipe, and how its row of the table reads.
-
-    Args:
-        name: of its folder; unique.
-        verb: of bertray.
-        words: config files and overrides; `{name}` stands for the output of an earlier run.
-        data: key -> file; more words.
-        metric: of metrics.json; none: the run has no line of its own.
-        settings: what sets it apart from the other runs of its recipe, in words.
-        published: the figure that data/README.md gives, and of what.
-        learned: what the model of an evaluation was trained on.
-    """
-
-    name: str
-    verb: str
-    words: tuple[str, ...]
-    data: dict[str, Rows]
-    metric: str
-    settings: str
-    published: str = ""
-    learned: Rows | None = None
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """Runs that are told together."""
-
-    title: str
-    runs: tuple[Run, ...]
-    remark: Callable[[list[Result]], str] | None = None
-
-
-@dataclass(frozen=True)
-class Result:
-    """What came of a run."""
-
-    run: Run
-    output: Path
-    minutes: float
-    train_rows: int
-    metrics: dict[str, Any] = field(default_factory=dict)
-
-    def value(self, metric: str, of: str = "") -> dict[str, float]:
-        found: dict[str, Any] = self.metrics["baselines"][of] if of else self.metrics
-        scores: dict[str, dict[str, float]] = found.get("metrics", found)
-        return scores[metric]
-
-
-def config(name: str) -> tuple[str, str]:
-    return "-c", f"{CONFIGS}/{name}.yaml"
-
-
-# --- the recipes -----------------------------------------------------------------------------------------------------
-
-IMDB = {"data.train": Rows("imdb/train.parquet", 1000), "data.test": Rows("imdb/test.parquet", 600)}
-IMDB_WORDS = (*config("imdb"), "training.learning_rate=1e-4", "report.baselines=true")
-
-
-def imdb(max_length: int, long_text: str) -> Run:
-    name = f"imdb-{max_length}-{long_text}"
-    settings = f"{max_length} tokens, `{long_text}`"
-    published = "0.928 DistilBERT, 0.935 BERT-base, both of 25,000 rows and 512 tokens" if max_length == 512 else ""
-    if long_text == "windows":  # training sees the first window, so it is the same model, read otherwise
-        words = (f"model={{imdb-{max_length}-head}}/model", "long_text=windows", "labels={0: negative, 1: positive}")
-        data = {"input": IMDB["data.test"]}
-        return Run(
-            name, "evaluate", words, data, "accuracy", f"{settings}, by the `head` model", learned=IMDB["data.train"]
-        )
-    words = (*IMDB_WORDS, f"max_length={max_length}", f"long_text={long_text}")
-    return Run(name, "train", words, IMDB, "accuracy", settings, published)
-
-
-def cola(seed: int) -> Run:
-    data = {"data.train": Rows("cola/train.parquet"), "data.test": Rows("cola/dev.parquet")}
-    published = "0.521 BERT-base, 0.472 DistilBERT-cased, 0.0 BERT-Mini (GLUE test)" if not seed else ""
-    return Run(f"cola-{seed}", "train", (*config("cola"), f"seed={seed}"), data, "mcc", f"seed {seed}", published)
-
-
-EMOTION = {f"data.{split}": Rows(f"emotion/{split}.parquet") for split in ("train", "validation", "test")}
-
-
-def emotion() -> Run:
-    return Run("emotion", "train", config("emotion"), EMOTION, "macro_f1", "", "accuracy 0.930 DistilBERT")
-
-
-def weighed(weights: str) -> Run:
-    """On a sample: where rows are few, the rare classes have next to none."""
-    data = EMOTION | {"data.train": Rows("emotion/train.parquet", 3000)}
-    words = (*config("emotion"), f"training.class_weights={weights}", "training.epochs=3")
-    return Run(f"emotion-{weights}", "train", words, data, "macro_f1", f"3 epochs, class weights {weights}")
-
-
-def features(head: str, pooling: str) -> Run:
-    words = (*config("features"), f"training.head={head}", f"training.pooling={pooling}")
-    kind = {"logreg": "logistic regression", "svm": "linear SVM"}[head]
-    return Run(f"features-{head}-{pooling}", "train", words, EMOTION, "macro_f1", f"{kind} on `{pooling}`")
-
-
-def aspects(pair: bool) -> Run:
-    files = {"train": ("train", 4000), "validation": ("val", EVERYTHING), "test": ("test", EVERYTHING)}
-    data = {f"data.{key}": Rows(f"mams_absa/term_{name}.parquet", rows) for key, (name, rows) in files.items()}
-    name, settings = ("pairs", "(sentence, aspect)") if pair else ("sentence", "the sentence alone")
-    words = (*config("aspects"), *(() if pair else ("columns.text_pair=null",)))
-    published = "0.822 BERT, 0.834 CapsNet-BERT" if pair else ""
-    return Run(f"aspects-{name}", "train", words, data, "accuracy", settings, published)
-
-
-SEARCH = {
-    "data.train": Rows("emotion/train.parquet", 1000),
-    "data.validation": Rows("emotion/validation.parquet", 500),
-}
-
-
-EMBEDDED = Rows("imdb/test.parquet", 2000)
-
-
-def embeddings() -> Run:
-    return Run("embed", "embed", (*config("embed"), "keep_columns=[label]"), {"input": EMBEDDED}, "", "")
-
-
-def search() -> tuple[Run, ...]:
-    """The search, then its best and the config as it stands on the same rows, tested."""
-    tested = SEARCH | {"data.test": Rows("emotion/test.parquet")}
-    words = ("training.epochs=3", "search.trials=6")
-    return (
-        Run("search", "tune", (*config("emotion"), *config("tune"), *words), SEARCH, "", ""),
-        Run("searched", "train", ("-c", "{search}/best.yaml"), tested, "macro_f1", "the best of the search"),
-        Run("unsearched", "train", (*config("emotion"), words[0]), tested, "macro_f1", "`emotion.yaml` as it stands"),
-    )
-
-
-def neighbours_in_words(results: list[Result]) -> str:
-    """How well cosine neighbours agree in their label: a figure that needs no training at all."""
-    rows = pq.read_table(results[0].output / "data")
-    column = rows["embedding"].combine_chunks()
-    vectors_ND = column.flatten().to_numpy().reshape(len(column), -1).astype(np.float32)
-    labels_N = np.array(rows["label"].to_pylist())
-    cosine_NN = vectors_ND @ vectors_ND.T
-    np.fill_diagonal(cosine_NN, -2)
-    nearest_NK = np.argsort(-cosine_NN, axis=1)[:, :10]
-    share_N = (labels_N[nearest_NK] == labels_N[:, None]).mean(axis=1)
-    half = 1.96 * share_N.std(ddof=1) / len(share_N) ** 0.5
-    size = sum(path.stat().st_size for path in (results[0].output / "data").rglob("*.parquet")) / 2**20
-    return (
-        f"{len(column):,} reviews to {vectors_ND.shape[1]} numbers each in {results[0].minutes:.1f} minutes, "
-        f"{size:.1f} MiB. "
-        f"Of the ten nearest reviews by cosine, {share_N.mean():.3f} [{share_N.mean() - half:.3f}, "
-        f"{share_N.mean() + half:.3f}] have the same label (half would by chance): these vectors are of topics more "
-        "than of opinions, which is why a head is trained on them."
-    )
-
-
-def search_in_words(results: list[Result]) -> str:
-    trials = pq.read_table(results[0].output / "trials.parquet").to_pylist()
-    best = max((row for row in trials if row["status"] != "failed"), key=lambda row: row["macro_f1"])
-    stopped = sum(row["status"] == "stopped" for row in trials)
-    point = {key.removeprefix("training."): value for key, value in best.items() if key.startswith("training.")}
-    at = ", ".join(f"{key} {shown(value)}" for key, value in point.items())
-    return (
-        f"The search: {len(trials)} trials in {results[0].minutes:.1f} minutes, {stopped} of them ended early; "
-        f"best: {at}, macro F1 {best['macro_f1']:.3f} on the validation rows that chose it."
-    )
-
-
-def seeds_in_words(results: list[Result]) -> str:
-    values = [result.value("mcc")["value"] for result in results]
-    return f"MCC over {len(values)} seeds: mean {mean(values):.3f}, standard deviation {stdev(values):.3f}."
-
-
-def confusions_in_words(results: list[Result]) -> str:
-    metrics = results[0].metrics
-    labels, matrix = metrics["labels"], np.array(metrics["confusion_matrix"])
-    shares = matrix / matrix.sum(axis=1, keepdims=True)
-    np.fill_diagonal(shares, 0)
-    worst = np.dstack(np.unravel_index(np.argsort(-shares, axis=None)[:3], shares.shape))[0]
-    pairs = [
-        f"{labels[given]} for {labels[said]} ({shares[given, said]:.0%} of {labels[given]})" for given, said in worst
-    ]
-    accuracies = [f"{result.value('accuracy')['value']:.3f} ({result.run.settings})" for result in results]
-    return f"Taken most often: {', '.join(pairs)}. Accuracy {', '.join(accuracies)}."
-
-
-RECIPES = (
-    Recipe("CoLA: is the sentence acceptable?", tuple(map(cola, range(3))), seeds_in_words),
-    Recipe(
-        "emotion: six classes, unevenly spread", (emotion(), weighed("none"), weighed("balanced")), confusions_in_words
-    ),
-    Recipe(
-        "Frozen features and a classic classifier (emotion)",
-        (features("logreg", "mean"), features("svm", "mean"), features("logreg", "cls")),
-    ),
-    Recipe(
-        "Tweets in three classes, tested on later days",
-        (Run("tweets", "train", config("tweets"), {"data.train": Rows("airline_tweets/all.parquet")}, "macro_f1", ""),),
-    ),
-    Recipe("Aspects (MAMS, terms)", (aspects(pair=True), aspects(pair=False))),
-    Recipe(
-        "IMDB: how much of a long review to read",
-        tuple(
-            imdb(max_length, long_text)
-            for max_length, long_texts in {
-                128: ("head", "head_tail", "windows"),
-                256: ("head", "head_tail", "windows"),
-                512: ("head",),
-            }.items()
-            for long_text in long_texts
-        ),
-    ),
-    Recipe("Embeddings (IMDB)", (embeddings(),), neighbours_in_words),
-    Recipe("Search (emotion, 1,000 train rows)", search(), search_in_words),
-)
+RECIPES = (*LABELLED, *UNLABELLED)
 
 
 # --- running ---------------------------------------------------------------------------------------------------------
@@ -272,7 +48,7 @@ class Kitchen:
     def cook(self, run: Run) -> Result:
         """Do a run, or find it done."""
         words = [with_outputs(word, self._outputs) for word in run.words]
-        words += [f"{key}={self._file(rows)}" for key, rows in run.data.items()]
+        words += data_words(run, self._file)
         digest = hashlib.sha256(json.dumps([run.verb, words, self._config_texts(words)]).encode()).hexdigest()[:8]
         output = self._outputs[run.name] = self._folder / f"{run.name}-{digest}"
         minutes = self._minutes()
@@ -318,7 +94,17 @@ class Kitchen:
 
     def _train_rows(self, run: Run) -> int:
         rows = run.learned or run.data.get("data.train") or run.data["input"]
-        return int(pq.read_metadata(self._file(rows)).num_rows)
+        files = rows if isinstance(rows, tuple) else (rows,)
+        return sum(int(pq.read_metadata(self._file(one)).num_rows) for one in files)
+
+
+def data_words(run: Run, path: Callable[[Rows], object]) -> list[str]:
+    """`key=file` for what a run reads, `key=[file, file]` where that is several."""
+    words = []
+    for key, rows in run.data.items():
+        files = [str(path(one)) for one in (rows if isinstance(rows, tuple) else (rows,))]
+        words.append(f"{key}={files[0] if len(files) == 1 else '[' + ', '.join(files) + ']'}")
+    return words
 
 
 def with_outputs(word: str, outputs: Mapping[str, object]) -> str:
@@ -336,8 +122,10 @@ def table(recipes: Sequence[tuple[Recipe, list[Result]]]) -> str:
     parts = []
     for recipe, results in recipes:
         lines = [f"### {recipe.title}\n"]
-        names = sorted({rows.path.partition("/")[0] for result in results for rows in result.run.data.values()})
-        lines += [f"Data: {', '.join(f'`{name}`' for name in names)}. Model: `bundled`.\n"]
+        given = [rows for result in results for rows in result.run.data.values()]
+        files = [one for rows in given for one in (rows if isinstance(rows, tuple) else (rows,))]
+        names = sorted({one.path.partition("/")[0] for one in files})
+        lines += [f"Data: {', '.join(f'`{name}`' for name in names)}. Model: {recipe.model}.\n"]
         if told := [_line(result) for result in results if result.run.metric]:
             lines += [
                 "| settings | rows given | tested on | metric | value [95 %] | TF-IDF | published | minutes |",

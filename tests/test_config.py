@@ -135,7 +135,19 @@ def test_environment_references_resolve(tmp_path, monkeypatch):
         load_config("score", [path])
 
 
-@pytest.mark.parametrize(("verb", "words"), [("train", TRAIN), ("score", SCORE), ("evaluate", SCORE), ("demo", [])])
+@pytest.mark.parametrize(
+    ("verb", "words"),
+    [
+        ("train", TRAIN),
+        ("score", SCORE),
+        ("evaluate", SCORE),
+        ("demo", []),
+        ("pretrain", SCORE),
+        ("pretrain", [*SCORE, "from_scratch=true", "vocabulary.size=500"]),
+        ("topics", SCORE),
+        ("train", [*TRAIN, "data.test=t", "training.method=distill", "training.teacher=t"]),
+    ],
+)
 def test_the_resolved_config_reads_back_to_an_equal_config(tmp_path, verb, words):
     config = load_config(verb, [], words)
     assert load_config(verb, [file(tmp_path, to_yaml(config))]) == config

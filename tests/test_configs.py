@@ -15,15 +15,23 @@ from bertray.errors import ConfigError
 
 CONFIG_FOLDER = Path(__file__).parent.parent / "jobs" / "configs"
 TRAIN = ["imdb", "cola", "emotion", "tweets", "aspects", "features", "chinese", "korean"]
-VERBS = dict.fromkeys(TRAIN, "train") | {"nightly": "score", "embed": "embed", "tune": "tune"}
+VERBS = dict.fromkeys(TRAIN, "train") | {"nightly": "score", "embed": "embed", "tune": "tune", "topics": "topics"}
+VERBS |= {"audit": "audit", "pretrain": "pretrain", "scratch": "pretrain", "distill": "train"}
 REQUIRED = {
     "train": ["data.train=train.parquet", "output=runs/x"],
     "tune": ["data.train=train.parquet", "output=runs/x"],
     "score": ["input=incoming", "output=scored"],
     "embed": ["input=incoming", "output=vectors"],
+    "pretrain": ["input=incoming", "output=runs/x"],
+    "topics": ["input=incoming", "output=runs/x"],
+    "audit": ["data.train=train.parquet", "output=runs/x"],
 }
 # A setting is commented out by a `#` without a space; a `#` with one is prose.
 COMMENTED_SETTING = re.compile(r"^( *)#(?=[a-z])", re.MULTILINE)
+
+
+def _required(name: str) -> list[str]:
+    return [*REQUIRED[VERBS[name]], *(["data.test=test.parquet"] if name == "distill" else [])]
 
 
 def _path(name: str) -> Path:
@@ -56,7 +64,7 @@ def test_folder_holds_exactly_the_configs_tested_here():
 @pytest.mark.parametrize("name", VERBS)
 def test_config_is_valid_with_the_required_paths(name: str):
     verb = VERBS[name]
-    config = load_config(verb, [str(_path(name))], REQUIRED[verb])
+    config = load_config(verb, [str(_path(name))], _required(name))
     assert type(config) is CONFIGS[verb]
 
 
@@ -65,17 +73,17 @@ def test_config_leaves_every_path_to_the_command_line(name: str):
     with pytest.raises(ConfigError) as caught:
         load_config(VERBS[name], [str(_path(name))])
     assert "output: missing" in str(caught.value)
-    config = load_config(VERBS[name], [str(_path(name))], REQUIRED[VERBS[name]])
+    config = load_config(VERBS[name], [str(_path(name))], _required(name))
     if isinstance(config, TrainConfig):
-        assert (config.data.train, config.data.validation, config.data.test) == (("train.parquet",), None, None)
+        assert (config.data.train, config.data.validation) == (("train.parquet",), None)
 
 
 @pytest.mark.parametrize("name", VERBS)
 def test_config_is_valid_with_every_commented_setting(name: str, tmp_path: Path):
     path = _uncommented(name, tmp_path)
     assert path.read_text(encoding="utf-8") != _path(name).read_text(encoding="utf-8")
-    plain = load_config(VERBS[name], [str(_path(name))], REQUIRED[VERBS[name]])
-    uncommented = load_config(VERBS[name], [str(path)], REQUIRED[VERBS[name]])
+    plain = load_config(VERBS[name], [str(_path(name))], _required(name))
+    uncommented = load_config(VERBS[name], [str(path)], _required(name))
     assert uncommented != plain
 
 
@@ -135,7 +143,7 @@ def test_commands_in_the_comments_are_valid_and_name_this_config(name: str, monk
         named = [word for before, word in itertools.pairwise(words) if before == "-c"]
         files = [path for path in named if not path.startswith("runs/")]
         rest = [word for word in words if word != "-c" and word not in named]
-        needed = REQUIRED[verb] if len(files) < len(named) else []  # what the file of an earlier run would say
+        needed = _required(name) if len(files) < len(named) else []  # what the file of an earlier run would say
         assert isinstance(load_config(verb, files, [*needed, *rest]), CONFIGS[verb])
 
 
@@ -144,7 +152,7 @@ def test_overrides_named_in_the_prose_are_valid():
     for name, verb in VERBS.items():
         prose = " ".join(re.findall(r"# (.*)$", _path(name).read_text(encoding="utf-8"), re.MULTILINE))
         for override in re.findall(r"[`']((?:[a-z_]+\.)*[a-z_]+=[^`']+)[`']", prose):
-            load_config(verb, [str(_path(name))], [*REQUIRED[verb], override])
+            load_config(verb, [str(_path(name))], [*_required(name), override])
             checked.append(override)
     assert {"training.epochs=2", "report.slices=[cat]", "slot=dt=2026-11-18", "model=bundled"} <= set(checked)
 

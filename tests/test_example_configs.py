@@ -16,8 +16,8 @@ import pytest
 
 from bertray.cli import run
 from bertray.pipelines.parts import MakePart
+from bertray.pipelines.rank import train_rank
 from bertray.pipelines.shards import ReadAndTokenize
-from bertray.pipelines.train import train_rank
 from tests.conftest import WORDS
 from tests.nightly import worker_without_ray
 
@@ -78,7 +78,7 @@ def in_this_process(work, read, settings, resources, *, only_rows=None):
 @pytest.mark.parametrize("name", LABELS)
 def test_a_config_trains_on_a_sample_in_the_form_of_its_data(name, tiny_encoder, tmp_path, ray_cluster, monkeypatch):
     if name != "emotion":
-        monkeypatch.setattr("bertray.pipelines.train._run_workers", lambda job, *_: train_rank(job, 0, "cpu"))
+        monkeypatch.setattr("bertray.pipelines.train.run_workers", lambda job, *_: train_rank(job, 0, "cpu"))
         monkeypatch.setattr("bertray.pipelines.evaluation.stage_parts", in_this_process)
         monkeypatch.setattr("bertray.pipelines.nights.ray_worker", worker_without_ray)
     check(name, tiny_encoder, tmp_path)
@@ -125,6 +125,15 @@ def test_the_config_of_embed(tiny_encoder, tmp_path, ray_cluster):
     assert pq.read_table(tmp_path / "out" / "data").schema.field("embedding").type == pa.list_(pa.float16(), 32)
 
 
+def test_the_config_of_audit(tiny_encoder, tmp_path, ray_cluster):
+    files = [
+        f"data.{split}={write_sample('imdb', tmp_path / f'{split}.parquet', 60, 4)}" for split in ("train", "test")
+    ]
+    words = [f"model={tiny_encoder}", f"output={tmp_path / 'out'}", "max_length=24"]
+    assert run(["audit", "-c", str(CONFIGS / "audit.yaml"), *files, *words]) == 0
+    assert pq.read_table(tmp_path / "out" / "leakage.parquet")["kind"].to_pylist() == ["exact"] * 60
+
+
 def test_the_config_of_tune_after_that_of_a_run(tiny_encoder, tmp_path, ray_cluster):
     files = [f"data.train={write_sample('emotion', tmp_path / 'train.parquet', 96, 1)}"]
     words = [f"model={tiny_encoder}", f"output={tmp_path / 'out'}", "max_length=24", "training.epochs=1"]
@@ -133,3 +142,25 @@ def test_the_config_of_tune_after_that_of_a_run(tiny_encoder, tmp_path, ray_clus
     trials = pq.read_table(tmp_path / "out" / "trials.parquet").to_pylist()
     assert len(trials) == 2
     assert trials[0]["training.learning_rate"] == 1e-4  # where the config stands
+
+
+@pytest.mark.parametrize("name", ["pretrain", "scratch"])
+def test_the_configs_of_pretrain(name, tiny_encoder, tmp_path, ray_cluster, monkeypatch):
+    monkeypatch.setattr("bertray.pipelines.pretrain.run_workers", lambda job, *_: train_rank(job, 0, "cpu"))
+    write_sample("korean" if name == "scratch" else "imdb", tmp_path / "texts.parquet", 96, 3)
+    words = [f"input={tmp_path / 'texts.parquet'}", f"output={tmp_path / 'out'}", "max_length=24", "training.epochs=1"]
+    small = {
+        "pretrain": [f"model={tiny_encoder}"],
+        "scratch": ["vocabulary.size=30", "encoder={num_layers: 1, hidden_size: 16, num_heads: 2}"],
+    }
+    assert run(["pretrain", "-c", str(CONFIGS / f"{name}.yaml"), *words, *small[name]]) == 0
+    assert (tmp_path / "out" / "model" / "model.safetensors").is_file()
+
+
+def test_the_config_of_topics(tiny_encoder, tmp_path, ray_cluster):
+    from tests.test_topics import write_reviews  # which imports from here
+
+    words = [f"model={tiny_encoder}", f"input={write_reviews(tmp_path / 'in')}", f"output={tmp_path / 'out'}"]
+    assert run(["topics", "-c", str(CONFIGS / "topics.yaml"), *words, "max_length=24", "topics.map_rows=0"]) == 0
+    assert pq.read_table(tmp_path / "out" / "assignments.parquet").num_rows == 147
+    assert "Sentiment of the topics" in (tmp_path / "out" / "report.html").read_text()

@@ -58,7 +58,8 @@ TRAIN_FAULTS = [
     (2, ["max_length=9999"], ["max_length=9999", "sees at most 64 tokens"]),
     (2, ["output=/proc/bertray"], ["/proc/bertray"]),
     (2, ["output=ftp://host/x"], ["found ftp://"]),
-    (2, ["training.method=distill"], ["training.method=distill: not in this version"]),
+    (2, ["training.method=distill"], ["training.teacher is missing"]),
+    (2, ["training.teacher=runs/teacher"], ["are of training.method=distill"]),
     (6, ["labels=[pos, negative]"], ["neg (4)"]),
     (6, ["columns.label=stars", "labels={{0: a, 1: b}}"], ["2 (1)", "labels={"]),
     (7, ["model=some/model-of-the-hub"], ["cannot be reached"]),
@@ -188,7 +189,7 @@ def test_a_folder_that_holds_a_run_is_told_where_its_model_is(tmp_path, tiny_enc
 @pytest.mark.parametrize(
     ("argv", "part"),
     [
-        (["trian"], "Did you mean 'train'?"),
+        (["trian"], "Did you mean 'train', 'pretrain'?"),
         (["train", "--epochs", "3"], "No such option"),
         (["config", "show", "scroe"], "Did you mean 'score'?"),
         (["train", "-c", "nowhere.yaml"], "no such file"),

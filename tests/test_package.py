@@ -56,6 +56,13 @@ def test_importing_is_cheap(module):
     assert found.stdout.strip() == "[]"
 
 
+def test_topics_are_imported_by_the_verb_that_finds_them_when_it_does():
+    modules = "bertray.pipelines.topics, bertray.pipelines.score, bertray.model.topics"
+    code = f"import sys, {modules}; print(sorted({{'bertopic', 'umap', 'hdbscan', 'numba'}} & set(sys.modules)))"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"
+
+
 def test_only_pipelines_import_ray():
     users = {
         path.relative_to(PACKAGE).as_posix()

@@ -49,15 +49,15 @@ def test_a_mistake_in_a_training_recipe(names, sample, words, code, said, tiny_e
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("verb", ["train", "tune", "embed"])
+@pytest.mark.parametrize("verb", ["train", "tune", "embed", "topics"])
 def test_an_empty_corpus(verb, tiny_encoder, tmp_path, capsys):
     empty = pa.table(
         {"id": pa.array([], pa.string()), "text": pa.array([], pa.string()), "label": pa.array([], pa.string())}
     )
     pq.write_table(empty, tmp_path / "empty.parquet")
     (tmp_path / "nothing").mkdir()
-    names = {"train": ("emotion",), "tune": ("emotion", "tune"), "embed": ("embed",)}[verb]
-    key = "input" if verb == "embed" else "data.train"
+    names = {"train": ("emotion",), "tune": ("emotion", "tune"), "embed": ("embed",), "topics": ("topics",)}[verb]
+    key = "input" if verb in ("embed", "topics") else "data.train"
     assert call(verb, names, tiny_encoder, tmp_path, f"{key}={tmp_path / 'nothing'}") == 6
     if verb != "embed":  # a night without a row is a night
         assert call(verb, names, tiny_encoder, tmp_path, f"{key}={tmp_path / 'empty.parquet'}") == 6
@@ -83,7 +83,7 @@ def test_every_word_of_the_recipes_can_be_filled_in_and_makes_a_config():
             assert not any(name in word for word in words for name in ("{search}", "{imdb"))
             files = [str(CONFIGS.parent.parent / file) for before, file in pairwise(words) if before == "-c"]
             rest = [word for before, word in pairwise(["", *words]) if "-c" not in (before, word)]
-            data = [f"{key}=data/{rows.path}" for key, rows in each.data.items()]
+            data = recipes.data_words(each, lambda rows: f"data/{rows.path}")
             if not any("best.yaml" in file for file in files):  # which an earlier run writes
                 load_config(each.verb, files, [*rest, *data, "output=out"])
             outputs[each.name] = "runs/" + each.name

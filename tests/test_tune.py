@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import contextmanager
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -15,6 +16,7 @@ from bertray.errors import ConfigError
 from bertray.pipelines import tune as tuning
 from bertray.pipelines.runs import FINISHED_FILE
 from bertray.pipelines.tune import TRIALS, stored_trials
+from bertray.reports.search import SearchReport
 from bertray.storage.store import LocalStore
 from bertray.training import search as searching
 from bertray.training.search import Sampler, Tried
@@ -85,15 +87,17 @@ def test_a_failing_store_ends_the_search_and_the_same_command_goes_on(
     space = "search.space={training.learning_rate: [1e-3, 2e-3]}"
     argv = tune_argv(tiny_encoder, corpus, output, space, "search.sampler=grid", "training.epochs=1")
     target = output / TRIALS / searching.name_of({"training.learning_rate": 2e-3})
-    claim = tuning.claim_output
+    claim = tuning.claimed_output
 
+    @contextmanager
     def claim_and_block(*args):
-        claim(*args)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text("a file where the checkpoints of a trial belong")
+        with claim(*args):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_text("a file where the checkpoints of a trial belong")
+            yield
 
     with monkeypatch.context() as patch:
-        patch.setattr(tuning, "claim_output", claim_and_block)
+        patch.setattr(tuning, "claimed_output", claim_and_block)
         assert run(argv) == 2  # "expected a folder, found a file": the code of what went wrong
     assert not (output / "best.yaml").exists()
     assert {trial.status for trial in stored_trials(LocalStore(output))} == {"finished", "running"}
@@ -183,8 +187,7 @@ def test_the_table_is_best_first_also_at_zero_and_below(capsys):
         tuning.Trial(number, {"seed": number}, "finished", [{"epoch": 1, "seconds": 1, "loss": 1, "mcc": value}])
         for number, value in enumerate([-0.05, 0.0, -0.02])
     ]
-    config = tune_config(space={"seed": [0, 1, 2]})
-    tuning._print(trials, trials[1], "mcc", config)
+    tuning._print(SearchReport("", "mcc", tuning._rows(trials, "mcc"), keys=("seed",), best=1))
     printed = capsys.readouterr().out
     assert [printed.index(f"{value:.4f}") for value in (0.0, -0.02)] == sorted(
         printed.index(f"{value:.4f}") for value in (0.0, -0.02)

@@ -14,14 +14,18 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from bertray.reviews.script import dominant_script
+from bertray.reviews.script import UNSPACED_SCRIPTS, dominant_script
 
 MAJORITY = "majority"
 TFIDF_LOGREG = "tfidf_logreg"
-TITLES = {MAJORITY: "the majority baseline", TFIDF_LOGREG: "the TF-IDF baseline"}  # as sentences call them
+TEACHER = "teacher"
+TITLES = {
+    MAJORITY: "the majority baseline",
+    TFIDF_LOGREG: "the TF-IDF baseline",
+    TEACHER: "its teacher",
+}  # as sentences call them
 
 MAX_FEATURES = 50_000
-UNSPACED_SCRIPTS = ("han", "kana", "hangul")  # words are not separated, or change their endings: characters say more
 SCRIPT_SAMPLE_ROWS = 2000
 ROWS_FOR_MIN_DF = 1000  # from here on a term must stand in two texts
 
@@ -48,7 +52,7 @@ class TfidfLogreg:
         if self.vectorizer is None or self.classifier is None:
             return np.broadcast_to(self.shares_C, (len(texts), len(self.shares_C)))
         probs_NC = np.zeros((len(texts), len(self.shares_C)))
-        probs_NC[:, self.classifier.classes_] = self.classifier.predict_proba(self.vectorizer.transform(_listed(texts)))
+        probs_NC[:, self.classifier.classes_] = self.classifier.predict_proba(self.vectorizer.transform(listed(texts)))
         return probs_NC
 
 
@@ -62,27 +66,14 @@ def fit_tfidf_logreg(texts: Texts, label_ids_N: np.ndarray, num_classes: int, se
         seed: of the solver.
     """
     from sklearn.exceptions import ConvergenceWarning
-    from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression
 
     shares_C = np.bincount(label_ids_N, minlength=num_classes) / max(len(label_ids_N), 1)
-    characters = _unspaced(texts)
-    terms = "characters 1-3" if characters else "words 1-2"
-    vectorizer = TfidfVectorizer(
-        sublinear_tf=True,
-        min_df=2 if len(texts) >= ROWS_FOR_MIN_DF else 1,
-        max_features=MAX_FEATURES,
-        dtype=np.float32,
-        **(
-            {"analyzer": "char_wb", "ngram_range": (1, 3)}
-            if characters
-            else {"ngram_range": (1, 2), "token_pattern": r"\b\w+\b"}
-        ),
-    )
+    vectorizer, terms = tfidf_vectorizer(texts)
     if np.count_nonzero(shares_C) < 2:
         return TfidfLogreg(None, None, shares_C, terms)
     try:
-        features_NF = vectorizer.fit_transform(_listed(texts))
+        features_NF = vectorizer.fit_transform(listed(texts))
     except ValueError:  # scikit-learn's word for texts without a single term
         return TfidfLogreg(None, None, shares_C, terms)
     classifier = LogisticRegression(C=4.0, max_iter=50, tol=1e-3, random_state=seed)
@@ -100,7 +91,27 @@ def tfidf_logreg(
     return fit_tfidf_logreg(train_texts, train_label_ids, num_classes, seed).probs(test_texts)
 
 
-def _listed(texts: Texts) -> list[str]:
+def tfidf_vectorizer(texts: Texts) -> tuple[Any, str]:
+    """(scikit-learn's vectorizer as these texts need it, not fitted; what counts as a term, in words)."""
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    characters = _unspaced(texts)
+    vectorizer = TfidfVectorizer(
+        sublinear_tf=True,
+        min_df=2 if len(texts) >= ROWS_FOR_MIN_DF else 1,
+        max_features=MAX_FEATURES,
+        dtype=np.float32,
+        **(
+            {"analyzer": "char_wb", "ngram_range": (1, 3)}
+            if characters
+            else {"ngram_range": (1, 2), "token_pattern": r"\b\w+\b"}
+        ),
+    )
+    return vectorizer, "characters 1-3" if characters else "words 1-2"
+
+
+def listed(texts: Texts) -> list[str]:
+    """The texts as Python strings."""
     return texts.to_pylist() if isinstance(texts, pa.Array | pa.ChunkedArray) else list(texts)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.util
 import json
@@ -9,7 +10,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -217,13 +218,16 @@ def _from_hub(model: str) -> Path:
 
 
 def _downloaded(uri: str) -> Path:
-    """Copy a bundle from an object store into this machine's cache, once per content of its `bertray.json`."""
+    """Copy a model from an object store into this machine's cache, once per state of its files."""
     import pyarrow.fs as pafs
 
     try:
-        filesystem, path = pafs.FileSystem.from_uri(uri)
-        with filesystem.open_input_stream(f"{path}/{INFO_FILE}") as stream:
-            key = hashlib.sha256(uri.encode() + stream.read()).hexdigest()[:16]
+        filesystem, path = _located(uri)
+        files = filesystem.get_file_info(pafs.FileSelector(path, recursive=True))
+        listing = sorted((file.path, file.size, file.mtime_ns) for file in files if file.type == pafs.FileType.File)
+        if not listing:
+            raise FileNotFoundError(uri)
+        key = hashlib.sha256(json.dumps([uri, listing]).encode()).hexdigest()[:16]
         target = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "bertray" / "models" / key
         if not target.is_dir():
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -236,12 +240,19 @@ def _downloaded(uri: str) -> Path:
             except OSError:  # another process of this machine was faster
                 shutil.rmtree(aside)
     except FileNotFoundError as error:
-        raise ConfigError(f"model={uri}: no bundle there.", "Give the `model` prefix of a finished run.") from error
+        raise ConfigError(f"model={uri}: no model there.", "Give the `model` prefix of a finished run.") from error
     except OSError as error:
         raise InfrastructureError(
             f"model={uri}: cannot be read ({error}).", "Check the storage and run again."
         ) from error
     return target
+
+
+def _located(uri: str) -> tuple[Any, str]:
+    import pyarrow.fs as pafs
+
+    filesystem, path = pafs.FileSystem.from_uri(uri)
+    return filesystem, str(path)
 
 
 def read_info(folder: Path, *, model: str = "") -> BundleInfo:
@@ -375,3 +386,17 @@ def _content_files(folder: Path) -> Iterable[Path]:
 def file_sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextlib.contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Without warnings of a new head, where one is what we want, and without progress bars."""
+    from transformers.utils import logging as hf_logging
+
+    level = hf_logging.get_verbosity()
+    hf_logging.set_verbosity_error()
+    hf_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        hf_logging.set_verbosity(level)

@@ -9,8 +9,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import minimize_scalar
-from scipy.special import softmax
 
 MIN_TEMPERATURE = 0.05
 MAX_TEMPERATURE = 20.0
@@ -27,6 +25,8 @@ def probs_of_reviews(
         rows_S: the review of each sequence, ascending from 0 without gaps.
         temperature: above 0.
     """
+    from scipy.special import softmax
+
     if not len(logits_SC):
         return np.zeros(logits_SC.shape)
     logits_SC = np.where(np.isfinite(logits_SC), logits_SC, np.nan).astype(np.float64)
@@ -58,6 +58,8 @@ def fit_temperature(
 
     Source: Guo et al. 2017, "On Calibration of Modern Neural Networks", section 4.2 (arXiv:1706.04599).
     """
+    from scipy.optimize import minimize_scalar
+
     rows_S = np.arange(len(logits_NC)) if rows_S is None else rows_S
     label_ids_N = np.asarray(label_ids_N)
     num_reviews = int(rows_S[-1]) + 1 if len(rows_S) else 0

@@ -335,20 +335,33 @@ def why_not_packable(model: Any) -> str:
     return ""
 
 
-def classification_head(model: Any) -> Callable[[Tensor], Tensor]:
-    """The model's own head, from hidden states of first tokens [B, D] to logits [B, C]; in fp32."""
+def is_language_model(model: Any) -> bool:
+    """Whether a model guesses masked tokens, by its class."""
+    return type(model).__name__.endswith("ForMaskedLM")
+
+
+def language_head(model: Any) -> Callable[[Tensor], Tensor]:
+    """The model's own head, from hidden states [M, D] to logits over the vocabulary [M, W]."""
     kind = model.config.model_type
     if kind == "distilbert":
-        before, classifier = model.pre_classifier, model.classifier
-        return lambda x_BD: classifier(F.relu(before(x_BD)))
+        return lambda x_MD: model.vocab_projector(model.vocab_layer_norm(model.activation(model.vocab_transform(x_MD))))
+    if kind == "electra":
+        return lambda x_MD: model.generator_lm_head(model.generator_predictions(x_MD))
+    head: Callable[[Tensor], Tensor] = getattr(model, {"bert": "cls", "albert": "predictions"}.get(kind, "lm_head"))
+    return head
+
+
+def classification_head(model: Any) -> Callable[[Tensor], Tensor]:
+    """The model's own head, from hidden states of first tokens [B, D] to logits [B, C]; drops out in training."""
+    kind, classifier = model.config.model_type, model.classifier
+    if kind == "distilbert":
+        return lambda x_BD: classifier(model.dropout(F.relu(model.pre_classifier(x_BD))))
     if kind == "albert":
-        pooler, activation, classifier = model.albert.pooler, model.albert.pooler_activation, model.classifier
-        return lambda x_BD: classifier(activation(pooler(x_BD)))
+        pooler, activation = model.albert.pooler, model.albert.pooler_activation
+        return lambda x_BD: classifier(model.dropout(activation(pooler(x_BD))))
     if kind == "bert":
-        pooler, classifier = model.bert.pooler, model.classifier
-        return lambda x_BD: classifier(pooler(x_BD[:, None]))
-    classifier = model.classifier  # takes the first token of each sequence itself
-    return lambda x_BD: classifier(x_BD[:, None])
+        return lambda x_BD: classifier(model.dropout(model.bert.pooler(x_BD[:, None])))
+    return lambda x_BD: classifier(x_BD[:, None])  # takes the first token of each sequence itself
 
 
 def _find_weights(model: Any) -> Weights:

@@ -13,8 +13,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import minimize
-from scipy.special import log_softmax
 
 from bertray.config import HeadKind
 
@@ -124,6 +122,8 @@ def _with_probabilities(
     weight_CD: NDArray[np.float64], bias_C: NDArray[np.float64], features_VD: NDArray[Any], label_ids_V: NDArray[Any]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Margins become logits: one scale and a bias a class with the least log loss (Platt's sigmoid for two classes)."""
+    from scipy.optimize import minimize
+
     margins_VC = features_VD @ weight_CD.T + bias_C
     num_classes = len(bias_C)
 
@@ -137,4 +137,6 @@ def _with_probabilities(
 
 
 def _log_loss(logits_VC: NDArray[Any], label_ids_V: NDArray[Any]) -> float:
+    from scipy.special import log_softmax
+
     return float(-log_softmax(logits_VC, axis=1)[np.arange(len(label_ids_V)), label_ids_V].mean())

@@ -23,6 +23,7 @@ from bertray import errors
 from bertray.config import Workers
 from bertray.console import stderr_without
 from bertray.errors import BertrayError, ConfigError, InfrastructureError
+from bertray.loading import without_collection
 from bertray.model.allocator import ALLOCATOR_ENV
 
 log = logging.getLogger(__name__)
@@ -89,7 +90,7 @@ def ray_session(workers: Workers, *, imports: Sequence[str] = ()) -> Iterator[Re
     if started:
         if not inside_cluster():
             temporary = _temporary_folder()
-        warm_up = threading.Thread(target=_import_all, args=(imports,), name="imports", daemon=True)
+        warm_up = threading.Thread(target=import_all, args=(imports,), name="imports", daemon=True)
         warm_up.start()
         try:
             try:
@@ -168,9 +169,10 @@ def _disconnect(environment: dict[str, str], temporary: str | None) -> None:
             os.environ.pop(name, None)
 
 
-def _import_all(names: Sequence[str]) -> None:
-    for name in names:
-        importlib.import_module(name)
+def import_all(names: Sequence[str]) -> None:
+    with without_collection():
+        for name in names:
+            importlib.import_module(name)
 
 
 def _connect(temporary: str | None) -> None:

@@ -65,7 +65,7 @@ def _train_settings(root: Path, seed: int) -> dict[str, Any]:
         "max_length": 128,
         "long_text": "head_tail",
         "seed": seed,
-        "training": {"epochs": 3, "batch_size": 16, "learning_rate": 2e-4},
+        "training": {"epochs": 2, "batch_size": 16, "learning_rate": 3e-4},
         "report": {"slices": SLICES},
     }
 

@@ -10,9 +10,9 @@ import bertray
 from bertray.config import EvaluateConfig, to_yaml
 from bertray.console import duration, say
 from bertray.pipelines.cluster import ray_session
-from bertray.pipelines.evaluation import STAGING, evaluate_shards, finish_report, label_map
-from bertray.pipelines.inputs import open_inputs, open_model, read_spec
-from bertray.pipelines.runs import claim_output, finished_run, mark_finished
+from bertray.pipelines.evaluation import STAGING, evaluate_shards, finish_report
+from bertray.pipelines.inputs import label_map, open_inputs, open_model, read_spec
+from bertray.pipelines.runs import claimed_output, finished_run, mark_finished
 from bertray.reviews.label_counts import count_labels
 from bertray.reviews.sources import check_slices
 from bertray.storage.store import open_store
@@ -37,8 +37,7 @@ def run_evaluate(config: EvaluateConfig) -> int:
     if finished_run(store, "evaluate", run_key):
         say(f"already evaluated: {store.uri('report.html')}")
         return 0
-    claim_output(store, "evaluate", run_key, to_yaml(config))
-    with ray_session(config.workers) as resources:
+    with claimed_output(store, "evaluate", run_key, to_yaml(config)), ray_session(config.workers) as resources:
         rows = evaluate_shards(
             inputs,
             config.model,

@@ -6,7 +6,7 @@ import io
 import json
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -17,8 +17,8 @@ import pyarrow.parquet as pq
 from bertray import schema as s
 from bertray.config import EvaluateConfig, TrainConfig, to_yaml
 from bertray.console import Ticker, timed
-from bertray.errors import ConfigError, DataRefused
-from bertray.evaluation.baselines import TfidfLogreg, fit_tfidf_logreg, majority
+from bertray.errors import DataRefused
+from bertray.evaluation.baselines import TEACHER, TFIDF_LOGREG, TfidfLogreg, fit_tfidf_logreg, majority
 from bertray.evaluation.evaluation import Evaluation, evaluate_predictions
 from bertray.evaluation.slices import length_bands
 from bertray.model.bundle import BundleInfo
@@ -54,6 +54,7 @@ class EvaluatedRows:
     unlabelled: int  # rows without a label
     refused: int  # rows that could not be scored
     text_hash_N: np.ndarray  # uint64, of the cleaned text
+    seconds: float = 0.0  # that the model took, all actors together, without their start
 
     @property
     def num_rows(self) -> int:
@@ -118,7 +119,8 @@ def evaluate_shards(
             ticker.update(done)
     keys = [receipt.evaluation.key for receipt in receipts if receipt.evaluation]
     refused = sum(receipt.rows_quarantined for receipt in receipts)
-    return collect(store, keys, info, labels, slice_columns, refused)
+    seconds = sum(receipt.seconds for receipt in receipts)
+    return replace(collect(store, keys, info, labels, slice_columns, refused), seconds=seconds)
 
 
 def collect(
@@ -164,24 +166,6 @@ def collect(
         refused=refused,
         text_hash_N=kept[s.TEXT_HASH].to_numpy(),
     )
-
-
-def label_map(labels: Sequence[str] | Mapping[str, str | None] | None, info: BundleInfo) -> LabelMap:
-    """How the input's label values read: as the config says, else as the model was trained.
-
-    Raises:
-        ConfigError: the config names a class that the model does not have.
-    """
-    if labels is None:
-        return LabelMap(info.labels, dict(info.label_values))
-    found = LabelMap.from_config(labels)
-    strangers = [name for name in found.names if name not in info.labels]
-    if strangers:
-        raise ConfigError(
-            f"labels: expected classes of the model ({', '.join(info.labels)}), found {', '.join(strangers)}.",
-            "Map the values of the input to the model's classes.",
-        )
-    return found
 
 
 def predictions_table(rows: EvaluatedRows, labels: Sequence[str]) -> pa.Table:
@@ -306,8 +290,14 @@ def evaluate_rows(
     split: str,
     seed: int,
     baselines: Baselines | None = None,
+    teacher_NC: np.ndarray | None = None,
 ) -> Evaluation:
     """All figures of some rows: overall, per class, by length, script and configured columns, beside the baselines."""
+    others: dict[str, np.ndarray] = {}
+    if baselines is not None and inputs is not None:
+        others |= _baseline_probs(baselines, rows, inputs)
+    if teacher_NC is not None:
+        others[TEACHER] = teacher_NC
     slices: dict[str, Any] = {"length": length_bands(rows.n_tokens_N), "script": rows.script, **rows.slices}
     return evaluate_predictions(
         rows.label_ids_N,
@@ -316,7 +306,7 @@ def evaluate_rows(
         split=split,
         seed=seed,
         slices=slices,
-        baselines=None if baselines is None or inputs is None else _baseline_probs(baselines, rows, inputs),
+        baselines=others,
         model_name="BERT",
     )
 
@@ -334,10 +324,18 @@ def finish_report(
     facts: Mapping[str, str],
     history: Sequence[Mapping[str, Any]] = (),
     baselines: Baselines | None = None,
+    teacher_NC: np.ndarray | None = None,
+    also: Mapping[str, Any] | None = None,
 ) -> str:
-    """Write predictions.parquet, report.html and, last, metrics.json; returns the figures in a few lines."""
+    """Write predictions.parquet, report.html and, last, metrics.json; returns the figures in a few lines.
+
+    Args:
+        also: goes into metrics.json.
+    """
     with timed("figures"):
-        evaluation = evaluate_rows(rows, inputs, info, split=split, seed=config.seed, baselines=baselines)
+        evaluation = evaluate_rows(
+            rows, inputs, info, split=split, seed=config.seed, baselines=baselines, teacher_NC=teacher_NC
+        )
     report = EvaluationReport(
         title=title,
         evaluation=evaluation,
@@ -352,7 +350,8 @@ def finish_report(
     store.put("predictions.parquet", parquet_bytes(predictions_table(rows, info.labels)))
     with timed("report"):
         store.put("report.html", report.to_html().encode())
-    store.put("metrics.json", json.dumps(evaluation.to_json(), indent=1, ensure_ascii=False).encode())
+    figures = evaluation.to_json() | dict(also or {})
+    store.put("metrics.json", json.dumps(figures, indent=1, ensure_ascii=False).encode())
     return in_words(evaluation)
 
 
@@ -386,8 +385,9 @@ def in_words(evaluation: Evaluation) -> str:
             for figure in (evaluation.metrics[name],)
         )
     ]
-    if "tfidf_logreg" in evaluation.comparisons:
-        lines.append(evaluation.comparisons["tfidf_logreg"].sentence)
+    for name in (TFIDF_LOGREG, TEACHER):
+        if name in evaluation.comparisons:
+            lines.append(evaluation.comparisons[name].sentence)
     return "\n".join(lines)
 
 

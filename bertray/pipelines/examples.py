@@ -14,9 +14,10 @@ import numpy as np
 
 from bertray.config import TrainConfig
 from bertray.console import Ticker
-from bertray.errors import DataRefused
+from bertray.errors import ConfigError, DataRefused
+from bertray.model.bundle import BundleInfo, read_info, resolve_model
 from bertray.pipelines.cluster import Resources
-from bertray.pipelines.inputs import Inputs, open_inputs, read_spec
+from bertray.pipelines.inputs import Inputs, label_map, open_inputs, read_spec
 from bertray.pipelines.shards import ReadSettings, write_token_shards
 from bertray.reviews.label_counts import count_labels
 from bertray.reviews.labels import LabelMap
@@ -24,12 +25,43 @@ from bertray.reviews.sources import Period, check_slices
 from bertray.reviews.split import joined_groups, validation_mask
 from bertray.storage.store import LocalStore, Store, open_store
 from bertray.training.loop import Examples
-from bertray.training.token_shards import TokenShards, cache_key
+from bertray.training.token_shards import TokenShards, cache_key, load_rows
 
 log = logging.getLogger(__name__)
 
 TOKENS = "control/tokens"
 ROWS_PER_SHARD = 4096
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """A bundle whose probabilities are learned instead of labels."""
+
+    model: str
+    info: BundleInfo
+
+    @classmethod
+    def of(cls, config: TrainConfig) -> Teacher | None:
+        """That of `training.method=distill`.
+
+        Raises:
+            ConfigError: there is no such bundle, or it reads other texts than the student is to read.
+        """
+        model = config.training.teacher
+        if config.training.method != "distill" or model is None:
+            return None
+        try:
+            info = read_info(resolve_model(model), model=model)
+        except ConfigError as error:
+            raise ConfigError(f"training.teacher: {error.message}", error.remedy) from error
+        if info.text_pair:
+            raise ConfigError(f"training.teacher: {model} was trained on pairs of texts.", "Give another teacher.")
+        if (info.cleaning, info.max_chars) != (config.cleaning, config.max_chars):
+            raise ConfigError(
+                f"cleaning, max_chars: the teacher {model} reads reviews otherwise.",
+                "Set both as its bertray.json has them.",
+            )
+        return cls(model, info)
 
 
 @dataclass(frozen=True)
@@ -41,13 +73,24 @@ class LabelledData:
     test: Inputs | None
     labels: LabelMap
     fingerprint: str
+    teacher: Teacher | None = None  # then `train` has no labels that anyone reads
 
 
 def open_data(config: TrainConfig) -> LabelledData:
+    """The inputs of a run, looked at and checked.
+
+    Raises:
+        ConfigError, DataRefused: as `open_inputs`; labels that are unknown or too few.
+    """
+    teacher = Teacher.of(config)
     columns = [*config.report.slices]
     group = [config.data.group] if config.data.group else []
     label_spec = read_spec(
-        config, config.cleaning, config.max_chars, wants_label=True, keep_columns=[*dict.fromkeys(columns + group)]
+        config,
+        config.cleaning,
+        config.max_chars,
+        wants_label=teacher is None,
+        keep_columns=group if teacher else [*dict.fromkeys(columns + group)],
     )
     report_spec = read_spec(config, config.cleaning, config.max_chars, wants_label=True, keep_columns=columns)
     assert config.data.train is not None
@@ -56,12 +99,16 @@ def open_data(config: TrainConfig) -> LabelledData:
     validation = config.data.validation and open_inputs("data.validation", config.data.validation, config, label_spec)
     test_key, test_paths = ("data.test_from", config.data.train) if after else ("data.test", config.data.test)
     test = test_paths and open_inputs(test_key, test_paths, config, replace(report_spec, period=after))
-    for inputs in (train, validation, test):
+    for inputs in (None if teacher else train, validation, test):
         if inputs:
             check_slices(inputs.files, inputs.spec, config.report.slices)
-    seen = count_labels(train.files, train.spec)
-    labels = LabelMap.from_config(config.labels, seen)
-    labels.check(seen, "data.train")
+    if teacher:
+        # In the order in which the teacher gives them.
+        labels = replace(label_map(config.labels, teacher.info), names=teacher.info.labels)
+    else:
+        seen = count_labels(train.files, train.spec)
+        labels = LabelMap.from_config(config.labels, seen)
+        labels.check(seen, "data.train")
     for key, inputs in (("data.validation", validation), (test_key, test)):
         if inputs:
             labels.check(count_labels(inputs.files, inputs.spec), key, needs_all_classes=False)
@@ -69,7 +116,8 @@ def open_data(config: TrainConfig) -> LabelledData:
         [(f.path, f.size_bytes, f.digest, f.num_rows) for f in inputs.files] if inputs else None
         for inputs in (train, validation, test)
     ]
-    return LabelledData(train, validation or None, test or None, labels, cache_key({"files": pinned}))
+    identity = {"files": pinned} | ({"teacher": teacher.info.model_version} if teacher else {})
+    return LabelledData(train, validation or None, test or None, labels, cache_key(identity), teacher)
 
 
 def _periods(config: TrainConfig) -> tuple[Period | None, Period | None]:
@@ -80,7 +128,11 @@ def _periods(config: TrainConfig) -> tuple[Period | None, Period | None]:
     return Period(time, moment, after=False), Period(time, moment, after=True)
 
 
-def check_splits(examples: Examples, labels: LabelMap) -> None:
+def check_splits(examples: Examples, data: LabelledData) -> None:
+    """Raises:
+    DataRefused: nothing is held out, or a class has no example to learn from.
+    """
+    labels = data.labels
     if not len(examples.validation):
         raise DataRefused(
             f"data.train: {len(examples.train)} examples, of which none could be put aside for validation; identical "
@@ -89,7 +141,7 @@ def check_splits(examples: Examples, labels: LabelMap) -> None:
         )
     counts = np.bincount(examples.label_ids_N[examples.train], minlength=len(labels.names))
     missing = [name for name, count in zip(labels.names, counts, strict=True) if count == 0]
-    if missing:
+    if missing and data.teacher is None:
         raise DataRefused(
             f"data.train: no example of {', '.join(missing)} in the train split ({int(counts.sum())} examples).",
             "Give more reviews of these classes, or leave them out of `labels`.",
@@ -107,29 +159,48 @@ class TokenizedData:
         output: that holds them.
         train_keys: of the token shards, in the order of the rows.
         validation_keys: None: a share of train is held out.
-        labels: label values of the input to class names.
+        labels: label values of the input to class names; None: the texts are all there is.
         validation_fraction: of train, without `validation_keys`.
         seed: of the split.
+        teacher_keys: of a teacher's logits for each token shard, in place of labels.
+        teacher_temperature: by which they are divided.
     """
 
     output: str
     train_keys: list[str]
     validation_keys: list[str] | None
-    labels: LabelMap
+    labels: LabelMap | None
     validation_fraction: float
     seed: int
+    teacher_keys: list[str] | None = None
+    teacher_temperature: float = 1.0
 
     @property
     def keys(self) -> list[str]:
         return [*self.train_keys, *(self.validation_keys or [])]
 
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names in id order."""
+        return self.labels.names if self.labels else ()
+
     def examples(self) -> Examples:
         """Token shards with labels and splits; fetched copies of their files stay mapped when the files are removed."""
         store, held_out = open_store(self.output), self.validation_keys
+        soft_NC = None
+        if self.teacher_keys is not None:
+            soft_NC = load_rows(store, self.teacher_keys) / np.float32(self.teacher_temperature)
         with _local_copies(store, self.train_keys) as train, _local_copies(store, held_out or []) as validation:
-            return _load_examples(
-                train, None if held_out is None else validation, self.labels, self.validation_fraction, self.seed
-            )
+            shards = TokenShards([*train, *validation])
+            if soft_NC is not None:
+                label_ids_N = soft_NC.argmax(axis=1).astype(np.int32)
+            elif self.labels is not None:
+                label_ids_N = self.labels.ids(shards.labels.combine_chunks())
+            else:
+                label_ids_N = np.zeros(len(shards), np.int32)
+            num_train = None if held_out is None else len(TokenShards(train))
+        examples = _split(shards, label_ids_N, num_train, self.validation_fraction, self.seed)
+        return replace(examples, soft_NC=soft_NC)
 
 
 def tokenize(config: TrainConfig, data: LabelledData, base: str, store: Store, resources: Resources) -> TokenizedData:
@@ -138,8 +209,10 @@ def tokenize(config: TrainConfig, data: LabelledData, base: str, store: Store, r
     Args:
         base: digest of the model that the tokenizer belongs to.
     """
-    train_keys = _token_shards(config, data.train, base, store, resources, "train")
-    validation_keys = data.validation and _token_shards(config, data.validation, base, store, resources, "validation")
+    train_keys = _token_shards(config, data.train, base, store, resources, "data.train")
+    validation_keys = data.validation and _token_shards(
+        config, data.validation, base, store, resources, "data.validation"
+    )
     return TokenizedData(
         store.root, train_keys, validation_keys or None, data.labels, config.data.validation_fraction, config.seed
     )
@@ -148,21 +221,33 @@ def tokenize(config: TrainConfig, data: LabelledData, base: str, store: Store, r
 def _token_shards(
     config: TrainConfig, inputs: Inputs, base: str, store: Store, resources: Resources, split: str
 ) -> list[str]:
-    """Keys of the token shards of an input, in the order of its rows; reused when nothing changed."""
     # Training sees one window of a long review; scoring pools several.
     long_text = "head" if config.long_text == "windows" else config.long_text
     settings = ReadSettings(inputs.spec, config.model, config.max_length, long_text, config.data.group)
+    return token_shards(inputs, settings, base, store, resources, split)
+
+
+def token_shards(
+    inputs: Inputs, settings: ReadSettings, base: str, store: Store, resources: Resources, split: str
+) -> list[str]:
+    """Keys of the token shards of an input, in the order of its rows; reused when nothing changed.
+
+    Args:
+        base: digest of the model that the tokenizer belongs to.
+        split: what the input is, in messages.
+    """
+    spec = settings.spec
     key = cache_key(
         {
             "files": [(f.path, f.size_bytes, f.digest) for f in inputs.files],
-            "columns": inputs.spec.columns.model_dump(),
-            "cleaning": config.cleaning.model_dump(),
-            "max_chars": config.max_chars,
+            "columns": spec.columns.model_dump(),
+            "cleaning": spec.cleaning.model_dump(),
+            "max_chars": spec.max_chars,
             "model": base,
-            "max_length": config.max_length,
-            "long_text": long_text,
-            "group": config.data.group,
-            "period": inputs.spec.period and asdict(inputs.spec.period),
+            "max_length": settings.max_length,
+            "long_text": settings.long_text,
+            "group": settings.group_column,
+            "period": spec.period and asdict(spec.period),
         }
     )
     folder = f"{TOKENS}/{key}"
@@ -172,14 +257,14 @@ def _token_shards(
         summaries = []
         with Ticker(f"tokenizing {split}", inputs.num_rows, "reviews") as ticker:
             done = 0
-            for summary in write_token_shards(work, settings, config.output, folder, resources):
+            for summary in write_token_shards(work, settings, store.root, folder, resources):
                 summaries.append(summary)
                 done += summary["rows"]
                 ticker.update(done)
         keys = sorted(summary["key"] for summary in summaries if summary["key"])
         refused = sum(summary["refused"] for summary in summaries)
         if not keys:
-            raise DataRefused(f"data.{split}: none of {inputs.num_rows} rows is usable.", "Look at the file.")
+            raise DataRefused(f"{split}: none of {inputs.num_rows} rows is usable.", "Look at the file.")
         if refused:
             log.warning("%s: %d of %d rows cannot be used (no text or no id)", split, refused, done)
         store.put(manifest, json.dumps({"keys": keys, "rows": done, "refused": refused}).encode())
@@ -200,24 +285,19 @@ def _local_copies(store: Store, keys: Sequence[str]) -> Iterator[list[Path]]:
         yield paths
 
 
-def _load_examples(
-    train_paths: Sequence[Path],
-    validation_paths: Sequence[Path] | None,
-    labels: LabelMap,
-    validation_fraction: float,
-    seed: int,
+def _split(
+    shards: TokenShards, label_ids_N: np.ndarray, num_train: int | None, validation_fraction: float, seed: int
 ) -> Examples:
-    shards = TokenShards([*train_paths, *(validation_paths or [])])
-    label_ids_N = labels.ids(shards.labels.combine_chunks())
+    """Rows with a usable label on two sides: the first `num_train` and the others, or a share of all held out."""
     usable_N = label_ids_N >= 0
-    if validation_paths is None:
+    if num_train is None:
         held_out_N = np.zeros(len(shards), bool)
         usable = np.flatnonzero(usable_N)
         groups = joined_groups(shards.text_hash_N[usable], shards.group_hash_N[usable])
         mask = validation_mask(groups, label_ids_N[usable], validation_fraction, seed)
         held_out_N[usable[mask]] = True
     else:
-        held_out_N = np.arange(len(shards)) >= len(TokenShards(train_paths))
+        held_out_N = np.arange(len(shards)) >= num_train
     return Examples(
         shards,
         label_ids_N,

@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -21,12 +21,11 @@ from bertray.pipelines.cluster import Resources, configure_data
 from bertray.schema import INPUT_IDS, SEQ_LENS
 from bertray.storage.store import Store, open_store
 from bertray.training.loop import Examples
-from bertray.training.token_shards import cache_key, to_ipc
+from bertray.training.token_shards import FEATURES, cache_key, load_rows, to_ipc
 
 log = logging.getLogger(__name__)
 
 FOLDER = "control/features"
-FEATURES = "features"
 
 
 @dataclass(frozen=True)
@@ -98,22 +97,39 @@ def embed_token_shards(
     Args:
         wanted_W: numbers of examples, ascending; they count through the shards in the order of `token_keys`.
     """
+    return load_rows(store, compute_rows(model, base, pooling, token_keys, store, resources), wanted_W)
+
+
+def compute_rows(
+    model: str,
+    base: str,
+    pooling: Pooling | Literal["classes"],
+    token_keys: Sequence[str],
+    store: Store,
+    resources: Resources,
+) -> list[str]:
+    """What a model gives for every example of some token shards, kept in the output; returns a key for each shard.
+
+    Args:
+        base: digest of the model's weights.
+        pooling: of its last hidden states; `classes`: the logits of a bundle instead.
+    """
     folder = f"{FOLDER}/{cache_key({'base': base, 'pooling': pooling, 'tokens': list(token_keys)})}"
     keys = [f"{folder}/{number:06d}.arrow" for number in range(len(token_keys))]
     there = set(store.keys(folder))
     missing = [number for number, key in enumerate(keys) if key not in there]
     if missing:
         _embed(model, pooling, [(token_keys[number], keys[number]) for number in missing], store, resources)
-    parts, first = [], 0
-    for key in keys:
-        column = pa.ipc.open_file(pa.py_buffer(store.get(key))).read_all()[FEATURES].combine_chunks()
-        inside = wanted_W[np.searchsorted(wanted_W, first) : np.searchsorted(wanted_W, first + len(column))]
-        parts.append(column.flatten().to_numpy().reshape(len(column), -1)[inside - first])
-        first += len(column)
-    return np.concatenate(parts)
+    return keys
 
 
-def _embed(model: str, pooling: Pooling, work: Sequence[tuple[str, str]], store: Store, resources: Resources) -> None:
+def _embed(
+    model: str,
+    pooling: Pooling | Literal["classes"],
+    work: Sequence[tuple[str, str]],
+    store: Store,
+    resources: Resources,
+) -> None:
     import ray.data
     from ray.data import ActorPoolStrategy
 
@@ -136,16 +152,24 @@ class _EmbedTokenShard:
     """An actor that holds the encoder: a token shard in, its embeddings written."""
 
     def __init__(
-        self, model: str, pooling: Pooling, work: list[tuple[str, str]], output: str, device: str, threads: int
+        self,
+        model: str,
+        pooling: Pooling | Literal["classes"],
+        work: list[tuple[str, str]],
+        output: str,
+        device: str,
+        threads: int,
     ) -> None:
         import torch
 
         from bertray.model.engine import Engine
-        from bertray.model.readout import PooledReadout
+        from bertray.model.readout import PooledReadout, readout_of
 
         if device == "cpu":
             torch.set_num_threads(threads)
-        self._engine = Engine(resolve_model(model), device=device, readout=PooledReadout(pooling))
+        folder = resolve_model(model)
+        readout = readout_of(folder) if pooling == "classes" else PooledReadout(pooling)
+        self._engine = Engine(folder, device=device, readout=readout)
         self._work, self._store = work, open_store(output)
 
     def __call__(self, batch: pa.Table) -> pa.Table:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +17,7 @@ from bertray.model.bundle import (
     resolve_model,
     weights_digest,
 )
+from bertray.reviews.labels import LabelMap
 from bertray.reviews.sources import (
     BadFile,
     InputFile,
@@ -156,6 +157,24 @@ def open_encoder(config: EmbedConfig) -> BundleInfo:
         cleaning=config.cleaning or info.cleaning,
         max_chars=config.max_chars or info.max_chars,
     )
+
+
+def label_map(labels: Sequence[str] | Mapping[str, str | None] | None, info: BundleInfo) -> LabelMap:
+    """How the input's label values read: as the config says, else as the model was trained.
+
+    Raises:
+        ConfigError: the config names a class that the model does not have.
+    """
+    if labels is None:
+        return LabelMap(info.labels, dict(info.label_values))
+    found = LabelMap.from_config(labels)
+    strangers = [name for name in found.names if name not in info.labels]
+    if strangers:
+        raise ConfigError(
+            f"labels: expected classes of the model ({', '.join(info.labels)}), found {', '.join(strangers)}.",
+            "Map the values of the input to the model's classes.",
+        )
+    return found
 
 
 def check_length(max_length: int, model: str, folder: Path) -> None:

@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 
 from bertray import schema as s
 from bertray.config import EmbeddingKind
+from bertray.loading import without_collection
 from bertray.model.bundle import resolve_model
 from bertray.model.tokenization import ReviewTokenizer
 from bertray.reviews.sources import KEEP_PREFIX
@@ -94,13 +95,14 @@ class MakePart:
     """An actor that holds a model: a tokenized work item in, its part staged, its receipt out."""
 
     def __init__(self, settings: PartSettings) -> None:
-        import torch
+        with without_collection():
+            import torch
 
-        if settings.device == "cpu":
-            torch.set_num_threads(settings.threads)
-        self._settings = settings
-        self._store = open_store(settings.output)
-        self._maker = settings.maker()
+            if settings.device == "cpu":
+                torch.set_num_threads(settings.threads)
+            self._settings = settings
+            self._store = open_store(settings.output)
+            self._maker = settings.maker()
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         receipts = [self.make(table).model_dump_json() for table in shards_of(batch) if table.num_rows]

@@ -126,7 +126,7 @@ def _training_rate(config: TrainConfig, folder: Path, sample: Sample, labels: tu
 
     from bertray.model.engine import choose_dtype
     from bertray.training.dropout import use_fast_dropout
-    from bertray.training.loop import load_classifier
+    from bertray.training.objectives import load_classifier
 
     bf16 = choose_dtype(config.training.precision, torch.device("cpu")) == torch.bfloat16
     model = load_classifier(folder, labels, config.training, bf16=bf16, device="cpu").train()

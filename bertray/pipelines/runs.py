@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 
-from bertray.errors import ConfigError, ConflictError, InfrastructureError
+from bertray.errors import ConfigError, ConflictError, DataRefused, InfrastructureError
 from bertray.storage.ledger import COMMITS
 from bertray.storage.records import SCHEMA_VERSION, Record
 from bertray.storage.store import LocalStore, Store
@@ -25,8 +27,28 @@ class Claim(Record):
     run_key: str
 
 
-def claim_output(store: Store, verb: str, run_key: str, config_yaml: str) -> None:
-    """Take an output for a run, or join the same run again.
+@contextlib.contextmanager
+def claimed_output(store: Store, verb: str, run_key: str, config_yaml: str, work: str = "") -> Iterator[None]:
+    """Hold an output for a run; one that was taken for it and then refused is free again.
+
+    Whoever follows the remedy of a refusal has another config, and so another run. What has been worked out below the
+    folder `work` is never thrown away: from there the same command goes on.
+
+    Raises:
+        ConfigError, ConflictError: as `claim_output`.
+    """
+    taken = claim_output(store, verb, run_key, config_yaml)
+    try:
+        yield
+    except (ConfigError, DataRefused):
+        if taken and not (work and store.keys(work)):
+            remove_folder(store, "control")
+            store.delete("config.yaml")
+        raise
+
+
+def claim_output(store: Store, verb: str, run_key: str, config_yaml: str) -> bool:
+    """Take an output for a run, or join the same run again; returns whether it was free.
 
     Raises:
         ConfigError: the output cannot be written.
@@ -36,8 +58,26 @@ def claim_output(store: Store, verb: str, run_key: str, config_yaml: str) -> Non
     if store.put_new(RUN_FILE, Claim(verb=verb, run_key=run_key).to_bytes()):
         if verb not in NIGHTS:
             store.put("config.yaml", config_yaml.encode())
-    else:
-        check_claim(store, verb, run_key)  # another run was faster
+        return True
+    check_claim(store, verb, run_key)  # another run was faster
+    return False
+
+
+def replace_claim(store: Store, verb: str, run_key: str, config_yaml: str) -> None:
+    """Make an output that of another run of the same verb; what it has cached stays, what it has finished does not.
+
+    Raises:
+        ConflictError: it holds something else.
+    """
+    try:
+        held = Claim.from_bytes(store.get(RUN_FILE), store.uri(RUN_FILE))
+    except FileNotFoundError:
+        claim_output(store, verb, run_key, config_yaml)
+        return
+    check_claim(store, verb, held.run_key)
+    store.delete(FINISHED_FILE)
+    store.put(RUN_FILE, Claim(verb=verb, run_key=run_key).to_bytes())
+    store.put("config.yaml", config_yaml.encode())
 
 
 def check_claim(store: Store, verb: str, run_key: str) -> None:
@@ -80,6 +120,20 @@ def finished_run(store: Store, verb: str, run_key: str) -> bool:
 def mark_finished(store: Store) -> None:
     """The last write of a run: everything else is in place."""
     store.put(FINISHED_FILE, json.dumps({"schema_version": SCHEMA_VERSION}).encode())
+
+
+def put_folder(store: Store, folder: Path, key: str) -> None:
+    """A model's files, the config last: without it there is no model."""
+    for path in sorted(folder.iterdir(), key=lambda path: path.name == "config.json"):
+        store.put(f"{key}/{path.name}", path.read_bytes())
+
+
+def remove_folder(store: Store, folder: str) -> None:
+    """Remove everything below a folder of an output, and on a file system the folder."""
+    for key in store.keys(folder):
+        store.delete(key)
+    if isinstance(store, LocalStore):
+        shutil.rmtree(store.uri(folder), ignore_errors=True)
 
 
 def check_free_space(store: Store, input_bytes: int) -> None:

@@ -49,10 +49,10 @@ def _tokenizer(model: str, max_length: int, long_text: str) -> ReviewTokenizer:
     return ReviewTokenizer(resolve_model(model), max_length, long_text)
 
 
-class _SharedWork(Sequence[WorkItem]):
+class SharedWork(Sequence[Any]):
     """Work items in Ray's object store: a process that reads fetches them once, instead of each task carrying all."""
 
-    def __init__(self, work: Sequence[WorkItem]) -> None:
+    def __init__(self, work: Sequence[Any]) -> None:
         import ray
 
         self._ref, self._length = ray.put(list(work)), len(work)
@@ -65,10 +65,10 @@ class _SharedWork(Sequence[WorkItem]):
 
 
 @functools.lru_cache(maxsize=1)
-def _fetched(ref: Any) -> list[WorkItem]:
+def _fetched(ref: Any) -> list[Any]:
     import ray
 
-    work: list[WorkItem] = ray.get(ref)
+    work: list[Any] = ray.get(ref)
     return work
 
 
@@ -129,7 +129,7 @@ class ReadAndTokenize:
 
 
 class WriteTokenShard:
-    """Tokenized, labelled reviews to one Arrow IPC file; returns where it lies and what it holds."""
+    """Tokenized reviews to one Arrow IPC file; returns where it lies and what it holds."""
 
     def __init__(self, output: str, folder: str) -> None:
         self._output, self._folder = output, folder
@@ -138,6 +138,8 @@ class WriteTokenShard:
         return pa.concat_tables([self._write(table) for table in shards_of(batch)])
 
     def _write(self, table: pa.Table) -> pa.Table:
+        if s.LABEL not in table.column_names:
+            table = table.append_column(s.LABEL, pa.nulls(table.num_rows, pa.string()))
         refused = pc.is_valid(table[s.REASON])
         reasons = pc.value_counts(table[s.REASON].filter(refused)).to_pylist()
         examples = table.filter(pc.invert(refused)).select(list(COLUMNS))
@@ -199,29 +201,57 @@ def stage_parts(
 
 
 def write_token_shards(
-    work: Sequence[WorkItem], read: ReadSettings, output: str, folder: str, resources: Resources
+    work: Sequence[WorkItem],
+    read: ReadSettings,
+    output: str,
+    folder: str,
+    resources: Resources,
+    *,
+    only_rows: Mapping[int, np.ndarray] | None = None,
 ) -> Iterator[dict[str, Any]]:
-    """Tokenize labelled reviews in parallel into token shards; one summary a shard."""
+    """Tokenize reviews in parallel into token shards; one summary a shard."""
     if not work:
         return
-    dataset = _tokenized(work, read, resources, None).map_batches(
+    dataset = _tokenized(work, read, resources, only_rows).map_batches(
         WriteTokenShard(output, folder), batch_size=1, batch_format="pyarrow", num_cpus=0.5
     )
     for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
         yield from batch.to_pylist()
 
 
+class ReadTexts:
+    """Work items to their cleaned texts."""
+
+    def __init__(self, work: Sequence[WorkItem], spec: ReadSpec) -> None:
+        self._work, self._spec = work, spec
+
+    def __call__(self, items: pa.Table) -> pa.Table:
+        shards = [shard for number in items["id"].to_pylist() for shard in self._work[number]]
+        return pa.table(
+            {s.TEXT: pa.chunked_array([one_chunk(read_shard(shard, self._spec).kept[s.TEXT]) for shard in shards])}
+        )
+
+
+def read_texts(work: Sequence[WorkItem], spec: ReadSpec, resources: Resources) -> Iterator[list[str]]:
+    """Cleaned texts, work item after work item."""
+    for batch in _mapped(work, ReadTexts(work, spec), resources).iter_batches(batch_size=None, batch_format="pyarrow"):
+        yield batch[s.TEXT].to_pylist()
+
+
 def _tokenized(
     work: Sequence[WorkItem], read: ReadSettings, resources: Resources, only_rows: Mapping[int, np.ndarray] | None
 ) -> Any:
+    items = SharedWork(work) if len(work) > FEW_ITEMS else work
+    return _mapped(work, ReadAndTokenize(items, read, only_rows), resources)
+
+
+def _mapped(work: Sequence[WorkItem], function: Any, resources: Resources) -> Any:
+    """Numbers of work items through a function, in tasks."""
     import ray.data
 
     configure_data(resources.stall_timeout_s)
-    num_blocks = min(len(work), MAX_ITEMS)
-    if len(work) > FEW_ITEMS:
-        work = _SharedWork(work)
-    return ray.data.range(len(work), override_num_blocks=num_blocks).map_batches(
-        ReadAndTokenize(work, read, only_rows), batch_size=None, batch_format="pyarrow", num_cpus=0.5
+    return ray.data.range(len(work), override_num_blocks=min(len(work), MAX_ITEMS)).map_batches(
+        function, batch_size=None, batch_format="pyarrow", num_cpus=0.5
     )
 
 

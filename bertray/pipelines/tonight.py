@@ -16,8 +16,7 @@ from typing import Any
 from bertray.config import EmbedConfig, NightConfig, ScoreConfig
 from bertray.errors import ConfigError, ConflictError, DataRefused, InfrastructureError
 from bertray.model.bundle import BundleInfo
-from bertray.pipelines.evaluation import label_map
-from bertray.pipelines.inputs import read_spec, refuse_bad_files
+from bertray.pipelines.inputs import label_map, read_spec, refuse_bad_files
 from bertray.reviews.sources import (
     BadFile,
     InputFile,

@@ -2,29 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
 import logging
-import shutil
-import signal
 import tempfile
-import threading
 import time
-import uuid
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
 import bertray
 from bertray.config import TrainConfig, to_yaml
-from bertray.console import Ticker, duration, say
-from bertray.errors import ConfigError, InfrastructureError
+from bertray.console import duration, say
 from bertray.model.bundle import LINEAR_HEADS, BundleInfo, resolve_model, weights_digest, write_bundle
-from bertray.pipelines import features
+from bertray.model.calibration import fit_temperature
+from bertray.model.making import check_shallow
+from bertray.pipelines import distill, features
 from bertray.pipelines.cluster import Resources, ray_session
 from bertray.pipelines.evaluation import (
     EvaluatedRows,
@@ -43,26 +36,22 @@ from bertray.pipelines.examples import (
 from bertray.pipelines.features import FittedHead, fit_on_features
 from bertray.pipelines.inputs import check_length
 from bertray.pipelines.parts import parquet_bytes
-from bertray.pipelines.runs import claim_output, finished_run, mark_finished
+from bertray.pipelines.rank import PROGRESS, TrainJob
+from bertray.pipelines.runs import claimed_output, finished_run, mark_finished, remove_folder
+from bertray.pipelines.workers import history_table, run_workers
 from bertray.storage.store import LocalStore, Store, open_store
-from bertray.training.checkpoint import checkpoint_folders, load_step
+from bertray.training.checkpoint import FOLDER as CHECKPOINTS
+from bertray.training.checkpoint import load_best, load_model_tensors
 from bertray.training.loop import Examples, LoopSettings, Outcome
+from bertray.training.objectives import Classification, Distillation, load_classifier
 from bertray.training.order import num_steps
 from bertray.training.token_shards import cache_key
 
 log = logging.getLogger(__name__)
 
-PROGRESS = "control/progress.json"
+HISTORY = ("loss", "learning_rate", "tokens_per_s", "seconds", "train_loss", "accuracy", "macro_f1", "mcc")
+
 IMPORTS = ("ray.data", "ray.train.torch", "transformers")  # what the driver needs after Ray has started
-
-
-@dataclass(frozen=True)
-class _TrainJob:
-    """What each Ray Train worker is given; it computes everything else by arithmetic."""
-
-    data: TokenizedData
-    model: str
-    loop: LoopSettings
 
 
 def run_train(config: TrainConfig) -> int:
@@ -76,20 +65,24 @@ def run_train(config: TrainConfig) -> int:
     if finished_run(store, "train", run_key):
         say(f"already trained: {store.uri('report.html')}")
         return 0
-    claim_output(store, "train", run_key, to_yaml(config))
-    with ray_session(config.workers, imports=IMPORTS) as resources:
+    claim = claimed_output(store, "train", run_key, to_yaml(config), CHECKPOINTS)
+    with claim, ray_session(config.workers, imports=IMPORTS) as resources:
         tokenized = tokenize(config, data, base, store, resources)
+        start, model_folder = distill.student_of(config, model_folder, store)
+        if data.teacher:
+            tokenized = distill.taught(data, tokenized, store, resources)
         examples = tokenized.examples()
-        check_splits(examples, data.labels)
+        check_splits(examples, data)
         outcome: Outcome | None = None
         fitted: FittedHead | None = None
         if config.training.method == "features":
             fitted = fit_on_features(config, base, tokenized.keys, examples, store, resources)
             bundle, info = _write_features_bundle(config, data, fitted, model_folder, store)
         else:
-            outcome, temperature = _fit(config, tokenized, run_key, examples, store, resources)
+            outcome, temperature = _fit(config, start, tokenized, run_key, examples, store, resources)
             bundle, info = _write_bundle(config, data, run_key, outcome, temperature, model_folder, store)
         rows = _evaluate(config, data, examples, bundle, info, store, resources)
+        of_teacher = distill.evaluate_teacher(config, data, data.teacher, store, resources) if data.teacher else None
     baselines = (
         train_baselines(
             data.train,
@@ -98,11 +91,17 @@ def run_train(config: TrainConfig) -> int:
             max_rows=config.report.baseline_rows,
             seed=config.seed,
         )
-        if config.report.baselines
+        if config.report.baselines and data.teacher is None
         else None
     )
+    teacher_NC, teacher_facts, speeds = None, {}, {}
+    if data.teacher and of_teacher:
+        teacher_NC = distill.teacher_probs(of_teacher, data.teacher, rows, info.labels)
+        sizes = distill.num_weights(resolve_model(data.teacher.model)), distill.num_weights(resolve_model(bundle))
+        speeds = distill.speeds(of_teacher, rows, sizes)
+        teacher_facts = distill.in_words(data.teacher, speeds)
     history = outcome.history if outcome else []
-    store.put("history.parquet", parquet_bytes(_history_table(history)))
+    store.put("history.parquet", parquet_bytes(history_table(history, HISTORY)))
     summary = finish_report(
         store,
         rows,
@@ -113,10 +112,13 @@ def run_train(config: TrainConfig) -> int:
         config=config,
         history=history,
         baselines=baselines,
+        teacher_NC=teacher_NC,
+        also=speeds,
         notes=_notes(config, data, examples, outcome, rows),
         facts={
             **_facts(config, data, examples, info, time.monotonic() - started),
             **(_training_facts(config, examples, outcome) if outcome else {}),
+            **teacher_facts,
             **(features.in_words(fitted, config.training.head, config.training.pooling) if fitted else {}),
         },
     )
@@ -137,6 +139,12 @@ def _identity(config: TrainConfig) -> dict[str, Any]:
     if config.training.method == "finetune":
         for name in ("head", "pooling", "max_feature_rows"):
             identity["training"].pop(name)
+    if config.training.method == "distill":
+        for name in ("head", "pooling", "max_feature_rows", "class_weights"):
+            identity["training"].pop(name)
+    else:
+        for name in ("teacher", "keep_layers", "softness"):
+            identity["training"].pop(name)
     return identity
 
 
@@ -144,15 +152,12 @@ def check_train(config: TrainConfig) -> Path:
     """What can be told without the data; returns the folder of the base model.
 
     Raises:
-        ConfigError: a method that is not there, a model that is not there or sees fewer tokens than `max_length`.
+        ConfigError: a model that is not there or sees fewer tokens than `max_length`.
     """
-    if config.training.method == "distill":
-        raise ConfigError(
-            f"training.method={config.training.method}: not in this version.",
-            "Set training.method=finetune or features.",
-        )
     folder = resolve_model(config.model)
     check_length(config.max_length, config.model, folder)
+    if config.training.keep_layers is not None:
+        check_shallow(folder, config.training.keep_layers)
     return folder
 
 
@@ -167,162 +172,20 @@ def run_key_of(config: TrainConfig, data: LabelledData, model_folder: Path) -> s
 
 def _fit(
     config: TrainConfig,
+    start: str,
     tokenized: TokenizedData,
     run_key: str,
     examples: Examples,
     store: Store,
     resources: Resources,
 ) -> tuple[Outcome, float]:
-    """Run Ray Train; returns what training left behind and the temperature fitted on validation."""
-    job = _TrainJob(
-        data=tokenized,
-        model=config.model,
-        loop=LoopSettings(tokenized.labels.names, config.training, config.seed, run_key, resources.threads),
-    )
-    log.info(
-        "training on %d examples, validating on %d, %d worker%s",
-        len(examples.train),
-        len(examples.validation),
-        resources.num_workers,
-        "" if resources.num_workers == 1 else "s",
-    )
-    returned = _run_workers(job, config, store, resources)
-    if "error" in returned:
-        raise returned["error"]
-    outcome: Outcome = returned["outcome"]
-    return outcome, float(returned["temperature"])
-
-
-def _run_workers(job: _TrainJob, config: TrainConfig, store: Store, resources: Resources) -> dict[str, Any]:
-    """Run the loop on the workers of Ray Train; returns what the first of them returned."""
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchTrainer
-
-    per_worker = {"CPU": resources.cpus_per_worker} | ({"GPU": 1.0} if resources.gpus_per_worker else {})
-    # Ray Train keeps its own bookkeeping under a fresh name; bertray's checkpoints are what a run resumes from.
-    trainer = TorchTrainer(
-        _train_worker,
-        train_loop_config={"job": job},
-        scaling_config=ScalingConfig(
-            num_workers=resources.num_workers, use_gpu=config.workers.use_gpu, resources_per_worker=per_worker
-        ),
-        run_config=RunConfig(
-            name=f"{job.loop.run_key}-{uuid.uuid4().hex[:8]}",
-            storage_path=store.uri("control/ray_train"),
-            failure_config=FailureConfig(max_failures=config.training.max_failures),
-        ),
-    )
-    returned: dict[str, Any] = _followed(trainer.fit, store).return_value
-    return returned
-
-
-def _train_worker(settings: dict[str, Any]) -> dict[str, Any]:
-    """Body of one Ray Train worker."""
-    import ray.train
-    import ray.train.torch
-
-    return train_rank(settings["job"], ray.train.get_context().get_world_rank(), str(ray.train.torch.get_device()))
-
-
-def train_rank(job: _TrainJob, rank: int, device: str) -> dict[str, Any]:
-    """The share of one worker. A refusal that would only repeat comes back as a value, not as a failure."""
-    from bertray.errors import BertrayError
-    from bertray.model.calibration import fit_temperature
-    from bertray.model.tokenization import ReviewTokenizer
-    from bertray.training.loop import run_loop
-
-    store = open_store(job.data.output)
-    start = uuid.uuid4().hex
-    messages: list[str] = []
-    logging.getLogger("bertray").setLevel(logging.INFO)
-    logging.getLogger("bertray").addHandler(_Collector(messages))
-    folder = resolve_model(job.model)
-    examples = job.data.examples()
-
-    def on_progress(state: dict[str, Any]) -> None:
-        store.put(PROGRESS, json.dumps({**state, "start": start, "messages": messages}).encode())
-
-    try:
-        outcome = run_loop(
-            examples,
-            folder,
-            ReviewTokenizer(folder, 16).pad_id,
-            job.loop,
-            store,
-            device=device,
-            on_progress=on_progress if rank == 0 else None,
-        )
-    except BertrayError as error:
-        return {"error": error}
-    if rank == 0:
-        with contextlib.suppress(BertrayError):  # the run is whole; only its last message is at stake
-            on_progress({"step": outcome.num_steps, "total_steps": outcome.num_steps, "done": True})
-    return {
-        "outcome": outcome,
-        "temperature": fit_temperature(outcome.validation_logits_VC, outcome.validation_label_ids_V),
-    }
-
-
-class _Collector(logging.Handler):
-    """Keeps a worker's messages, so that the driver shows them once."""
-
-    def __init__(self, messages: list[str]) -> None:
-        super().__init__(logging.INFO)
-        self._messages = messages
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self._messages.append(record.getMessage())
-
-
-def _followed(fit: Callable[[], Any], store: Store) -> Any:
-    """Run Ray Train and follow `control/progress.json`: a bar on a terminal, log lines elsewhere.
-
-    Ray Train has this thread, since Ray must not be shut down while another one waits for an answer of it. It answers
-    Ctrl-C with `sys.exit(0)`, which becomes the interruption that it is.
-    """
-    store.delete(PROGRESS)
-    interval_s = 0.5 if isinstance(store, LocalStore) else 5.0
-    ended = threading.Event()
-    on_sigint = signal.getsignal(signal.SIGINT)
-    with Ticker("training", 1.0, "steps") as ticker:
-        shown: dict[str, int] = {}
-
-        def follow() -> None:
-            while not ended.wait(interval_s):
-                _show_progress(store, ticker, shown)
-
-        follower = threading.Thread(target=follow, name="progress", daemon=True)
-        follower.start()
-        try:
-            return fit()
-        except SystemExit:
-            raise KeyboardInterrupt from None
-        finally:
-            ended.set()
-            follower.join()
-            _show_progress(store, ticker, shown)
-            if threading.current_thread() is threading.main_thread():
-                signal.signal(signal.SIGINT, on_sigint)
-
-
-def _show_progress(store: Store, ticker: Ticker, shown: dict[str, int]) -> None:
-    """Show where training stands; `shown` counts the messages of each start of the worker that have been shown."""
-    try:
-        state = json.loads(store.get(PROGRESS))
-    except (FileNotFoundError, InfrastructureError):
-        return
-    if shown and state["start"] not in shown:
-        log.warning("the training worker was lost; another one goes on from the last checkpoint")
-    for message in state["messages"][shown.get(state["start"], 0) :]:
-        log.info("%s", message)
-    shown[state["start"]] = len(state["messages"])
-    if "loss" in state:
-        ticker.total = state["total_steps"]
-        ticker.update(
-            state["step"],
-            f"epoch {state['epoch']:.2f}, loss {state['loss']:.4f}, lr {state['learning_rate']:.1e}, "
-            f"{state['tokens_per_s']:,.0f} tokens/s",
-        )
+    """Run Ray Train from a model; returns what training left behind and the temperature fitted on validation."""
+    objective = Classification if examples.soft_NC is None else Distillation
+    loop = LoopSettings(tokenized.classes, config.training, config.seed, run_key, resources.threads, objective)
+    outcome = run_workers(TrainJob(tokenized, start, loop), examples, store, resources)
+    if examples.soft_NC is not None:
+        return outcome, 1.0  # its teacher's probabilities are what it has learned to give
+    return outcome, fit_temperature(outcome.held_out_VK, examples.label_ids_N[examples.validation])
 
 
 # --- after training --------------------------------------------------------------------------------------------------
@@ -338,15 +201,9 @@ def _write_bundle(
     store: Store,
 ) -> tuple[str, BundleInfo]:
     """The best checkpoint as a bundle; returns where it lies and its info."""
-    from bertray.training.loop import load_classifier
-
-    checkpoint = load_step(store, outcome.best_step, run_key)
-    if checkpoint is None:
-        raise InfrastructureError(
-            f"training: the best checkpoint (step {outcome.best_step}) is damaged.", "Train again in a new output."
-        )
+    checkpoint = load_best(store, outcome.best_step, run_key)
     model = load_classifier(model_folder, data.labels.names, config.training, bf16=False, device="cpu")
-    model.load_state_dict(checkpoint.model)
+    load_model_tensors(model, checkpoint.model)
     info = _info(config, data, temperature)
     how = f"best after step {outcome.best_step} of {outcome.num_steps}"
     return _saved(config, data, model, model_folder, info, how, store)
@@ -410,8 +267,13 @@ def _card(config: TrainConfig, data: LabelledData, how: str) -> str:
     training = config.training
     steps = (
         f"; {training.epochs} epochs planned, learning rate {training.learning_rate}, {training.batch_size} a step"
-        if training.method == "finetune"
+        if training.method != "features"
         else ""
+    )
+    source = (
+        f"Fine-tuned from `{config.model}`"
+        if training.teacher is None
+        else (f"Distilled from `{training.teacher}`, starting as `{config.model}`")
     )
     return f"""---
 library_name: transformers
@@ -420,7 +282,7 @@ tags: [bertray]
 ---
 # Review classifier
 
-Fine-tuned from `{config.model}` with bertray {bertray.__version__}; model version `{{model_version}}`.
+{source} with bertray {bertray.__version__}; model version `{{model_version}}`.
 
 Classes, in id order:
 {labels}
@@ -463,6 +325,15 @@ def _notes(
             "No data.test was given: the figures are on validation rows, which also chose the best epoch and "
             "the temperature of the scores: they flatter."
         )
+    if data.teacher is not None:
+        notes.append(
+            f"The student learned what its teacher says of {len(examples.train):,} reviews; no label of them was read. "
+            "Its figures by epoch tell how near it came to the teacher, not how right it is."
+        )
+        if data.teacher.info.long_text == "windows":
+            notes.append(
+                "The teacher averages over the windows of a long review; it taught by the first, and is judged by all."
+            )
     if outcome is not None and outcome.resumed_from is not None:
         notes.append(f"The run was interrupted and resumed at step {outcome.resumed_from}.")
     text_hash_N = examples.shards.text_hash_N
@@ -509,22 +380,8 @@ def _examples_per_s(config: TrainConfig, examples: Examples, outcome: Outcome) -
     return len(examples.train) * outcome.num_steps / steps_per_epoch / max(outcome.seconds, 1e-9)
 
 
-def _history_table(history: list[dict[str, Any]]) -> pa.Table:
-    """`history.parquet`: one row a log point, `kind` step or eval."""
-    names = ["kind", "step", "epoch", "loss", "learning_rate", "tokens_per_s", "seconds"]
-    names += ["train_loss", "accuracy", "macro_f1", "mcc"]
-    types = {"kind": pa.string(), "step": pa.int64()}
-    return pa.table(
-        {name: pa.array([row.get(name) for row in history], types.get(name, pa.float64())) for name in names}
-    )
-
-
 def _clean_up(store: Store) -> None:
     """What only a resume would need is removed once the run is whole."""
-    for folder in (*checkpoint_folders(store), "control/staging"):
-        for key in store.keys(folder):
-            store.delete(key)
+    for folder in (CHECKPOINTS, "control/staging", "control/ray_train", distill.STUDENT):
+        remove_folder(store, folder)
     store.delete(PROGRESS)
-    if isinstance(store, LocalStore):
-        for name in ("checkpoints", "control/ray_train", "control/staging"):
-            shutil.rmtree(store.uri(name), ignore_errors=True)

@@ -9,10 +9,10 @@ from __future__ import annotations
 import json
 import logging
 import os
-import shutil
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +26,12 @@ from bertray.model.bundle import resolve_model, weights_digest
 from bertray.pipelines.cluster import Resources, ray_session
 from bertray.pipelines.examples import TokenizedData, check_splits, open_data, tokenize
 from bertray.pipelines.parts import parquet_bytes
-from bertray.pipelines.runs import claim_output, finished_run, mark_finished
+from bertray.pipelines.runs import claimed_output, finished_run, mark_finished, remove_folder
 from bertray.pipelines.train import check_train, run_key_of
-from bertray.reports.search import SearchReport
-from bertray.storage.store import LocalStore, Store, open_store
+from bertray.reports.search import SearchReport, shown
+from bertray.storage.store import Store, open_store
 from bertray.training import search as searching
-from bertray.training.loop import LoopSettings
+from bertray.training.loop import Examples, LoopSettings
 from bertray.training.search import Point, Sampler, Tried
 
 log = logging.getLogger(__name__)
@@ -94,10 +94,11 @@ def run_tune(config: TuneConfig) -> int:
     if finished_run(store, "tune", run_key):
         say(f"already searched: {store.uri('report.html')}")
         return 0
-    claim_output(store, "tune", run_key, to_yaml(config))
-    with ray_session(config.workers, imports=IMPORTS) as resources:
+    claim = claimed_output(store, "tune", run_key, to_yaml(config), TRIALS)
+    with claim, ray_session(config.workers, imports=IMPORTS) as resources:
         tokenized = tokenize(config, data, weights_digest(model_folder), store, resources)
-        check_splits(tokenized.examples(), data.labels)
+        examples = tokenized.examples()
+        check_splits(examples, data)
         job = _TrialJob(config, tokenized, run_key, resources.device, resources.threads)
         trials = _search(job, store, resources)
     metric = config.training.best_metric
@@ -108,21 +109,22 @@ def run_tune(config: TuneConfig) -> int:
             "Narrow `search.space`, in a new output.",
         )
     best = max(done, key=lambda trial: value_of(trial.best(metric), metric))
-    store.put("trials.parquet", parquet_bytes(_table(trials, metric)))
-    store.put(BEST, _best_yaml(config, best, metric).encode())
+    rows = _rows(trials, metric)
     report = SearchReport(
         title=f"Search {Path(config.output).name}",
         metric=metric,
-        rows=_rows(trials, metric),
+        rows=rows,
         keys=tuple(config.search.space),
-        facts=_facts(config, data.train.num_rows, tokenized, time.monotonic() - started),
+        facts=_facts(config, data.train.num_rows, examples, time.monotonic() - started),
         config=to_yaml(config),
         best=best.number,
     )
+    store.put("trials.parquet", parquet_bytes(pa.table({name: [row[name] for row in rows] for name in rows[0]})))
+    store.put(BEST, _best_yaml(config, best, metric).encode())
     store.put("report.html", report.to_html().encode())
     mark_finished(store)
-    _remove(store, "control/ray_tune")
-    _print(trials, best, metric, config)
+    remove_folder(store, "control/ray_tune")
+    _print(report)
     say(f"config   {store.uri(BEST)}")
     say(f"report   {store.uri('report.html')}")
     log.info("searched in %s", duration(time.monotonic() - started))
@@ -131,8 +133,8 @@ def run_tune(config: TuneConfig) -> int:
 
 def _check_installed() -> None:
     try:
-        import optuna  # noqa: F401
-        import ray.tune  # noqa: F401
+        for name in ("optuna", "ray.tune"):
+            import_module(name)
     except ImportError as error:
         raise ConfigError(
             f"tune: {error.name or error} is not installed.", "Run `pip install 'bertray[tune]'`."
@@ -240,10 +242,10 @@ class _Book:
         trial = replace(trial, status=status, why=why)
         self.finished[trial.name] = trial
         self._write(trial)
-        _remove(self._store, f"{TRIALS}/{trial.name}")  # its checkpoints
+        remove_folder(self._store, f"{TRIALS}/{trial.name}")  # its checkpoints
         value = trial.value(metric)
-        shown = f"{metric} {trial.best(metric)[metric]:.4f}" if value is not None else "failed"
-        self._ticker.update(len(self.finished), f"trial {trial.number}: {_in_words(trial.point)}: {shown} ({status})")
+        told = f"{metric} {trial.best(metric)[metric]:.4f}" if value is not None else "failed"
+        self._ticker.update(len(self.finished), f"trial {trial.number}: {_in_words(trial.point)}: {told} ({status})")
         return value
 
     def _write(self, trial: Trial) -> None:
@@ -257,7 +259,7 @@ def _searcher(sampler: Sampler, book: _Book) -> Any:
     """Ray Tune's view of the sampler."""
     from ray.tune.search import Searcher
 
-    class OptunaSearcher(Searcher):  # type: ignore[misc]
+    class OptunaSearcher(Searcher):  # type: ignore[misc]  # Ray publishes no types
         def __init__(self) -> None:
             super().__init__(metric="value", mode="max")
             self._points: dict[str, Point] = {}
@@ -295,7 +297,7 @@ def _searcher(sampler: Sampler, book: _Book) -> Any:
 def _callback(book: _Book) -> Any:
     from ray.tune import Callback
 
-    class Noted(Callback):  # type: ignore[misc]
+    class Noted(Callback):  # type: ignore[misc]  # Ray publishes no types
         def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: Any, **info: Any) -> None:
             if "error" in result:
                 book.fatal = result["error"]
@@ -311,7 +313,7 @@ def _callback(book: _Book) -> Any:
 def _stopper(book: _Book) -> Any:
     from ray.tune import Stopper
 
-    class WhenFatal(Stopper):  # type: ignore[misc]
+    class WhenFatal(Stopper):  # type: ignore[misc]  # Ray publishes no types
         def __call__(self, trial_id: str, result: Any) -> bool:
             return False
 
@@ -345,7 +347,7 @@ def _train_trial(settings: dict[str, Any], *, job: _TrialJob) -> None:
             job.data.examples(),
             folder,
             ReviewTokenizer(folder, 16).pad_id,
-            LoopSettings(job.data.labels.names, config.training, config.seed, f"{job.run_key}-{name}", job.threads),
+            LoopSettings(job.data.classes, config.training, config.seed, f"{job.run_key}-{name}", job.threads),
             open_store(f"{job.data.output.rstrip('/')}/{TRIALS}/{name}"),
             device=job.device,
             on_epoch=on_epoch,
@@ -363,13 +365,6 @@ def stored_trials(store: Store) -> list[Trial]:
     return sorted(found, key=lambda trial: trial.number)
 
 
-def _remove(store: Store, folder: str) -> None:
-    for key in store.keys(folder):
-        store.delete(key)
-    if isinstance(store, LocalStore):
-        shutil.rmtree(store.uri(folder), ignore_errors=True)
-
-
 # --- telling ---------------------------------------------------------------------------------------------------------
 
 
@@ -385,11 +380,6 @@ def _rows(trials: Sequence[Trial], metric: str) -> list[dict[str, Any]]:
     return rows
 
 
-def _table(trials: Sequence[Trial], metric: str) -> pa.Table:
-    rows = _rows(trials, metric)
-    return pa.table({name: pa.array([row[name] for row in rows]) for name in rows[0]})
-
-
 def _best_yaml(config: TuneConfig, best: Trial, metric: str) -> str:
     """A config that `train` takes; `output` is left to the command line."""
     data = searching.at(config, best.point).model_dump(mode="json", exclude={"output"})
@@ -403,8 +393,7 @@ def _best_yaml(config: TuneConfig, best: Trial, metric: str) -> str:
     return head + yaml.safe_dump(data, sort_keys=False, allow_unicode=True)
 
 
-def _facts(config: TuneConfig, num_rows: int, tokenized: TokenizedData, seconds: float) -> dict[str, str]:
-    examples = tokenized.examples()
+def _facts(config: TuneConfig, num_rows: int, examples: Examples, seconds: float) -> dict[str, str]:
     return {
         "base model": config.model,
         "rows given": f"{num_rows:,}",
@@ -416,27 +405,24 @@ def _facts(config: TuneConfig, num_rows: int, tokenized: TokenizedData, seconds:
     }
 
 
-def _print(trials: Sequence[Trial], best: Trial, metric: str, config: TuneConfig) -> None:
-    keys = list(config.search.space)
-    worth = {trial.number: trial.value(metric) for trial in trials}
-    ranked = sorted(trials, key=lambda trial: WORST if (value := worth[trial.number]) is None else value, reverse=True)
+def _print(report: SearchReport) -> None:
+    """The table of the report, on the console."""
+    metric, winner = report.metric, report.winner
     rows = [
         [
-            f"{trial.number}",
-            *(_short(trial.point[key]) for key in keys),
-            f"{trial.best(metric)[metric]:.4f}" if trial.epochs else "",
-            f"{len(trial.epochs)}",
-            trial.status,
+            f"{row['trial']}",
+            *(shown(row[key]) for key in report.keys),
+            "" if row[metric] is None else f"{row[metric]:.4f}",
+            f"{row['epochs']}",
+            row["status"],
         ]
-        for trial in ranked
+        for row in report.ranked
     ]
-    table("trials, best first", ["", *(key.removeprefix("training.") for key in keys), metric, "epochs", ""], rows)
-    say(f"best: {_in_words(best.point)}; {metric} {best.best(metric)[metric]:.4f} on validation rows, which chose it")
+    names = [key.removeprefix("training.") for key in report.keys]
+    table("trials, best first", ["", *names, metric, "epochs", ""], rows)
+    point = {key: winner[key] for key in report.keys}
+    say(f"best: {_in_words(point)}; {metric} {winner[metric]:.4f} on validation rows, which chose it")
 
 
 def _in_words(point: Mapping[str, Any]) -> str:
-    return ", ".join(f"{key.removeprefix('training.')} {_short(value)}" for key, value in point.items())
-
-
-def _short(value: Any) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
+    return ", ".join(f"{key.removeprefix('training.')} {shown(value)}" for key, value in point.items())

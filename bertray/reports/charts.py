@@ -5,18 +5,21 @@ Names of classes stand in the HTML beside a chart, where they are escaped and ev
 
 from __future__ import annotations
 
+import contextlib
 import io
 import itertools
 import re
-from collections.abc import Sequence
-from typing import Any, TypeAlias
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-import matplotlib
+import numpy as np
 from markupsafe import Markup
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
 from bertray.evaluation.curves import Curve, ReliabilityBin
+
+if TYPE_CHECKING:  # it takes half a second, which every command would wait for
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
 Points: TypeAlias = Sequence[tuple[float, float]]
 
@@ -28,6 +31,8 @@ _VARIABLES = {_INK: "--ink", _MUTED: "--muted", _GRID: "--line"} | {
 }
 _DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2)), (0, (8, 2)), (0, (3, 1, 1, 1)))
 MAX_SERIES = len(SERIES)
+MAX_TOPIC_COLOURS = 12  # --topic-0 to --topic-11 of the style sheet
+_MAP_WIDTH, _MAP_HEIGHT = 440, 330
 _RC: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "bertray",
@@ -58,7 +63,7 @@ class Charts:
 
     def reliability(self, bins: Sequence[ReliabilityBin]) -> Markup:
         """Accuracy against score with intervals, beside the diagonal of a model that is as sure as it is right."""
-        with matplotlib.rc_context(_RC):
+        with _style():
             figure, axes = _figure()
             axes.plot([0, 1], [0, 1], color=_MUTED, linestyle=(0, (4, 3)), linewidth=1)
             x = [b.confidence for b in bins]
@@ -75,7 +80,7 @@ class Charts:
 
     def tried(self, points: Points, best: tuple[float, float], *, xlabel: str, ylabel: str, log: bool) -> Markup:
         """What each trial of a search reached, by one of its settings; the best one is marked."""
-        with matplotlib.rc_context(_RC):
+        with _style():
             figure, axes = _figure()
             axes.plot(*zip(*points, strict=True), color=SERIES[0], linestyle="", marker="o", markersize=4)
             axes.plot(*best, color=SERIES[1], linestyle="", marker="D", markersize=7)
@@ -86,7 +91,7 @@ class Charts:
 
     def scores(self, right: Sequence[int], wrong: Sequence[int] | None) -> Markup:
         """Rows by score in equal bins over [0, 1]; right and wrong rows stacked where both are known."""
-        with matplotlib.rc_context(_RC):
+        with _style():
             figure, axes = _figure()
             width = 1 / len(right)
             centres = [(number + 0.5) * width for number in range(len(right))]
@@ -101,7 +106,7 @@ class Charts:
 
     def roc(self, shown: Sequence[Curve]) -> Markup:
         """True against false positive rate of each class against the rest."""
-        with matplotlib.rc_context(_RC):
+        with _style():
             figure, axes = _figure()
             axes.plot([0, 1], [0, 1], color=_MUTED, linestyle=(0, (4, 3)), linewidth=1)
             for number, curve in enumerate(shown):
@@ -111,7 +116,7 @@ class Charts:
 
     def precision_recall(self, shown: Sequence[Curve]) -> Markup:
         """Precision against recall of each class against the rest."""
-        with matplotlib.rc_context(_RC):
+        with _style():
             figure, axes = _figure()
             for number, curve in enumerate(shown):
                 axes.plot(curve.x, curve.y, color=SERIES[number], linestyle=_DASHES[number])
@@ -120,7 +125,7 @@ class Charts:
 
     def losses(self, steps: Points, train: Points, validation: Points) -> Markup:
         """Loss by epoch: (epoch, loss) of training steps, their means by epoch, and validation."""
-        with matplotlib.rc_context(_RC):
+        with _style():
             figure, axes = _figure()
             if steps:
                 axes.plot(*zip(*steps, strict=True), color=SERIES[0], linewidth=0.8, alpha=0.45)
@@ -129,18 +134,18 @@ class Charts:
                     axes.plot(*zip(*points, strict=True), color=colour, marker=marker, markersize=5)
             axes.set(xlabel="epoch", ylabel="loss", ylim=(0, None))
             axes.set_xlim(left=0)
-            axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=_last(train, validation) > 1))
+            axes.xaxis.set_major_locator(_ticks(nbins=6, integer=_last(train, validation) > 1))
             return self._svg(figure, "Training and validation loss by epoch")
 
     def validation(self, series: Sequence[Points]) -> Markup:
         """Figures on validation by epoch: (epoch, value) of each series."""
-        with matplotlib.rc_context(_RC):
+        with _style():
             figure, axes = _figure()
             for number, points in enumerate(series):
                 x, y = zip(*points, strict=True)
                 axes.plot(x, y, color=SERIES[number], linestyle=_DASHES[number], marker="o", markersize=5)
             axes.set(xlabel="epoch", ylabel="value on validation")
-            axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
+            axes.xaxis.set_major_locator(_ticks(nbins=6, integer=True))
             return self._svg(figure, "Figures on validation by epoch")
 
     def _svg(self, figure: Figure, title: str) -> Markup:
@@ -150,15 +155,62 @@ class Charts:
         return Markup(_inlined(buffer.getvalue(), f"chart{next(self._numbers)}", title))  # noqa: S704 - numbers only
 
 
+def topic_map(points: Sequence[tuple[float, float, int]]) -> Markup:
+    """Reviews as dots in two dimensions, (x, y, topic): the largest topics in colours with their numbers.
+
+    Written by hand, a dot in about a dozen bytes. What lies far off is drawn at the edge.
+    """
+    xy_N2 = np.array([(x, y) for x, y, _ in points], np.float64)
+    topic_N = np.array([topic for _, _, topic in points])
+    low_2, high_2 = np.percentile(xy_N2, [0.5, 99.5], axis=0)
+    low_2, high_2 = low_2 - 0.05 * (high_2 - low_2), high_2 + 0.05 * (high_2 - low_2)
+    unit_N2 = np.clip((xy_N2 - low_2) / np.maximum(high_2 - low_2, 1e-9), 0, 1)
+    size_2, margin = np.array([_MAP_WIDTH, _MAP_HEIGHT]), 10
+    place_N2 = margin + unit_N2 * (size_2 - 2 * margin)
+    dots, numbers = [], []
+    for topic in (-1, *sorted(set(topic_N.tolist()) - {-1}, reverse=True)):
+        mine_M2 = place_N2[topic_N == topic]
+        if not len(mine_M2):
+            continue
+        colour = "--faint" if topic < 0 else f"--topic-{topic}" if topic < MAX_TOPIC_COLOURS else "--muted"
+        path = "".join(f"M{x:.1f} {y:.1f}h0" for x, y in mine_M2)
+        width = 2.4 if topic < 0 else 3.4
+        dots.append(f'<path d="{path}" style="stroke: var({colour}); stroke-width: {width}"/>')
+        if 0 <= topic < MAX_TOPIC_COLOURS:
+            x, y = np.median(mine_M2, axis=0)
+            numbers.append(f'<text x="{x:.1f}" y="{y:.1f}">{topic}</text>')
+    svg = (
+        f'<svg class="map" viewBox="0 0 {_MAP_WIDTH} {_MAP_HEIGHT}" role="img" aria-label="Map of reviews by topic">'
+        f'<g class="dots">{"".join(dots)}</g><g class="numbers">{"".join(numbers)}</g></svg>'
+    )
+    return Markup(svg)  # noqa: S704 - numbers only
+
+
+@contextlib.contextmanager
+def _style() -> Iterator[None]:
+    import matplotlib
+
+    with matplotlib.rc_context(_RC):
+        yield
+
+
 def _figure() -> tuple[Figure, Any]:
+    from matplotlib.figure import Figure
+
     # Small on purpose: one chart fills the width of a phone, so that its letters keep their size.
     figure = Figure(figsize=(4.4, 3.0))
     figure.subplots_adjust(left=0.165, right=0.975, top=0.97, bottom=0.17)  # a layout engine takes twice the time
     return figure, figure.add_subplot()
 
 
+def _ticks(*, nbins: int, integer: bool) -> MaxNLocator:
+    from matplotlib.ticker import MaxNLocator
+
+    return MaxNLocator(nbins=nbins, integer=integer)
+
+
 def _whole_numbers(axes: Any) -> None:
-    axes.yaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
+    axes.yaxis.set_major_locator(_ticks(nbins=5, integer=True))
     axes.yaxis.set_major_formatter(lambda value, _: _short(value))
 
 

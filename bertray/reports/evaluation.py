@@ -21,7 +21,7 @@ MAX_MATRIX_CLASSES = 30
 MAX_CONFUSIONS = 10
 VALIDATION_FIGURES = {"accuracy": "accuracy", "macro_f1": "macro F1", "mcc": "MCC"}
 COLUMN_TITLES = {"length": "length in tokens", "script": "language script"}
-BASELINE_ROWS = {"majority": "Majority class", "tfidf_logreg": "TF-IDF + logistic regression"}
+BASELINE_ROWS = {"majority": "Majority class", "tfidf_logreg": "TF-IDF + logistic regression", "teacher": "The teacher"}
 
 
 @dataclass(frozen=True)

@@ -34,9 +34,12 @@ _INLINE_TAGS = (
 )
 _LETTER_TAGS = frozenset("abiqsu")  # `x<b>y` is mathematics, unless the text has the other half of the pair
 _HIDDEN = re.compile(r"<!--.*?-->|<(script|style)\b[^<>]*>.*?</\1\s*>|<!doctype\b[^<>]*>", re.I | re.S)
-_TAG = re.compile(rf"<(/?)({_BLOCK_TAGS}|{_INLINE_TAGS})(\s[^<>]*|/\s*)?>", re.I)
+# Also for `marks`, which counts them; within what Python's and Arrow's expressions have in common.
+TAG_PATTERN = rf"<(/?)({_BLOCK_TAGS}|{_INLINE_TAGS})(\s[^<>]*|/\s*)?>"
+ENTITY_PATTERN = r"&(?:#[0-9]{1,7}|#[xX][0-9a-fA-F]{1,6}|[A-Za-z][A-Za-z0-9]{1,31});"
+_TAG = re.compile(TAG_PATTERN, re.I)
 _BLOCKS = frozenset(_BLOCK_TAGS.split("|"))
-_ENTITY = re.compile(r"&(?:#[0-9]{1,7}|#[xX][0-9a-fA-F]{1,6}|[A-Za-z][A-Za-z0-9]{1,31});")
+_ENTITY = re.compile(ENTITY_PATTERN)
 _NESTED_AMP = re.compile(r"&(?:(?:amp|AMP|#0{0,4}38|#[xX]0{0,4}26);)+")
 
 # Arabic, Indic, Tibetan, Myanmar, Khmer and Mongolian spell words with joiners; emoji are sequences of them.

@@ -134,13 +134,7 @@ class LabelMap:
         Raises:
             DataRefused: names the values, their counts and the remedy.
         """
-        unknown = self.unknown_values(counts)
-        if unknown:
-            raise DataRefused(
-                f"{where}: expected label values {_listed(self.values)}, found {sum(unknown.values())} rows with "
-                f"others: {_counted(unknown)}.",
-                f"Give every value a class name (null leaves it out): `{self._remedy(unknown)}`.",
-            )
+        self.check_known(counts, where)
         per_class = dict.fromkeys(self.names, 0)
         for value, count in counts.items():
             name = self.values[value]
@@ -152,6 +146,20 @@ class LabelMap:
             raise DataRefused(
                 f"{where}: expected {wanted}, found {_counted(per_class)}.",
                 "Give data that has them, or correct `labels` and `columns.label`.",
+            )
+
+    def check_known(self, counts: Mapping[str, int], where: str) -> None:
+        """Refuse data with values that are no class, as `check` does, whatever the number of classes.
+
+        Raises:
+            DataRefused: as `check`.
+        """
+        unknown = self.unknown_values(counts)
+        if unknown:
+            raise DataRefused(
+                f"{where}: expected label values {_listed(self.values)}, found {sum(unknown.values())} rows with "
+                f"others: {_counted(unknown)}.",
+                f"Give every value a class name (null leaves it out): `{self._remedy(unknown)}`.",
             )
 
     def _remedy(self, unknown: Iterable[str]) -> str:

@@ -7,6 +7,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 OTHER = "other"
+UNSPACED_SCRIPTS = ("han", "kana", "hangul")  # words are not separated, or change their endings: characters say more
 _CLASSES = {
     "latin": r"\p{Latin}",
     "hangul": r"\p{Hangul}",

@@ -12,6 +12,7 @@ import logging
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from bertray.errors import InfrastructureError
 from bertray.storage.store import Store
 
 if TYPE_CHECKING:
@@ -85,6 +86,20 @@ def load_step(store: Store, step: int, run_key: str) -> Checkpoint | None:
     return _load(store, f"{FOLDER}/step-{step:08d}", run_key)
 
 
+def load_best(store: Store, step: int, run_key: str) -> Checkpoint:
+    """The checkpoint of the best epoch.
+
+    Raises:
+        InfrastructureError: it is damaged.
+    """
+    checkpoint = load_step(store, step, run_key)
+    if checkpoint is None:
+        raise InfrastructureError(
+            f"training: the best checkpoint (step {step}) is damaged.", "Train again in a new output."
+        )
+    return checkpoint
+
+
 def checkpoint_folders(store: Store) -> list[str]:
     """Folders that hold a manifest, oldest first."""
     return sorted(key.rpartition("/")[0] for key in store.keys(FOLDER) if key.endswith(f"/{MANIFEST}"))
@@ -125,12 +140,35 @@ def prune(store: Store, keep_steps: set[int], *, num_latest: int = 2) -> None:
                 store.delete(key)
 
 
+def model_tensors(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Weights by name on the CPU; one that stands under several names, as tied ones do, is kept under the first."""
+    state, shared = model.state_dict(), _shared_names(model)
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in state.items() if name not in shared}
+
+
+def load_model_tensors(model: torch.nn.Module, tensors: dict[str, torch.Tensor]) -> None:
+    """Inverse of `model_tensors`."""
+    again = {name: tensors[first] for name, first in _shared_names(model).items()}
+    model.load_state_dict(tensors | again)
+
+
+def _shared_names(model: torch.nn.Module) -> dict[str, str]:
+    """Further names of a weight: the first it stands under."""
+    first: dict[tuple[int, torch.Size], str] = {}
+    shared = {}
+    for name, tensor in model.state_dict().items():
+        known = first.setdefault((tensor.data_ptr(), tensor.shape), name)
+        if known != name and tensor.numel():
+            shared[name] = known
+    return shared
+
+
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    """State of an optimizer as flat tensors `<parameter number>.<name>`."""
+    """State of an optimizer as flat tensors `<parameter number>.<name>` on the CPU."""
     import torch
 
     return {
-        f"{number}.{name}": value if isinstance(value, torch.Tensor) else torch.tensor(value)
+        f"{number}.{name}": torch.as_tensor(value).detach().cpu().contiguous()
         for number, state in optimizer.state_dict()["state"].items()
         for name, value in state.items()
     }

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from bertray.model.packing import plan_packs
+
 
 def num_steps(num_examples: int, batch_size: int) -> int:
     """Optimizer steps of one epoch; the last may be short."""
@@ -75,39 +77,17 @@ def cheapest_passes(lens_B: np.ndarray, *, max_tokens: int, tokens_per_pass: int
     return batches[::-1]
 
 
-def by_padded_tokens(lens_B: np.ndarray, *, max_tokens: int) -> list[np.ndarray]:
-    """Cut any number of examples into forward passes of at most `max_tokens` padded tokens (one may exceed it).
+def within_budget(lens_B: np.ndarray, *, max_tokens: int, padded: bool) -> list[np.ndarray]:
+    """Cut any number of examples into passes of at most `max_tokens` tokens (one example may exceed it).
+
+    Args:
+        lens_B: at least 1 each.
+        padded: every example counts as long as the longest of its pass.
 
     Returns:
         Positions into `lens_B`, longest first; together they hold each position once.
     """
-    positions = np.argsort(-lens_B, kind="stable")
-    batches: list[np.ndarray] = []
-    start = 0
-    while start < len(positions):
-        widest = max(int(lens_B[positions[start]]), 1)
-        size = max(max_tokens // widest, 1)
-        batches.append(positions[start : start + size])
-        start += size
-    return batches
-
-
-def by_tokens(lens_B: np.ndarray, *, max_tokens: int) -> list[np.ndarray]:
-    """Cut any number of examples into passes of at most `max_tokens` tokens, padding not counted (one may exceed it).
-
-    Returns:
-        Positions into `lens_B`, longest first; together they hold each position once.
-    """
-    positions = np.argsort(-lens_B, kind="stable")
-    ends = np.cumsum(lens_B[positions])
-    batches: list[np.ndarray] = []
-    start = 0
-    while start < len(positions):
-        before = int(ends[start] - lens_B[positions[start]])
-        stop = max(int(np.searchsorted(ends, before + max_tokens, side="right")), start + 1)
-        batches.append(positions[start:stop])
-        start = stop
-    return batches
+    return [pack.sequences_B for pack in plan_packs(lens_B, max_tokens_per_pack=max_tokens, padded=padded)]
 
 
 def step_seed(seed: int, step: int, rank: int) -> int:

@@ -1,14 +1,16 @@
-"""A classifier of `transformers` that trains on sequences laid end to end: no linear layer computes padding.
+"""A model of `transformers` that trains on sequences laid end to end: no linear layer computes padding.
 
 Its own modules do the work, dropout included; only attention is replaced, by torch's fused one in groups of near
-length, and the head reads the first token of each sequence where it lies.
+length, and the head reads hidden states where they lie: that of the first token of each sequence in a classifier, those
+of masked tokens in a language model.
 
-Legend: B sequences of a pass, T their tokens end to end, H heads, E size of a head, D hidden, C classes.
+Legend: B sequences of a pass, T their tokens end to end, H heads, E size of a head, D hidden, M tokens read,
+K what comes out: classes, or words of the vocabulary.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +20,16 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the name everyone knows
 
-from bertray.model.encoders import OFFSET_POSITIONS, GroupIndex, group_index, positions_of, why_not_packable
+from bertray.model.encoders import (
+    OFFSET_POSITIONS,
+    GroupIndex,
+    classification_head,
+    group_index,
+    is_language_model,
+    language_head,
+    positions_of,
+    why_not_packable,
+)
 from bertray.model.packing import Group
 from bertray.training.order import cheapest_passes
 
@@ -73,82 +84,87 @@ def pack(ids: Sequence[NDArray[Any]], second_lens_B: NDArray[Any], config: Any) 
     )
 
 
-class PackedClassifier(nn.Module):
-    """Runs a classifier on packed batches; `of` says whether it can.
+class PackedModel(nn.Module):
+    """Runs a classifier or a masked language model on packed batches; `of` says whether it can.
 
     Args:
-        classifier: one for which `of` found nothing against.
+        model: one for which `of` found nothing against.
     """
 
-    def __init__(self, classifier: PreTrainedModel) -> None:
+    def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
-        self.classifier = classifier
-        self._head = _head(classifier)
-        self._takes_types = getattr(classifier.config, "type_vocab_size", 0) > 1
+        self.model = model
+        self._head = language_head(model) if is_language_model(model) else classification_head(model)
+        self._takes_types = getattr(model.config, "type_vocab_size", 0) > 1
 
-    def forward(self, batch: PackedBatch) -> Tensor:
-        """Logits [B, C], in the order of the input."""
+    def forward(self, batch: PackedBatch, read_M: Tensor | None = None) -> Tensor:
+        """Logits [M, K] at some packed tokens; by default [B, K] at the first of each sequence, as they came."""
         inputs = {"input_ids": batch.ids_T[None], "position_ids": batch.positions_T[None]}
         if self._takes_types:
             inputs["token_type_ids"] = batch.types_T[None]
-        hidden_TD = self.classifier.base_model(**inputs, packed_groups=batch.groups).last_hidden_state[0]
-        logits_BC: Tensor = self._head(hidden_TD.index_select(0, batch.first_tokens_B))
-        return logits_BC.index_select(0, batch.places_B)
+        hidden_TD = self.model.base_model(**inputs, packed_groups=batch.groups).last_hidden_state[0]
+        if read_M is None:
+            read_M = batch.first_tokens_B.index_select(0, batch.places_B)
+        return self._head(hidden_TD.index_select(0, read_M))
 
     @classmethod
-    def of(cls, classifier: PreTrainedModel) -> tuple[PackedClassifier | None, str]:
-        """The classifier packed, or one sentence on why not.
+    def of(cls, model: PreTrainedModel) -> tuple[PackedModel | None, str]:
+        """The model packed, or one sentence on why not.
 
         It is tried on a few made-up sequences: the logits have to be those that the model gives alone for each.
         """
-        if reason := why_not_packable(classifier):
+        if reason := why_not_packable(model):
             return None, reason
         _register()
-        before, was_training = classifier.config._attn_implementation, classifier.training
-        classifier.eval()
+        before, was_training = model.config._attn_implementation, model.training
+        model.eval()
         random = np.random.default_rng(0)
-        longest = min(getattr(classifier.config, "max_position_embeddings", 32) - 4, 17)
-        words = classifier.get_input_embeddings().weight.shape[0]
+        longest = min(getattr(model.config, "max_position_embeddings", 32) - 4, 17)
+        words = model.get_input_embeddings().weight.shape[0]
         ids = [random.integers(words, size=size) for size in (5, longest, 1, 5, 9)]
         second_lens = np.array([0, min(3, longest), 0, 0, 2])
         with torch.inference_mode():
-            expected = torch.cat([_alone(classifier, *pair) for pair in zip(ids, second_lens, strict=True)])
+            expected = torch.cat([_alone(model, *pair) for pair in zip(ids, second_lens, strict=True)])
             try:
-                classifier.set_attn_implementation(ATTENTION)
-                packed = cls(classifier)
-                found = packed(pack(ids, second_lens, classifier.config))
+                model.set_attn_implementation(ATTENTION)
+                packed = cls(model)
+                found = packed(pack(ids, second_lens, model.config))
             except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
                 found, why = None, f"its forward pass takes no packed input ({type(error).__name__}: {error})"
         if found is not None:
             difference = float((found - expected).abs().max() / expected.abs().max().clamp(min=1))
             why = "" if difference <= _TOLERANCE else f"its packed logits differ by {difference:.2g}"
-        classifier.train(was_training)
+        model.train(was_training)
         if why:
-            classifier.set_attn_implementation(before)
+            model.set_attn_implementation(before)
             return None, why
         return packed, ""
 
 
-def _alone(classifier: PreTrainedModel, ids: NDArray[Any], second: int) -> Tensor:
-    """Logits [1, C] of one sequence by the model's own forward pass."""
+class PaddedLanguageModel(nn.Module):
+    """Reads a masked language model on padded batches at some tokens only, where its head is known."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__()
+        self.model = model
+        self._head = None if why_not_packable(model) else language_head(model)
+
+    def forward(self, inputs: dict[str, Tensor], read_M: Tensor) -> Tensor:
+        """Logits [M, K] at places of the batch, counted row after row."""
+        if self._head is None:
+            logits_MK: Tensor = self.model(**inputs).logits.flatten(0, 1).index_select(0, read_M)
+            return logits_MK
+        hidden_BLD = self.model.base_model(**inputs).last_hidden_state
+        return self._head(hidden_BLD.flatten(0, 1).index_select(0, read_M))
+
+
+def _alone(model: PreTrainedModel, ids: NDArray[Any], second: int) -> Tensor:
+    """Logits [1, K] of one sequence by the model's own forward pass; a language model's at its first token."""
     inputs = {"input_ids": torch.from_numpy(ids.astype(np.int64))[None]}
-    if getattr(classifier.config, "type_vocab_size", 0) > 1:
+    if getattr(model.config, "type_vocab_size", 0) > 1:
         inputs["token_type_ids"] = (torch.arange(len(ids)) >= len(ids) - second).long()[None]
-    logits: Tensor = classifier(**inputs, attention_mask=torch.ones_like(inputs["input_ids"])).logits
-    return logits
-
-
-def _head(classifier: Any) -> Callable[[Tensor], Tensor]:
-    """The model's own head in training, from hidden states of first tokens [B, D] to logits [B, C]."""
-    kind, last = classifier.config.model_type, classifier.classifier
-    if kind == "distilbert":
-        return lambda x_BD: last(classifier.dropout(F.relu(classifier.pre_classifier(x_BD))))
-    if kind == "albert":
-        base = classifier.albert
-        return lambda x_BD: last(classifier.dropout(base.pooler_activation(base.pooler(x_BD))))
-    if kind == "bert":
-        return lambda x_BD: last(classifier.dropout(classifier.bert.pooler(x_BD[:, None])))
-    return lambda x_BD: last(x_BD[:, None])  # takes the first token of each sequence itself, and has its dropout
+    logits: Tensor = model(**inputs, attention_mask=torch.ones_like(inputs["input_ids"])).logits
+    return logits[:, 0] if is_language_model(model) else logits
 
 
 def _register() -> None:
@@ -173,18 +189,12 @@ def _attend(
     """Attention within each sequence: [1, H, T, E] to [1, T, H, E]."""
     dtype = query.dtype
     # In fp32: the bf16 kernel has a backward pass on CPU that is several times slower.
-    tensors = [x[0].transpose(0, 1).float() for x in (query, key, value)]
+    num_heads = query.shape[1]
+    tensors = [x[0].transpose(0, 1).flatten(1).float() for x in (query, key, value)]
     attended = []
     for index in packed_groups:
-        q, k, v = (_block(x_THE, index) for x_THE in tensors)
+        q, k, v = (index.heads(x_TD, 1, num_heads)[0] for x_TD in tensors)
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=index.mask, dropout_p=dropout, scale=scaling)
         flat = out.transpose(1, 2).flatten(0, 1)
         attended.append(flat if index.packed_from is None else flat.index_select(0, index.packed_from))
     return torch.cat(attended)[None].to(dtype), None
-
-
-def _block(x_THE: Tensor, index: GroupIndex) -> Tensor:
-    """One group as padded heads [G, H, W, E]."""
-    part = x_THE[index.start : index.stop] if index.padded_from is None else x_THE.index_select(0, index.padded_from)
-    size = index.group.stop - index.group.first
-    return part.reshape(size, index.group.width, *part.shape[1:]).transpose(1, 2)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import itertools
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias, get_args
 
-from bertray.config import Search, SearchRange, Section, TrainConfig, TuneConfig, build_config
+from bertray.config import Search, SearchRange, TrainConfig, TuneConfig, build_config, fields_at
 from bertray.errors import ConfigError, did_you_mean
 from bertray.training.token_shards import cache_key
 
@@ -32,8 +31,7 @@ _FIXED = {
 
 def searchable_keys() -> list[str]:
     """Keys that a search may vary: those that the token shards do not depend on."""
-    training: type[Section] = TrainConfig.model_fields["training"].annotation  # type: ignore[assignment]
-    return ["seed", *(f"training.{name}" for name in training.model_fields if name not in _FIXED)]
+    return ["seed", *(f"training.{name}" for name in fields_at(TrainConfig, ["training"]) if name not in _FIXED)]
 
 
 def check_space(config: TuneConfig) -> None:
@@ -71,11 +69,9 @@ def check_space(config: TuneConfig) -> None:
 
 
 def _takes_whole_numbers(key: str) -> bool:
-    section: Any = TrainConfig
     *sections, name = key.split(".")
-    for part in sections:
-        section = section.model_fields[part].annotation
-    kinds = get_args(section.model_fields[name].annotation) or (section.model_fields[name].annotation,)
+    kind = fields_at(TrainConfig, sections)[name].annotation
+    kinds = get_args(kind) or (kind,)
     return int in kinds and float not in kinds
 
 
@@ -117,7 +113,7 @@ def start_of(config: TuneConfig) -> Point:
 
 def name_of(point: Mapping[str, Any]) -> str:
     """A name of a point that a later run finds again."""
-    return cache_key({"point": json.loads(json.dumps(dict(sorted(point.items()))))})
+    return cache_key({"point": dict(point)})
 
 
 @dataclass(frozen=True)

@@ -9,14 +9,18 @@ import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 
 from bertray.schema import GROUP_HASH, ID, INPUT_IDS, LABEL, N_TOKENS, ROW_NO, SECOND_LEN, TEXT_HASH
 
+if TYPE_CHECKING:
+    from bertray.storage.store import Store
+
 FILE_NO = "file_no"
+FEATURES = "features"  # what a model gives for an example, a file for each token shard
 COLUMNS = (ID, LABEL, TEXT_HASH, GROUP_HASH, INPUT_IDS, SECOND_LEN, N_TOKENS, ROW_NO, FILE_NO)
 
 
@@ -36,6 +40,20 @@ def to_ipc(table: pa.Table) -> bytes:
         writer.write_table(table.combine_chunks())
     content: bytes = sink.getvalue().to_pybytes()
     return content
+
+
+def load_rows(store: Store, keys: Sequence[str], wanted_W: np.ndarray | None = None) -> np.ndarray:
+    """What was kept for examples of token shards, float32 [W, D]: of all, or of some numbers, ascending."""
+    parts, first = [], 0
+    for key in keys:
+        column = pa.ipc.open_file(pa.py_buffer(store.get(key))).read_all()[FEATURES].combine_chunks()
+        rows_ND = column.flatten().to_numpy().reshape(len(column), -1)
+        if wanted_W is not None:
+            inside = wanted_W[np.searchsorted(wanted_W, first) : np.searchsorted(wanted_W, first + len(column))]
+            rows_ND = rows_ND[inside - first]
+        parts.append(rows_ND)
+        first += len(column)
+    return np.concatenate(parts)
 
 
 def write_examples(path: Path, tokens: pa.Table, labels: Sequence[str]) -> None:
@@ -93,18 +111,7 @@ class TokenShards:
             `input_ids`, `attention_mask`, `token_type_ids`: int64 [B, L]. The mask comes from the lengths, never from
             `ids != pad`: a text may hold the pad token.
         """
-        width = int(self.lens_N[examples_B].max(initial=1))
-        shape = (len(examples_B), width)
-        input_ids = np.full(shape, pad_id, np.int64)
-        mask = np.zeros(shape, np.int64)
-        types = np.zeros(shape, np.int64)
-        for row, example in enumerate(examples_B):
-            ids = self._example(int(example))
-            input_ids[row, : len(ids)] = ids
-            mask[row, : len(ids)] = 1
-            second = int(self.second_lens_N[example])
-            types[row, len(ids) - second : len(ids)] = 1
-        return {"input_ids": input_ids, "attention_mask": mask, "token_type_ids": types}
+        return padded(self.sequences(examples_B), self.second_lens_N[examples_B], pad_id)
 
     def sequences(self, examples_B: np.ndarray) -> list[np.ndarray]:
         """Token ids of some examples."""
@@ -115,3 +122,15 @@ class TokenShards:
         offsets = self._offsets[chunk]
         row = example - int(self._first[chunk])
         return self._ids[chunk][offsets[row] : offsets[row + 1]]
+
+
+def padded(ids: Sequence[np.ndarray], second_lens_B: np.ndarray, pad_id: int) -> dict[str, np.ndarray]:
+    """Sequences as padded model inputs; `TokenShards.padded` says which."""
+    shape = (len(ids), max([1, *map(len, ids)]))
+    input_ids = np.full(shape, pad_id, np.int64)
+    mask, types = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
+    for row, (tokens, second) in enumerate(zip(ids, second_lens_B, strict=True)):
+        input_ids[row, : len(tokens)] = tokens
+        mask[row, : len(tokens)] = 1
+        types[row, len(tokens) - int(second) : len(tokens)] = 1
+    return {"input_ids": input_ids, "attention_mask": mask, "token_type_ids": types}

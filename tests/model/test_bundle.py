@@ -244,3 +244,21 @@ def test_weights_digest_notices_a_file_replaced_in_place(folder, name):
     content[-1] ^= 1
     (folder / name).write_bytes(content)
     assert weights_digest(folder) != digest
+
+
+def test_an_encoder_in_an_object_store_is_fetched_once_and_again_when_it_changes(tmp_path, tiny_encoder, monkeypatch):
+    import shutil
+
+    import pyarrow.fs as pafs
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    stored = tmp_path / "bucket" / "adapted"
+    monkeypatch.setattr("bertray.model.bundle._located", lambda uri: (pafs.LocalFileSystem(), str(stored)))
+    with pytest.raises(ConfigError, match="no model there"):
+        resolve_model("s3://bucket/adapted")
+    shutil.copytree(tiny_encoder, stored)
+    folder = resolve_model("s3://bucket/adapted")
+    assert (folder / "config.json").read_bytes() == (tiny_encoder / "config.json").read_bytes()
+    assert resolve_model("s3://bucket/adapted") == folder
+    (stored / "config.json").write_text((stored / "config.json").read_text() + " ")
+    assert resolve_model("s3://bucket/adapted") != folder

@@ -7,6 +7,8 @@ import random
 import time
 from pathlib import Path
 
+import pytest
+
 from bertray.storage.store import LocalStore
 from bertray.training.loop import run_loop
 from tests.processes import FORKSERVER
@@ -40,5 +42,6 @@ def kill_training(folder: Path, encoder: Path, kills: int, seed: int) -> None:
     assert json.loads((folder / "losses.json").read_text()) == whole
 
 
+@pytest.mark.slow
 def test_killed_training_repeats_the_losses_of_a_whole_one(tmp_path, tiny_encoder):
     kill_training(tmp_path, tiny_encoder, kills=3, seed=1)

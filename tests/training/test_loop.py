@@ -18,6 +18,7 @@ from bertray.errors import ConfigError, DataRefused, InfrastructureError
 from bertray.storage.store import LocalStore
 from bertray.training.checkpoint import checkpoint_folders, load_latest
 from bertray.training.loop import Examples, LoopSettings, Outcome, run_loop
+from bertray.training.objectives import Classification
 from bertray.training.token_shards import TokenShards, to_ipc
 
 SETTINGS = LoopSettings(
@@ -87,7 +88,7 @@ def test_training_learns_what_the_labels_follow(tmp_path, tiny_encoder):
 def test_every_step_and_epoch_is_recorded(whole):
     assert [row["kind"] for row in whole.history] == ["step"] * 6 + ["eval"] + ["step"] * 6 + ["eval"]
     assert whole.num_steps == 12  # 42 examples in steps of 8, the last of 2, twice
-    assert whole.validation_logits_VC.shape == (11, 2)
+    assert whole.held_out_VK.shape == (11, 2)
 
 
 def test_learning_rate_rises_then_falls_to_the_last_step(tmp_path, tiny_encoder):
@@ -119,7 +120,7 @@ def test_a_killed_run_resumes_from_its_last_checkpoint_with_bit_equal_losses(tmp
     resumed = run_loop(data, tiny_encoder, 0, often, store)
     assert resumed.resumed_from == step
     assert losses(resumed) == losses(whole)
-    np.testing.assert_array_equal(resumed.validation_logits_VC, whole.validation_logits_VC)
+    np.testing.assert_array_equal(resumed.held_out_VK, whole.held_out_VK)
 
 
 def test_a_damaged_checkpoint_falls_back_to_the_one_before_it_and_says_so(tmp_path, tiny_encoder, whole, caplog):
@@ -155,18 +156,29 @@ def test_a_checkpoint_of_another_run_is_not_used(tmp_path, tiny_encoder):
     assert load_latest(store, "another") is None
 
 
+def _poisoned_at(step: int, poison):
+    """An objective whose loss is another one from a step on, counted from 1."""
+
+    class Poisoned(Classification):
+        steps = 0
+
+        def begin_step(self, members, epoch):
+            self.steps += 1
+            return super().begin_step(members, epoch)
+
+        def loss(self, net, batch):
+            loss = super().loss(net, batch)
+            return poison(loss) if self.steps >= step else loss
+
+    return Poisoned
+
+
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(tmp_path, tiny_encoder):
     store = LocalStore(tmp_path / "nan")
     often = settings(checkpoint_every_s=1e-9)
-    import bertray.training.loop as loop_module
-
-    class Poisoned(loop_module._Loop):
-        def _losses(self, batch):
-            factor = float("nan") if self.progress.step == 5 else 1.0
-            return super()._losses(batch) * factor
-
+    poisoned = _poisoned_at(6, lambda loss: loss * float("nan"))
     with pytest.raises(InfrastructureError, match="the loss is nan at step 6"):
-        Poisoned(examples(tmp_path), tiny_encoder, 0, often, store, "cpu", None).run()
+        run_loop(examples(tmp_path), tiny_encoder, 0, dataclasses.replace(often, objective=poisoned), store)
     kept = load_latest(store, "run")
     assert kept is not None
     assert kept.progress.step == 5
@@ -175,16 +187,9 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(t
 def test_a_gradient_that_is_not_finite_stops_the_run_before_it_reaches_a_checkpoint(tmp_path, tiny_encoder):
     store = LocalStore(tmp_path / "nan-gradient")
     often = settings(checkpoint_every_s=1e-9)
-    import bertray.training.loop as loop_module
-
-    class Poisoned(loop_module._Loop):
-        def _losses(self, batch):
-            losses_B = super()._losses(batch)
-            # The root of zero is zero; its slope is not finite.
-            return losses_B + torch.sqrt(losses_B * 0.0) if self.progress.step == 5 else losses_B
-
+    poisoned = _poisoned_at(6, lambda loss: loss + torch.sqrt(loss * 0.0))  # the root of zero is zero; its slope is not
     with pytest.raises(InfrastructureError, match="the gradient is nan at step 6; the last checkpoint is finite"):
-        Poisoned(examples(tmp_path), tiny_encoder, 0, often, store, "cpu", None).run()
+        run_loop(examples(tmp_path), tiny_encoder, 0, dataclasses.replace(often, objective=poisoned), store)
     kept = load_latest(store, "run")
     assert kept is not None
     assert kept.progress.step == 5
@@ -320,7 +325,7 @@ def test_training_sees_a_pair_as_scoring_does(tmp_path, family):
     loop.raw_model.eval()
     batch = data.train[:8]
     with torch.inference_mode():
-        logits_BC = loop._logits(batch).numpy()
+        logits_BC = loop.objective.logits(loop.net, batch).numpy()
     seqs = Sequences(
         ids_T=np.concatenate([data.shards._example(int(number)) for number in batch]),
         lens_S=data.shards.lens_N[batch],
@@ -381,7 +386,7 @@ def test_validation_logits_that_are_not_finite_stop_the_run_whatever_the_best_me
     def poisoned(self):
         return np.full((len(self.examples.validation), 2), np.nan, np.float32)
 
-    monkeypatch.setattr(loop_module._Loop, "_validation_logits", poisoned)
+    monkeypatch.setattr(loop_module._Loop, "_held_out", poisoned)
     with pytest.raises(InfrastructureError, match="validation loss is not finite"):
         run_loop(examples(tmp_path), tiny_encoder, 0, SETTINGS, LocalStore(tmp_path / "nan"))
 
@@ -421,7 +426,7 @@ def _rank(rank: int, world_size: int, port: int, folder, encoder, queue) -> None
         run_loop(examples(mine, 52), encoder, 0, SETTINGS, _FullStore(folder / "full"))
     except Exception as raised:
         error = (type(raised).__name__, str(raised))
-    queue.put((rank, losses(outcome), outcome.num_steps, outcome.validation_logits_VC.tolist(), error))
+    queue.put((rank, losses(outcome), outcome.num_steps, outcome.held_out_VK.tolist(), error))
     torch.distributed.destroy_process_group()
 
 
@@ -445,7 +450,7 @@ def test_the_loss_curve_does_not_depend_on_the_number_of_workers(tmp_path, two_r
     for _, together, num_steps, logits_VC, _ in said:
         assert num_steps == alone.num_steps
         np.testing.assert_allclose(together, losses(alone), atol=1e-5)  # gradients are summed in another order
-        np.testing.assert_allclose(logits_VC, alone.validation_logits_VC, atol=1e-3)
+        np.testing.assert_allclose(logits_VC, alone.held_out_VK, atol=1e-3)
 
 
 def test_every_rank_ends_with_the_same_error_when_a_checkpoint_cannot_be_written(two_ranks):

@@ -8,13 +8,12 @@ import pytest
 
 from bertray.training.order import (
     balanced_weights,
-    by_padded_tokens,
-    by_tokens,
     cheapest_passes,
     epoch_steps,
     num_steps,
     rank_share,
     step_seed,
+    within_budget,
 )
 
 LENS_N = np.random.default_rng(0).integers(3, 128, size=1003)
@@ -92,12 +91,16 @@ def test_a_step_shorter_than_the_world_leaves_ranks_without_examples():
     assert shares == [[4], [9], []]
 
 
-@pytest.mark.parametrize("cut", [by_tokens, by_padded_tokens, functools.partial(cheapest_passes, tokens_per_pass=8)])
+BY_TOKENS = functools.partial(within_budget, padded=False)
+BY_PADDED_TOKENS = functools.partial(within_budget, padded=True)
+
+
+@pytest.mark.parametrize("cut", [BY_TOKENS, BY_PADDED_TOKENS, functools.partial(cheapest_passes, tokens_per_pass=8)])
 def test_passes_hold_each_position_once_within_the_token_budget(cut):
     lens_B = np.array([10, 300, 20, 20, 5, 120])
     batches = cut(lens_B, max_tokens=128)
     assert sorted(np.concatenate(batches).tolist()) == [0, 1, 2, 3, 4, 5]
-    size = np.sum if cut is by_tokens else lambda lens: lens.max() * len(lens)
+    size = np.sum if cut is BY_TOKENS else lambda lens: lens.max() * len(lens)
     assert all(len(batch) == 1 or size(lens_B[batch]) <= 128 for batch in batches)
     assert cut(np.array([], np.int64), max_tokens=128) == []
 

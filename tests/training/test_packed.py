@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from bertray.config import Training
-from bertray.training.loop import load_classifier
-from bertray.training.packed import PackedClassifier, pack
+from bertray.training.objectives import load_classifier
+from bertray.training.packed import PackedModel, pack
 
 FAMILIES = ["bert", "roberta", "distilbert", "electra", "albert"]
 
@@ -48,7 +48,7 @@ def test_logits_and_gradients_equal_those_of_padded_batches(family, make_classif
     padded.eval()
     expected = padded_logits(padded, ids, second_lens)
     torch.nn.functional.cross_entropy(expected, labels).backward()
-    packed, why_not = PackedClassifier.of(other)
+    packed, why_not = PackedModel.of(other)
     assert packed is not None, why_not
     packed.eval()
     found = packed(pack(ids, second_lens, other.config))
@@ -67,7 +67,7 @@ def test_dropout_works_on_every_part_also_the_head(family, make_classifier):
     folder = make_classifier(family, 3)
     ids, second_lens = sequences()
     model = classifier_of(folder)
-    packed, _ = PackedClassifier.of(model)
+    packed, _ = PackedModel.of(model)
     batch = pack(ids, second_lens, model.config)
     packed.train()
     assert not torch.equal(packed(batch), packed(batch))
@@ -85,7 +85,7 @@ def test_attention_dropout_is_kept_where_it_is_asked_for(make_classifier):
     ids, second_lens = sequences()
     for wanted in (True, False):
         model = classifier_of(folder, attention_dropout=wanted)
-        packed, _ = PackedClassifier.of(model)
+        packed, _ = PackedModel.of(model)
         packed.train()
         for name, module in packed.named_modules():
             if isinstance(module, torch.nn.Dropout) and not name.endswith("attention.self.dropout"):
@@ -98,7 +98,7 @@ def test_no_token_sees_another_sequence(make_classifier):
     folder = make_classifier("bert", 3)
     ids, second_lens = sequences()
     model = classifier_of(folder)
-    packed, _ = PackedClassifier.of(model)
+    packed, _ = PackedModel.of(model)
     packed.eval()
     before = packed(pack(ids, second_lens, model.config))
     changed = [row.copy() for row in ids]
@@ -111,7 +111,7 @@ def test_no_token_sees_another_sequence(make_classifier):
 def test_a_model_that_cannot_be_packed_says_why_and_stays_as_it_is(family, make_classifier):
     model = classifier_of(make_classifier(family, 3))
     before = model.config._attn_implementation
-    packed, why_not = PackedClassifier.of(model)
+    packed, why_not = PackedModel.of(model)
     assert packed is None
     assert "has no packed forward pass" in why_not
     assert model.config._attn_implementation == before
@@ -122,9 +122,9 @@ def test_a_forward_pass_with_other_logits_is_not_used(make_classifier, monkeypat
 
     model = classifier_of(make_classifier("bert", 3))
     before = model.config._attn_implementation
-    head = module._head(model)
-    monkeypatch.setattr(module, "_head", lambda classifier: lambda x: head(x) + 0.1)
-    packed, why_not = PackedClassifier.of(model)
+    head = module.classification_head(model)
+    monkeypatch.setattr(module, "classification_head", lambda classifier: lambda x: head(x) + 0.1)
+    packed, why_not = PackedModel.of(model)
     assert packed is None
     assert "differ by" in why_not
     assert model.config._attn_implementation == before

@@ -14,7 +14,7 @@ from transformers import AutoModelForSequenceClassification
 from bertray.storage.store import LocalStore
 from bertray.training import loop as loop_module
 from bertray.training.loop import Examples, run_loop
-from bertray.training.packed import PackedClassifier
+from bertray.training.packed import PackedModel
 from tests.training.test_loop import SETTINGS, examples, settings
 
 
@@ -58,16 +58,17 @@ def test_padding_is_what_lies_beyond_the_end_not_what_has_the_id_of_padding(tmp_
     assert (inputs["input_ids"] == 5).any(axis=1).sum() > 1  # "good" has the id of padding here
     np.testing.assert_array_equal(inputs["attention_mask"].sum(axis=1), data.shards.lens_N[batch])
     with torch.inference_mode():
-        together = loop._logits(batch)
-        alone = torch.cat([loop._logits(batch[row : row + 1]) for row in range(len(batch))])
+        together = loop.objective.logits(loop.net, batch)
+        alone = torch.cat([loop.objective.logits(loop.net, batch[row : row + 1]) for row in range(len(batch))])
     torch.testing.assert_close(together, alone, atol=1e-5, rtol=0)
 
 
 def test_validation_mcc_is_that_of_the_whole_set_not_a_mean_over_batches(tmp_path, tiny_encoder):
     many_batches = settings(epochs=3, learning_rate=3e-3, best_metric="mcc", max_tokens_per_microbatch=32)
-    outcome = run_loop(examples(tmp_path, 160), tiny_encoder, 0, many_batches, LocalStore(tmp_path / "run"))
-    given = outcome.validation_label_ids_V
-    said = outcome.validation_logits_VC.argmax(axis=1)
+    data = examples(tmp_path, 160)
+    outcome = run_loop(data, tiny_encoder, 0, many_batches, LocalStore(tmp_path / "run"))
+    given = data.label_ids_N[data.validation]
+    said = outcome.held_out_VK.argmax(axis=1)
     whole = matthews_corrcoef(given, said)
     told = {row["step"]: row["mcc"] for row in outcome.history if row["kind"] == "eval"}
     assert told[outcome.best_step] == pytest.approx(whole, abs=1e-9)
@@ -78,7 +79,8 @@ def test_validation_mcc_is_that_of_the_whole_set_not_a_mean_over_batches(tmp_pat
 
 def test_the_epoch_is_chosen_on_validation_rows_and_on_nothing_else(tmp_path, tiny_encoder):
     """The loop is given no other rows; of those it has, the best epoch is the best one on validation."""
-    assert {field.name for field in dataclasses.fields(Examples)} == {"shards", "label_ids_N", "train", "validation"}
+    given = {field.name for field in dataclasses.fields(Examples)}
+    assert given == {"shards", "label_ids_N", "train", "validation", "soft_NC"}  # the last: what a teacher says
     outcome = run_loop(
         examples(tmp_path, 160), tiny_encoder, 0, settings(epochs=5, learning_rate=4e-3), LocalStore(tmp_path / "run")
     )
@@ -92,7 +94,7 @@ def test_the_epoch_is_chosen_on_validation_rows_and_on_nothing_else(tmp_path, ti
 def test_a_text_is_padded_to_its_batch_not_to_the_longest_of_the_set(tmp_path, tiny_encoder, monkeypatch, packed):
     """What linear layers compute: every token once where the model can be packed, else little more."""
     if not packed:
-        monkeypatch.setattr(PackedClassifier, "of", lambda classifier: (None, "not today"))
+        monkeypatch.setattr(PackedModel, "of", lambda classifier: (None, "not today"))
     data = examples(tmp_path, 160)
     loop = loop_module._Loop(data, tiny_encoder, 0, settings(epochs=1), LocalStore(tmp_path / "run"), "cpu", None)
     computed = []
@@ -111,9 +113,11 @@ def test_dropout_is_off_when_validating_and_on_when_training(tmp_path, tiny_enco
     data = examples(tmp_path)
     loop = loop_module._Loop(data, tiny_encoder, 0, SETTINGS, LocalStore(tmp_path / "run"), "cpu", None)
     loop.model.train()
-    np.testing.assert_array_equal(loop._validation_logits(), loop._validation_logits())
+    np.testing.assert_array_equal(loop._held_out(), loop._held_out())
     assert loop.model.training
-    assert not torch.equal(loop._logits(data.train[:4]), loop._logits(data.train[:4]))
+    assert not torch.equal(
+        loop.objective.logits(loop.net, data.train[:4]), loop.objective.logits(loop.net, data.train[:4])
+    )
 
 
 def test_the_saved_model_is_that_of_the_best_epoch(tmp_path, tiny_encoder):
@@ -130,4 +134,4 @@ def test_the_saved_model_is_that_of_the_best_epoch(tmp_path, tiny_encoder):
         ids = torch.from_numpy(data.shards.padded(np.array([example]), 0)["input_ids"])
         with torch.inference_mode():
             found = model(input_ids=ids).logits[0].numpy()
-        np.testing.assert_allclose(found, outcome.validation_logits_VC[row], atol=1e-4)
+        np.testing.assert_allclose(found, outcome.held_out_VK[row], atol=1e-4)

@@ -1,0 +1,127 @@
+"""`training.method=distill`: a teacher's probabilities for unlabelled reviews, and a student that learns them."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bertray.config import TrainConfig
+from bertray.errors import DataRefused
+from bertray.model.bundle import resolve_model
+from bertray.pipelines.cluster import Resources
+from bertray.pipelines.evaluation import EvaluatedRows, evaluate_shards
+from bertray.pipelines.examples import LabelledData, Teacher, TokenizedData, token_shards
+from bertray.pipelines.features import compute_rows
+from bertray.pipelines.runs import put_folder
+from bertray.pipelines.shards import ReadSettings
+from bertray.storage.store import Store
+from bertray.training.token_shards import TokenShards
+
+log = logging.getLogger(__name__)
+
+STUDENT = "control/student"
+
+
+def student_of(config: TrainConfig, folder: Path, store: Store) -> tuple[str, Path]:
+    """What the student starts from, for `resolve_model`, and where it lies: the model, or some of its layers.
+
+    Args:
+        folder: of the model that the config names.
+
+    """
+    if config.training.keep_layers is None:
+        return config.model, folder
+    if not store.exists(f"{STUDENT}/config.json"):
+        from bertray.model.making import write_shallow
+
+        with tempfile.TemporaryDirectory() as name:
+            write_shallow(folder, Path(name), config.training.keep_layers, seed=config.seed)
+            put_folder(store, Path(name), STUDENT)
+    return store.uri(STUDENT), resolve_model(store.uri(STUDENT))
+
+
+def taught(data: LabelledData, tokenized: TokenizedData, store: Store, resources: Resources) -> TokenizedData:
+    """The same examples with what the teacher gives for each; that is computed once and kept in the output.
+
+    Raises:
+        DataRefused: teacher and student do not read the same rows.
+    """
+    assert data.teacher is not None
+    model, info = data.teacher.model, data.teacher.info
+    log.info("the teacher reads %d reviews", data.train.num_rows)
+    long_text = "head" if info.long_text == "windows" else info.long_text
+    settings = ReadSettings(data.train.spec, model, info.max_length, long_text)
+    keys = token_shards(data.train, settings, info.model_version, store, resources, "data.train")
+    of_teacher = replace(tokenized, train_keys=keys, labels=None).examples().shards
+    of_student = replace(tokenized, labels=None).examples().shards
+    if not _same_rows(of_teacher, of_student):
+        raise DataRefused(
+            "data.train: there are rows that only one of teacher and student can use.",
+            "Take out texts that one of the two tokenizers makes nothing of.",
+        )
+    rows = compute_rows(model, info.model_version, "classes", keys, store, resources)
+    return replace(tokenized, teacher_keys=rows, teacher_temperature=info.temperature)
+
+
+def evaluate_teacher(
+    config: TrainConfig, data: LabelledData, teacher: Teacher, store: Store, resources: Resources
+) -> EvaluatedRows:
+    """What the teacher says of the test rows."""
+    assert data.test is not None
+    return evaluate_shards(data.test, teacher.model, teacher.info, data.labels, store, resources, config.report.slices)
+
+
+def teacher_probs(of_teacher: EvaluatedRows, teacher: Teacher, rows: EvaluatedRows, classes: tuple[str, ...]) -> Any:
+    """The teacher's probabilities on the student's test rows, in the student's order of classes: [N, C].
+
+    Raises:
+        DataRefused: one of the two could not read a row that the other could.
+    """
+    if not _same_rows(of_teacher, rows):
+        raise DataRefused("data.test: teacher and student can use different rows of it.", "Look at the quarantine.")
+    return of_teacher.probs_NC[:, [teacher.info.labels.index(name) for name in classes]]
+
+
+def _same_rows(one: TokenShards | EvaluatedRows, other: TokenShards | EvaluatedRows) -> bool:
+    return np.array_equal(one.file_no_N, other.file_no_N) and np.array_equal(one.row_no_N, other.row_no_N)
+
+
+def speeds(of_teacher: EvaluatedRows, rows: EvaluatedRows, sizes: tuple[int, int]) -> dict[str, dict[str, float]]:
+    """For metrics.json: test rows a second of one actor, its start left out, and numbers of weights.
+
+    Args:
+        sizes: numbers of weights of teacher and student.
+    """
+    return {
+        name: {"rows_per_s": one.num_rows / max(one.seconds, 1e-9), "weights": size}
+        for name, one, size in zip(("teacher", "student"), (of_teacher, rows), sizes, strict=True)
+    }
+
+
+def in_words(teacher: Teacher, speeds: dict[str, dict[str, float]]) -> dict[str, str]:
+    """Facts for the report."""
+    told = {
+        name: f"{of['weights'] / 1e6:,.1f} million weights, {of['rows_per_s']:,.1f} rows/s of one actor"
+        for name, of in speeds.items()
+    }
+    times = speeds["student"]["rows_per_s"] / speeds["teacher"]["rows_per_s"]
+    return {
+        "teacher": f"{teacher.model}, {told['teacher']}",
+        "student": f"{told['student']}, {times:.2f} times as fast (one measurement)",
+    }
+
+
+def num_weights(folder: Path) -> int:
+    """Numbers in the weights of a model."""
+    from safetensors import safe_open
+
+    total = 0
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, "np") as file:
+            total += sum(int(np.prod(file.get_slice(name).get_shape())) for name in file.keys())  # noqa: SIM118 - it has no iterator
+    return total

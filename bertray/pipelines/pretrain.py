@@ -1,0 +1,283 @@
+"""`bertray pretrain`: reviews without labels → an encoder that has learned to fill the gaps in them.
+
+reviews → (new: word pieces → random encoder) → token shards → masked language modelling → model/ + report
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import bertray
+from bertray.config import PretrainConfig, to_yaml
+from bertray.console import duration, say
+from bertray.errors import ConfigError, DataRefused
+from bertray.model.bundle import quiet_transformers, resolve_model, weights_digest
+from bertray.pipelines.cluster import Resources, ray_session
+from bertray.pipelines.examples import ROWS_PER_SHARD, TokenizedData, token_shards
+from bertray.pipelines.inputs import Inputs, check_length, open_inputs, read_spec
+from bertray.pipelines.parts import parquet_bytes
+from bertray.pipelines.rank import PROGRESS, TrainJob
+from bertray.pipelines.runs import claimed_output, finished_run, mark_finished, put_folder, remove_folder
+from bertray.pipelines.shards import ReadSettings, read_texts
+from bertray.pipelines.workers import history_table, run_workers
+from bertray.reports.pretraining import PretrainingReport
+from bertray.schema import SCHEMA_VERSION
+from bertray.storage.store import Store, open_store
+from bertray.training import checkpoint as checkpoints
+from bertray.training.loop import Examples, LoopSettings, Outcome
+from bertray.training.objectives import MaskedLanguage
+from bertray.training.token_shards import cache_key
+
+log = logging.getLogger(__name__)
+
+IMPORTS = ("ray.data", "ray.train.torch", "transformers")
+BASE = "control/base"  # a new encoder before its first step
+HISTORY = (  # of epoch 0: before the first step
+    *("learning_rate", "tokens_per_s", "seconds", "train_loss"),
+    *("loss", "accuracy", "perplexity", "perplexity_low", "perplexity_high"),
+)
+
+
+@dataclass(frozen=True)
+class _Base:
+    """The model that learning starts from."""
+
+    model: str  # for `resolve_model`, on every machine
+    folder: Path
+    digest: str
+
+
+def run_pretrain(config: PretrainConfig) -> int:
+    """Learn; the same command again resumes, or says that the run is done."""
+    started = time.monotonic()
+    given = None if config.from_scratch else _given(config)
+    spec = read_spec(config, config.cleaning, config.max_chars, wants_label=False)
+    inputs = open_inputs("input", config.input, config, spec)
+    run_key = cache_key({"config": _identity(config), "data": _files(inputs), "base": given and given.digest})
+    store = open_store(config.output)
+    if finished_run(store, "pretrain", run_key):
+        say(f"already pretrained: {store.uri('report.html')}")
+        return 0
+    claim = claimed_output(store, "pretrain", run_key, to_yaml(config), checkpoints.FOLDER)
+    with claim, ray_session(config.workers, imports=IMPORTS) as resources:
+        base = given or _new(config, inputs, store, resources)
+        settings = ReadSettings(spec, base.model, config.max_length, config.long_text)
+        keys = token_shards(inputs, settings, base.digest, store, resources, "input")
+        data = TokenizedData(store.root, keys, None, None, config.held_out_fraction, config.seed)
+        examples = data.examples()
+        _check(examples, inputs, base)
+        loop = LoopSettings((), config.training, config.seed, run_key, resources.threads, MaskedLanguage)
+        outcome = run_workers(TrainJob(data, base.model, loop), examples, store, resources)
+    new_weights = _write_model(config, base, outcome, run_key, store)
+    report = _report(config, examples, outcome, new_weights, time.monotonic() - started)
+    store.put("history.parquet", parquet_bytes(history_table(outcome.history, HISTORY)))
+    store.put("metrics.json", json.dumps(_metrics(report), indent=1).encode())
+    store.put("report.html", report.to_html().encode())
+    mark_finished(store)
+    for folder in (checkpoints.FOLDER, "control/ray_train", BASE):
+        remove_folder(store, folder)
+    store.delete(PROGRESS)
+    say(report.headline)
+    say(f"model    {store.uri('model')}")
+    say(f"report   {store.uri('report.html')}")
+    log.info("pretrained in %s", duration(time.monotonic() - started))
+    return 0
+
+
+def _identity(config: PretrainConfig) -> dict[str, Any]:
+    """The part of a config that decides what is learned; where and how fast is left out."""
+    identity = config.model_dump(mode="json", exclude={"output", "price_per_hour", "workers"})
+    for name in ("checkpoint_every_s", "max_failures"):
+        identity["training"].pop(name)
+    return identity
+
+
+def _files(inputs: Inputs) -> list[tuple[Any, ...]]:
+    return [(f.path, f.size_bytes, f.digest, f.num_rows) for f in inputs.files]
+
+
+# --- what learning starts from ---------------------------------------------------------------------------------------
+
+
+def _given(config: PretrainConfig) -> _Base:
+    """A pretrained encoder, checked for what it is to do.
+
+    Raises:
+        ConfigError: it does not exist, sees fewer tokens, or is of a kind that does not guess masked tokens.
+    """
+    from transformers import MODEL_FOR_MASKED_LM_MAPPING, AutoConfig
+
+    from bertray.training.masking import Vocabulary
+
+    folder = resolve_model(config.model)
+    check_length(config.max_length, config.model, folder)
+    described = AutoConfig.from_pretrained(folder)
+    model_class = MODEL_FOR_MASKED_LM_MAPPING.get(type(described), None)
+    if model_class is None or not model_class.__name__.endswith("ForMaskedLM"):
+        raise ConfigError(
+            f"model={config.model}: transformers has no masked language model of type {described.model_type}.",
+            "Give a BERT-family encoder.",
+        )
+    Vocabulary.of(folder)
+    return _Base(config.model, folder, weights_digest(folder))
+
+
+def _new(config: PretrainConfig, inputs: Inputs, store: Store, resources: Resources) -> _Base:
+    """A new encoder and its word pieces, made once and kept in the output until the run is done."""
+    from bertray.model.making import learn_vocabulary, write_new_encoder
+
+    if not store.exists(f"{BASE}/config.json"):
+        tokenizer = learn_vocabulary(_sample(config, inputs, resources), config.vocabulary)
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            write_new_encoder(folder, tokenizer, config.encoder, max_length=config.max_length, seed=config.seed)
+            put_folder(store, folder, BASE)
+        log.info("a new encoder: %d word pieces, %d layers", len(tokenizer), config.encoder.num_layers)
+    folder = resolve_model(store.uri(BASE))
+    return _Base(store.uri(BASE), folder, weights_digest(folder))
+
+
+def _sample(config: PretrainConfig, inputs: Inputs, resources: Resources) -> list[str]:
+    """Texts of random work items, as many as word pieces are learned from."""
+    work = inputs.work_items(ROWS_PER_SHARD)
+    chosen, num_rows = [], 0
+    for number in np.random.default_rng(config.seed).permutation(len(work)):
+        if num_rows >= config.vocabulary.sample_rows:
+            break
+        chosen.append(work[number])
+        num_rows += sum(shard.hi - shard.lo for shard in work[number])
+    texts = [text for batch in read_texts(chosen, inputs.spec, resources) for text in batch]
+    if not texts:
+        raise DataRefused(f"input: none of {inputs.num_rows} rows is usable.", "Look at the file.")
+    texts.sort()  # whatever order they came in
+    chosen_texts = np.random.default_rng(config.seed).permutation(len(texts))[: config.vocabulary.sample_rows]
+    return [texts[number] for number in np.sort(chosen_texts)]
+
+
+def _check(examples: Examples, inputs: Inputs, base: _Base) -> None:
+    """Raises:
+    DataRefused: there is nothing to learn from, or nothing to judge by.
+    """
+    from bertray.training.masking import Vocabulary, held_out_places
+
+    if not len(examples.train) or not len(examples.validation):
+        raise DataRefused(
+            f"input: {inputs.num_rows} rows, of which {len(examples.train)} texts to learn from and "
+            f"{len(examples.validation)} held out; both need one at least, and equal texts stay together.",
+            "Give reviews with more different texts, or another held_out_fraction.",
+        )
+    vocabulary = Vocabulary.of(base.folder)
+    for what, members in (("to learn from", examples.train), ("held out", examples.validation)):
+        known, _ = held_out_places(examples.shards.sequences(members[:1000]), vocabulary, most=2, seed=0)
+        if len(known) < 2:
+            raise DataRefused(
+                f"input: of the texts {what} the tokenizer knows {len(known)} tokens; two are needed.",
+                "Give a model of their language, or more text.",
+            )
+
+
+# --- what comes of it ------------------------------------------------------------------------------------------------
+
+
+def _write_model(config: PretrainConfig, base: _Base, outcome: Outcome, run_key: str, store: Store) -> list[str]:
+    """The best epoch as a model of `transformers`; returns names of the weights that the base did not have."""
+    import torch
+    from transformers import AutoModelForMaskedLM, AutoTokenizer
+
+    checkpoint = checkpoints.load_best(store, outcome.best_step, run_key)
+    with quiet_transformers():
+        model, loading = AutoModelForMaskedLM.from_pretrained(
+            base.folder,
+            dtype=torch.float32,  # as it was learned, whatever the base holds
+            use_safetensors=True,
+            output_loading_info=True,
+            local_files_only=True,
+            ignore_mismatched_sizes=True,
+        )
+    checkpoints.load_model_tensors(model, checkpoint.model)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        model.save_pretrained(folder)
+        _keep_pooler(base.folder, folder, model.base_model_prefix)
+        AutoTokenizer.from_pretrained(base.folder).save_pretrained(folder)
+        (folder / "README.md").write_text(_card(config, outcome), encoding="utf-8")
+        put_folder(store, folder, "model")
+    return [] if config.from_scratch else sorted(map(str, loading["missing_keys"]))
+
+
+def _keep_pooler(base: Path, target: Path, prefix: str) -> None:
+    """A masked language model has no pooler; that of the base stays, for who trains a classifier on the encoder."""
+    from safetensors.torch import load_file, save_file
+
+    pooler = {
+        f"{prefix}.pooler.{name.partition('pooler.')[2]}": tensor
+        for file in sorted(base.glob("*.safetensors"))
+        for name, tensor in load_file(file).items()
+        if "pooler." in name
+    }
+    if pooler and (target / "model.safetensors").is_file():
+        weights = load_file(target / "model.safetensors") | pooler
+        save_file(weights, target / "model.safetensors", metadata={"format": "pt"})
+
+
+def _card(config: PretrainConfig, outcome: Outcome) -> str:
+    start = "A new encoder" if config.from_scratch else f"`{config.model}`"
+    return f"""---
+library_name: transformers
+pipeline_tag: fill-mask
+tags: [bertray]
+---
+# Encoder
+
+{start}, pretrained on reviews by masked language modelling with bertray {bertray.__version__}: best after step
+{outcome.best_step} of {outcome.num_steps}; seed {config.seed}. How well it fills gaps: `report.html` beside it.
+
+`bertray train model=<this folder>` makes a classifier of it.
+"""
+
+
+def _report(
+    config: PretrainConfig, examples: Examples, outcome: Outcome, new_weights: list[str], seconds: float
+) -> PretrainingReport:
+    evals = [row for row in outcome.history if row["kind"] == "eval"]
+    notes = []
+    if new_weights:
+        notes.append(
+            "The base model came without the head that guesses tokens, so the figure before is that of an untrained "
+            f"head on a trained encoder ({len(new_weights)} new weights)."
+        )
+    if outcome.resumed_from is not None:
+        notes.append(f"The run was interrupted and resumed at step {outcome.resumed_from}.")
+    lens_N = examples.shards.lens_N
+    return PretrainingReport(
+        title=f"Pretraining {Path(config.output).name}",
+        before=evals[0],
+        after=next(row for row in evals if row["step"] == outcome.best_step),
+        history=outcome.history,
+        num_held_out=len(outcome.held_out_VK),
+        notes=notes,
+        facts={
+            "base model": "new" if config.from_scratch else config.model,
+            "texts to learn from": f"{len(examples.train):,}",
+            "texts held out": f"{len(examples.validation):,}",
+            "tokens an epoch": f"{int(lens_N[examples.train].sum()):,}",
+            "reviews longer than max_length": f"{(examples.shards.n_tokens_N > config.max_length).mean():.1%}",
+            "steps": f"{outcome.num_steps:,}, best after {outcome.best_step:,}",
+            "training time": duration(outcome.seconds),
+            "time from start to report": duration(seconds),
+            "bertray": bertray.__version__,
+        },
+        config=to_yaml(config),
+    )
+
+
+def _metrics(report: PretrainingReport) -> dict[str, Any]:
+    return {"schema_version": SCHEMA_VERSION, "held_out_tokens": report.num_held_out, **report.figures}

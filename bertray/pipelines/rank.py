@@ -1,0 +1,81 @@
+"""What runs on a worker of Ray Train; imports little, since the workers' processes and their controller's import it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import uuid
+from dataclasses import dataclass
+from typing import Any
+
+from bertray.errors import BertrayError
+from bertray.loading import without_collection
+from bertray.model.bundle import resolve_model
+from bertray.model.tokenization import ReviewTokenizer
+from bertray.pipelines.examples import TokenizedData
+from bertray.storage.store import open_store
+from bertray.training.loop import LoopSettings, Outcome, run_loop
+
+PROGRESS = "control/progress.json"
+
+
+@dataclass(frozen=True)
+class TrainJob:
+    """What each Ray Train worker is given; it computes everything else by arithmetic."""
+
+    data: TokenizedData
+    model: str
+    loop: LoopSettings
+
+
+def train_worker(settings: dict[str, Any]) -> Outcome | BertrayError:
+    """Body of one Ray Train worker."""
+    import ray.train
+    import ray.train.torch
+
+    return train_rank(settings["job"], ray.train.get_context().get_world_rank(), str(ray.train.torch.get_device()))
+
+
+def train_rank(job: TrainJob, rank: int, device: str) -> Outcome | BertrayError:
+    """The share of one worker. A refusal that would only repeat comes back as a value, not as a failure."""
+    store = open_store(job.data.output)
+    start = uuid.uuid4().hex
+    messages: list[str] = []
+    logging.getLogger("bertray").setLevel(logging.INFO)
+    logging.getLogger("bertray").addHandler(_Collector(messages))
+    folder = resolve_model(job.model)
+    examples = job.data.examples()
+
+    def on_progress(state: dict[str, Any]) -> None:
+        store.put(PROGRESS, json.dumps({**state, "start": start, "messages": messages}).encode())
+
+    try:
+        with without_collection():
+            import transformers.modeling_utils  # noqa: F401 - four seconds, most of what comes before the first step
+        outcome = run_loop(
+            examples,
+            folder,
+            ReviewTokenizer(folder, 16).pad_id,
+            job.loop,
+            store,
+            device=device,
+            on_progress=on_progress if rank == 0 else None,
+        )
+    except BertrayError as error:
+        return error
+    if rank == 0:
+        with contextlib.suppress(BertrayError):  # the run is whole; only its last message is at stake
+            on_progress({"step": outcome.num_steps, "total_steps": outcome.num_steps, "done": True})
+    return outcome
+
+
+class _Collector(logging.Handler):
+    """Keeps a worker's messages, so that the driver shows them once."""
+
+    def __init__(self, messages: list[str]) -> None:
+        super().__init__(logging.INFO)
+        self._messages = messages
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._messages.append(record.getMessage())

@@ -1,0 +1,138 @@
+"""Ray Train: the training loop on its workers, and what the command that waits for them shows."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import signal
+import threading
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import pyarrow as pa
+
+from bertray.console import Ticker
+from bertray.errors import BertrayError, InfrastructureError
+from bertray.pipelines.cluster import Resources, import_all
+from bertray.pipelines.rank import PROGRESS, TrainJob, train_worker
+from bertray.storage.store import LocalStore, Store
+from bertray.training.loop import Examples, Outcome
+
+log = logging.getLogger(__name__)
+
+IMPORTS_AFTER_TRAINING = (  # for the bundle, the baselines and the charts
+    "transformers.modeling_utils",
+    "sklearn.linear_model",
+    "sklearn.feature_extraction.text",
+    "matplotlib.figure",
+)
+
+
+def run_workers(job: TrainJob, examples: Examples, store: Store, resources: Resources) -> Outcome:
+    """Run the loop on the workers of Ray Train; returns what the first of them returned.
+
+    Raises:
+        BertrayError: what a worker refused.
+    """
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+
+    log.info(
+        "training on %d examples, validating on %d, %d worker%s",
+        len(examples.train),
+        len(examples.validation),
+        resources.num_workers,
+        "" if resources.num_workers == 1 else "s",
+    )
+    per_worker = {"CPU": resources.cpus_per_worker} | ({"GPU": 1.0} if resources.gpus_per_worker else {})
+    # Ray Train keeps its own bookkeeping under a fresh name; bertray's checkpoints are what a run resumes from.
+    trainer = TorchTrainer(
+        train_worker,
+        train_loop_config={"job": job},
+        scaling_config=ScalingConfig(
+            num_workers=resources.num_workers, use_gpu=bool(resources.gpus_per_worker), resources_per_worker=per_worker
+        ),
+        run_config=RunConfig(
+            name=f"{job.loop.run_key}-{uuid.uuid4().hex[:8]}",
+            storage_path=store.uri("control/ray_train"),
+            failure_config=FailureConfig(max_failures=job.loop.training.max_failures),
+        ),
+    )
+    with _imported_meanwhile():
+        returned: Outcome | BertrayError = _followed(trainer.fit, store).return_value
+    if isinstance(returned, BertrayError):
+        raise returned
+    return returned
+
+
+def history_table(history: Sequence[Mapping[str, Any]], numbers: Sequence[str]) -> pa.Table:
+    """`history.parquet`: one row a log point, `kind` step or eval; then `step`, `epoch` and these numbers."""
+    types = {"kind": pa.string(), "step": pa.int64()}
+    names = ("kind", "step", "epoch", *numbers)
+    return pa.table(
+        {name: pa.array([row.get(name) for row in history], types.get(name, pa.float64())) for name in names}
+    )
+
+
+@contextlib.contextmanager
+def _imported_meanwhile() -> Iterator[None]:
+    """This process imports what it needs after training while it has nothing to do: the workers' processes start."""
+    importing = threading.Thread(target=import_all, args=(IMPORTS_AFTER_TRAINING,), name="imports", daemon=True)
+    importing.start()
+    try:
+        yield
+    finally:
+        importing.join()  # a thread that still imports may crash a process that leaves
+
+
+def _followed(fit: Callable[[], Any], store: Store) -> Any:
+    """Run Ray Train and follow `control/progress.json`: a bar on a terminal, log lines elsewhere.
+
+    Ray Train has this thread, since Ray must not be shut down while another one waits for an answer of it. It answers
+    Ctrl-C with `sys.exit(0)`, which becomes the interruption that it is.
+    """
+    store.delete(PROGRESS)
+    interval_s = 0.5 if isinstance(store, LocalStore) else 5.0
+    ended = threading.Event()
+    on_sigint = signal.getsignal(signal.SIGINT)
+    with Ticker("training", 1.0, "steps") as ticker:
+        shown: dict[str, int] = {}
+
+        def follow() -> None:
+            while not ended.wait(interval_s):
+                _show_progress(store, ticker, shown)
+
+        follower = threading.Thread(target=follow, name="progress", daemon=True)
+        follower.start()
+        try:
+            return fit()
+        except SystemExit:
+            raise KeyboardInterrupt from None
+        finally:
+            ended.set()
+            follower.join()
+            _show_progress(store, ticker, shown)
+            if threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGINT, on_sigint)
+
+
+def _show_progress(store: Store, ticker: Ticker, shown: dict[str, int]) -> None:
+    """Show where training stands; `shown` counts the messages of each start of the worker that have been shown."""
+    try:
+        state = json.loads(store.get(PROGRESS))
+    except (FileNotFoundError, InfrastructureError):
+        return
+    if shown and state["start"] not in shown:
+        log.warning("the training worker was lost; another one goes on from the last checkpoint")
+    for message in state["messages"][shown.get(state["start"], 0) :]:
+        log.info("%s", message)
+    shown[state["start"]] = len(state["messages"])
+    if "loss" in state:
+        ticker.total = state["total_steps"]
+        ticker.update(
+            state["step"],
+            f"epoch {state['epoch']:.2f}, loss {state['loss']:.4f}, lr {state['learning_rate']:.1e}, "
+            f"{state['tokens_per_s']:,.0f} tokens/s",
+        )

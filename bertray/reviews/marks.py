@@ -1,0 +1,36 @@
+"""What does not belong into a review as it is stored, but often stands in it: counted before cleaning takes it away."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from bertray.reviews.clean import ENTITY_PATTERN, TAG_PATTERN
+
+# Each stands in a bit of `marks_of`, in this order. RE2 syntax.
+MARKS = {
+    "control_characters": r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]",
+    "replacement_character": "\ufffd",
+    "html_tags": f"(?i){TAG_PATTERN}",
+    "html_entities": ENTITY_PATTERN,
+    "links": r"(?i)\bhttps?\b|\bwww\.|\bhref\b",
+    "e_mail_addresses": r"[A-Za-z0-9._%+-]+@[A-Za-z0-9-]+\.[A-Za-z]",
+    "line_breaks": "[\r\n]",
+}
+
+
+def marks_of(texts: pa.Array) -> np.ndarray:
+    """Which of MARKS stand in each text.
+
+    Args:
+        texts: string [N] as stored, before cleaning.
+
+    Returns:
+        uint16 [N]; bit k is the k-th of MARKS. A null has none.
+    """
+    found_N = np.zeros(len(texts), np.uint16)
+    for bit, pattern in enumerate(MARKS.values()):
+        has_N = pc.fill_null(pc.match_substring_regex(texts, pattern), False).to_numpy(zero_copy_only=False)
+        found_N |= has_N.astype(np.uint16) << np.uint16(bit)
+    return found_N

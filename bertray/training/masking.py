@@ -1,0 +1,128 @@
+"""Which tokens a masked language model has to guess: a function of the tokens, the seed, the epoch and the example.
+
+Shape letters: T tokens of a text, M masked ones, W words of the vocabulary, V tokens held out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from bertray.errors import ConfigError
+
+MASKED_SHARE, RANDOM_SHARE = 0.8, 0.1  # of what is to be guessed; the rest is left as it is
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """What masking has to know of the tokens."""
+
+    mask_id: int
+    special_W: np.ndarray  # bool: never masked and never put in place of another
+    continues_W: np.ndarray  # bool: goes on with the word of the token before
+
+    @classmethod
+    def of(cls, folder: Path) -> Vocabulary:
+        """That of a tokenizer.
+
+        Raises:
+            ConfigError: it has no token to mask with.
+        """
+        from transformers import AutoTokenizer
+
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        if tokenizer.mask_token_id is None:
+            raise ConfigError(
+                f"model: the tokenizer of {folder} has no mask token.", "Give a model that was made by masking."
+            )
+        words = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
+        special_W = np.zeros(len(words), bool)
+        special_W[[number for number in tokenizer.all_special_ids if number < len(words)]] = True
+        backend = getattr(tokenizer, "backend_tokenizer", None)
+        if backend is not None and type(backend.model).__name__ == "WordPiece":
+            continues = [word.startswith("##") for word in words]
+        else:  # the others mark where a word begins, if they mark it at all
+            begins = [word.startswith(("▁", "Ġ", " ")) for word in words]
+            continues = [any(begins) and not begin for begin in begins]
+        return cls(tokenizer.mask_token_id, special_W, np.array(continues) & ~special_W)
+
+
+@dataclass(frozen=True)
+class Masked:
+    """A text with gaps."""
+
+    ids_T: np.ndarray  # int64; with what stands in place of what is to be guessed
+    places_M: np.ndarray  # ascending
+    targets_M: np.ndarray  # int64; what stood there
+
+
+class Masker:
+    """Makes gaps, other ones in every epoch.
+
+    Args:
+        ratio: share of the ordinary tokens of a text that is to be guessed; one at least.
+        whole_words: all pieces of a word or none; pieces where every word is longer than what is to be guessed.
+
+    Source: Devlin et al. 2019, "BERT" (section 3.1: 80 % masked, 10 % another token, 10 % as they are); Liu et al.
+    2019, "RoBERTa" (section 4.1: drawn anew each time); whole words as in the README of google-research/bert.
+    """
+
+    def __init__(self, vocabulary: Vocabulary, *, ratio: float, whole_words: bool, seed: int) -> None:
+        self._vocabulary, self._ratio, self._whole_words, self._seed = vocabulary, ratio, whole_words, seed
+        self._ordinary = np.flatnonzero(~vocabulary.special_W)
+
+    def mask(self, ids_T: np.ndarray, *, epoch: int, example: int) -> Masked:
+        """Gaps in one text; one without ordinary tokens has none."""
+        random = np.random.default_rng([self._seed, epoch, example])
+        ids_T = ids_T.astype(np.int64)
+        candidates = np.flatnonzero(~self._vocabulary.special_W[ids_T])
+        if not len(candidates):
+            return Masked(ids_T, candidates, ids_T[candidates])
+        wanted = max(1, round(self._ratio * len(candidates)))
+        places_M = candidates[self._chosen(ids_T[candidates], wanted, random)]
+        targets_M = ids_T[places_M]
+        fate_M = random.random(len(places_M))
+        others_M = random.choice(self._ordinary, len(places_M))
+        ids_T[places_M] = np.where(
+            fate_M < MASKED_SHARE,
+            self._vocabulary.mask_id,
+            np.where(fate_M < MASKED_SHARE + RANDOM_SHARE, others_M, targets_M),
+        )
+        return Masked(ids_T, places_M, targets_M)
+
+    def _chosen(self, ids: np.ndarray, wanted: int, random: np.random.Generator) -> np.ndarray:
+        """Which of some ordinary tokens, ascending."""
+        if not self._whole_words:
+            return np.sort(random.permutation(len(ids))[:wanted])
+        begins = ~self._vocabulary.continues_W[ids]
+        begins[0] = True
+        words = np.cumsum(begins) - 1
+        sizes = np.bincount(words)
+        chosen, left = [], wanted
+        for word in random.permutation(len(sizes)):
+            if sizes[word] <= left:  # one that is longer would hide more than was asked for, in the end the whole text
+                chosen.append(word)
+                left -= sizes[word]
+            if not left:
+                break
+        places = np.flatnonzero(np.isin(words, chosen))
+        return places if len(places) else np.sort(random.permutation(len(ids))[:wanted])
+
+
+def held_out_places(
+    texts: Iterable[np.ndarray], vocabulary: Vocabulary, *, most: int, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Ordinary tokens to be guessed one at a time, drawn from all of some texts with equal chances.
+
+    Returns:
+        The number of the text and the place in it of each, int64 [V], V at most `most`, ascending.
+    """
+    candidates = [np.flatnonzero(~vocabulary.special_W[ids_T]) for ids_T in texts]
+    counts = np.array([len(places) for places in candidates])
+    chosen = np.sort(np.random.default_rng(seed).permutation(int(counts.sum()))[:most])
+    texts_V = np.searchsorted(np.cumsum(counts), chosen, side="right")
+    places = np.concatenate(candidates) if candidates else np.empty(0, np.int64)
+    return texts_V, places[chosen]

@@ -1,0 +1,420 @@
+"""What is learned: a model, the loss of its examples, and the figures by which an epoch is judged.
+
+The loop knows steps, ranks and checkpoints; an objective knows what is computed of some examples. All of it is a
+function of the examples, the seed, the epoch and the weights, so that any number of ranks computes the same.
+
+Shape letters: B examples of a pass, C classes, V what is held out, K numbers kept of each, L padded length,
+D hidden, M masked tokens, W words of the vocabulary.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from bertray.config import Optimization, Pretraining, Training
+from bertray.model.bundle import quiet_transformers
+from bertray.training.masking import Masked, Masker, Vocabulary, held_out_places
+from bertray.training.order import balanced_weights, cheapest_passes, within_budget
+from bertray.training.token_shards import padded
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
+    from bertray.training.loop import Examples, LoopSettings
+    from bertray.training.packed import PackedModel
+
+log = logging.getLogger(__name__)
+
+# What a forward and backward pass costs besides its tokens, in tokens: mostly gradients that are added to those there.
+TOKENS_PER_PASS = {"cpu": 96, "cuda": 4096}
+
+
+class Objective(ABC):
+    """A model and what it is to learn.
+
+    Args:
+        examples: what there is to learn from.
+        folder: of the model, as `from_pretrained` loads it.
+        pad_id: token that fills a padded batch; what it stands for never counts.
+        settings: of the run.
+        device: as torch names it.
+        says: whether this process tells the user, as one of all ranks does.
+    """
+
+    judged_untrained = False
+    """Whether the figures before the first step are worth their time."""
+    width: int
+    """K."""
+    held_out_lens_V: np.ndarray
+    """Tokens of each of what is held out."""
+
+    def __init__(
+        self, examples: Examples, folder: Path, pad_id: int, settings: LoopSettings, device: str, *, says: bool = True
+    ) -> None:
+        import torch
+
+        self.examples, self.folder, self.pad_id = examples, folder, pad_id
+        self.settings, self.device = settings, device
+        self.bf16 = _use_bf16(settings.training.precision, device)
+        torch.manual_seed(settings.seed)  # what is new starts the same on every rank
+        self.model: PreTrainedModel = self._load(folder)
+        # The signature, not the code object: transformers wraps `forward` in decorators. As the engine does it.
+        self._takes_types = (
+            "token_type_ids" in inspect.signature(self.model.forward).parameters
+            and getattr(self.model.config, "type_vocab_size", 0) > 1
+        )
+        if device == "cpu":
+            from bertray.training.dropout import use_fast_dropout
+
+            use_fast_dropout(self.model)
+        self.model.to(device)
+        self.packed: PackedModel | None = None
+        if device == "cpu":
+            from bertray.training.packed import PackedModel
+
+            self.packed, why_not = PackedModel.of(self.model)
+            if self.packed is None and says:
+                log.info("trains on padded batches, more slowly: %s", why_not)
+        self.net: torch.nn.Module = self.packed or self._padded_net()
+        """Gives what the loss is made of; DDP wraps it."""
+        self._prepare()
+
+    # --- what each has of its own -------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def _load(self, folder: Path) -> PreTrainedModel:
+        """The model in fp32."""
+
+    def _padded_net(self) -> torch.nn.Module:
+        net: torch.nn.Module = self.model
+        return net
+
+    @abstractmethod
+    def _prepare(self) -> None:
+        """What is made once of the examples and the model; sets `width` and `held_out_lens_V`."""
+
+    @abstractmethod
+    def begin_step(self, members: np.ndarray, epoch: int) -> float:
+        """Called on every rank with all examples of a step; returns by what the sum of their losses is divided."""
+
+    @abstractmethod
+    def loss(self, net: torch.nn.Module, batch: np.ndarray) -> torch.Tensor:
+        """Weighted losses of the examples of a pass, summed."""
+
+    @abstractmethod
+    def held_out(self, numbers: np.ndarray) -> np.ndarray:
+        """[B, K] of some of what is held out, by `net`; float64."""
+
+    @abstractmethod
+    def figures(self, rows_VK: np.ndarray) -> dict[str, float]:
+        """`loss` and whatever else `best_metric` may name, of all that is held out."""
+
+    # --- what they share ----------------------------------------------------------------------------------------------
+
+    @property
+    def best_metric(self) -> str:
+        """The figure that chooses the best epoch; all but `loss` are better when larger."""
+        return "loss"
+
+    def passes(self, lens_B: np.ndarray) -> list[np.ndarray]:
+        """The share of a step in forward and backward passes."""
+        most = self.settings.training.max_tokens_per_microbatch
+        if self.packed is not None:
+            return within_budget(lens_B, max_tokens=most, padded=False)
+        per_pass = TOKENS_PER_PASS[self.device.partition(":")[0]]
+        return cheapest_passes(lens_B, max_tokens=most, tokens_per_pass=per_pass)
+
+    def held_out_passes(self, numbers: np.ndarray) -> Iterator[np.ndarray]:
+        """Some of what is held out, a forward pass after the other."""
+        most = self.settings.training.max_tokens_per_microbatch
+        lens = self.held_out_lens_V[numbers]
+        for positions in within_budget(lens, max_tokens=most, padded=self.packed is None):
+            yield numbers[positions]
+
+    def _padded(self, ids: Sequence[np.ndarray], second_lens_B: np.ndarray) -> dict[str, torch.Tensor]:
+        import torch
+
+        inputs = padded(ids, second_lens_B, self.pad_id)
+        if not self._takes_types:
+            del inputs["token_type_ids"]
+        return {name: torch.from_numpy(array).to(self.device) for name, array in inputs.items()}
+
+    @contextlib.contextmanager
+    def _precision(self) -> Iterator[None]:
+        import torch
+
+        with torch.autocast(self.device.partition(":")[0], dtype=torch.bfloat16, enabled=self.bf16):
+            yield
+
+
+# --- classes ---------------------------------------------------------------------------------------------------------
+
+
+class Classification(Objective):
+    """Weighted cross-entropy of the given labels; judged by the logits of the validation split."""
+
+    def _prepare(self) -> None:
+        training, examples, settings = self._training, self.examples, self.settings
+        weights = (
+            balanced_weights(examples.label_ids_N[examples.train], len(settings.labels))
+            if training.class_weights == "balanced"
+            else [1.0] * len(settings.labels)
+        )
+        self.class_weights_C = np.asarray(weights, np.float64)
+        self.width = len(settings.labels)
+        self.held_out_lens_V = examples.shards.lens_N[examples.validation]
+
+    @property
+    def _training(self) -> Training:
+        training = self.settings.training
+        assert isinstance(training, Training)
+        return training
+
+    @property
+    def best_metric(self) -> str:
+        return self._training.best_metric
+
+    def _load(self, folder: Path) -> PreTrainedModel:
+        return load_classifier(folder, self.settings.labels, self.settings.training, bf16=self.bf16, device=self.device)
+
+    def begin_step(self, members: np.ndarray, epoch: int) -> float:
+        return float(self.class_weights_C[self.examples.label_ids_N[members]].sum())
+
+    def loss(self, net: torch.nn.Module, batch: np.ndarray) -> torch.Tensor:
+        import torch
+
+        labels_B = torch.from_numpy(self.examples.label_ids_N[batch].astype(np.int64)).to(self.device)
+        weights_C = torch.from_numpy(self.class_weights_C).float().to(self.device)
+        losses_B = torch.nn.functional.cross_entropy(self.logits(net, batch), labels_B, reduction="none")
+        return (losses_B * weights_C[labels_B]).sum()
+
+    def logits(self, net: torch.nn.Module, batch: np.ndarray) -> torch.Tensor:
+        """Logits of some examples, fp32 [B, C]."""
+        shards = self.examples.shards
+        ids, second_lens_B = shards.sequences(batch), shards.second_lens_N[batch]
+        if self.packed is not None:
+            from bertray.training.packed import pack
+
+            with self._precision():
+                logits_BC: torch.Tensor = net(pack(ids, second_lens_B, self.model.config))
+            return logits_BC.float()
+        with self._precision():
+            padded_BC: torch.Tensor = net(**self._padded(ids, second_lens_B)).logits
+        return padded_BC.float()
+
+    def held_out(self, numbers: np.ndarray) -> np.ndarray:
+        logits_BC: np.ndarray = self.logits(self.net, self.examples.validation[numbers]).double().cpu().numpy()
+        return logits_BC
+
+    def figures(self, rows_VK: np.ndarray) -> dict[str, float]:
+        """Over the whole split, never averaged over batches."""
+        from scipy.special import log_softmax
+        from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
+
+        label_ids_V = self.examples.label_ids_N[self.examples.validation]
+        predicted_V = rows_VK.argmax(axis=1)
+        log_probs_VC = log_softmax(rows_VK.astype(np.float64), axis=1)
+        return {
+            "loss": float(-log_probs_VC[np.arange(len(label_ids_V)), label_ids_V].mean()),
+            "accuracy": float(accuracy_score(label_ids_V, predicted_V)),
+            "macro_f1": float(f1_score(label_ids_V, predicted_V, average="macro", zero_division=0)),
+            "mcc": float(matthews_corrcoef(label_ids_V, predicted_V)),
+        }
+
+
+class Distillation(Classification):
+    """The distance to a teacher's probabilities, both softened; judged by how near the student comes to the teacher.
+
+    What `figures` calls accuracy is the share of rows with the teacher's label.
+
+    Source: Hinton, Vinyals and Dean 2015, "Distilling the Knowledge in a Neural Network" (section 2): softened by a
+    temperature, and times its square, so that gradients keep their size.
+    """
+
+    def _prepare(self) -> None:
+        super()._prepare()
+        assert self.examples.soft_NC is not None
+        self._soft_NC = self.examples.soft_NC
+
+    def begin_step(self, members: np.ndarray, epoch: int) -> float:
+        return float(len(members))
+
+    def loss(self, net: torch.nn.Module, batch: np.ndarray) -> torch.Tensor:
+        import torch
+        from torch.nn.functional import kl_div, log_softmax
+
+        softness = self._training.softness
+        wanted_BC = log_softmax(torch.from_numpy(self._soft_NC[batch]).to(self.device) / softness, dim=1)
+        found_BC = log_softmax(self.logits(net, batch) / softness, dim=1)
+        return kl_div(found_BC, wanted_BC, reduction="sum", log_target=True) * softness**2
+
+    def figures(self, rows_VK: np.ndarray) -> dict[str, float]:
+        from scipy.special import log_softmax, softmax
+
+        wanted_VC = softmax(self._soft_NC[self.examples.validation].astype(np.float64), axis=1)
+        loss = float(-(wanted_VC * log_softmax(rows_VK, axis=1)).sum(axis=1).mean())
+        return super().figures(rows_VK) | {"loss": loss}
+
+
+# --- words -----------------------------------------------------------------------------------------------------------
+
+
+class MaskedLanguage(Objective):
+    """Cross-entropy of masked tokens; judged by tokens of the validation split, each guessed with all others in sight.
+
+    The mean of those losses is the logarithm of the pseudo-perplexity: Salazar et al. 2020, "Masked Language Model
+    Scoring" (section 2), here of a random sample of the tokens.
+    """
+
+    judged_untrained = True
+    width = 2
+
+    def _prepare(self) -> None:
+        settings, examples, training = self.settings, self.examples, self.settings.training
+        assert isinstance(training, Pretraining)
+        self.vocabulary = Vocabulary.of(self.folder)
+        self._masker = Masker(
+            self.vocabulary, ratio=training.mask_ratio, whole_words=training.whole_words, seed=settings.seed
+        )
+        self._step: dict[int, Masked] = {}
+        shards, validation = examples.shards, examples.validation
+        texts_V, self._places_V = held_out_places(
+            shards.sequences(validation), self.vocabulary, most=training.held_out_tokens, seed=settings.seed
+        )
+        self._held_out_V = validation[texts_V]
+        self.held_out_lens_V = shards.lens_N[self._held_out_V]
+
+    def _load(self, folder: Path) -> PreTrainedModel:
+        from transformers import AutoModelForMaskedLM
+
+        training = self.settings.training
+        return _loaded(AutoModelForMaskedLM, folder, training, {}, bf16=self.bf16, device=self.device)
+
+    def _padded_net(self) -> torch.nn.Module:
+        from bertray.training.packed import PaddedLanguageModel
+
+        return PaddedLanguageModel(self.model)
+
+    def begin_step(self, members: np.ndarray, epoch: int) -> float:
+        texts = zip(members.tolist(), self.examples.shards.sequences(members), strict=True)
+        self._step = {example: self._masker.mask(ids, epoch=epoch, example=example) for example, ids in texts}
+        return float(max(1, sum(len(text.places_M) for text in self._step.values())))
+
+    def loss(self, net: torch.nn.Module, batch: np.ndarray) -> torch.Tensor:
+        import torch
+
+        masked = [self._step[int(example)] for example in batch]
+        logits_MW = self._logits(net, [text.ids_T for text in masked], [text.places_M for text in masked])
+        targets_M = torch.from_numpy(np.concatenate([text.targets_M for text in masked])).to(self.device)
+        return torch.nn.functional.cross_entropy(logits_MW, targets_M, reduction="sum")
+
+    def held_out(self, numbers: np.ndarray) -> np.ndarray:
+        """Loss of each token, and whether it is guessed right."""
+        import torch
+
+        texts = [ids.astype(np.int64) for ids in self.examples.shards.sequences(self._held_out_V[numbers])]
+        places = self._places_V[numbers]
+        targets_B = torch.from_numpy(np.array([ids[place] for ids, place in zip(texts, places, strict=True)]))
+        for ids, place in zip(texts, places, strict=True):
+            ids[place] = self.vocabulary.mask_id
+        logits_BW = self._logits(self.net, texts, [places[row : row + 1] for row in range(len(texts))]).cpu()
+        losses_B = torch.nn.functional.cross_entropy(logits_BW, targets_B, reduction="none")
+        right_B = logits_BW.argmax(dim=1) == targets_B
+        return np.stack([losses_B.double().numpy(), right_B.double().numpy()], axis=1)
+
+    def figures(self, rows_VK: np.ndarray) -> dict[str, float]:
+        losses_V, right_V = rows_VK.T
+        loss = float(losses_V.mean())
+        half = 1.96 * float(losses_V.std(ddof=1)) / len(losses_V) ** 0.5 if len(losses_V) > 1 else float("inf")
+        return {
+            "loss": loss,
+            "accuracy": float(right_V.mean()),
+            "perplexity": float(np.exp(loss)),
+            "perplexity_low": float(np.exp(loss - half)),
+            "perplexity_high": float(np.exp(loss + half)),
+        }
+
+    def _logits(self, net: torch.nn.Module, texts: list[np.ndarray], places: list[np.ndarray]) -> torch.Tensor:
+        """Logits over the vocabulary at some places of each text, text after text: fp32 [M, W]."""
+        import torch
+
+        second_lens_B = np.zeros(len(texts), np.int64)
+        num_places = np.array([len(of_one) for of_one in places])
+        if self.packed is not None:
+            from bertray.training.packed import pack
+
+            packed = pack(texts, second_lens_B, self.model.config)
+            starts_B = packed.first_tokens_B[packed.places_B].numpy()
+            read_M = torch.from_numpy(np.repeat(starts_B, num_places) + np.concatenate(places))
+            with self._precision():
+                logits_MW: torch.Tensor = net(packed, read_M)
+            return logits_MW.float()
+        inputs = self._padded(texts, second_lens_B)
+        starts_B = np.arange(len(texts)) * inputs["input_ids"].shape[1]
+        read_M = torch.from_numpy(np.repeat(starts_B, num_places) + np.concatenate(places)).to(self.device)
+        with self._precision():
+            padded_MW: torch.Tensor = net(inputs, read_M)
+        return padded_MW.float()
+
+
+# --- loading ---------------------------------------------------------------------------------------------------------
+
+
+def load_classifier(
+    folder: Path, labels: tuple[str, ...], training: Optimization, *, bf16: bool, device: str
+) -> PreTrainedModel:
+    """Model with a classification head for `labels`; dropout on attention weights only when asked for."""
+    from transformers import AutoModelForSequenceClassification
+
+    classes = {
+        "num_labels": len(labels),
+        "id2label": dict(enumerate(labels)),
+        "label2id": {label: i for i, label in enumerate(labels)},
+    }
+    return _loaded(AutoModelForSequenceClassification, folder, training, classes, bf16=bf16, device=device)
+
+
+def _loaded(
+    auto_class: Any, folder: Path, training: Optimization, changes: dict[str, Any], *, bf16: bool, device: str
+) -> PreTrainedModel:
+    """Attention is torch's fused one where the architecture has it and it is fast, else plain matrix products."""
+    import torch
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(folder)
+    for name, value in changes.items():
+        setattr(config, name, value)
+    if not training.attention_dropout:
+        for name in ("attention_probs_dropout_prob", "attention_dropout"):
+            if hasattr(config, name):
+                setattr(config, name, 0.0)
+    model_class = auto_class._model_mapping.get(type(config), None)
+    has_fused = getattr(model_class, "_supports_sdpa", True)  # DeBERTa-v2 has none, and refuses to load with it
+    # On CPU the bf16 kernel of fused attention has a backward several times slower than plain matrix products.
+    implementation = "eager" if not has_fused or (device == "cpu" and bf16) else "sdpa"
+    with quiet_transformers():
+        return auto_class.from_pretrained(
+            folder,
+            config=config,
+            dtype=torch.float32,
+            attn_implementation=implementation,
+            use_safetensors=True,
+            ignore_mismatched_sizes=True,
+        )
+
+
+def _use_bf16(precision: str, device: str) -> bool:
+    import torch
+
+    from bertray.model.engine import choose_dtype
+
+    return choose_dtype(precision, torch.device(device)) == torch.bfloat16

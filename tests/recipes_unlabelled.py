@@ -1,0 +1,204 @@
+"""Recipes that learn without labels, or about the data: domain adaptation, new encoders, distillation, topics."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from bertray.reports.pretraining import shown
+from tests.recipe import Recipe, Result, Rows, Run, config
+from tests.recipes_labelled import IMDB
+
+# --- domain adaptation -----------------------------------------------------------------------------------------------
+
+AMAZON = tuple(Rows(f"amazon_multidomain/{name}.parquet") for name in ("books", "dvd", "electronics"))
+BOOKS = {
+    "data.train": Rows("amazon_multidomain/books.parquet", 1000),
+    "data.test": Rows("amazon_multidomain/electronics.parquet", 1000),
+}
+
+
+def adapted() -> Run:
+    words = (*config("pretrain"), "training.epochs=1")
+    return Run("adapted", "pretrain", words, {"input": AMAZON}, "", "")
+
+
+def books(model: str, settings: str) -> Run:
+    words = (*config("imdb"), f"model={model}", "training.epochs=2", "training.learning_rate=1e-4")
+    return Run(f"books-{settings.split()[0]}", "train", words, BOOKS, "accuracy", settings)
+
+
+def perplexity_in_words(result: Result) -> str:
+    before, after = (result.metrics[name]["perplexity"] for name in ("before", "after"))
+    return (
+        f"{result.train_rows:,} texts in {result.minutes:.1f} minutes: pseudo-perplexity of held-out text "
+        f"{shown(before['value'])} before, {shown(after['value'])} after "
+        f"[{shown(after['low'])}, {shown(after['high'])}]; tokens guessed {result.metrics['before']['accuracy']:.1%} "
+        f"before, {result.metrics['after']['accuracy']:.1%} after."
+    )
+
+
+def adaptation_in_words(results: list[Result]) -> str:
+    with_it, without = (result.value("accuracy")["value"] for result in results[1:])
+    return (
+        f"{perplexity_in_words(results[0])} The base comes without the head that guesses tokens, so the figure before "
+        "says little. A classifier of books, tested on electronics, changed its accuracy by "
+        f"{100 * (with_it - without):+.1f} points by it."
+    )
+
+
+# --- a language without an encoder at hand ---------------------------------------------------------------------------
+
+
+def encoder(language: str, path: str, rows: int, size: int) -> Run:
+    words = (*config("scratch"), f"vocabulary.size={size}", "training.epochs=3")
+    return Run(f"{language}-encoder", "pretrain", words, {"input": Rows(path, rows)}, "", "")
+
+
+def fine_tuned(language: str, folder: str, rows: int) -> Run:
+    data = {"data.train": Rows(f"{folder}/train.parquet", rows), "data.test": Rows(f"{folder}/test.parquet", 5000)}
+    words = (*config(language), f"model={{{language}-encoder}}/model", "max_length=64", "training.learning_rate=3e-4")
+    settings = f"new encoder, fine-tuned on {rows:,}; TF-IDF is of characters"
+    return Run(f"{language}-fine-tuned", "train", words, data, "macro_f1", settings)
+
+
+def language_in_words(results: list[Result]) -> str:
+    majority = results[1].value("accuracy", "majority")["value"]
+    accuracy = results[1].value("accuracy")
+    tfidf = results[1].value("accuracy", "tfidf_logreg")["value"]
+    return (
+        f"{perplexity_in_words(results[0])} Accuracy {accuracy['value']:.3f} [{accuracy['low']:.3f}, "
+        f"{accuracy['high']:.3f}], the majority class {majority:.3f}, character TF-IDF {tfidf:.3f}."
+    )
+
+
+# --- distillation ----------------------------------------------------------------------------------------------------
+
+
+def student(layers: int) -> Run:
+    teacher = "{imdb-128-head}/model"
+    words = (*config("distill"), f"training.teacher={teacher}", f"model={teacher}", f"training.keep_layers={layers}")
+    data = {"data.train": Rows("imdb/train.parquet", 3000), "data.test": IMDB["data.test"]}
+    return Run(f"student-{layers}", "train", (*words, "training.epochs=2"), data, "accuracy", f"{layers} layers of 6")
+
+
+def students_in_words(results: list[Result]) -> str:
+    teacher = results[0].value("accuracy", "teacher")["value"]
+    told = []
+    for result in results:
+        of_student, of_teacher = (result.metrics[name]["rows_per_s"] for name in ("student", "teacher"))
+        told.append(f"{result.run.settings}: {of_student:,.0f} rows/s against {of_teacher:,.0f} of the teacher")
+    return f"The teacher, all six layers of `imdb-128-head`: accuracy {teacher:.3f}. {'; '.join(told)}."
+
+
+# --- topics ----------------------------------------------------------------------------------------------------------
+
+
+def topics(name: str, data: Rows | tuple[Rows, ...], *words: str) -> Run:
+    return Run(f"topics-{name}", "topics", (*config("topics"), *words), {"input": data}, "", name)
+
+
+def topics_in_words(results: list[Result]) -> str:
+    lines = []
+    for result in results:
+        report: dict[str, Any] = json.loads((result.output / "report.json").read_text(encoding="utf-8"))
+        lines.append(f"- {result.run.settings}, {result.minutes:.1f} minutes: {report['headline']}")
+        for comparison in report["comparisons"]:
+            found, tfidf = comparison["agreement"]["figures"], comparison["agreement"]["baseline"]
+            figures = ", ".join(
+                f"{figure.upper()} {found[figure]['value']:.3f} [{found[figure]['low']:.3f}, "
+                f"{found[figure]['high']:.3f}] against {tfidf[figure]['value']:.3f} of TF-IDF + k-means"
+                for figure in ("nmi", "ari")
+            )
+            lines.append(f"  - with `{comparison['column']}`, {comparison['rows']} rows: {figures}")
+    return "\n".join(lines)
+
+
+# --- audits ----------------------------------------------------------------------------------------------------------
+
+
+def audit(name: str, **splits: str) -> Run:
+    """Labels are judged on a sample, as TF-IDF of all would take most of the time."""
+    data = {f"data.{split}": Rows(f"{name}/{file}.parquet") for split, file in splits.items()}
+    return Run(f"audit-{name}", "audit", (*config("audit"), "label_errors.max_rows=10000"), data, "", name)
+
+
+def audits_in_words(results: list[Result]) -> str:
+    """What stands in report.json, a line for each data set; nothing of it is looked up in data/README.md."""
+    lines = [
+        "| data | rows | texts repeated | near-duplicates | in two splits | contradicting labels | labels in doubt "
+        "| no text | control characters | HTML | minutes |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for result in results:
+        report: dict[str, Any] = json.loads((result.output / "report.json").read_text(encoding="utf-8"))
+        marks, splits = report["marks"], report["marks"].keys()
+
+        def total(key: str, name: str, report: dict[str, Any] = report) -> int:
+            return sum(of_split[name] for split, of_split in report[key].items() if split != "all")
+
+        broken = sum(sum(reasons.values()) for reasons in report["broken"].values())
+        cells = [
+            f"`{result.run.settings}`",
+            f"{report['rows_in']:,}",
+            f"{total('duplicates', 'rows') - total('duplicates', 'groups'):,}",
+            f"{total('near_duplicates', 'rows'):,}",
+            f"{sum(leak['exact_rows'] for leak in report['leakage']):,} and "
+            f"{sum(leak['near_rows'] for leak in report['leakage']):,} nearly",
+            f"{report['conflicts']['all']['groups']:,}",
+            f"{report['label_errors']['suspected']:,}" if not report["label_errors"]["skipped"] else "not judged",
+            f"{broken:,}",
+            f"{sum(marks[split]['control_characters'] for split in splits):,}",
+            f"{sum(marks[split]['html_tags'] for split in splits):,} tags, "
+            f"{sum(marks[split]['html_entities'] for split in splits):,} entities",
+            f"{result.minutes:.1f}",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+UNLABELLED = (
+    Recipe(
+        "Domain adaptation (Amazon reviews)",
+        (adapted(), books("{adapted}/model", "adapted encoder"), books("bundled", "bundled encoder")),
+        adaptation_in_words,
+    ),
+    Recipe(
+        "Korean film reviews without a Korean encoder",
+        (encoder("korean", "naver_movies/train.parquet", 40_000, 8000), fine_tuned("korean", "naver_movies", 12_000)),
+        language_in_words,
+        model="a new one of four layers, 256 numbers a token",
+    ),
+    Recipe(
+        "Chinese shop reviews without a Chinese encoder",
+        (
+            encoder("chinese", "online_shopping_10_cats/train.parquet", 25_000, 8000),
+            fine_tuned("chinese", "online_shopping_10_cats", 8000),
+        ),
+        language_in_words,
+        model="a new one of four layers, 256 numbers a token",
+    ),
+    Recipe("A student of the IMDB model", (student(3), student(1)), students_in_words),
+    Recipe(
+        "Topics",
+        (
+            topics("newsgroups", Rows("newsgroups20/train.parquet", 2000), "max_length=128"),
+            topics("amazon", AMAZON, "max_length=128", "topics.compare_with=category"),
+        ),
+        topics_in_words,
+    ),
+    Recipe(
+        "Audits",
+        (
+            audit("airline_tweets", train="all"),
+            audit("amazon_multidomain", train="electronics", test="dvd"),
+            audit("cola", train="train", validation="out_of_domain_dev", test="dev"),
+            audit("emotion", train="train", validation="validation", test="test"),
+            audit("imdb", train="train", test="test"),
+            audit("naver_movies", train="train", test="test"),
+            audit("newsgroups20", train="train", test="test"),
+            audit("online_shopping_10_cats", train="train", test="test"),
+        ),
+        audits_in_words,
+    ),
+)
