@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from bertray.cli import run
-from bertray.pipelines import topic_rows
+from bertray.pipelines import topic_rows, topics_found, topics_source
 from bertray.pipelines import topics as topics_of
 from bertray.pipelines.cluster import Resources
 from bertray.pipelines.runs import FINISHED_FILE
@@ -54,7 +54,7 @@ def in_process(monkeypatch):
     monkeypatch.setattr(topic_rows, "stage_parts", in_this_process)
     monkeypatch.setattr(topic_rows, "in_tasks", lambda task, count, _: [task(number) for number in range(count)])
     monkeypatch.setattr(topic_rows, "ROWS_PER_SHARD", 64)
-    monkeypatch.setattr(topics_of, "ROWS_PER_SHARD", 64)
+    monkeypatch.setattr(topics_source, "ROWS_PER_SHARD", 64)
 
 
 @pytest.fixture
@@ -275,7 +275,7 @@ def test_reviews_without_a_word_or_without_a_group_are_told(topics, tmp_path, ca
     write_reviews(tmp_path / "in", text=[f"{n} + {n}" for n in range(150)])
     assert topics() == 6
     assert "no word in 150 reviews" in capsys.readouterr().err
-    monkeypatch.setattr(topics_of, "find_topics", lambda *_: None)
+    monkeypatch.setattr(topics_found, "find_topics", lambda *_: None)
     assert topics() == 6
     assert "none found; no 10 of 150 reviews stand out" in capsys.readouterr().err
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib.util import find_spec
@@ -34,6 +33,8 @@ from bertray.evaluation.label_errors import (
 )
 from bertray.model.bundle import resolve_model, weights_digest
 from bertray.pipelines import audit_tasks as tasks
+from bertray.pipelines.audit_page import Picker, audit_report, with_texts
+from bertray.pipelines.audit_tables import Audited, Split
 from bertray.pipelines.audit_tasks import AuditItem, ScanSettings
 from bertray.pipelines.cluster import Resources, ray_session
 from bertray.pipelines.features import FOLDER as FEATURES_FOLDER
@@ -42,13 +43,12 @@ from bertray.pipelines.inputs import Inputs, check_length, inspect_inputs, read_
 from bertray.pipelines.parts import parquet_bytes
 from bertray.pipelines.runs import claim_output, finished_run, mark_finished, remove_folder
 from bertray.pipelines.shards import ReadSettings, write_token_shards
-from bertray.reports.audit import AuditReport, BrokenFile, Doubt, Example, Leak, Repeats, SplitRows
-from bertray.reviews.findings import AuditRows, Found, candidates, distinct_texts, find, labels_differ
+from bertray.reports.audit import AuditReport, Doubt
+from bertray.reviews.findings import AuditRows, candidates, distinct_texts, find
 from bertray.reviews.label_counts import count_labels
 from bertray.reviews.labels import LabelMap
-from bertray.reviews.marks import MARKS
 from bertray.reviews.near import NumberFile, bands_and_rows, components, jaccard
-from bertray.reviews.repeats import ALONE, Leaks, NearTexts, num_groups
+from bertray.reviews.repeats import NearTexts
 from bertray.reviews.sources import BadFile, InputFile, check_columns, with_digests
 from bertray.storage.store import Store, open_store
 from bertray.training.token_shards import FILE_NO, cache_key
@@ -57,23 +57,8 @@ log = logging.getLogger(__name__)
 
 TOKENS = "control/tokens"
 ROWS_PER_SHARD = 4096
-DAMAGE = ("control_characters", "replacement_character")
 _DEFAULT_LABEL = Columns.model_fields["label"].default
 _DEFAULT_ID = Columns.model_fields["id"].default
-
-
-@dataclass(frozen=True)
-class Split:
-    """A split as it was given."""
-
-    name: str
-    inputs: Inputs
-    bad: list[BadFile]
-    first_file: int  # number of its first file, over all splits
-
-    @property
-    def has_labels(self) -> bool:
-        return self.inputs.spec.wants_label
 
 
 @dataclass(frozen=True)
@@ -156,7 +141,7 @@ def open_splits(config: AuditConfig) -> list[Split]:
         inputs = Inputs(with_digests(files), spec, range(first, first + len(files)))
         if inputs.num_rows == 0:
             raise DataRefused(f"data.{name}: {len(files)} files, no row.", "Give files that hold reviews.")
-        splits.append(Split(name, inputs, bad, first))
+        splits.append(Split(name, inputs, bad))
     return splits
 
 
@@ -214,19 +199,22 @@ class _Audit:
             for item in split.inputs.work_items(ROWS_PER_SHARD)
         ]
         self._notes: list[str] = []
-        self._ids: dict[int, str] = {}
-        self._near_texts: NearTexts | None = None
 
     def run(self) -> tuple[AuditReport, dict[str, pa.Table]]:
         """The page, and the tables by name."""
         scan = self._scan()
         rows = scan.rows
-        near = self._near_texts = self._near(scan) if self._config.near_duplicates.find else None
+        near = self._near(scan) if self._config.near_duplicates.find else None
         scan.bands.close()
         found = find(rows, near, len(self._splits), has_ids=self._has_ids)
         doubt, suspects = self._doubt(rows, near)
-        tables = self._tables(rows, found, suspects, scan.refused)
-        return self._report(rows, found, doubt, suspects, scan, tables), tables
+        audited = Audited(self._splits, self._labels, rows, found, near, doubt, suspects, scan.refused, scan.scripts)
+        ids = dict(self._again(rows, audited.told(), s.ID))
+        tables = audited.tables(ids)
+        picked = Picker(audited, ids, self._config.report.examples).pick()
+        shown = [position for some in picked.values() for one in some for position in one.at]
+        examples = with_texts(picked, dict(self._again(rows, np.array(shown, np.int64), s.TEXT)))
+        return audit_report(self._config, audited, tables, examples, self._notes), tables
 
     # reading
 
@@ -448,326 +436,6 @@ class _Audit:
         for folder in (TOKENS, FEATURES_FOLDER):
             remove_folder(self._store, folder)
         return features
-
-    # tables
-
-    def _tables(
-        self, rows: AuditRows, found: Found, suspects: Suspects | None, refused: pa.Table
-    ) -> dict[str, pa.Table]:
-        """What was found, row by row, without texts."""
-        damaged = np.flatnonzero(rows.marks_N & _bits(DAMAGE))
-        groups = {"duplicates": found.duplicate_N}
-        if found.near_N is not None:
-            groups["near_duplicates"] = found.near_N
-        if found.id_N is not None:
-            groups["repeated_ids"] = found.id_N
-        if self._labels is not None:
-            groups["conflicts"] = found.conflict_N
-        members = {name: _by_group(group_N) for name, group_N in groups.items()}
-        leaks = list(found.leaks.values())
-        later = np.concatenate([np.empty(0, np.int64), *(leak.later for leak in leaks)])
-        earlier = np.concatenate([np.empty(0, np.int64), *(leak.earlier for leak in leaks)])
-        leaking = np.unique(np.concatenate([np.empty(0, np.int64), *found.leaking.values()]))
-        doubted = suspects.rows if suspects is not None else np.empty(0, np.int64)
-        self._ids = dict(
-            self._again(rows, np.concatenate([*members.values(), later, earlier, leaking, doubted, damaged]), s.ID)
-        )
-        tables = {}
-        for name, group_N in groups.items():
-            at = members[name]
-            tables[name] = self._rows_table(rows, at).add_column(0, s.GROUP, pa.array(group_N[at]))
-        first_N = _first_of_group(found.duplicate_N)
-        at = members["duplicates"]
-        same = rows.stored_N[at] == rows.stored_N[first_N[at]]
-        tables["duplicates"] = tables["duplicates"].append_column(s.AS_STORED, pa.array(same))
-        if found.near_N is not None:
-            at = members["near_duplicates"]
-            tables["near_duplicates"] = tables["near_duplicates"].append_column(
-                s.SIMILARITY, pa.array(found.similarity_N[at])
-            )
-        if len(self._splits) > 1:
-            kinds = [np.where(leak.exact, "exact", "near") for leak in leaks]
-            sides = self._rows_table(rows, earlier)
-            tables["leaking"] = self._rows_table(rows, leaking)
-            tables["leakage"] = self._rows_table(rows, later)
-            tables["leakage"] = tables["leakage"].append_column(
-                s.KIND, pa.array(np.concatenate(kinds).tolist(), pa.string())
-            )
-            tables["leakage"] = tables["leakage"].append_column(
-                s.SIMILARITY, pa.array(np.concatenate([leak.similarity for leak in leaks]))
-            )
-            for name in sides.column_names:
-                tables["leakage"] = tables["leakage"].append_column(f"{s.EARLIER_PREFIX}{name}", sides[name])
-        if suspects is not None:
-            tables["label_errors"] = self._rows_table(rows, suspects.rows)
-            for name, values in (
-                (s.SUGGESTED, pa.array([self._label(number) for number in suspects.suggested], pa.string())),
-                (s.PROB_GIVEN, pa.array(suspects.given_probs)),
-                (s.PROB_SUGGESTED, pa.array(suspects.suggested_probs)),
-            ):
-                tables["label_errors"] = tables["label_errors"].append_column(name, values)
-        tables["damaged"] = self._rows_table(rows, damaged)
-        for mark in DAMAGE:
-            has = (rows.marks_N[damaged] & _bits([mark])) > 0
-            tables["damaged"] = tables["damaged"].append_column(mark, pa.array(has))
-        tables["broken"] = pa.concat_tables([refused, self._bad_files()])
-        return tables
-
-    def _rows_table(self, rows: AuditRows, at: np.ndarray) -> pa.Table:
-        """Where some rows stand, and what they are called."""
-        paths = [file.path for file in self._files]
-        return pa.table(
-            {
-                s.SPLIT: pa.array([self._names[split] for split in rows.split_N[at]], pa.string()),
-                s.INPUT_PATH: pa.array([paths[number] for number in rows.file_no_N[at]], pa.string()),
-                s.ROW_NO: pa.array(rows.row_no_N[at], pa.int64()),
-                s.ID: pa.array([self._ids[position] for position in at.tolist()], pa.string()),
-                s.LABEL: pa.array([self._label(number) for number in rows.label_N[at]], pa.string()),
-            }
-        )
-
-    def _label(self, number: int) -> str | None:
-        return self._labels.names[number] if self._labels is not None and number >= 0 else None
-
-    def _bad_files(self) -> pa.Table:
-        rows = [
-            {s.SPLIT: split.name, s.INPUT_PATH: file.path, s.REASON: str(file.reason), s.DETAIL: file.detail}
-            for split in self._splits
-            for file in split.bad
-        ]
-        schema = pa.schema([pa.field(s.SPLIT, pa.string()), *s.REFUSED_SCHEMA])
-        return pa.Table.from_pylist(rows, schema)
-
-    # page
-
-    def _report(
-        self,
-        rows: AuditRows,
-        found: Found,
-        doubt: Doubt,
-        suspects: Suspects | None,
-        scan: Scan,
-        tables: Mapping[str, pa.Table],
-    ) -> AuditReport:
-        config, names = self._config, self._names
-        in_split = {name: rows.of(number) for number, name in enumerate(names)}
-        broken = {name: Counter[str]() for name in names}
-        by_file: dict[tuple[str, str], Counter[str]] = {}
-        counts = (
-            tables["broken"]
-            .group_by([s.SPLIT, s.INPUT_PATH, s.REASON], use_threads=False)
-            .aggregate([(s.ROW_NO, "count"), ([], "count_all")])
-        )
-        for row in counts.to_pylist():
-            by_file.setdefault((row[s.SPLIT], row[s.INPUT_PATH]), Counter())[row[s.REASON]] += row["count_all"]
-            if row[f"{s.ROW_NO}_count"]:  # 0: the whole file
-                broken[row[s.SPLIT]][row[s.REASON]] += row[f"{s.ROW_NO}_count"]
-        rows_of_file = {file.path: file.num_rows for file in self._files}
-        conflicts = None
-        if self._labels is not None:
-            conflicts = {"all": _counted(found.conflict_N)}
-            conflicts |= {name: _counted(found.conflicts_in[number]) for number, name in enumerate(names)}
-        return AuditReport(
-            title=f"Audit {Path(config.output).name}",
-            splits=[
-                SplitRows(
-                    split.name,
-                    len(split.inputs.files) + len(split.bad),
-                    split.inputs.num_rows,
-                    len(in_split[split.name]),
-                    _percentiles(rows.chars_N[in_split[split.name]]),
-                    _percentiles(rows.tokens_N[in_split[split.name]]),
-                    int(rows.truncated_N[in_split[split.name]].sum()),
-                )
-                for split in self._splits
-            ],
-            repeats={name: self._duplicates(rows, found, at) for name, at in in_split.items()},
-            near=None
-            if found.near_N is None
-            else {name: _counted(found.near_N[at], rows.label_N[at]) for name, at in in_split.items()},
-            threshold=config.near_duplicates.threshold,
-            ids=None if found.id_N is None else _counted(found.id_N, rows.label_N),
-            ids_in_two_splits=0 if found.id_N is None else len(labels_differ(found.id_N, rows.split_N)),
-            leaks=[
-                Leak(
-                    names[first],
-                    names[second],
-                    len(in_split[names[second]]),
-                    int(leak.exact.sum()),
-                    len(np.unique(rows.key_N[leak.later[leak.exact]])),
-                    int((~leak.exact).sum()),
-                    _other_labels(rows.label_N, leak),
-                )
-                for (first, second), leak in found.leaks.items()
-            ],
-            conflicts=conflicts,
-            broken={name: dict(counts) for name, counts in broken.items()},
-            broken_files=[
-                BrokenFile(split, path, rows_of_file.get(path), dict(reasons))
-                for (split, path), reasons in by_file.items()
-            ],
-            labels={name: self._label_counts(rows.label_N[at]) for name, at in in_split.items()},
-            unlabelled={name: int((rows.label_N[at] < 0).sum()) for name, at in in_split.items()},
-            doubt=doubt,
-            marks={
-                name: {mark: int((rows.marks_N[at] & _bits([mark]) > 0).sum()) for mark in MARKS}
-                for name, at in in_split.items()
-            },
-            scripts={name: dict(scan.scripts[number].most_common()) for number, name in enumerate(names)},
-            max_length=config.max_length,
-            tokenizer=Path(config.model).name,
-            examples=self._examples(rows, found, suspects),
-            notes=self._notes,
-            facts={
-                "compared by": "text and second text, after cleaning"
-                if config.columns.text_pair is not None
-                else "text after cleaning",
-                "tokenizer": config.model,
-                "rows read": f"{sum(split.inputs.num_rows for split in self._splits):,}",
-            },
-        )
-
-    def _duplicates(self, rows: AuditRows, found: Found, at: np.ndarray) -> Repeats:
-        group_N, first_N = found.duplicate_N[at], _first_of_group(found.duplicate_N)[at]
-        beyond = (group_N != ALONE) & (first_N != at)
-        same = int((rows.stored_N[at[beyond]] == rows.stored_N[first_N[beyond]]).sum())
-        return replace(_counted(group_N, rows.label_N[at]), as_stored=same)
-
-    def _label_counts(self, label_N: np.ndarray) -> dict[str, int]:
-        if self._labels is None or not (label_N >= 0).any():
-            return {}
-        counts = np.bincount(label_N[label_N >= 0], minlength=len(self._labels.names))
-        return {name: int(number) for name, number in zip(self._labels.names, counts, strict=True) if number}
-
-    def _examples(self, rows: AuditRows, found: Found, suspects: Suspects | None) -> dict[str, list[Example]]:
-        """Some of each finding, with text."""
-        most = self._config.report.examples
-        picked: dict[str, list[tuple[list[int], dict[str, str]]]] = {}
-        for name, group_N, texts in (
-            ("duplicates", found.duplicate_N, 1),
-            ("conflicts", found.conflict_N, 1),
-            ("near_duplicates", found.near_N, 2),
-            ("repeated_ids", found.id_N, 2),
-        ):
-            if group_N is not None:
-                picked[name] = [self._group(rows, found, at, texts, name) for at in _largest(group_N, most)]
-        for (first, second), leak in found.leaks.items():
-            exact, near = np.flatnonzero(leak.exact), np.flatnonzero(~leak.exact)
-            near = near[np.argsort(-leak.similarity[near], kind="stable")]
-            some = [*exact[: max(most - len(near), most // 2)], *near]
-            picked[f"leakage_{self._names[first]}_{self._names[second]}"] = [
-                self._leaked(rows, int(leak.later[n]), int(leak.earlier[n]), float(leak.similarity[n]), leak.exact[n])
-                for n in some[:most]
-            ]
-        if suspects is not None:
-            picked["label_errors"] = [
-                ([int(row)], self._doubted(rows, int(row), int(other), float(given), float(prob)))
-                for row, other, given, prob in zip(
-                    suspects.rows[:most],
-                    suspects.suggested,
-                    suspects.given_probs,
-                    suspects.suggested_probs,
-                    strict=False,
-                )
-            ]
-        shown = [position for some in picked.values() for positions, _ in some for position in positions]
-        texts_of = dict(self._again(rows, np.array(shown, np.int64), s.TEXT))
-        return {
-            name: [Example(tuple(texts_of[position] for position in at), facts) for at, facts in some]
-            for name, some in picked.items()
-        }
-
-    def _group(
-        self, rows: AuditRows, found: Found, at: np.ndarray, num_texts: int, name: str
-    ) -> tuple[list[int], dict[str, str]]:
-        _, first = np.unique(rows.key_N[at], return_index=True)
-        shown = at[np.sort(first)[:num_texts]].tolist()
-        facts = {"rows": f"{len(at):,}"}
-        if name == "near_duplicates":
-            assert self._near_texts is not None
-            shown = list(self._near_texts.nearest(rows.key_N, at))
-            facts["alike"] = _alike(float(found.similarity_N[shown[0]]), *rows.folded_N[shown])
-        if self._labels is not None:
-            facts["labels"] = self._label_words(rows.label_N[at])
-        if len(self._names) > 1:
-            facts["split"] = ", ".join(self._names[split] for split in np.unique(rows.split_N[at]))
-        ids = [self._ids[position] for position in (shown if num_texts > 1 else at[:3].tolist())]
-        facts["id"] = ", ".join(dict.fromkeys(ids)) + (", …" if len(at) > len(ids) and name != "repeated_ids" else "")
-        return shown, facts
-
-    def _leaked(
-        self, rows: AuditRows, later: int, earlier: int, similarity: float, exact: bool
-    ) -> tuple[list[int], dict[str, str]]:
-        facts = {"alike": "exactly" if exact else _alike(similarity, *rows.folded_N[[later, earlier]])}
-        for position in (later, earlier):
-            name = self._names[rows.split_N[position]]
-            label = self._label(rows.label_N[position])
-            facts[name] = self._ids[position] + (f" ({label})" if label is not None else "")
-        return [later] if exact else [later, earlier], facts
-
-    def _doubted(
-        self, rows: AuditRows, position: int, suggested: int, given_prob: float, prob: float
-    ) -> dict[str, str]:
-        return {
-            "given": f"{self._label(rows.label_N[position])} ({given_prob:.2f})",
-            "suggested": f"{self._label(suggested)} ({prob:.2f})",
-            **({"split": self._names[rows.split_N[position]]} if len(self._names) > 1 else {}),
-            "id": self._ids[position],
-        }
-
-    def _label_words(self, label_N: np.ndarray) -> str:
-        counts = Counter(self._label(number) or "none" for number in label_N.tolist())
-        return ", ".join(f"{label} {number:,}" for label, number in counts.most_common(4))
-
-
-def _other_labels(label_N: np.ndarray, leak: Leaks) -> int:
-    """Leaked rows with another label on the other side; rows without one do not count."""
-    later, earlier = label_N[leak.later], label_N[leak.earlier]
-    return int(((later != earlier) & (later >= 0) & (earlier >= 0)).sum())
-
-
-def _alike(similarity: float, folded: int, other_folded: int) -> str:
-    return "but for case, spaces and punctuation" if folded == other_folded else f"{math.floor(100 * similarity)} %"
-
-
-def _bits(marks: Sequence[str]) -> np.uint16:
-    return np.uint16(sum(1 << list(MARKS).index(mark) for mark in marks))
-
-
-def _by_group(group_N: np.ndarray) -> np.ndarray:
-    """Rows of groups, those of one group together."""
-    members = np.flatnonzero(group_N != ALONE)
-    return members[np.argsort(group_N[members], kind="stable")]
-
-
-def _first_of_group(group_N: np.ndarray) -> np.ndarray:
-    """int64 [N]: the first row of the group of each row; of a row without one, itself."""
-    first_N = np.arange(len(group_N))
-    members = np.flatnonzero(group_N != ALONE)
-    _, first, inverse = np.unique(group_N[members], return_index=True, return_inverse=True)
-    first_N[members] = members[first][inverse]
-    return first_N
-
-
-def _largest(group_N: np.ndarray, most: int) -> list[np.ndarray]:
-    """Rows of the groups with most rows, the largest first."""
-    if not num_groups(group_N):
-        return []
-    sizes = np.bincount(group_N[group_N != ALONE])
-    return [np.flatnonzero(group_N == group) for group in np.argsort(-sizes, kind="stable")[:most]]
-
-
-def _counted(group_N: np.ndarray, label_N: np.ndarray | None = None) -> Repeats:
-    members = group_N[group_N != ALONE]
-    differing = 0 if label_N is None else len(labels_differ(group_N, label_N))
-    return Repeats(len(np.unique(members)), len(members), other_labels=differing)
-
-
-def _percentiles(values: np.ndarray) -> dict[str, int]:
-    if not len(values):
-        return {}
-    found = np.percentile(values, [50, 90, 99, 100], method="inverted_cdf")
-    return dict(zip(("p50", "p90", "p99", "max"), found.astype(int).tolist(), strict=True))
 
 
 def _print(report: AuditReport) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 from bertray.reports.html import count, percent, render
 from bertray.reports.plain import excerpt, plain
 from bertray.reports.scoring import REASON_WORDS
+from bertray.reviews.marks import DAMAGE
 from bertray.schema import SCHEMA_VERSION
 
 WEIGHTS = ("serious", "look", "minor", "none")
@@ -22,7 +23,6 @@ MARK_WORDS = {
     "e_mail_addresses": "e-mail addresses",
     "line_breaks": "line breaks inside the text",
 }
-DAMAGE = ("control_characters", "replacement_character")
 _FEW = 0.01  # below this share of the rows a finding weighs less
 _UNEVEN = 0.8  # share of the largest class from which on accuracy says little
 _MANY_DOUBTS = 0.1  # share of labels in doubt from which on the judge is in doubt, too

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -18,6 +20,7 @@ MARKS = {
     "e_mail_addresses": r"[A-Za-z0-9._%+-]+@[A-Za-z0-9-]+\.[A-Za-z]",
     "line_breaks": "[\r\n]",
 }
+DAMAGE = ("control_characters", "replacement_character")  # the marks that no text should have
 
 
 def marks_of(texts: pa.Array) -> np.ndarray:
@@ -34,3 +37,8 @@ def marks_of(texts: pa.Array) -> np.ndarray:
         has_N = pc.fill_null(pc.match_substring_regex(texts, pattern), False).to_numpy(zero_copy_only=False)
         found_N |= has_N.astype(np.uint16) << np.uint16(bit)
     return found_N
+
+
+def bits(marks: Iterable[str]) -> np.uint16:
+    """The bits of some of MARKS, set."""
+    return np.uint16(sum(1 << list(MARKS).index(mark) for mark in marks))

@@ -334,7 +334,7 @@ class MaskedLanguage(Objective):
     def figures(self, rows_VK: np.ndarray) -> dict[str, float]:
         losses_V, right_V = rows_VK.T
         loss = float(losses_V.mean())
-        half = 1.96 * float(losses_V.std(ddof=1)) / len(losses_V) ** 0.5 if len(losses_V) > 1 else float("inf")
+        half = 1.96 * error_of_mean(losses_V, self._held_out_V)
         return {
             "loss": loss,
             "accuracy": float(right_V.mean()),
@@ -364,6 +364,22 @@ class MaskedLanguage(Objective):
         with self._precision():
             padded_MW: torch.Tensor = net(inputs, read_M)
         return padded_MW.float()
+
+
+def error_of_mean(values_V: np.ndarray, groups_V: np.ndarray) -> float:
+    """Standard error of the mean of values that come in groups, as tokens of one text do; infinite of one group.
+
+    Args:
+        values_V: float [V].
+        groups_V: int [V], the group of each value. Where each has its own it is the plain standard error.
+
+    Source: Cameron and Miller 2015, "A Practitioner's Guide to Cluster-Robust Inference" (section II), of a mean.
+    """
+    _, group_V = np.unique(groups_V, return_inverse=True)
+    sums_G = np.bincount(group_V, weights=values_V - values_V.mean())
+    if len(sums_G) < 2:
+        return float("inf")
+    return float(np.sqrt(len(sums_G) / (len(sums_G) - 1) * (sums_G**2).sum()) / len(values_V))
 
 
 # --- loading ---------------------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from bertray.config import Pretraining
 from bertray.storage.store import LocalStore
 from bertray.training import loop as loop_module
 from bertray.training.loop import LoopSettings, run_loop
-from bertray.training.objectives import MaskedLanguage
+from bertray.training.objectives import MaskedLanguage, error_of_mean
 from bertray.training.order import rank_share
 from bertray.training.packed import PackedModel, PaddedLanguageModel
 from tests.training.test_loop import examples
@@ -154,3 +154,11 @@ def test_a_killed_run_goes_on_with_the_same_gaps_and_the_same_losses(tiny_encode
     assert resumed.resumed_from == 8
     told = [[(row["step"], row["loss"]) for row in outcome.history] for outcome in (whole, resumed)]
     assert told[0] == told[1]
+
+
+def test_tokens_of_one_text_do_not_count_as_independent():
+    values = np.array([1.0, 2.0, 3.0, 6.0])
+    plain = (14 / 3 / 4) ** 0.5  # deviations of -2, -1, 0 and 3 from the mean
+    assert error_of_mean(values, np.arange(4)) == pytest.approx(plain)
+    assert error_of_mean(np.repeat(values, 5), np.repeat([7, 1, 9, 4], 5)) == pytest.approx(plain)
+    assert error_of_mean(values, np.zeros(4, int)) == float("inf")

@@ -1,0 +1,242 @@
+"""What `topics` is asked to look at: everything that can be wrong is found before the cluster starts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from bertray import schema as s
+from bertray.config import Columns, EmbedConfig, TextFormat, TopicsConfig
+from bertray.errors import ConfigError, DataRefused, did_you_mean
+from bertray.model.bundle import BundleInfo
+from bertray.pipelines.files import committed_entries
+from bertray.pipelines.inputs import Inputs, inspect_inputs, open_encoder, open_inputs, read_spec
+from bertray.pipelines.parts import one_chunk
+from bertray.pipelines.topic_rows import (
+    ROWS_PER_SHARD,
+)
+from bertray.reviews.label_counts import count_labels
+from bertray.reviews.labels import LabelMap, sorted_values
+from bertray.reviews.sources import InputFile, kept_schema, label_is_readable, read_shard
+from bertray.storage import ledger
+from bertray.storage.records import LedgerEntry
+from bertray.storage.store import open_store
+
+MIN_TOPIC_SIZE = 10
+MIN_TOPIC_SHARE = 0.005
+MIN_ROWS = 50
+MAX_LABELS = 50  # a column with more different values is no label
+GIVEN_LABEL = f"{s.INPUT_PREFIX}{s.LABEL}"  # how `score` keeps the given label
+
+
+@dataclass(frozen=True)
+class Source:
+    """Reviews to find topics of, checked, and what is known of them besides their text.
+
+    Args:
+        inputs: where texts are read.
+        info: of the encoder, and how reviews are read.
+        labels: of the rows; None where there are none.
+        scored: committed rows that say the label of a review that is read elsewhere, by its id.
+        with_score: rows have a score beside their label.
+        compare_with: column of known groups; None: there are none.
+        notes: what a reader should know.
+        min_topic_size: reviews of the smallest topic.
+        num_sampled: reviews that topics are found on, at most.
+    """
+
+    inputs: Inputs
+    info: BundleInfo
+    labels: LabelMap | None
+    scored: list[str] | None
+    with_score: bool
+    compare_with: str | None
+    notes: tuple[str, ...]
+    min_topic_size: int
+    num_sampled: int
+
+
+def open_source(config: TopicsConfig) -> Source:
+    """Look at everything that can be wrong before the cluster starts and the output is touched.
+
+    Raises:
+        ConfigError: a path, a column or a scored output is missing, scored rows have no text, there cannot be so many
+            topics.
+        DataRefused: files cannot be read, or there are too few reviews.
+    """
+    entries = _scored_entries(config)
+    scored = None if entries is None else ledger.committed_files(open_store(config.scored or ""), entries)
+    from_scored = scored is not None and not config.input
+    # Rows of `score` have these columns whatever those of its input were called.
+    reading = config.model_copy(
+        update={
+            "columns": config.columns.model_copy(update={"id": s.ID, "label": s.LABEL}),
+            "reader": TextFormat(),
+        }
+        if from_scored
+        else {}
+    )
+    info = open_encoder(_as_embed(reading))
+    info = replace(info, max_length=config.max_length or info.max_length, long_text=config.long_text or info.long_text)
+    spec = read_spec(reading, info.cleaning, info.max_chars, wants_label=False)
+    key, paths = ("scored", scored) if from_scored else ("input", config.input)
+    assert paths
+    files = [file for file in inspect_inputs(paths, reading) if isinstance(file, InputFile)]
+    text = config.columns.text
+    if from_scored and any(text not in file.columns for file in files):
+        raise ConfigError(
+            f"scored: the rows of {config.scored} hold no column {text!r}; scoring keeps a text only where "
+            "keep_columns names it.",
+            f"Give the raw reviews beside it (`input=…`), or score into a new output with `keep_columns=[{text}]`.",
+        )
+    has_label = bool(files) and all(label_is_readable(file, reading.columns) for file in files)
+    wants_label = has_label or (scored is None and config.columns.label != Columns.model_fields["label"].default)
+    if scored is not None and not from_scored:
+        wants_label = False  # what scoring said counts
+    compare_with, kept = _known_groups(config, [file.columns for file in files], from_scored, has_label)
+    if from_scored:
+        kept += [s.SCORE]
+    spec = replace(spec, keep_columns=tuple(dict.fromkeys([*config.keep_columns, *kept])), wants_label=wants_label)
+    inputs = open_inputs(key, paths, reading, spec)
+    labels, notes = _labels(config, inputs, entries)
+    if labels is None and wants_label:
+        inputs = replace(inputs, spec=replace(spec, wants_label=False))
+        compare_with = config.topics.compare_with
+    num_sampled = min(inputs.num_rows, config.topics.sample_rows)
+    smallest = config.topics.min_topic_size or max(MIN_TOPIC_SIZE, round(MIN_TOPIC_SHARE * num_sampled))
+    source = Source(
+        inputs,
+        info,
+        labels,
+        scored if scored is not None and not from_scored else None,
+        scored is not None,
+        compare_with,
+        tuple(notes),
+        smallest,
+        num_sampled,
+    )
+    check_enough(config, source, inputs.num_rows)
+    s.assignments_schema(kept_schema_of(config, source), with_label=labels is not None, with_score=source.with_score)
+    if source.scored is not None:
+        _check_ids_meet(config, source)
+    return source
+
+
+def _as_embed(config: TopicsConfig) -> EmbedConfig:
+    """What `embed` would be told, for the checks of the encoder."""
+    same = ("model", "output", "columns", "reader", "max_length", "long_text", "pooling", "cleaning", "max_chars")
+    return EmbedConfig(input=config.input or (config.scored or "",), **{name: getattr(config, name) for name in same})
+
+
+def _scored_entries(config: TopicsConfig) -> list[LedgerEntry] | None:
+    """Entries of the scored output; None where none is given."""
+    if config.scored is None:
+        return None
+    store = open_store(config.scored)
+    entries = committed_entries(store, config.slot)
+    if any("pooling" in entry.settings for entry in entries):
+        raise ConfigError(
+            f"scored: {config.scored} holds vectors of `embed`, not rows of `score`.", "Give the output of a score run."
+        )
+    if not any(entry.rows_scored for entry in ledger.current(entries)):
+        raise DataRefused(f"scored: {config.scored} holds no scored row.", "Score some reviews first.")
+    return entries
+
+
+def _known_groups(
+    config: TopicsConfig, columns: Sequence[dict[str, str]], from_scored: bool, has_label: bool
+) -> tuple[str | None, list[str]]:
+    """Column of known groups, or None; and columns to read for it."""
+    wanted = config.topics.compare_with
+    if wanted is not None:
+        missing = next((held for held in columns if wanted not in held), None)
+        if missing is not None:
+            raise ConfigError(
+                f"topics.compare_with: expected a column {wanted!r}, found {', '.join(map(repr, list(missing)[:20]))}."
+                f"{did_you_mean(wanted, missing)}",
+                "Set it to the column of known groups, or leave it out.",
+            )
+        return wanted, [wanted]
+    if from_scored:
+        given = GIVEN_LABEL if all(GIVEN_LABEL in held for held in columns) else None
+        return given, [given] if given else []
+    if has_label:
+        return config.columns.label, [config.columns.label]
+    return None, []
+
+
+def _labels(
+    config: TopicsConfig, inputs: Inputs, entries: Sequence[LedgerEntry] | None
+) -> tuple[LabelMap | None, list[str]]:
+    """Classes of the rows' labels in their order, and notes."""
+    if entries is not None:
+        names = dict.fromkeys(name for entry in ledger.current(entries) for name in entry.labels)
+        return LabelMap(tuple(names), {name: name for name in names}), []
+    if not inputs.spec.wants_label:
+        return None, []
+    seen = count_labels(inputs.files, inputs.spec)
+    if config.labels is not None:
+        labels = LabelMap.from_config(config.labels)
+        labels.check(seen, "input", needs_all_classes=False)
+        return labels, []
+    if not seen or len(seen) > MAX_LABELS:
+        note = f"The column {config.columns.label!r} has {len(seen):,} different values, too many for labels; "
+        return None, [note + "no sentiment is shown."] if seen else []
+    names = dict.fromkeys(sorted_values(seen))
+    return LabelMap(tuple(names), {name: name for name in names}), []
+
+
+def check_enough(config: TopicsConfig, source: Source, num_rows: int) -> None:
+    """Raises DataRefused for too few reviews, ConfigError for more topics than they can make."""
+    smallest, sampled = source.min_topic_size, min(num_rows, source.num_sampled)
+    needed = max(MIN_ROWS, 3 * smallest)
+    if sampled < needed:
+        small_sample = num_rows > sampled
+        raise DataRefused(
+            f"topics: expected at least {needed} {'sampled ' if small_sample else ''}reviews for topics of {smallest} "
+            f"and more, found {sampled}.",
+            "Raise topics.sample_rows." if small_sample else "Give more reviews, or lower topics.min_topic_size.",
+        )
+    wanted = config.topics.num_topics
+    if wanted is not None and wanted * smallest > sampled:
+        raise ConfigError(
+            f"topics.num_topics={wanted}: {sampled:,} reviews in topics of at least {smallest} make at most "
+            f"{sampled // smallest}.",
+            "Set fewer topics.num_topics, or a smaller topics.min_topic_size.",
+        )
+
+
+def _check_ids_meet(config: TopicsConfig, source: Source) -> None:
+    """Raises DataRefused where raw reviews and scored rows are not of each other: told before anything is embedded."""
+    known = scored_rows(source.scored or [])[s.ID]
+    for shard in source.inputs.shards(ROWS_PER_SHARD):
+        ids = read_shard(shard, replace(source.inputs.spec, keep_columns=())).kept[s.ID]
+        if pc.any(pc.is_in(ids, value_set=one_chunk(known))).as_py():
+            return
+    raise DataRefused(
+        f"input: none of its ids stands in the rows of {config.scored}.",
+        "Give the reviews that were scored; `columns.id` has to be the one of scoring.",
+    )
+
+
+def scored_rows(files: Sequence[str]) -> pa.Table:
+    """`id`, `label`, `score` of committed rows; ids that stand several times are ambiguous and left out."""
+    from pyarrow import fs
+
+    tables = []
+    for path in files:
+        filesystem, inner = fs.FileSystem.from_uri(path) if "://" in path else (fs.LocalFileSystem(), path)
+        tables.append(pq.read_table(inner, columns=[s.ID, s.LABEL, s.SCORE], filesystem=filesystem))
+    rows = pa.concat_tables(tables).combine_chunks()
+    counts = pc.value_counts(rows[s.ID])
+    twice = counts.field("values").filter(pc.greater(counts.field("counts"), 1))
+    return rows.filter(pc.invert(pc.is_in(rows[s.ID], value_set=twice))) if len(twice) else rows
+
+
+def kept_schema_of(config: TopicsConfig, source: Source) -> pa.Schema:
+    """Columns of the input that `assignments.parquet` keeps."""
+    return kept_schema(source.inputs.files, replace(source.inputs.spec, keep_columns=config.keep_columns))
