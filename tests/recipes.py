@@ -1,8 +1,8 @@
-"""`make recipes`: every recipe on real data, and the table of docs/recipes.md made of what came out.
+"""`make recipes`: every recipe on real data, and the tables of docs/recipes.md made of what came out.
 
-Each run is a command that a user could type, in a process of its own. Runs that are done are not done again: the
-folder of a run carries a digest of its command and configs, not of the code: remove `recipes-run` to begin anew. The
-samples that stand in for a whole data set are drawn once, by a fixed seed.
+Each run is a command that a user could type, in a process of its own. Nothing that is done is done again: the page
+remembers what each recipe came to, and `recipes-run` each command, by a digest of commands and configs, not of the
+code; `--again` begins anew. The samples that stand in for a whole data set are drawn once, by a fixed seed.
 """
 
 from __future__ import annotations
@@ -11,10 +11,13 @@ import argparse
 import hashlib
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -23,6 +26,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import yaml
 
+from bertray.benchmark.measure import processor
 from tests.recipe import Recipe, Result, Rows, Run
 from tests.recipes_labelled import LABELLED
 from tests.recipes_unlabelled import UNLABELLED
@@ -30,7 +34,9 @@ from tests.recipes_unlabelled import UNLABELLED
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "recipes.md"
 BEGIN, END = "<!-- made by `make recipes`: begin -->\n", "<!-- made by `make recipes`: end -->\n"
+BLOCK = re.compile(r"^<!-- recipe ([0-9a-f]{8}) -->\n", re.MULTILINE)
 RECIPES = (*LABELLED, *UNLABELLED)
+RUNS = {run.name: run for recipe in RECIPES for run in recipe.runs}
 
 
 # --- running ---------------------------------------------------------------------------------------------------------
@@ -42,15 +48,15 @@ class Kitchen:
     def __init__(self, data: Path, folder: Path) -> None:
         self._data, self._folder = data, folder
         self._times = folder / "minutes.json"
-        self._outputs: dict[str, Path] = {}
         folder.mkdir(parents=True, exist_ok=True)
 
     def cook(self, run: Run) -> Result:
-        """Do a run, or find it done."""
-        words = [with_outputs(word, self._outputs) for word in run.words]
+        """Do a run, and first those whose output it reads; or find it done."""
+        words = [with_outputs(word, lambda name: self.cook(RUNS[name]).output) for word in run.words]
         words += data_words(run, self._file)
-        digest = hashlib.sha256(json.dumps([run.verb, words, self._config_texts(words)]).encode()).hexdigest()[:8]
-        output = self._outputs[run.name] = self._folder / f"{run.name}-{digest}"
+        texts = config_texts(words)
+        digest = digest_of([run.verb, words, texts])
+        output = self._folder / f"{run.name}-{digest}"
         minutes = self._minutes()
         if output.name not in minutes:
             started = time.monotonic()
@@ -73,11 +79,6 @@ class Kitchen:
             return {}
         found: dict[str, float] = json.loads(self._times.read_text(encoding="utf-8"))
         return found
-
-    def _config_texts(self, words: Sequence[str]) -> list[Any]:
-        """What the config files say, comments apart: a changed one is another run."""
-        files = [ROOT / word for before, word in pairwise(words) if before == "-c"]
-        return [yaml.safe_load(path.read_text(encoding="utf-8")) for path in files]
 
     def _file(self, wanted: Rows) -> Path:
         source = self._data / wanted.path
@@ -107,35 +108,61 @@ def data_words(run: Run, path: Callable[[Rows], object]) -> list[str]:
     return words
 
 
-def with_outputs(word: str, outputs: Mapping[str, object]) -> str:
+def with_outputs(word: str, output_of: Callable[[str], object]) -> str:
     """`{name}` becomes the output of the run of that name; other braces are YAML's."""
-    for name, output in outputs.items():
-        word = word.replace(f"{{{name}}}", str(output))
+    for name in needed(word):
+        word = word.replace(f"{{{name}}}", str(output_of(name)))
     return word
+
+
+def needed(word: str) -> list[str]:
+    """Names of the runs whose output a word speaks of."""
+    return [name for name in RUNS if f"{{{name}}}" in word]
+
+
+def config_texts(words: Sequence[str]) -> list[Any]:
+    """What the config files say, comments apart: a changed one is another run."""
+    files = [ROOT / word for before, word in pairwise(words) if before == "-c"]
+    return [yaml.safe_load(path.read_text(encoding="utf-8")) for path in files if path.is_file()]
+
+
+def digest_of(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content, default=str).encode()).hexdigest()[:8]  # str: of a date in a config
+
+
+def digest_of_runs(runs: Sequence[Run]) -> str:
+    """The same on every machine for the same commands and configs, those of needed runs included."""
+    asked = []
+    for run in runs:
+        before = [RUNS[name] for word in run.words for name in needed(word)]
+        data = data_words(run, lambda rows: f"{rows.path}:{rows.rows}")
+        asked.append([run.verb, run.words, data, config_texts(run.words), digest_of_runs(before) if before else ""])
+    return digest_of(asked)
 
 
 # --- telling ---------------------------------------------------------------------------------------------------------
 
 
-def table(recipes: Sequence[tuple[Recipe, list[Result]]]) -> str:
-    """The tables of the page, one a recipe."""
-    parts = []
-    for recipe, results in recipes:
-        lines = [f"### {recipe.title}\n"]
-        given = [rows for result in results for rows in result.run.data.values()]
-        files = [one for rows in given for one in (rows if isinstance(rows, tuple) else (rows,))]
-        names = sorted({one.path.partition("/")[0] for one in files})
-        lines += [f"Data: {', '.join(f'`{name}`' for name in names)}. Model: {recipe.model}.\n"]
-        if told := [_line(result) for result in results if result.run.metric]:
-            lines += [
-                "| settings | rows given | tested on | metric | value [95 %] | TF-IDF | published | minutes |",
-                "|---|---|---|---|---|---|---|---|",
-                *told,
-            ]
-        if recipe.remark is not None:
-            lines += ["", recipe.remark(results)]
-        parts.append("\n".join(lines) + "\n")
-    return "\n".join(parts)
+def told(recipe: Recipe, results: Sequence[Result]) -> str:
+    """What a recipe came to, in Markdown."""
+    lines = [f"### {recipe.title}\n"]
+    given = [rows for result in results for rows in result.run.data.values()]
+    files = [one for rows in given for one in (rows if isinstance(rows, tuple) else (rows,))]
+    names = sorted({one.path.partition("/")[0] for one in files})
+    lines += [f"Data: {', '.join(f'`{name}`' for name in names)}. Model: {recipe.model}.\n"]
+    if rows := [_line(result) for result in results if result.run.metric]:
+        lines += [
+            "| settings | rows given | tested on | metric | value [95 %] | TF-IDF | published | minutes |",
+            "|---|---|---|---|---|---|---|---|",
+            *rows,
+            "",
+        ]
+    if recipe.remark is not None:
+        lines += [recipe.remark(list(results)), ""]
+    minutes = sum(result.minutes for result in results)
+    machine = f"{processor()}, {os.cpu_count()} cores"
+    lines += [f"*{minutes:.0f} minutes in all on {datetime.now(UTC):%Y-%m-%d}; {machine}.*"]
+    return "\n".join(lines) + "\n"
 
 
 def _line(result: Result) -> str:
@@ -156,30 +183,49 @@ def _line(result: Result) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def write_page(text: str, seconds: float) -> None:
-    """Put the tables between the markers of the page."""
-    page = PAGE.read_text(encoding="utf-8")
-    before, rest = page.split(BEGIN)
-    after = rest.split(END)[1]
-    PAGE.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}", encoding="utf-8")
-    print(f"\n{PAGE.relative_to(ROOT)} written; this call took {seconds / 60:.0f} minutes")
+class Page:
+    """docs/recipes.md: between its markers a block for each recipe, with the digest of its runs."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._before, rest = path.read_text(encoding="utf-8").split(BEGIN)
+        body, self._after = rest.split(END)
+        _, *found = BLOCK.split(body)
+        self._blocks = dict(zip(found[::2], (text.strip() + "\n" for text in found[1::2]), strict=True))
+
+    def knows(self, recipe: Recipe) -> bool:
+        """Whether it says what these very runs came to."""
+        return digest_of_runs(recipe.runs) in self._blocks
+
+    def put(self, recipe: Recipe, text: str) -> None:
+        """Write a block; those of runs that nobody asks for any more go."""
+        self._blocks[digest_of_runs(recipe.runs)] = text
+        digests = [digest for recipe in RECIPES if (digest := digest_of_runs(recipe.runs)) in self._blocks]
+        body = "\n".join(f"<!-- recipe {digest} -->\n{self._blocks[digest]}" for digest in digests)
+        self._path.write_text(f"{self._before}{BEGIN}\n{body}\n{END}{self._after}", encoding="utf-8")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("data", type=Path, help="folder with imdb/, cola/, emotion/ and so on")
     parser.add_argument("--folder", type=Path, default=ROOT / "recipes-run", help="what is done lies here")
-    parser.add_argument("--only", default="", help="recipes whose title holds this, and no page")
+    parser.add_argument("--only", default="", help="recipes whose title holds this")
+    parser.add_argument("--again", action="store_true", help="do them again, whatever is done")
     wanted = parser.parse_args()
     if not wanted.data.is_dir():
         sys.exit(f"recipes: no folder {wanted.data}; give the one that holds imdb/, cola/, emotion/")
-    started = time.monotonic()
-    kitchen = Kitchen(wanted.data.resolve(), wanted.folder.resolve())
-    chosen = [recipe for recipe in RECIPES if wanted.only.lower() in recipe.title.lower()]
-    text = table([(recipe, [kitchen.cook(run) for run in recipe.runs]) for recipe in chosen])
-    print(f"\n{text}")
-    if not wanted.only:
-        write_page(text, time.monotonic() - started)
+    if wanted.again:
+        shutil.rmtree(wanted.folder, ignore_errors=True)
+    kitchen, page = Kitchen(wanted.data.resolve(), wanted.folder.resolve()), Page(PAGE)
+    for recipe in RECIPES:
+        if wanted.only.lower() not in recipe.title.lower():
+            continue
+        if page.knows(recipe) and not wanted.again:
+            print(f"recipes: {PAGE.name} has {recipe.title!r}; `--again` does it again", flush=True)
+            continue
+        text = told(recipe, [kitchen.cook(run) for run in recipe.runs])
+        page.put(recipe, text)
+        print(f"\n{text}", flush=True)
 
 
 if __name__ == "__main__":

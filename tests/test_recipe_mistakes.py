@@ -79,7 +79,7 @@ def test_every_word_of_the_recipes_can_be_filled_in_and_makes_a_config():
     outputs: dict[str, str] = {}
     for recipe in recipes.RECIPES:
         for each in recipe.runs:
-            words = [recipes.with_outputs(word, outputs) for word in each.words]
+            words = [recipes.with_outputs(word, outputs.__getitem__) for word in each.words]
             assert not any(name in word for word in words for name in ("{search}", "{imdb"))
             files = [str(CONFIGS.parent.parent / file) for before, file in pairwise(words) if before == "-c"]
             rest = [word for before, word in pairwise(["", *words]) if "-c" not in (before, word)]

@@ -226,7 +226,7 @@ def to_json(
         "schema_version": 1,
         "bertray": bertray.__version__,
         "machine": {
-            "processor": _processor(),
+            "processor": processor(),
             "cores": os.cpu_count(),
             "device": trial.device,
             "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
@@ -287,7 +287,8 @@ def sentences(content: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _processor() -> str:
+def processor() -> str:
+    """Name of this machine's processor, as the system tells it."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
