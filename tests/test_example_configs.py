@@ -78,7 +78,7 @@ def in_this_process(work, read, settings, resources, *, only_rows=None):
 @pytest.mark.parametrize("name", LABELS)
 def test_a_config_trains_on_a_sample_in_the_form_of_its_data(name, tiny_encoder, tmp_path, ray_cluster, monkeypatch):
     if name != "emotion":
-        monkeypatch.setattr("bertray.pipelines.train.run_workers", lambda job, *_: train_rank(job, 0, "cpu"))
+        monkeypatch.setattr("bertray.pipelines.train.run_workers", lambda job, *_: train_rank(job, 0, 1, "cpu"))
         monkeypatch.setattr("bertray.pipelines.evaluation.stage_parts", in_this_process)
         monkeypatch.setattr("bertray.pipelines.nights.ray_worker", worker_without_ray)
     check(name, tiny_encoder, tmp_path)
@@ -146,7 +146,7 @@ def test_the_config_of_tune_after_that_of_a_run(tiny_encoder, tmp_path, ray_clus
 
 @pytest.mark.parametrize("name", ["pretrain", "scratch"])
 def test_the_configs_of_pretrain(name, tiny_encoder, tmp_path, ray_cluster, monkeypatch):
-    monkeypatch.setattr("bertray.pipelines.pretrain.run_workers", lambda job, *_: train_rank(job, 0, "cpu"))
+    monkeypatch.setattr("bertray.pipelines.pretrain.run_workers", lambda job, *_: train_rank(job, 0, 1, "cpu"))
     write_sample("korean" if name == "scratch" else "imdb", tmp_path / "texts.parquet", 96, 3)
     words = [f"input={tmp_path / 'texts.parquet'}", f"output={tmp_path / 'out'}", "max_length=24", "training.epochs=1"]
     small = {

@@ -20,7 +20,7 @@ KEYS = ["max_length=24", "training.epochs=2", "training.learning_rate=1e-3", "tr
 @pytest.fixture
 def in_this_process(monkeypatch):
     """Without Ray Train, whose workers take long to start."""
-    monkeypatch.setattr("bertray.pipelines.pretrain.run_workers", lambda job, *_: train_rank(job, 0, "cpu"))
+    monkeypatch.setattr("bertray.pipelines.pretrain.run_workers", lambda job, *_: train_rank(job, 0, 1, "cpu"))
 
 
 @pytest.mark.ray

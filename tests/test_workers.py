@@ -56,6 +56,7 @@ def test_a_killed_training_worker_is_replaced_and_the_losses_repeat(still_encode
     killer.join(timeout=10)
     assert killed, "no training worker was found to kill"
     assert losses(tmp_path / "killed") == losses(tmp_path / "whole")
+    assert "interrupted and resumed at step" in (tmp_path / "killed" / "report.html").read_text()
 
 
 def _kill_worker_once(checkpoints, killed: list[int]) -> None:

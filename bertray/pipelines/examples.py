@@ -20,7 +20,7 @@ from bertray.pipelines.cluster import Resources
 from bertray.pipelines.inputs import Inputs, label_map, open_inputs, read_spec
 from bertray.pipelines.shards import ReadSettings, write_token_shards
 from bertray.reviews.label_counts import count_labels
-from bertray.reviews.labels import LabelMap
+from bertray.reviews.labels import NO_LABEL, LabelMap
 from bertray.reviews.sources import Period, check_slices
 from bertray.reviews.split import joined_groups, validation_mask
 from bertray.storage.store import LocalStore, Store, open_store
@@ -193,7 +193,8 @@ class TokenizedData:
         with _local_copies(store, self.train_keys) as train, _local_copies(store, held_out or []) as validation:
             shards = TokenShards([*train, *validation])
             if soft_NC is not None:
-                label_ids_N = soft_NC.argmax(axis=1).astype(np.int32)
+                known_N = np.isfinite(soft_NC).all(axis=1)
+                label_ids_N = np.where(known_N, soft_NC.argmax(axis=1), NO_LABEL).astype(np.int32)
             elif self.labels is not None:
                 label_ids_N = self.labels.ids(shards.labels.combine_chunks())
             else:

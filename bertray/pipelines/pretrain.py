@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import tempfile
 import time
 from dataclasses import dataclass
@@ -64,6 +65,7 @@ def run_pretrain(config: PretrainConfig) -> int:
     run_key = cache_key({"config": _identity(config), "data": _files(inputs), "base": given and given.digest})
     store = open_store(config.output)
     if finished_run(store, "pretrain", run_key):
+        _clean_up(store)  # where a run ended between its last write and this
         say(f"already pretrained: {store.uri('report.html')}")
         return 0
     claim = claimed_output(store, "pretrain", run_key, to_yaml(config), checkpoints.FOLDER)
@@ -82,14 +84,19 @@ def run_pretrain(config: PretrainConfig) -> int:
     store.put("metrics.json", json.dumps(_metrics(report), indent=1).encode())
     store.put("report.html", report.to_html().encode())
     mark_finished(store)
-    for folder in (checkpoints.FOLDER, "control/ray_train", BASE):
-        remove_folder(store, folder)
-    store.delete(PROGRESS)
+    _clean_up(store)
     say(report.headline)
     say(f"model    {store.uri('model')}")
     say(f"report   {store.uri('report.html')}")
     log.info("pretrained in %s", duration(time.monotonic() - started))
     return 0
+
+
+def _clean_up(store: Store) -> None:
+    """What only a resume would need is removed once the run is whole."""
+    for folder in (checkpoints.FOLDER, "control/ray_train", BASE):
+        remove_folder(store, folder)
+    store.delete(PROGRESS)
 
 
 def _identity(config: PretrainConfig) -> dict[str, Any]:
@@ -280,4 +287,7 @@ def _report(
 
 
 def _metrics(report: PretrainingReport) -> dict[str, Any]:
-    return {"schema_version": SCHEMA_VERSION, "held_out_tokens": report.num_held_out, **report.figures}
+    figures = report.figures
+    for row in figures.values():  # JSON has no infinity: no interval where all tokens are of one text
+        row["perplexity"] = {name: value if math.isfinite(value) else None for name, value in row["perplexity"].items()}
+    return {"schema_version": SCHEMA_VERSION, "held_out_tokens": report.num_held_out, **figures}

@@ -9,7 +9,7 @@ import uuid
 from dataclasses import dataclass
 from typing import Any
 
-from bertray.errors import BertrayError
+from bertray.errors import BertrayError, DataRefused, Diverged
 from bertray.loading import without_collection
 from bertray.model.bundle import resolve_model
 from bertray.model.tokenization import ReviewTokenizer
@@ -34,18 +34,23 @@ def train_worker(settings: dict[str, Any]) -> Outcome | BertrayError:
     import ray.train
     import ray.train.torch
 
-    return train_rank(settings["job"], ray.train.get_context().get_world_rank(), str(ray.train.torch.get_device()))
+    context = ray.train.get_context()
+    return train_rank(
+        settings["job"], context.get_world_rank(), context.get_world_size(), str(ray.train.torch.get_device())
+    )
 
 
-def train_rank(job: TrainJob, rank: int, device: str) -> Outcome | BertrayError:
-    """The share of one worker. A refusal that would only repeat comes back as a value, not as a failure."""
+def train_rank(job: TrainJob, rank: int, world_size: int, device: str) -> Outcome | BertrayError:
+    """The share of one worker.
+
+    A refusal that every rank comes to, and would come to again, is returned: Ray Train tries a failed worker again.
+    What may have befallen this one alone is raised, or the others would wait for it in vain.
+    """
     store = open_store(job.data.output)
     start = uuid.uuid4().hex
     messages: list[str] = []
     logging.getLogger("bertray").setLevel(logging.INFO)
     logging.getLogger("bertray").addHandler(_Collector(messages))
-    folder = resolve_model(job.model)
-    examples = job.data.examples()
 
     def on_progress(state: dict[str, Any]) -> None:
         store.put(PROGRESS, json.dumps({**state, "start": start, "messages": messages}).encode())
@@ -53,8 +58,9 @@ def train_rank(job: TrainJob, rank: int, device: str) -> Outcome | BertrayError:
     try:
         with without_collection():
             import transformers.modeling_utils  # noqa: F401 - four seconds, most of what comes before the first step
+        folder = resolve_model(job.model)
         outcome = run_loop(
-            examples,
+            job.data.examples(),
             folder,
             ReviewTokenizer(folder, 16).pad_id,
             job.loop,
@@ -63,6 +69,8 @@ def train_rank(job: TrainJob, rank: int, device: str) -> Outcome | BertrayError:
             on_progress=on_progress if rank == 0 else None,
         )
     except BertrayError as error:
+        if world_size > 1 and not isinstance(error, Diverged | DataRefused):
+            raise
         return error
     if rank == 0:
         with contextlib.suppress(BertrayError):  # the run is whole; only its last message is at stake

@@ -63,6 +63,7 @@ def run_train(config: TrainConfig) -> int:
     run_key = run_key_of(config, data, model_folder)
     store = open_store(config.output)
     if finished_run(store, "train", run_key):
+        _clean_up(store)  # where a run ended between its last write and this
         say(f"already trained: {store.uri('report.html')}")
         return 0
     claim = claimed_output(store, "train", run_key, to_yaml(config), CHECKPOINTS)
@@ -95,8 +96,11 @@ def run_train(config: TrainConfig) -> int:
         else None
     )
     teacher_NC, teacher_facts, speeds = None, {}, {}
+    notes = _notes(config, data, examples, outcome, rows)
     if data.teacher and of_teacher:
         teacher_NC = distill.teacher_probs(of_teacher, data.teacher, rows, info.labels)
+        if teacher_NC is None:
+            notes.append("Teacher and student do not give numbers for the same test rows; they are not compared.")
         sizes = distill.num_weights(resolve_model(data.teacher.model)), distill.num_weights(resolve_model(bundle))
         speeds = distill.speeds(of_teacher, rows, sizes)
         teacher_facts = distill.in_words(data.teacher, speeds)
@@ -114,7 +118,7 @@ def run_train(config: TrainConfig) -> int:
         baselines=baselines,
         teacher_NC=teacher_NC,
         also=speeds,
-        notes=_notes(config, data, examples, outcome, rows),
+        notes=notes,
         facts={
             **_facts(config, data, examples, info, time.monotonic() - started),
             **(_training_facts(config, examples, outcome) if outcome else {}),
@@ -202,7 +206,8 @@ def _write_bundle(
 ) -> tuple[str, BundleInfo]:
     """The best checkpoint as a bundle; returns where it lies and its info."""
     checkpoint = load_best(store, outcome.best_step, run_key)
-    model = load_classifier(model_folder, data.labels.names, config.training, bf16=False, device="cpu")
+    as_given = config.training.model_copy(update={"attention_dropout": True})  # config.json keeps what the base has
+    model = load_classifier(model_folder, data.labels.names, as_given, bf16=False, device="cpu")
     load_model_tensors(model, checkpoint.model)
     info = _info(config, data, temperature)
     how = f"best after step {outcome.best_step} of {outcome.num_steps}"
@@ -330,6 +335,9 @@ def _notes(
             f"The student learned what its teacher says of {len(examples.train):,} reviews; no label of them was read. "
             "Its figures by epoch tell how near it came to the teacher, not how right it is."
         )
+        unread = int((examples.label_ids_N < 0).sum())
+        if unread:
+            notes.append(f"The teacher gave no finite numbers for {unread:,} reviews; nothing was learned from these.")
         if data.teacher.info.long_text == "windows":
             notes.append(
                 "The teacher averages over the windows of a long review; it taught by the first, and is judged by all."

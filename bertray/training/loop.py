@@ -104,7 +104,7 @@ def run_loop(
     Raises:
         Diverged: the loss or the gradient is not finite; the last checkpoint, which is finite, is kept. Every rank
             raises it.
-        InfrastructureError: a checkpoint cannot be written. Every rank raises it.
+        InfrastructureError: a checkpoint cannot be written, or ranks see different ones. Every rank raises it.
         DataRefused: a split has no example.
     """
     return _Loop(examples, model_folder, pad_id, settings, store, device, on_progress, on_epoch).run()
@@ -154,15 +154,10 @@ class _Loop:
         self.best_held_out_VK: np.ndarray | None = None
         self._last_save = self._started = time.monotonic()
         self._last_report = 0.0
-        self._report_failed = False
+        self._report_failed = self._prune_failed = False
 
     def run(self) -> Outcome:
-        checkpoint = load_latest(self.store, self.settings.run_key)
-        if checkpoint is not None:
-            self._restore(checkpoint)
-            self.resumed_from = checkpoint.progress.step
-            if self.rank == 0:
-                log.info("resuming at step %d of %d", checkpoint.progress.step + 1, self.total_steps)
+        self._resume()
         if self.world_size > 1:
             import torch
 
@@ -226,7 +221,7 @@ class _Loop:
                 )
                 progress.window_loss, progress.window_steps, window_tokens, window_start = 0.0, 0, 0, now
             self._report(loss, learning_rate)
-            if save_now:
+            if save_now and progress.step_in_epoch < self.steps_per_epoch:  # else the end of the epoch saves
                 self._save()
         self._end_epoch()
 
@@ -395,13 +390,45 @@ class _Loop:
         checkpoint = Checkpoint(self.progress, model_tensors(self.raw_model), optimizer, self.settings.run_key)
         save_checkpoint(self.store, checkpoint)
         best = {self.progress.best_step} if self.progress.best_step is not None else set()
-        prune(self.store, best)
+        try:
+            prune(self.store, best)
+        except (BertrayError, OSError) as error:  # what is to be kept is there; older ones only take space
+            if not self._prune_failed:
+                log.warning("older checkpoints cannot be removed, training goes on: %s", error)
+            self._prune_failed = True
+
+    def _resume(self) -> None:
+        """Go on from the latest checkpoint, the same one on every rank."""
+        checkpoint = load_latest(self.store, self.settings.run_key)
+        step = checkpoint.progress.step if checkpoint is not None else -1
+        lowest, highest = self._least_and_most(step)
+        if lowest != highest:
+            raise InfrastructureError(
+                f"training: workers see different checkpoints (steps {lowest} and {highest}; -1: none), as on a file "
+                "system that shows new files late.",
+                "Run the same command again.",
+            )
+        if checkpoint is not None:
+            self._restore(checkpoint)
+            self.resumed_from = step
+            if self.rank == 0:
+                log.info("resuming at step %d of %d", step + 1, self.total_steps)
 
     def _restore(self, checkpoint: Checkpoint) -> None:
         load_model_tensors(self.raw_model, checkpoint.model)
         if not checkpoint.progress.finished:
             restore_optimizer(self.optimizer, checkpoint.optimizer)
         self.progress = checkpoint.progress
+
+    def _least_and_most(self, number: int) -> tuple[int, int]:
+        """Over all ranks."""
+        if self.world_size == 1:
+            return number, number
+        import torch
+
+        extremes = torch.tensor([-number, number], dtype=torch.int64, device=self.device)
+        torch.distributed.all_reduce(extremes, op=torch.distributed.ReduceOp.MAX)
+        return -int(extremes[0]), int(extremes[1])
 
     def _sum_over_ranks(self, *values: float) -> tuple[float, ...]:
         if self.world_size == 1:

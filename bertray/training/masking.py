@@ -5,7 +5,7 @@ Shape letters: T tokens of a text, M masked ones, W words of the vocabulary, V t
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,8 +38,11 @@ class Vocabulary:
             raise ConfigError(
                 f"model: the tokenizer of {folder} has no mask token.", "Give a model that was made by masking."
             )
-        words = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
-        special_W = np.zeros(len(words), bool)
+        known = tokenizer.get_vocab()  # its ids may have holes
+        words = [""] * (max(known.values()) + 1)
+        for word, number in known.items():
+            words[number] = word
+        special_W = np.array([not word for word in words])
         special_W[[number for number in tokenizer.all_special_ids if number < len(words)]] = True
         backend = getattr(tokenizer, "backend_tokenizer", None)
         if backend is not None and type(backend.model).__name__ == "WordPiece":
@@ -113,16 +116,19 @@ class Masker:
 
 
 def held_out_places(
-    texts: Iterable[np.ndarray], vocabulary: Vocabulary, *, most: int, seed: int
+    texts: Sequence[np.ndarray], vocabulary: Vocabulary, *, most: int, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Ordinary tokens to be guessed one at a time, drawn from all of some texts with equal chances.
 
     Returns:
         The number of the text and the place in it of each, int64 [V], V at most `most`, ascending.
     """
-    candidates = [np.flatnonzero(~vocabulary.special_W[ids_T]) for ids_T in texts]
-    counts = np.array([len(places) for places in candidates])
-    chosen = np.sort(np.random.default_rng(seed).permutation(int(counts.sum()))[:most])
-    texts_V = np.searchsorted(np.cumsum(counts), chosen, side="right")
-    places = np.concatenate(candidates) if candidates else np.empty(0, np.int64)
-    return texts_V, places[chosen]
+    counts = np.array([np.count_nonzero(~vocabulary.special_W[ids_T]) for ids_T in texts], np.int64)
+    total, ends = int(counts.sum()), np.cumsum(counts)
+    chosen = np.sort(np.random.default_rng(seed).choice(total, min(most, total), replace=False, shuffle=False))
+    texts_V = np.searchsorted(ends, chosen, side="right")
+    number_V = chosen - (ends - counts)[texts_V]  # among the ordinary tokens of its text
+    places = [
+        np.flatnonzero(~vocabulary.special_W[texts[text]])[number_V[texts_V == text]] for text in np.unique(texts_V)
+    ]
+    return texts_V, np.concatenate([np.empty(0, np.int64), *places])

@@ -1,7 +1,8 @@
 """What is learned: a model, the loss of its examples, and the figures by which an epoch is judged.
 
 The loop knows steps, ranks and checkpoints; an objective knows what is computed of some examples. All of it is a
-function of the examples, the seed, the epoch and the weights, so that any number of ranks computes the same.
+function of the examples, the seed, the epoch and the weights, so that any number of ranks computes the same, but for
+what drops out: each rank draws its own.
 
 Shape letters: B examples of a pass, C classes, V what is held out, K numbers kept of each, L padded length,
 D hidden, M masked tokens, W words of the vocabulary.
@@ -13,13 +14,14 @@ import contextlib
 import inspect
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from bertray.config import Optimization, Pretraining, Training
+from bertray.errors import ConfigError
 from bertray.model.bundle import quiet_transformers
 from bertray.training.masking import Masked, Masker, Vocabulary, held_out_places
 from bertray.training.order import balanced_weights, cheapest_passes, within_budget
@@ -258,10 +260,12 @@ class Distillation(Classification):
         return kl_div(found_BC, wanted_BC, reduction="sum", log_target=True) * softness**2
 
     def figures(self, rows_VK: np.ndarray) -> dict[str, float]:
-        from scipy.special import log_softmax, softmax
+        from scipy.special import log_softmax
 
-        wanted_VC = softmax(self._soft_NC[self.examples.validation].astype(np.float64), axis=1)
-        loss = float(-(wanted_VC * log_softmax(rows_VK, axis=1)).sum(axis=1).mean())
+        softness = self._training.softness
+        wanted_VC = log_softmax(self._soft_NC[self.examples.validation].astype(np.float64) / softness, axis=1)
+        found_VC = log_softmax(rows_VK / softness, axis=1)
+        loss = float((np.exp(wanted_VC) * (wanted_VC - found_VC)).sum(axis=1).mean()) * softness**2
         return super().figures(rows_VK) | {"loss": loss}
 
 
@@ -388,15 +392,31 @@ def error_of_mean(values_V: np.ndarray, groups_V: np.ndarray) -> float:
 def load_classifier(
     folder: Path, labels: tuple[str, ...], training: Optimization, *, bf16: bool, device: str
 ) -> PreTrainedModel:
-    """Model with a classification head for `labels`; dropout on attention weights only when asked for."""
-    from transformers import AutoModelForSequenceClassification
+    """Model with a classification head for `labels`; dropout on attention weights only when asked for.
+
+    A head that knows these very classes, in whatever order, is kept; its rows are put into the order of `labels`.
+
+    Raises:
+        ConfigError: the folder lacks weights that the encoder has, or has them in other sizes.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForSequenceClassification
 
     classes = {
         "num_labels": len(labels),
         "id2label": dict(enumerate(labels)),
         "label2id": {label: i for i, label in enumerate(labels)},
     }
-    return _loaded(AutoModelForSequenceClassification, folder, training, classes, bf16=bf16, device=device)
+    model = _loaded(AutoModelForSequenceClassification, folder, training, classes, bf16=bf16, device=device)
+    known = AutoConfig.from_pretrained(folder).id2label
+    before = [str(known[number]) for number in sorted(known)]
+    if before != list(labels) and sorted(before) == sorted(labels):
+        order = torch.tensor([before.index(label) for label in labels])
+        encoder = f"{model.base_model_prefix}."
+        for name, parameter in model.named_parameters():
+            if not name.startswith(encoder) and len(parameter) == len(labels):
+                parameter.data = parameter.data[order]
+    return model
 
 
 def _loaded(
@@ -418,14 +438,36 @@ def _loaded(
     # On CPU the bf16 kernel of fused attention has a backward several times slower than plain matrix products.
     implementation = "eager" if not has_fused or (device == "cpu" and bf16) else "sdpa"
     with quiet_transformers():
-        return auto_class.from_pretrained(
+        model, loading = auto_class.from_pretrained(
             folder,
             config=config,
             dtype=torch.float32,
             attn_implementation=implementation,
             use_safetensors=True,
-            ignore_mismatched_sizes=True,
+            ignore_mismatched_sizes=True,  # of a head; those of the encoder are looked at
+            output_loading_info=True,
         )
+    _check_encoder(model, loading, folder)
+    loaded: PreTrainedModel = model
+    return loaded
+
+
+def _check_encoder(model: PreTrainedModel, loading: Mapping[str, Any], folder: Path) -> None:
+    """Refuse what `transformers` would draw at random without a word.
+
+    Raises:
+        ConfigError: weights of the encoder are missing, or have other sizes. A pooler may be missing: a masked language
+            model has none.
+    """
+    encoder = f"{model.base_model_prefix}."
+    for what, keys in (("lacks", loading["missing_keys"]), ("has in another size", loading["mismatched_keys"])):
+        names = sorted(key if isinstance(key, str) else key[0] for key in keys)
+        found = [name for name in names if name.startswith(encoder) and "pooler" not in name]
+        if found:
+            raise ConfigError(
+                f"model: {folder} {what} {len(found)} weights of the encoder, {found[0]} among them.",
+                "Give a model whose weights and config.json belong together.",
+            )
 
 
 def _use_bf16(precision: str, device: str) -> bool:

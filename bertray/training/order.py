@@ -1,7 +1,8 @@
 """Which examples make which optimizer step, and which rank computes which of them: arithmetic, no state.
 
 The order is a function of (seed, epoch) and of the examples alone. The number of workers only decides how one step's
-examples are shared out, so the loss curve does not depend on it and a resumed run repeats the same steps.
+examples are shared out, so the loss curve depends on it by nothing but what drops out, and a resumed run repeats the
+same steps.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ LOOP = settings(epochs=30, checkpoint_every_s=1e-9, warmup_ratio=0.1)  # 180 ste
 
 def _train(folder: Path, encoder: Path) -> None:
     outcome = run_loop(examples(folder), encoder, 0, LOOP, LocalStore(folder / "run"))
-    (folder / "losses.json").write_text(json.dumps(losses(outcome)))
+    (folder / "losses.json").write_text(json.dumps({"losses": losses(outcome), "resumed": outcome.resumed_from}))
 
 
 def kill_training(folder: Path, encoder: Path, kills: int, seed: int) -> None:
@@ -39,7 +39,9 @@ def kill_training(folder: Path, encoder: Path, kills: int, seed: int) -> None:
         process.join()
         assert process.exitcode in (0, -9)
     assert killed >= min(kills, 1)
-    assert json.loads((folder / "losses.json").read_text()) == whole
+    told = json.loads((folder / "losses.json").read_text())
+    assert told["losses"] == whole
+    assert told["resumed"], "no kill came after a checkpoint"
 
 
 @pytest.mark.slow

@@ -18,7 +18,7 @@ from bertray.errors import ConfigError, DataRefused, InfrastructureError
 from bertray.storage.store import LocalStore
 from bertray.training.checkpoint import checkpoint_folders, load_latest
 from bertray.training.loop import Examples, LoopSettings, Outcome, run_loop
-from bertray.training.objectives import Classification
+from bertray.training.objectives import Classification, load_classifier
 from bertray.training.token_shards import TokenShards, to_ipc
 
 SETTINGS = LoopSettings(
@@ -409,7 +409,8 @@ def _without_dropout(encoder, tmp_path):
 
 
 def _rank(rank: int, world_size: int, port: int, folder, encoder, queue) -> None:
-    """One of the ranks: a whole run, then one whose second checkpoint rank 0 cannot write."""
+    """One of the ranks: a whole run; one whose second checkpoint rank 0 cannot write; that one again; and one that
+    finds a checkpoint on rank 0 only."""
     torch.set_num_threads(1)
     torch.distributed.init_process_group(
         "gloo",
@@ -420,13 +421,22 @@ def _rank(rank: int, world_size: int, port: int, folder, encoder, queue) -> None
     )
     mine = folder / f"rank-{rank}"  # each rank writes its own copy of the same token shards
     mine.mkdir()
-    outcome = run_loop(examples(mine, 52), encoder, 0, SETTINGS, LocalStore(folder / "whole"))
-    error = None
-    try:
-        run_loop(examples(mine, 52), encoder, 0, SETTINGS, _FullStore(folder / "full"))
-    except Exception as raised:
-        error = (type(raised).__name__, str(raised))
-    queue.put((rank, losses(outcome), outcome.num_steps, outcome.held_out_VK.tolist(), error))
+    in_passes = settings(max_tokens_per_microbatch=16)  # several passes a step on each rank, which no message follows
+    data = examples(mine, 52)
+
+    def error_of(store: LocalStore) -> tuple[str, str]:
+        try:
+            run_loop(data, encoder, 0, in_passes, store)
+        except Exception as raised:
+            return type(raised).__name__, str(raised)
+        return "", ""
+
+    outcome = run_loop(data, encoder, 0, in_passes, LocalStore(folder / "whole"))
+    full = error_of(_FullStore(folder / "full"))
+    resumed = run_loop(data, encoder, 0, in_passes, LocalStore(folder / "full"))
+    stale = error_of(LocalStore(folder / ("whole" if rank == 0 else "seen-late")))
+    runs = [(losses(run), run.resumed_from, run.num_steps, run.held_out_VK.tolist()) for run in (outcome, resumed)]
+    queue.put((rank, runs, full, stale))
     torch.distributed.destroy_process_group()
 
 
@@ -447,14 +457,72 @@ def test_the_loss_curve_does_not_depend_on_the_number_of_workers(tmp_path, two_r
     # Two ranks share steps of 8 and a last step of 1, in which one rank is idle.
     said, still = two_ranks
     alone = run_loop(examples(tmp_path, 52), still, 0, SETTINGS, LocalStore(tmp_path / "alone"))
-    for _, together, num_steps, logits_VC, _ in said:
+    for _, ((together, _, num_steps, logits_VC), _), _, _ in said:
         assert num_steps == alone.num_steps
         np.testing.assert_allclose(together, losses(alone), atol=1e-5)  # gradients are summed in another order
         np.testing.assert_allclose(logits_VC, alone.held_out_VK, atol=1e-3)
 
 
 def test_every_rank_ends_with_the_same_error_when_a_checkpoint_cannot_be_written(two_ranks):
-    (first, first_text), (second, second_text) = [error for *_, error in two_ranks[0]]
+    (first, first_text), (second, second_text) = [full for _, _, full, _ in two_ranks[0]]
     assert (first, second) == ("InfrastructureError", "InfrastructureError")
     assert "the checkpoint of step 12 cannot be written: [Errno 28] No space left on device" in first_text
     assert "the checkpoint of step 12 cannot be written, on rank 0." in second_text
+
+
+def test_two_ranks_resume_with_the_losses_of_a_whole_run(two_ranks):
+    for _, (whole_run, resumed_run), _, _ in two_ranks[0]:
+        assert whole_run[1] is None
+        assert resumed_run[1] == 6
+        np.testing.assert_allclose(resumed_run[0], whole_run[0], atol=1e-6)
+
+
+def test_ranks_that_see_different_checkpoints_say_so_instead_of_going_different_ways(two_ranks):
+    for _, _, _, (kind, text) in two_ranks[0]:
+        assert kind == "InfrastructureError"
+        assert "workers see different checkpoints (steps -1 and 12; -1: none)" in text
+
+
+def test_a_head_that_knows_these_classes_is_put_into_their_order(tmp_path):
+    from transformers import AutoModelForSequenceClassification
+
+    folder = tmp_path / "known"
+    _tiny_classifier("bert", folder)
+    known = AutoModelForSequenceClassification.from_pretrained(folder, id2label={0: "bad", 1: "good"})
+    known.save_pretrained(folder)
+    weight = known.classifier.weight
+    for labels, expected in ((("bad", "good"), weight), (("good", "bad"), weight.flip(0))):
+        loaded = load_classifier(folder, labels, SETTINGS.training, bf16=False, device="cpu")
+        assert torch.equal(loaded.classifier.weight, expected)
+        assert loaded.config.id2label == dict(enumerate(labels))
+
+
+@pytest.mark.parametrize("change", ["a weight is missing", "the vocabulary has another size"])
+def test_weights_of_an_encoder_that_would_be_drawn_at_random_are_refused(tmp_path, change):
+    from safetensors.torch import load_file, save_file
+
+    folder = tmp_path / "broken"
+    _tiny_classifier("bert", folder)
+    if change == "a weight is missing":
+        weights = load_file(folder / "model.safetensors")
+        del weights["bert.encoder.layer.0.output.dense.weight"]
+        save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+        said = "lacks 1 weights of the encoder, bert.encoder.layer.0.output.dense.weight"
+    else:
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(config | {"vocab_size": config["vocab_size"] + 1}))
+        said = "has in another size 1 weights of the encoder, bert.embeddings.word_embeddings.weight"
+    with pytest.raises(ConfigError, match=said):
+        load_classifier(folder, ("bad", "good"), SETTINGS.training, bf16=False, device="cpu")
+
+
+def test_older_checkpoints_that_cannot_be_removed_do_not_end_training(tmp_path, tiny_encoder, caplog):
+    class Undeletable(LocalStore):
+        def delete(self, key: str) -> None:
+            raise InfrastructureError(f"{key}: no permission to delete.")
+
+    with caplog.at_level(logging.WARNING):
+        outcome = run_loop(examples(tmp_path), tiny_encoder, 0, settings(epochs=5), Undeletable(tmp_path / "run"))
+    assert outcome.num_steps == 30
+    (told,) = [record.message for record in caplog.records]
+    assert told.startswith("older checkpoints cannot be removed, training goes on: checkpoints/step-000000")
