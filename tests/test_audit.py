@@ -67,7 +67,9 @@ def planted(tmp_path_factory, tiny_encoder, ray_cluster) -> tuple[Path, Path]:
     (folder / "test.jsonl").write_text("\n".join([*lines, "{broken"]) + "\n", encoding="utf-8")
     output = folder / "out"
     argv = ["audit", str(folder / "train.parquet"), f"data.test={folder / 'test.jsonl'}", f"model={tiny_encoder}"]
-    assert run([*argv, f"output={output}", "max_length=24", "label_errors.folds=4"]) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("bertray.pipelines.audit.ROWS_PER_SHARD", 32)  # seven shards of train
+        assert run([*argv, f"output={output}", "max_length=24", "label_errors.folds=4"]) == 0
     return folder, output
 
 
@@ -140,7 +142,7 @@ def test_the_wrong_label_is_in_doubt_and_the_page_tells_the_counts(planted):
     for sentence in (
         "1 of 24 test rows (1 text) stands in train word for word, 1 more nearly so",
         "2 texts more than once, in 5 rows; 3 beyond the first, 2 of these the same before cleaning too",
-        "1 id in 2 rows more than once, 0 of them in two splits; ",
+        "1 id in 2 rows more than once in one split; ",
     ):
         assert sentence in page
     assert page.count("never came home") >= 2
@@ -188,7 +190,10 @@ def test_a_damaged_file_is_a_finding_and_one_class_skips_label_errors(tmp_path, 
     argv = ["audit", str(tmp_path / "one.parquet"), f"output={tmp_path / 'one'}", f"model={tiny_encoder}"]
     assert run([*argv, "max_length=24"]) == 0
     doubt = report_of(tmp_path / "one")["label_errors"]
-    assert doubt["skipped"] == "Label errors need two classes with 5 rows at least, and there is 1: nobody looked."
+    assert (
+        doubt["skipped"]
+        == "Label errors need two classes with 5 different texts at least, and there is 1: nobody looked."
+    )
 
 
 @pytest.mark.ray
@@ -235,7 +240,7 @@ def no_cluster(monkeypatch):
         (["{tmp}/a.parquet", "data.test={tmp}/nowhere"], 2, "nowhere"),
         (["{tmp}/empty.parquet"], 6, "data.train: 1 files, no row"),
         (["{tmp}/a.parquet", "data.test={tmp}/empty.parquet"], 6, "data.test: 1 files, no row"),
-        (["{tmp}/folder"], 6, "no"),
+        (["{tmp}/folder"], 6, "data.train: none of 0 files can be read"),
         (["{tmp}/bad.parquet"], 6, "none of 1 files can be read"),
         (["{tmp}/a.parquet", "labels=[pos, negative]"], 6, "expected label values pos, negative, found"),
         (["{tmp}/a.parquet", "labels=[pos]"], 2, "at least two class names"),

@@ -13,6 +13,7 @@ import pytest
 from sklearn.metrics import accuracy_score, f1_score, log_loss
 
 from bertray.cli import run
+from bertray.errors import InfrastructureError
 from bertray.schema import QUARANTINE_SCHEMA
 from tests.corpus import sentences, train_argv, write
 from tests.nightly import worker_without_ray
@@ -110,10 +111,25 @@ def test_other_settings_on_a_finished_run_are_a_conflict(trained, tiny_encoder, 
     assert "holds a train run with other data or settings" in capsys.readouterr().err
 
 
-def test_token_shards_hold_every_row_once(trained):
-    keys = list((trained / "control" / "tokens").rglob("*.arrow"))
-    rows = [row for path in keys for row in pa.ipc.open_file(path).read_all()["id"].to_pylist()]
-    assert sorted(rows) == sorted(f"t{i}" for i in range(240))
+def test_what_only_a_resume_would_need_goes_when_a_run_is_whole(trained, tiny_encoder, corpus):
+    left = {"control/run.json", "control/finished.json"}
+    assert {path.relative_to(trained).as_posix() for path in (trained / "control").rglob("*.*")} == left
+    (trained / "checkpoints").mkdir()  # as of a run that was killed after its last write
+    assert run(train_argv(tiny_encoder, corpus, trained)) == 0
+    assert not (trained / "checkpoints").exists()
+
+
+def test_token_shards_hold_every_row_once(corpus, tiny_encoder, tmp_path, monkeypatch):
+    kept: list[str] = []
+
+    def look(job, *_):
+        keys = [tmp_path / "run" / key for key in job.data.train_keys]
+        kept.extend(row for path in keys for row in pa.ipc.open_file(path).read_all()["id"].to_pylist())
+        raise InfrastructureError("seen enough.")
+
+    monkeypatch.setattr("bertray.pipelines.train.run_workers", look)
+    assert run(train_argv(tiny_encoder, corpus, tmp_path / "run")) == 7
+    assert kept == [f"t{i}" for i in range(240)]
 
 
 # --- evaluate --------------------------------------------------------------------------------------------------------

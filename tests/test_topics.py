@@ -97,6 +97,8 @@ def test_a_run_writes_topics_assignments_and_the_page_and_the_same_command_is_on
     # A topic is a theme, also for reviews that took no part in finding it.
     found = rows_of(out / "topics.parquet")
     assert [row["topic"] for row in found] == [0, 1, 2, -1]
+    sizes = [row["size"] for row in found[:3]]
+    assert sizes == sorted(sizes, reverse=True)
     theme_of = {}
     for row in found[:3]:
         themes = [given[r["id"]]["theme"] for r in rows if r["topic"] == row["topic"]]
@@ -254,6 +256,25 @@ def test_wrong_input_is_told_before_anything_is_written(topics, tmp_path, capsys
     assert said in error
     assert "Traceback" not in error
     assert not (tmp_path / "out").exists()
+
+
+def test_groups_to_compare_with_have_to_be_values_that_can_name_a_group(topics, tmp_path, capsys):
+    path = tmp_path / "in" / "a.parquet"
+    rows = pq.read_table(path)
+    pq.write_table(rows.append_column("when", pa.array([0] * 150, pa.timestamp("us"))), path)
+    assert topics("topics.compare_with=when") == 2
+    assert "in the column 'when', found timestamp[us] in" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_whoever_follows_the_remedy_of_a_refusal_uses_the_same_vectors(topics, tmp_path, capsys, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(topics_found, "find_topics", lambda *_: None)
+        assert topics() == 6
+    assert topics("topics.min_topic_size=9") == 4
+    assert "add `replace=true`, which keeps its vectors" in capsys.readouterr().err
+    monkeypatch.setattr(topic_rows, "stage_parts", lambda *_, **__: pytest.fail("embedded again"))
+    assert topics("topics.min_topic_size=9", "replace=true") == 0
 
 
 def test_reviews_or_scored_rows_have_to_be_given(tiny_encoder, tmp_path, capsys):

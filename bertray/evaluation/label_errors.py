@@ -18,6 +18,10 @@ MIN_MCC = 0.2
 _STRENGTH = {"tfidf": 4.0, "embeddings": 0.1}
 
 
+class NoTerms(ValueError):
+    """Texts without a word to judge labels by."""
+
+
 @dataclass(frozen=True)
 class Suspects:
     """Rows whose label is probably wrong, the most doubtful first.
@@ -50,14 +54,38 @@ def assign_folds(group_N: np.ndarray, label_ids_N: np.ndarray, num_folds: int) -
     return fold_N
 
 
+def judged_classes(group_N: np.ndarray, label_ids_N: np.ndarray, num_folds: int) -> np.ndarray:
+    """The classes, ascending, of which every fold has others to learn from: so many different groups at least.
+
+    Args:
+        group_N, label_ids_N, num_folds: as for `assign_folds`.
+    """
+    classes = np.unique(label_ids_N)
+    while True:
+        inside = np.flatnonzero(np.isin(label_ids_N, classes))
+        cells = np.unique(np.stack([label_ids_N[inside], group_N[inside].astype(np.int64)], axis=1), axis=0)
+        enough = classes[[np.count_nonzero(cells[:, 0] == label) >= num_folds for label in classes]]
+        if len(enough) == len(classes):
+            # A group of several classes is dealt out with one of them, so the others may still be in one fold only.
+            fold = assign_folds(group_N[inside], label_ids_N[inside], num_folds)
+            spread = [len(np.unique(fold[label_ids_N[inside] == label])) > 1 for label in classes]
+            enough = classes[spread]
+        if len(enough) == len(classes):
+            return classes
+        classes = enough
+
+
 def tfidf_features(texts: Texts) -> tuple[Any, str]:
     """(sparse float32 [N, F], what counts as a term); the weights of terms know no label.
 
     Raises:
-        ValueError: there is no term.
+        NoTerms: there is none.
     """
     vectorizer, terms = tfidf_vectorizer(texts)
-    return vectorizer.fit_transform(listed(texts)), terms
+    try:
+        return vectorizer.fit_transform(listed(texts)), terms
+    except ValueError as error:  # scikit-learn's word for it
+        raise NoTerms("the texts have no term") from error
 
 
 def out_of_sample_probs(

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,10 @@ _ROWS_AT_ONCE = 512  # x 20,000 sampled reviews: 40 MB of cosines
 _ROWS_JUDGED = 5000  # of a sample, for its agreement with the vote
 
 Vectors = NDArray[np.float32]
+
+
+class NoWords(ValueError):
+    """Texts without a word that could name a topic."""
 
 
 @dataclass(frozen=True)
@@ -144,6 +148,29 @@ class FoundTopics:
     def num_topics(self) -> int:
         return len(self.words)
 
+    def renumbered(self, order_K: NDArray[np.int64]) -> FoundTopics:
+        """The same topics under other numbers.
+
+        Args:
+            order_K: the present number of each new one.
+        """
+        topic_N, assigner = new_numbers(self.topic_N, order_K), self.assigner
+        return replace(
+            self,
+            topic_N=topic_N,
+            words=[self.words[topic] for topic in order_K],
+            assigner=Assigner(
+                assigner.sample_SD, new_numbers(assigner.topic_S, order_K), assigner.centroids_KD[order_K]
+            ),
+        )
+
+
+def new_numbers(topic_N: NDArray[np.int32], order_K: NDArray[np.int64]) -> NDArray[np.int32]:
+    """Topics of some reviews under the numbers of `renumbered`; outliers stay."""
+    number_of = np.append(np.argsort(order_K), OUTLIER).astype(np.int32)  # the last, for OUTLIER
+    numbered_N: NDArray[np.int32] = number_of[topic_N]
+    return numbered_N
+
 
 def find_topics(vectors_ND: Vectors, texts: Sequence[str], settings: TopicSettings, seed: int) -> FoundTopics | None:
     """Fit BERTopic on a sample; the same seed gives the same topics.
@@ -159,7 +186,7 @@ def find_topics(vectors_ND: Vectors, texts: Sequence[str], settings: TopicSettin
 
     Raises:
         ImportError: the extra `topics` is not installed.
-        ValueError: there is no word in the texts.
+        NoWords: there is none in the texts.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # numba, UMAP and HDBSCAN speak of their own insides
@@ -224,7 +251,7 @@ def _vocabulary(texts: Sequence[str], max_features: int, how: Mapping[str, Any])
         except ValueError:  # scikit-learn's word for texts without a single term
             continue
         return [str(word) for word in vectorizer.get_feature_names_out()]
-    raise ValueError("no word in the texts")
+    raise NoWords("no word in the texts")
 
 
 def _unit(vectors_ND: Vectors) -> Vectors:

@@ -24,10 +24,12 @@ from bertray.console import Ticker, duration, say
 from bertray.errors import ConfigError, DataRefused
 from bertray.evaluation.label_errors import (
     MIN_MCC,
+    NoTerms,
     Suspects,
     accuracy_and_mcc,
     assign_folds,
     find_suspects,
+    judged_classes,
     out_of_sample_probs,
     tfidf_features,
 )
@@ -46,7 +48,7 @@ from bertray.pipelines.shards import ReadSettings, write_token_shards
 from bertray.reports.audit import AuditReport, Doubt
 from bertray.reviews.findings import AuditRows, candidates, distinct_texts, find
 from bertray.reviews.label_counts import count_labels
-from bertray.reviews.labels import LabelMap
+from bertray.reviews.labels import NO_LABEL, LabelMap
 from bertray.reviews.near import NumberFile, bands_and_rows, components, jaccard
 from bertray.reviews.repeats import NearTexts
 from bertray.reviews.sources import BadFile, InputFile, check_columns, with_digests
@@ -58,7 +60,6 @@ log = logging.getLogger(__name__)
 TOKENS = "control/tokens"
 ROWS_PER_SHARD = 4096
 _DEFAULT_LABEL = Columns.model_fields["label"].default
-_DEFAULT_ID = Columns.model_fields["id"].default
 
 
 @dataclass(frozen=True)
@@ -132,7 +133,7 @@ def open_splits(config: AuditConfig) -> list[Split]:
             reasons = f": {bad[0].reason} ({bad[0].detail})" if bad else ""
             raise DataRefused(f"data.{name}: none of {len(bad)} files can be read{reasons}.", "Give files of reviews.")
         column = config.columns.label
-        wants_label = column != _DEFAULT_LABEL or any(column in file.columns for file in files)
+        wants_label = column != _DEFAULT_LABEL or all(column in file.columns for file in files)
         spec = read_spec(
             config, config.cleaning, config.max_chars, wants_label=wants_label, keep_columns=[config.columns.text]
         )
@@ -192,13 +193,25 @@ class _Audit:
         self._names = [split.name for split in splits]
         self._files = [file for split in splits for file in split.inputs.files]
         self._specs = tuple(split.inputs.spec for split in splits)
-        self._has_ids = all(config.columns.id in file.columns for file in self._files)
+        with_ids = sum(config.columns.id in file.columns for file in self._files)
+        self._has_ids = with_ids > 0  # those that are made up repeat no other
         self._work = [
             AuditItem(number, item)
             for number, split in enumerate(splits)
             for item in split.inputs.work_items(ROWS_PER_SHARD)
         ]
         self._notes: list[str] = []
+        if 0 < with_ids < len(self._files):
+            self._notes.append(
+                f"{with_ids} of {len(self._files)} files have ids; only these were looked at for repeats."
+            )
+        for split in splits:
+            with_label = sum(config.columns.label in file.columns for file in split.inputs.files)
+            if with_label and not split.has_labels:
+                self._notes.append(
+                    f"data.{split.name}: {with_label} of {len(split.inputs.files)} files have a column "
+                    f"{config.columns.label!r}, so the labels of this split were not looked at."
+                )
 
     def run(self) -> tuple[AuditReport, dict[str, pa.Table]]:
         """The page, and the tables by name."""
@@ -257,7 +270,7 @@ class _Audit:
         )
 
     def _numbers(self, part: pa.Table, split: int) -> dict[str, np.ndarray]:
-        label_ids = np.full(part.num_rows, -3, np.int32)
+        label_ids = np.full(part.num_rows, NO_LABEL, np.int32)
         if self._labels is not None:
             label_ids = self._labels.ids(part[s.LABEL].combine_chunks())
         return {
@@ -284,10 +297,8 @@ class _Audit:
     def _again(self, rows: AuditRows, members: np.ndarray, what: str) -> Iterator[tuple[int, Any]]:
         """(position, value) of some rows, read again; in no particular order."""
         members = np.unique(members)
-        by_file = {
-            int(number): rows.row_no_N[members[rows.file_no_N[members] == number]]
-            for number in np.unique(rows.file_no_N[members])
-        }
+        numbers, starts = np.unique(rows.file_no_N[members], return_index=True)
+        by_file = dict(zip(numbers.tolist(), np.split(rows.row_no_N[members], starts[1:]), strict=False))
         work = []
         for item in self._work:
             wanted = {}
@@ -345,10 +356,12 @@ class _Audit:
     def _doubt(self, rows: AuditRows, near: NearTexts | None) -> tuple[Doubt, Suspects | None]:
         """What the search for label errors came to, and the rows in doubt by position."""
         options = self._config.label_errors
-        labelled = np.flatnonzero(rows.label_N >= 0)
-        counts = np.bincount(rows.label_N[labelled], minlength=1)
-        # Each class has to be in every fold, or a model is asked for what it cannot know.
-        usable = np.flatnonzero(counts >= options.folds)
+        members = labelled = np.flatnonzero(rows.label_N >= 0)
+        if len(members) > options.max_rows:
+            members = np.sort(np.random.default_rng(self._config.seed).permutation(members)[: options.max_rows])
+        groups = rows.folded_N if near is None else components(near.num_nodes, near.pairs_P2)[near.node_N]
+        present = np.unique(rows.label_N[members])
+        usable = judged_classes(groups[members], rows.label_N[members], options.folds)
         why = ""
         if not options.find:
             why = "Nobody looked for label errors (label_errors.find=false)."
@@ -356,23 +369,20 @@ class _Audit:
             why = "There are no labels, so nobody looked for label errors."
         elif len(usable) < 2:
             why = (
-                f"Label errors need two classes with {options.folds} rows at least, and there "
+                f"Label errors need two classes with {options.folds} different texts at least, and there "
                 f"{'is' if len(usable) == 1 else 'are'} {len(usable)}: nobody looked."
             )
         nothing = Doubt(0, len(labelled), 0, 0.0, 0.0, 0.0, "", why)
         if why:
             return nothing, None
         assert self._labels is not None
-        rare = [self._labels.names[number] for number in np.flatnonzero((counts > 0) & (counts < options.folds))]
-        members = labelled[np.isin(rows.label_N[labelled], usable)]
-        if len(members) > options.max_rows:
-            members = np.sort(np.random.default_rng(self._config.seed).permutation(members)[: options.max_rows])
+        rare = [self._labels.names[number] for number in np.setdiff1d(present, usable)]
+        members = members[np.isin(rows.label_N[members], usable)]
         label_ids = np.searchsorted(usable, rows.label_N[members])
-        groups = rows.folded_N if near is None else components(near.num_nodes, near.pairs_P2)[near.node_N]
         fold = assign_folds(groups[members], label_ids, options.folds)
         try:
             features, means = self._features(rows, members)
-        except ValueError:
+        except NoTerms:
             return replace(nothing, skipped="The texts have no words to judge labels by: nobody looked."), None
         probs = out_of_sample_probs(features, label_ids, fold, len(usable), options.by, self._config.seed)
         accuracy, mcc = accuracy_and_mcc(probs, label_ids)
@@ -388,7 +398,10 @@ class _Audit:
             return replace(doubt, skipped=said), None
         found = find_suspects(probs, label_ids)
         if rare:
-            self._notes.append(f"Classes with fewer than {options.folds} rows were not judged: {', '.join(rare[:10])}.")
+            self._notes.append(
+                f"Classes with fewer than {options.folds} different texts among the {len(members):,} rows that were "
+                f"looked at were not judged: {', '.join(rare[:10])}."
+            )
         suspects = replace(found, rows=members[found.rows], suggested=usable[found.suggested])
         return replace(doubt, suspected=len(suspects.rows)), suspects
 

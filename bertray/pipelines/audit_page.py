@@ -16,9 +16,9 @@ from bertray.config import AuditConfig
 from bertray.evaluation.label_errors import Suspects
 from bertray.pipelines.audit_tables import Audited, first_of_group
 from bertray.reports.audit import AuditReport, BrokenFile, Example, Leak, Repeats, SplitRows
-from bertray.reviews.findings import labels_differ
+from bertray.reviews.findings import AuditRows, labels_differ
 from bertray.reviews.marks import MARKS, bits
-from bertray.reviews.repeats import ALONE, Leaks, num_groups
+from bertray.reviews.repeats import ALONE, Leaks, num_groups, repeats
 
 # --- counts ----------------------------------------------------------------------------------------------------------
 
@@ -48,7 +48,7 @@ def audit_report(
         repeats={name: _duplicates(audited, at) for name, at in in_split.items()},
         near=near,
         threshold=config.near_duplicates.threshold,
-        ids=None if found.id_N is None else _counted(found.id_N, rows.label_N),
+        ids=None if found.id_N is None else _counted(repeats(rows.split_N, rows.id_N), rows.label_N),
         ids_in_two_splits=0 if found.id_N is None else len(labels_differ(found.id_N, rows.split_N)),
         leaks=list(_leaks(audited)),
         conflicts=conflicts,
@@ -57,6 +57,7 @@ def audit_report(
         labels={name: _label_counts(audited, at) for name, at in in_split.items()},
         unlabelled={name: int((rows.label_N[at] < 0).sum()) for name, at in in_split.items()},
         doubt=audited.doubt,
+        damaged=tables["damaged"].num_rows,
         marks={
             name: {mark: int((rows.marks_N[at] & bits([mark]) > 0).sum()) for mark in MARKS}
             for name, at in in_split.items()
@@ -116,14 +117,19 @@ def _leaks(audited: Audited) -> Iterator[Leak]:
             int(leak.exact.sum()),
             len(np.unique(rows.key_N[leak.later[leak.exact]])),
             int((~leak.exact).sum()),
-            _other_labels(rows.label_N, leak),
+            _other_labels(rows, rows.of(first), leak),
         )
 
 
-def _other_labels(label_N: np.ndarray, leak: Leaks) -> int:
-    """Leaked rows with another label on the other side; rows without one do not count."""
-    later, earlier = label_N[leak.later], label_N[leak.earlier]
-    return int(((later != earlier) & (later >= 0) & (earlier >= 0)).sum())
+def _other_labels(rows: AuditRows, earlier_rows: np.ndarray, leak: Leaks) -> int:
+    """Leaked rows whose label no row of the same text on the other side has; rows without one do not count."""
+    there = earlier_rows[rows.label_N[earlier_rows] >= 0]
+    labels_of: dict[int, set[int]] = {}
+    texts = np.isin(rows.key_N[there], rows.key_N[leak.earlier])
+    for key, label in zip(rows.key_N[there[texts]].tolist(), rows.label_N[there[texts]].tolist(), strict=True):
+        labels_of.setdefault(key, set()).add(label)
+    found = zip(rows.label_N[leak.later].tolist(), rows.key_N[leak.earlier].tolist(), strict=True)
+    return sum(label >= 0 and key in labels_of and label not in labels_of[key] for label, key in found)
 
 
 def _duplicates(audited: Audited, at: np.ndarray) -> Repeats:

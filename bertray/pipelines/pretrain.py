@@ -22,7 +22,7 @@ from bertray.console import duration, say
 from bertray.errors import ConfigError, DataRefused
 from bertray.model.bundle import quiet_transformers, resolve_model, weights_digest
 from bertray.pipelines.cluster import Resources, ray_session
-from bertray.pipelines.examples import ROWS_PER_SHARD, TokenizedData, token_shards
+from bertray.pipelines.examples import ROWS_PER_SHARD, TOKENS, TokenizedData, token_shards
 from bertray.pipelines.inputs import Inputs, check_length, open_inputs, read_spec
 from bertray.pipelines.parts import parquet_bytes
 from bertray.pipelines.rank import PROGRESS, TrainJob
@@ -94,7 +94,7 @@ def run_pretrain(config: PretrainConfig) -> int:
 
 def _clean_up(store: Store) -> None:
     """What only a resume would need is removed once the run is whole."""
-    for folder in (checkpoints.FOLDER, "control/ray_train", BASE):
+    for folder in (checkpoints.FOLDER, TOKENS, BASE, "control/ray_train"):
         remove_folder(store, folder)
     store.delete(PROGRESS)
 

@@ -104,7 +104,8 @@ def check_claim(store: Store, verb: str, run_key: str) -> None:
     if held.run_key != run_key:
         raise ConflictError(
             f"{store.root}: holds a {verb} run with other data or settings (its config.yaml says which).",
-            "Choose another `output`, or remove this one.",
+            "Choose another `output`, or remove this one"
+            + (", or add `replace=true`, which keeps its vectors." if verb == "topics" else "."),
         )
 
 

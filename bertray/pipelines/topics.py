@@ -12,7 +12,7 @@ from bertray.config import TopicsConfig, to_yaml
 from bertray.console import say, table, timed
 from bertray.errors import ConfigError
 from bertray.pipelines.cluster import ray_session
-from bertray.pipelines.runs import claim_output, finished_run, mark_finished, remove_folder, replace_claim
+from bertray.pipelines.runs import claimed_output, finished_run, mark_finished, remove_folder, replace_claim
 from bertray.pipelines.topic_rows import (
     FOLDER,
     embed_rows,
@@ -38,14 +38,15 @@ def run_topics(config: TopicsConfig) -> int:
         return 0
     if config.replace:
         replace_claim(store, "topics", run_key, to_yaml(config))
-    else:
-        claim_output(store, "topics", run_key, to_yaml(config))
-    with ray_session(config.workers, imports=("ray.data",)) as resources:
+    with (
+        claimed_output(store, "topics", run_key, to_yaml(config), FOLDER),
+        ray_session(config.workers, imports=("ray.data",)) as resources,
+    ):
         embedded = embed_rows(source.inputs, config.model, source.info, config.pooling, store, resources)
         check_enough(config, source, embedded.num_rows)
         found = find_on_sample(config, source, embedded, store, resources)
         with timed("assignment"):
-            rows = all_rows(config, source, embedded, found, store, resources)
+            found, rows = all_rows(config, source, embedded, found, store, resources)
     report = topics_report(config, source, embedded, found, rows, time.monotonic() - started)
     write_topics(config, source, store, report, rows)
     mark_finished(store)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from bertray import schema as s
 from bertray.config import TopicsConfig
 from bertray.errors import DataRefused
-from bertray.model.topics import FoundTopics, TopicSettings, find_topics
+from bertray.model.topics import FoundTopics, NoWords, TopicSettings, find_topics, new_numbers
 from bertray.pipelines.cluster import Resources
 from bertray.pipelines.parts import one_chunk
 from bertray.pipelines.topic_rows import (
@@ -74,9 +74,7 @@ def find_on_sample(
     )
     try:
         topics = find_topics(vectors_of(sample), texts, settings, config.seed)
-    except ValueError as error:
-        if "no word" not in str(error):
-            raise
+    except NoWords as error:
         raise DataRefused(
             f"topics: no word in {len(texts)} reviews that could name a topic.",
             "Look at the text, or give fewer topics.stop_words.",
@@ -96,18 +94,25 @@ def all_rows(
     found: Found,
     store: Store,
     resources: Resources,
-) -> pa.Table:
-    """`assignments.parquet`, with the columns to compare with; sampled rows have the topic that was found on them."""
+) -> tuple[Found, pa.Table]:
+    """Topics numbered by size over all rows, and `assignments.parquet` with the columns to compare with.
+
+    Sampled rows have the topic that was found on them.
+    """
     rows = assign_rows(embedded, found.topics.assigner, store, resources)
     topic_N, similarity_N = rows[s.TOPIC].to_numpy().copy(), rows[s.SIMILARITY].to_numpy().copy()
     topic_N[found.sampled] = found.topics.topic_N
     similarity_N[found.sampled] = found.topics.assigner.similarity(vectors_of(found.sample), found.topics.topic_N)
+    sizes_K = np.bincount(topic_N[topic_N >= 0], minlength=found.topics.num_topics)
+    order_K = np.argsort(-sizes_K, kind="stable")
+    found = replace(found, topics=found.topics.renumbered(order_K))
+    topic_N, nearest_N = (new_numbers(numbers, order_K) for numbers in (topic_N, rows[s.NEAREST_TOPIC].to_numpy()))
     is_sampled_N = np.zeros(len(topic_N), bool)
     is_sampled_N[found.sampled] = True
     columns: dict[str, Any] = {
         s.ID: rows[s.ID],
         s.TOPIC: pa.array(topic_N),
-        s.NEAREST_TOPIC: rows[s.NEAREST_TOPIC],
+        s.NEAREST_TOPIC: pa.array(nearest_N),
         s.SIMILARITY: pa.array(similarity_N),
         s.SAMPLED: pa.array(is_sampled_N),
     }
@@ -121,7 +126,7 @@ def all_rows(
         columns[s.LABEL] = _class_names(source.labels, label)
         if source.with_score:
             columns[s.SCORE] = score
-    return pa.table(columns | {n: rows[n] for n in rows.column_names if n.startswith(KEEP_PREFIX)})
+    return found, pa.table(columns | {n: rows[n] for n in rows.column_names if n.startswith(KEEP_PREFIX)})
 
 
 def _class_names(labels: LabelMap, values: pa.Array) -> pa.Array:

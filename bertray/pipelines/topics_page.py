@@ -125,9 +125,11 @@ def _topic(
     if number != OUTLIER:
         # Of the sample, for their texts are at hand; each text once.
         mine = members[rows[s.SAMPLED].to_numpy(zero_copy_only=False)[members]]
-        nearest = mine[np.argsort(-rows[s.SIMILARITY].to_numpy()[mine], kind="stable")].tolist()
-        different = {texts[row]: row for row in reversed(nearest)}
-        shown = sorted(different.values(), key=nearest.index)[: config.topics.num_representatives]
+        seen: set[str] = set()
+        for row in mine[np.argsort(-rows[s.SIMILARITY].to_numpy()[mine], kind="stable")].tolist():
+            if texts[row] not in seen and len(shown) < config.topics.num_representatives:
+                seen.add(texts[row])
+                shown.append(row)
     counts = {}
     mean_score = None
     if source.labels is not None and label_ids_N is not None:

@@ -97,7 +97,7 @@ def open_source(config: TopicsConfig) -> Source:
     wants_label = has_label or (scored is None and config.columns.label != Columns.model_fields["label"].default)
     if scored is not None and not from_scored:
         wants_label = False  # what scoring said counts
-    compare_with, kept = _known_groups(config, [file.columns for file in files], from_scored, has_label)
+    compare_with, kept = _known_groups(config, files, from_scored, has_label)
     if from_scored:
         kept += [s.SCORE]
     spec = replace(spec, keep_columns=tuple(dict.fromkeys([*config.keep_columns, *kept])), wants_label=wants_label)
@@ -148,10 +148,10 @@ def _scored_entries(config: TopicsConfig) -> list[LedgerEntry] | None:
 
 
 def _known_groups(
-    config: TopicsConfig, columns: Sequence[dict[str, str]], from_scored: bool, has_label: bool
+    config: TopicsConfig, files: Sequence[InputFile], from_scored: bool, has_label: bool
 ) -> tuple[str | None, list[str]]:
     """Column of known groups, or None; and columns to read for it."""
-    wanted = config.topics.compare_with
+    wanted, columns = config.topics.compare_with, [file.columns for file in files]
     if wanted is not None:
         missing = next((held for held in columns if wanted not in held), None)
         if missing is not None:
@@ -159,6 +159,14 @@ def _known_groups(
                 f"topics.compare_with: expected a column {wanted!r}, found {', '.join(map(repr, list(missing)[:20]))}."
                 f"{did_you_mean(wanted, missing)}",
                 "Set it to the column of known groups, or leave it out.",
+            )
+        as_label = config.columns.model_copy(update={"label": wanted})
+        odd = next((file for file in files if not label_is_readable(file, as_label)), None)
+        if odd is not None:
+            raise ConfigError(
+                f"topics.compare_with: expected text, numbers or true/false in the column {wanted!r}, found "
+                f"{odd.columns[wanted]} in {odd.path}.",
+                "Set it to a column that names a group.",
             )
         return wanted, [wanted]
     if from_scored:

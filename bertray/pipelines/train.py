@@ -26,6 +26,7 @@ from bertray.pipelines.evaluation import (
     train_baselines,
 )
 from bertray.pipelines.examples import (
+    TOKENS,
     LabelledData,
     TokenizedData,
     check_splits,
@@ -390,6 +391,6 @@ def _examples_per_s(config: TrainConfig, examples: Examples, outcome: Outcome) -
 
 def _clean_up(store: Store) -> None:
     """What only a resume would need is removed once the run is whole."""
-    for folder in (CHECKPOINTS, "control/staging", "control/ray_train", distill.STUDENT):
+    for folder in (CHECKPOINTS, TOKENS, features.FOLDER, distill.STUDENT, "control/staging", "control/ray_train"):
         remove_folder(store, folder)
     store.delete(PROGRESS)

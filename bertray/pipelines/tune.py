@@ -24,7 +24,7 @@ from bertray.console import Ticker, duration, say, table
 from bertray.errors import BertrayError, ConfigError, Diverged, InfrastructureError
 from bertray.model.bundle import resolve_model, weights_digest
 from bertray.pipelines.cluster import Resources, ray_session
-from bertray.pipelines.examples import TokenizedData, check_splits, open_data, tokenize
+from bertray.pipelines.examples import TOKENS, TokenizedData, check_splits, open_data, tokenize
 from bertray.pipelines.parts import parquet_bytes
 from bertray.pipelines.runs import claimed_output, finished_run, mark_finished, remove_folder
 from bertray.pipelines.train import check_train, run_key_of
@@ -123,7 +123,8 @@ def run_tune(config: TuneConfig) -> int:
     store.put(BEST, _best_yaml(config, best, metric).encode())
     store.put("report.html", report.to_html().encode())
     mark_finished(store)
-    remove_folder(store, "control/ray_tune")
+    for folder in (TOKENS, "control/ray_tune"):
+        remove_folder(store, folder)
     _print(report)
     say(f"config   {store.uri(BEST)}")
     say(f"report   {store.uri('report.html')}")

@@ -9,7 +9,6 @@ from typing import Any
 from bertray.reports.html import count, percent, render
 from bertray.reports.plain import excerpt, plain
 from bertray.reports.scoring import REASON_WORDS
-from bertray.reviews.marks import DAMAGE
 from bertray.schema import SCHEMA_VERSION
 
 WEIGHTS = ("serious", "look", "minor", "none")
@@ -133,7 +132,7 @@ class AuditReport:
     repeats: Mapping[str, Repeats]
     near: Mapping[str, Repeats] | None  # None: nobody looked
     threshold: float
-    ids: Repeats | None  # over all splits; None: the data has no ids
+    ids: Repeats | None  # within a split; None: the data has no ids
     ids_in_two_splits: int
     leaks: Sequence[Leak]
     conflicts: Mapping[str, Repeats] | None  # None: no labels; "all": over all splits
@@ -143,6 +142,7 @@ class AuditReport:
     unlabelled: Mapping[str, int]
     doubt: Doubt
     marks: Mapping[str, Mapping[str, int]]  # split -> mark -> rows
+    damaged: int  # rows with control characters or U+FFFD, of all splits
     scripts: Mapping[str, Mapping[str, int]]
     max_length: int
     tokenizer: str
@@ -308,25 +308,27 @@ class AuditReport:
         )
 
     def _ids(self, ids: Repeats) -> Finding:
-        if not ids.groups:
+        across = self.ids_in_two_splits
+        if not ids.groups and not across:
             return Finding("repeated_ids", "Repeated ids", "none", 0.0, ("Every id stands once.",))
-        said = f"{ids.groups:,} id{'' if ids.groups == 1 else 's'} in {_rows(ids.rows)} more than once"
-        said += f", {self.ids_in_two_splits:,} of them in two splits" if len(self.splits) > 1 else ""
-        said += (
-            f"; {ids.other_labels:,} {'has' if ids.other_labels == 1 else 'have'} different labels."
-            if self.conflicts is not None
-            else "."
-        )
+        share = ids.extra / max(self.rows, 1)
+        said, advice = [], "Join by split and id together, or make ids that are unique over all splits."
+        if ids.groups:
+            inside = " in one split" if len(self.splits) > 1 else ""
+            repeated = f"{ids.groups:,} id{'' if ids.groups == 1 else 's'} in {_rows(ids.rows)} more than once{inside}"
+            said.append(repeated + self._with_other_labels(ids))
+            advice = (
+                "Nothing that is joined by the id can be trusted; a nightly run scores the first row of a file and "
+                "puts the others into quarantine."
+            )
+        if across:
+            said.append(
+                f"{across:,} id{' stands' if across == 1 else 's stand'} in two splits, as where each is numbered anew."
+            )
+        weight = "serious" if share >= _FEW else "look" if ids.groups else "minor"
+        examples = self._example("repeated_ids")
         return Finding(
-            "repeated_ids",
-            "Repeated ids",
-            "serious" if ids.extra / max(self.rows, 1) >= _FEW else "look",
-            ids.extra / max(self.rows, 1),
-            (said,),
-            "Nothing that is joined by the id can be trusted; a nightly run scores the first row of a file and puts "
-            "the others into quarantine.",
-            "repeated_ids.parquet",
-            self._example("repeated_ids"),
+            "repeated_ids", "Repeated ids", weight, share, tuple(said), advice, "repeated_ids.parquet", examples
         )
 
     def _duplicates(self) -> Finding:
@@ -360,12 +362,7 @@ class AuditReport:
             return Finding("near_duplicates", "Near-duplicates", "none", 0.0, (f"No two texts have {alike}.",))
         said = [
             f"{name}: {each.groups:,} group{'' if each.groups == 1 else 's'} of different texts with {alike}, "
-            f"{each.rows:,} rows"
-            + (
-                f"; {each.other_labels:,} {'has' if each.other_labels == 1 else 'have'} different labels."
-                if self.conflicts is not None
-                else "."
-            )
+            f"{each.rows:,} rows" + self._with_other_labels(each)
             for name, each in near.items()
             if each.groups
         ]
@@ -415,7 +412,7 @@ class AuditReport:
 
     def _damage(self) -> Finding:
         total = {mark: sum(counts.get(mark, 0) for counts in self.marks.values()) for mark in MARK_WORDS}
-        damaged = max(total[mark] for mark in DAMAGE)
+        damaged = self.damaged
         share = damaged / max(self.rows, 1)
         found = [f"{_rows(rows)} with {MARK_WORDS[mark]}" for mark, rows in total.items() if rows]
         if not found:

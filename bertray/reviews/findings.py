@@ -5,6 +5,7 @@ Legend: N rows.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import combinations
@@ -47,7 +48,11 @@ class AuditRows:
 
     def positions(self, file_no_M: np.ndarray, row_no_M: np.ndarray) -> np.ndarray:
         """int64 [M]: where rows stand here, by file and row number; each has to be one of these."""
-        return np.searchsorted(_place(self.file_no_N, self.row_no_N), _place(file_no_M, row_no_M))
+        return np.searchsorted(self._place_N, _place(file_no_M, row_no_M))
+
+    @functools.cached_property
+    def _place_N(self) -> np.ndarray:
+        return _place(self.file_no_N, self.row_no_N)
 
 
 def _place(file_no_N: np.ndarray, row_no_N: np.ndarray) -> np.ndarray:

@@ -155,7 +155,7 @@ class Candidates:
         num_texts = len(band_N)
         order = np.lexsort((self._num_shingles_N, band_N))
         sorted_N, sizes_N = band_N[order], self._num_shingles_N[order]
-        found = []
+        found, room = [], MAX_PAIRS
         for step in range(1, WINDOW + 1):
             same = np.flatnonzero(sorted_N[step:] == sorted_N[:-step])
             if not len(same):
@@ -163,13 +163,16 @@ class Candidates:
             # |A ∩ B| / |A ∪ B| cannot reach the threshold where the sizes are too far apart.
             same = same[sizes_N[same] >= threshold * sizes_N[same + step] - 1e-9] if threshold < 1 else same
             first, second = order[same], order[same + step]
-            found.append(np.minimum(first, second) * num_texts + np.maximum(first, second))
+            found.append((np.minimum(first, second) * num_texts + np.maximum(first, second))[:room])
+            room -= len(found[-1])
+            if not room:  # before they take the memory of everything else
+                break
         _, counts = np.unique(sorted_N, return_counts=True)
         big = counts[counts > WINDOW + 1].astype(np.float64) - WINDOW
         self.crowded += int((big * (big - 1) / 2).sum())
         if found:
             self._codes = np.unique(np.concatenate([self._codes, *found]))
-            self.is_full = len(self._codes) > MAX_PAIRS
+            self.is_full = not room or len(self._codes) > MAX_PAIRS
 
     def pairs(self) -> np.ndarray:
         """int64 [P, 2], each pair once, the smaller number first, ascending."""

@@ -89,10 +89,12 @@ class NearTexts:
         node = self.node_N[rows]
         inside_P = np.isin(self.pairs_P2, node).all(axis=1)
         nodes, similarity = self.pairs_P2[inside_P], self.similarity_P[inside_P]
-        for row, of in zip(rows, node, strict=True):
-            spelled = rows[(node == of) & (key_N[rows] != key_N[row])]
-            if len(spelled):
-                return int(row), int(spelled[0])
+        # The first row of each spelling; a text with two of them is nearest to itself.
+        spellings, first = np.unique(np.stack([node, _numbers(key_N[rows])], axis=1), axis=0, return_index=True)
+        again = np.flatnonzero(np.diff(spellings[:, 0]) == 0)
+        if len(again):
+            pair = min((sorted((first[at], first[at + 1])) for at in again.tolist()), key=lambda pair: pair[0])
+            return int(rows[pair[0]]), int(rows[pair[1]])
         first, second = nodes[np.argmax(similarity)]
         return int(rows[node == first][0]), int(rows[node == second][0])
 

@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 
 from bertray.evaluation.label_errors import (
+    NoTerms,
     accuracy_and_mcc,
     assign_folds,
     find_suspects,
+    judged_classes,
     out_of_sample_probs,
     tfidf_features,
 )
@@ -73,3 +75,17 @@ def test_a_class_that_no_other_fold_has_gets_no_probability():
 def test_accuracy_and_mcc():
     probs = np.array([[0.9, 0.1], [0.2, 0.8], [0.6, 0.4], [0.3, 0.7]])
     assert accuracy_and_mcc(probs, np.array([0, 1, 1, 1])) == (0.75, pytest.approx(1 / np.sqrt(3)))
+
+
+def test_a_class_that_some_fold_could_not_learn_is_not_judged():
+    labels = np.repeat([0, 1, 2, 3], [20, 20, 6, 4])
+    groups = np.arange(50, dtype=np.uint64)
+    assert judged_classes(groups, labels, 5).tolist() == [0, 1, 2]  # four rows of class 3
+    groups[40:46] = 40  # class 2 is one text, six times
+    assert judged_classes(groups, labels, 5).tolist() == [0, 1]
+    assert judged_classes(groups[:0], labels[:0], 5).tolist() == []
+
+
+def test_texts_without_a_term_are_told_as_that():
+    with pytest.raises(NoTerms):
+        tfidf_features(["!", "?"])

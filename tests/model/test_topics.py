@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from bertray.model.topics import OUTLIER, Assigner, TopicSettings, find_topics
+from bertray.model.topics import OUTLIER, Assigner, FoundTopics, NoWords, TopicSettings, find_topics
 
 THEMES = {"cars": ["engine", "wheel", "dealer"], "ice": ["puck", "goal", "team"], "space": ["orbit", "moon", "launch"]}
 SETTINGS = TopicSettings(min_topic_size=15, num_neighbors=10)
@@ -56,7 +56,7 @@ def test_the_most_alike_topics_are_merged():
 
 def test_texts_without_a_word_are_an_error():
     vectors_ND, texts, _ = grouped()
-    with pytest.raises(ValueError, match="no word"):
+    with pytest.raises(NoWords):
         find_topics(vectors_ND, ["123 456"] * len(texts), TopicSettings(15, vectorizer={"token_pattern": "[a-z]+"}), 0)
 
 
@@ -101,3 +101,13 @@ def test_agreement_is_that_of_reviews_which_take_no_part_in_the_vote(monkeypatch
     monkeypatch.setattr("bertray.model.topics._ROWS_AT_ONCE", 7)
     places = np.arange(len(themes_N))
     assert (whole.vote(vectors_ND, places_N=places) == themes_N).all()  # in pieces, each review still is itself
+
+
+def test_topics_under_other_numbers_are_the_same_topics():
+    topic_N = np.array([0, 1, OUTLIER, 2, 0], np.int32)
+    assigner = Assigner(np.eye(5, dtype=np.float32), topic_N, np.eye(3, 5, dtype=np.float32))
+    words = [[("zero", 1.0)], [("one", 1.0)], [("two", 1.0)]]
+    found = FoundTopics(topic_N, words, assigner, 1.0, None, 3).renumbered(np.array([2, 0, 1]))
+    assert found.topic_N.tolist() == found.assigner.topic_S.tolist() == [1, 2, OUTLIER, 0, 1]
+    assert found.words == [words[2], words[0], words[1]]
+    assert found.assigner.centroids_KD.argmax(axis=1).tolist() == [2, 0, 1]

@@ -34,6 +34,7 @@ CLEAN = AuditReport(
     unlabelled={"train": 0},
     doubt=Doubt(100, 100, 0, 0.9, 0.5, 0.8, "a judge"),
     marks={"train": {}},
+    damaged=0,
     scripts={"train": {"latin": 100}},
     max_length=128,
     tokenizer="bundled",
@@ -77,6 +78,7 @@ DIRTY = replace(
     unlabelled={"train": 0, "test": 95},
     doubt=Doubt(150, 200, 12, 0.9, 0.5, 0.8, "a judge"),
     marks={"train": {"control_characters": 4, "html_tags": 9}, "test": {"html_tags": 1}},
+    damaged=4,
     scripts={"train": {"latin": 100}, "test": {"han": 100}},
     examples={
         "duplicates": [Example(("call +49 170 1234567 <b>now</b>",), {"rows": "4", "id": "a1, a2"})],
@@ -98,7 +100,8 @@ def test_every_finding_has_its_count_and_the_weightiest_come_first():
     )
     assert found["repeated_ids"] == (
         "look",
-        "1 id in 2 rows more than once, 1 of them in two splits; 1 has different labels.",
+        "1 id in 2 rows more than once in one split; 1 has different labels. "
+        "1 id stands in two splits, as where each is numbered anew.",
     )
     assert found["broken"] == (
         "minor",
@@ -157,3 +160,19 @@ def test_what_nobody_looked_for_is_not_told_as_not_found():
     skipped = replace(CLEAN, doubt=replace(CLEAN.doubt, skipped="One class only."))
     assert finding(skipped, "label_errors").sentences == ("One class only.",)
     assert "near_duplicates" not in report.to_html()
+
+
+def test_ids_that_are_numbered_anew_in_each_split_are_no_serious_matter():
+    restarted = finding(replace(DIRTY, ids=Repeats(), ids_in_two_splits=90), "repeated_ids")
+    assert (restarted.weight, restarted.sentences) == (
+        "minor",
+        ("90 ids stand in two splits, as where each is numbered anew.",),
+    )
+    assert restarted.advice.startswith("Join by split and id")
+
+
+def test_rows_with_one_kind_of_damage_or_the_other_count_together():
+    marks = {"train": {"control_characters": 60, "replacement_character": 60}}
+    rows = replace(CLEAN.splits[0], rows=10_000, rows_in=10_000)
+    assert finding(replace(CLEAN, splits=[rows], marks=marks, damaged=120), "marks").weight == "look"
+    assert finding(replace(CLEAN, splits=[rows], marks=marks, damaged=60), "marks").weight == "minor"

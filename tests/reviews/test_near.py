@@ -126,3 +126,13 @@ def test_chains_are_one_component_and_the_best_pair_counts():
     part = components(4, pairs)
     assert part[0] == part[1] == part[2] != part[3]
     assert best_of_each(4, pairs, np.array([0.8, 0.9])).tolist() == [0.8, 0.9, 0.9, 0.0]
+
+
+def test_pairs_beyond_the_limit_of_memory_are_not_even_made(monkeypatch):
+    monkeypatch.setattr("bertray.reviews.near.MAX_PAIRS", 70)
+    found = Candidates(np.full(40, 10))
+    found.add(np.full(40, 3, np.uint64), threshold=0.8)
+    assert found.is_full
+    assert len(found.pairs()) == 70
+    found.add(np.full(40, 4, np.uint64), threshold=0.8)
+    assert len(found.pairs()) == 70
