@@ -11,11 +11,11 @@ demo: install
 	$(BIN)/bertray demo
 
 test: lint
-	$(BIN)/pytest -n 2 --dist loadfile -m "not slow and not soak and not scale and not ray"
-	$(BIN)/pytest -m "ray and not slow and not soak"
+	$(BIN)/pytest -n 2 --dist loadfile -m "not slow and not soak and not scale and not ray" --durations=12
+	$(BIN)/pytest -m "ray and not slow and not soak" --durations=12
 
 test-slow: install
-	$(BIN)/pytest -m slow
+	$(BIN)/pytest -m "slow and not soak" --durations=12
 
 soak: install
 	$(BIN)/pytest -m soak -s

@@ -104,6 +104,12 @@ class Workers(Section):
     stall_timeout_s: float | None = Field(
         None, gt=0, description="end when no shard is finished for so long; by default 1 h, on a cluster 6 h"
     )
+    in_process_rows: int = Field(
+        1000,
+        ge=0,
+        description="on one machine without a GPU, so many reviews and fewer go through the model in the command's own "
+        "process, as an actor takes longer to start; 0: never",
+    )
 
 
 class TrainData(Section):

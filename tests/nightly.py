@@ -97,6 +97,7 @@ def worker_without_ray(_: Workers) -> Iterator[LoopWorker]:
 
 def night_config(encoder: Path, inbox: Path, output: str, verb: str = "score", **keys: Any) -> NightConfig:
     settings = {"model": str(encoder), "input": [str(inbox)], "output": output, "rows_per_shard": ROWS_PER_SHARD}
+    settings["workers"] = {"in_process_rows": 0}  # or a stand-in for the model would never be asked
     config = build_config(verb, {**settings, **keys})
     assert isinstance(config, NightConfig)
     return config

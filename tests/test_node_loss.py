@@ -42,7 +42,7 @@ def score_and_lose_a_node(model: str, folder: Path, after: int) -> int:
     return codes[0]
 
 
-@pytest.mark.parametrize("after", [5, 60])
+@pytest.mark.parametrize("after", [pytest.param(5, marks=pytest.mark.soak), 60])
 def test_a_lost_node_costs_no_row(after, trained, tmp_path):
     write(tmp_path / "in" / "reviews.parquet", ROWS, 7, "k")
     run_beside_the_cluster("tests.test_node_loss", str(trained / "model"), str(tmp_path), str(after), seconds=270)

@@ -47,7 +47,9 @@ def test_train_score_embed_and_tune_with_everything_on_an_object_store(
     assert json.loads(store.get("run/metrics.json"))["rows"] == 90
     assert b"<html" in store.get("run/report.html")
     assert not list(store.keys("run/checkpoints"))
-    bertray("score", f"model={root}/run/model", f"input={root}/new", f"output={root}/scored")
+    bertray(
+        "score", f"model={root}/run/model", f"input={root}/new", f"output={root}/scored", "workers.in_process_rows=0"
+    )
     parts = [key for key in store.keys("scored/data") if key.endswith(".parquet")]
     ids = pa.concat_tables([pq.read_table(pa.BufferReader(store.get(key))) for key in parts])["id"].to_pylist()
     assert Counter(ids) == Counter(f"n{row}" for row in range(50))

@@ -11,11 +11,12 @@ import re
 import shutil
 import signal
 import socket
+import sys
 import threading
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,7 @@ class Resources:
     cpus_per_worker: float
     gpus_per_worker: int
     stall_timeout_s: float = 3600.0  # without a finished shard
+    in_process_rows: int = 0  # reviews up to which no actor is started
 
     @property
     def device(self) -> str:
@@ -61,6 +63,19 @@ class Resources:
 def inside_cluster() -> bool:
     """Is there a cluster to join (a submitted job, or RAY_ADDRESS set by hand)?"""
     return bool(os.environ.get("RAY_ADDRESS"))
+
+
+def without_ray(workers: Workers, num_rows: int) -> Resources | None:
+    """This process alone, where that is all that so many reviews need; None: Ray is needed, or is at hand anyway.
+
+    Args:
+        workers: what the config asks for.
+        num_rows: reviews that go through the model.
+    """
+    running = "ray" in sys.modules and sys.modules["ray"].is_initialized()
+    if workers.use_gpu or inside_cluster() or running or num_rows > workers.in_process_rows:
+        return None
+    return Resources(1, workers.threads or os.cpu_count() or 1, 1.0, 0, in_process_rows=workers.in_process_rows)
 
 
 @contextmanager
@@ -101,7 +116,10 @@ def ray_session(workers: Workers, *, imports: Sequence[str] = ()) -> Iterator[Re
             _disconnect(before, temporary)  # what has been started by then
             raise
     try:
-        yield plan_resources(workers, ray.cluster_resources(), local=not inside_cluster())
+        resources = plan_resources(workers, ray.cluster_resources(), local=not inside_cluster())
+        if started and not inside_cluster() and not workers.use_gpu:
+            resources = replace(resources, in_process_rows=workers.in_process_rows)
+        yield resources
     finally:
         if started:
             _disconnect(before, temporary)

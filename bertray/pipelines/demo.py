@@ -9,12 +9,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-from bertray.config import DemoConfig, ScoreConfig, TrainConfig, Workers, build_config
+from bertray.config import DemoConfig, ScoreConfig, TrainConfig, build_config
 from bertray.console import duration, heading, say, table
 from bertray.errors import ConflictError
-from bertray.pipelines.cluster import ray_session
 from bertray.pipelines.score import run_score
-from bertray.pipelines.train import IMPORTS, run_train
+from bertray.pipelines.train import run_train
 
 log = logging.getLogger(__name__)
 
@@ -32,15 +31,14 @@ def run_demo(config: DemoConfig) -> int:
     assert isinstance(train, TrainConfig)
     incoming = root / "reviews" / "incoming"
     incoming.mkdir(parents=True)
-    with ray_session(Workers(), imports=IMPORTS):
-        heading("1. train", "on labelled reviews, then evaluate on others")
-        run_train(train)
-        for number, (night, slot) in enumerate(NIGHTS, start=2):
-            shutil.copytree(REVIEWS / night, incoming, dirs_exist_ok=True)
-            heading(f"{number}. {night}", "score what came in")
-            score = build_config("score", _score_settings(root, slot))
-            assert isinstance(score, ScoreConfig)
-            run_score(score)
+    heading("1. train", "on labelled reviews, then evaluate on others")
+    run_train(train)
+    for number, (night, slot) in enumerate(NIGHTS, start=2):
+        shutil.copytree(REVIEWS / night, incoming, dirs_exist_ok=True)
+        heading(f"{number}. {night}", "score what came in")
+        score = build_config("score", _score_settings(root, slot))
+        assert isinstance(score, ScoreConfig)
+        run_score(score)
     _print_summary(root, time.monotonic() - started)
     return 0
 

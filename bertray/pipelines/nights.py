@@ -23,7 +23,7 @@ from bertray.console import Ticker, duration, say, table
 from bertray.errors import ConflictError, DataRefused
 from bertray.evaluation.evaluation import Evaluation
 from bertray.model.bundle import BundleInfo
-from bertray.pipelines.cluster import Resources, ray_session
+from bertray.pipelines.cluster import Resources, ray_session, without_ray
 from bertray.pipelines.evaluation import in_words
 from bertray.pipelines.inputs import Inputs
 from bertray.pipelines.parts import EmbedSettings, PartSettings, ScoreSettings, parquet_bytes
@@ -54,7 +54,7 @@ ROWS_BEFORE_RATIO = 100  # quarantined rows up to which max_quarantine_ratio doe
 
 
 class Worker(Protocol):
-    """Whatever turns pieces of work into staged parts and receipts: Ray here, a loop in tests."""
+    """Whatever turns pieces of work into staged parts and receipts."""
 
     @property
     def resources(self) -> Resources:
@@ -65,7 +65,9 @@ class Worker(Protocol):
 
 
 @dataclass(frozen=True)
-class RayWorker:
+class StagingWorker:
+    """Ray Data, or this process where that is enough."""
+
     resources: Resources
 
     def __call__(self, work: Sequence[WorkItem], read: ReadSettings, settings: PartSettings) -> Iterator[Receipt]:
@@ -75,7 +77,7 @@ class RayWorker:
 @contextmanager
 def ray_worker(workers: Workers) -> Iterator[Worker]:
     with ray_session(workers, imports=("ray.data",)) as resources:
-        yield RayWorker(resources)
+        yield StagingWorker(resources)
 
 
 def run_night(config: NightConfig, info: BundleInfo, open_worker: Callable[[], AbstractContextManager[Worker]]) -> int:
@@ -84,7 +86,7 @@ def run_night(config: NightConfig, info: BundleInfo, open_worker: Callable[[], A
     Args:
         config: what to score and where to.
         info: of the model.
-        open_worker: called once, when there is something to compute.
+        open_worker: called once, when there is something to compute that this process does not do itself.
     """
     store = open_store(config.output)
     looked_at = look(config, store)
@@ -94,11 +96,19 @@ def run_night(config: NightConfig, info: BundleInfo, open_worker: Callable[[], A
     _finish_earlier_runs(config, info, store, tonight.entries)
     committed = 0
     with ExitStack() as stack:
-        worker = None
+        opened: list[Worker] = []
+
+        def worker_for(plan: Plan) -> Worker:
+            alone = without_ray(config.workers, sum(file.num_rows or 0 for file in plan.files))
+            if alone is not None and not opened:
+                return StagingWorker(alone)
+            if not opened:
+                opened.append(stack.enter_context(open_worker()))
+            return opened[0]
+
         while plan := next_plan(config, tonight, store):
-            worker = worker or stack.enter_context(open_worker())
             spec = spec_for(config, info, tonight.readable(plan.files))
-            entry = _run_plan(config, tonight, plan, spec, store, worker)
+            entry = _run_plan(config, tonight, plan, spec, store, worker_for(plan))
             committed += 1
             evaluation = write_night_report(
                 store,

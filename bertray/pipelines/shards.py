@@ -168,12 +168,19 @@ def stage_parts(
     *,
     only_rows: Mapping[int, np.ndarray] | None = None,
 ) -> Iterator[Receipt]:
-    """Run the pipeline of a night; receipts arrive as parts are staged, in no particular order."""
+    """Run the pipeline of a night; receipts arrive as parts are staged, in no particular order.
+
+    Few reviews go through it in this process (`Resources.in_process_rows`), where no Ray has to run.
+    """
+    if not work:
+        return
+    if sum(shard.hi - shard.lo for item in work for shard in item) <= resources.in_process_rows:
+        reader, parts = ReadAndTokenize(work, read, only_rows), MakePart(settings)
+        yield from (parts.make(table) for table in map(reader.read, work) if table.num_rows)
+        return
     from ray.data import ActorPoolStrategy
     from ray.data.exceptions import ExecutionTimeoutError
 
-    if not work:
-        return
     dataset = _tokenized(work, read, resources, only_rows).map_batches(
         MakePart,
         fn_constructor_args=(settings,),

@@ -1,0 +1,63 @@
+"""A few reviews on one machine go through the model in the command's own process: no Ray, and the same rows."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pyarrow.parquet as pq
+import pytest
+
+from bertray.config import Workers
+from bertray.pipelines.cluster import without_ray
+from tests.corpus import write
+from tests.processes import environment_beside_the_cluster
+
+pytestmark = pytest.mark.ray
+
+PROBE = "import sys; from bertray.cli import run; code = run(sys.argv[1:]); print('ray' in sys.modules); sys.exit(code)"
+
+
+def test_a_small_night_needs_no_ray_and_gives_the_rows_of_a_large_one(trained, tmp_path):
+    write(tmp_path / "in" / "a.parquet", 40, 5, "n")
+    rows = {}
+    for limit, needs_ray in ((40, False), (39, True)):
+        words = [f"model={trained / 'model'}", f"input={tmp_path / 'in'}", f"output={tmp_path / str(limit)}"]
+        done = subprocess.run(
+            [sys.executable, "-c", PROBE, "score", *words, f"workers.in_process_rows={limit}", "rows_per_shard=16"],
+            env=environment_beside_the_cluster(),
+            capture_output=True,
+            text=True,
+            timeout=200,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.rstrip().endswith(str(needs_ray))
+        table = pq.read_table(tmp_path / str(limit) / "data").sort_by("id")
+        rows[needs_ray] = table.drop_columns(["run_id", "scored_at"])
+    probabilities = [name for name in rows[True].column_names if name == "score" or name.startswith("prob_")]
+    assert rows[False].drop_columns(probabilities) == rows[True].drop_columns(probabilities)
+    for name in probabilities:  # summed by another number of threads
+        assert rows[False][name].to_pylist() == pytest.approx(rows[True][name].to_pylist(), abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("workers", "address", "alone"),
+    [
+        (Workers(), "", True),
+        (Workers(in_process_rows=9), "", False),
+        (Workers(use_gpu=True), "", False),
+        (Workers(), "ray://head:10001", False),
+    ],
+)
+def test_ray_is_started_for_many_rows_a_gpu_or_a_cluster(monkeypatch, workers, address, alone):
+    monkeypatch.setitem(sys.modules, "ray", type("ray", (), {"is_initialized": staticmethod(lambda: False)}))
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    found = without_ray(workers, 10)
+    assert (found is not None) == alone
+    assert found is None or (found.device, found.in_process_rows) == ("cpu", 1000)
+
+
+def test_a_cluster_that_runs_already_is_used(ray_cluster, monkeypatch):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    assert without_ray(Workers(), 1) is None
