@@ -43,6 +43,10 @@ class Run:
     published: str = ""
     learned: Rows | None = None
 
+    @property
+    def told_settings(self) -> str:
+        return self.settings or "as the config says"
+
 
 @dataclass(frozen=True)
 class Recipe:

@@ -171,10 +171,10 @@ def _line(result: Result) -> str:
     baselines = result.metrics.get("baselines") or {}
     tfidf = f"{result.value(metric, 'tfidf_logreg')['value']:.3f}" if "tfidf_logreg" in baselines else ""
     cells = [
-        result.run.settings or "as the config says",
+        result.run.told_settings,
         f"{result.train_rows:,}",
         f"{result.metrics['rows']:,}",
-        metric.replace("_", " "),
+        {"mcc": "MCC", "macro_f1": "macro F1"}.get(metric, metric),
         f"**{score['value']:.3f}** [{score['low']:.3f}, {score['high']:.3f}]",
         tfidf,
         result.run.published,

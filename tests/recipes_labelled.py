@@ -135,10 +135,10 @@ def confusions_in_words(results: list[Result]) -> str:
     np.fill_diagonal(shares, 0)
     worst = np.dstack(np.unravel_index(np.argsort(-shares, axis=None)[:3], shares.shape))[0]
     pairs = [
-        f"{labels[given]} for {labels[said]} ({shares[given, said]:.0%} of {labels[given]})" for given, said in worst
+        f"{labels[given]} as {labels[said]} ({shares[given, said]:.0%} of {labels[given]})" for given, said in worst
     ]
-    accuracies = [f"{result.value('accuracy')['value']:.3f} ({result.run.settings})" for result in results]
-    return f"Taken most often: {', '.join(pairs)}. Accuracy {', '.join(accuracies)}."
+    accuracies = [f"{result.value('accuracy')['value']:.3f} ({result.run.told_settings})" for result in results]
+    return f"Mistaken most often: {', '.join(pairs)}. Accuracy {', '.join(accuracies)}."
 
 
 LABELLED = (
