@@ -8,8 +8,9 @@ import sys
 import pyarrow.parquet as pq
 import pytest
 
+from bertray.cli import run
 from bertray.config import Workers
-from bertray.pipelines.cluster import without_ray
+from bertray.pipelines.cluster import Resources, without_ray
 from tests.corpus import write
 from tests.processes import environment_beside_the_cluster
 
@@ -61,3 +62,13 @@ def test_ray_is_started_for_many_rows_a_gpu_or_a_cluster(monkeypatch, workers, a
 def test_a_cluster_that_runs_already_is_used(ray_cluster, monkeypatch):
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     assert without_ray(Workers(), 1) is None
+
+
+def test_plan_says_that_so_few_reviews_need_no_ray(trained, tmp_path, monkeypatch, capsys):
+    write(tmp_path / "in" / "a.parquet", 40, 5, "n")
+    alone = Resources(num_workers=1, threads=2, cpus_per_worker=1.0, gpus_per_worker=0)
+    monkeypatch.setattr("bertray.pipelines.plan.without_ray", lambda _, num_rows: alone if num_rows == 40 else None)
+    assert run(["plan", f"model={trained / 'model'}", f"input={tmp_path / 'in'}", f"output={tmp_path / 'out'}"]) == 0
+    told = capsys.readouterr().out
+    assert "in one process of 2 threads: so few reviews need no Ray" in told
+    assert "6 s of it to start" in told

@@ -16,7 +16,7 @@ from bertray.console import duration, say, table
 from bertray.errors import DataRefused
 from bertray.model.bundle import resolve_model
 from bertray.model.tokenization import ReviewTokenizer, sequences
-from bertray.pipelines.cluster import inside_cluster, plan_resources
+from bertray.pipelines.cluster import inside_cluster, plan_resources, without_ray
 from bertray.pipelines.examples import open_data
 from bertray.pipelines.inputs import Inputs, open_model
 from bertray.pipelines.runs import check_claim
@@ -29,6 +29,7 @@ SAMPLE_ROWS = 1000
 TIMED_ROWS = 64
 MAX_LINES = 30
 START_UP_S = 15.0  # Ray, imports and model load, seen on two cores
+LOADING_S = 6.0  # imports and model load alone
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,13 @@ def _plan_score(config: ScoreConfig) -> None:
     predictor.logits(timed)
     tokens_per_s = timed.lens_S.sum() / (time.monotonic() - started)
     seconds = inputs.num_rows * sample.seen_tokens_N.mean() / tokens_per_s
-    _print_forecast(config, seconds, f"{tokens_per_s:,.0f} tokens/s measured here")
+    basis = f"{tokens_per_s:,.0f} tokens/s measured here"
+    alone = without_ray(config.workers, inputs.num_rows)
+    if alone is None:
+        _print_forecast(config, seconds, basis)
+    else:
+        say(f"in one process of {alone.threads} threads: so few reviews need no Ray")
+        _print_time(config, LOADING_S, seconds, basis)
 
 
 def _plan_train(config: TrainConfig) -> None:
@@ -217,7 +224,11 @@ def _print_forecast(config: Common, seconds: float, basis: str) -> None:
         say(f"no forecast for GPUs ({basis}, on the CPU: {duration(seconds)})")
         return
     share = resources.num_workers if inside_cluster() else 1
-    total = START_UP_S + seconds / share
-    say(f"about {duration(total)} ({basis}; {START_UP_S:.0f} s of it to start)")
+    _print_time(config, START_UP_S, seconds / share, basis)
+
+
+def _print_time(config: Common, start_s: float, work_s: float, basis: str) -> None:
+    total = start_s + work_s
+    say(f"about {duration(total)} ({basis}; {start_s:.0f} s of it to start)")
     if config.price_per_hour is not None:
         say(f"about {total / 3600 * config.price_per_hour:.2f} at {config.price_per_hour:g} an hour")

@@ -9,7 +9,7 @@ from typing import Any
 from bertray.reports.html import count, percent, render
 from bertray.reports.plain import excerpt, plain
 from bertray.reports.scoring import REASON_WORDS
-from bertray.schema import SCHEMA_VERSION
+from bertray.schema import SCHEMA_VERSION, Reason
 
 WEIGHTS = ("serious", "look", "minor", "none")
 WEIGHT_WORDS = {"serious": "serious", "look": "worth a look", "minor": "minor", "none": "nothing found"}
@@ -244,7 +244,7 @@ class AuditReport:
             for reason, number in reasons.items():
                 total[reason] = total.get(reason, 0) + number
         named = ", ".join(
-            f"{number:,} because {REASON_WORDS.get(reason, reason)}"  # type: ignore[call-overload]
+            f"{number:,} because {REASON_WORDS[Reason(reason)]}"
             for reason, number in sorted(total.items(), key=lambda item: -item[1])
         )
         said = [f"{rows:,} of {_rows(self.rows_in)} cannot be used ({percent(share)}): {named}."] if rows else []

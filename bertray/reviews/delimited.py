@@ -27,15 +27,15 @@ def inspect(entry: FileEntry, reader: TextFormat) -> InputFile | BadFile:
             rows = _open(entry.path, reader)
             first = next(rows, None)
             if first is None:
-                return _bad(entry, Reason.FILE_EMPTY, "no row and no header")
+                return entry.bad(Reason.FILE_EMPTY, "no row and no header")
             if first.fields is None:
-                return _bad(entry, Reason.FILE_CORRUPT, f"the first row cannot be read: {first.problem}")
+                return entry.bad(Reason.FILE_CORRUPT, f"the first row cannot be read: {first.problem}")
             columns = _column_names(first.fields, reader.header)
             num_rows, offsets = records.index(rows if reader.header else chain([first], rows), seekable=seekable)
     except DATA_ERRORS as error:
         if is_store_failure(error):
             raise
-        return _bad(entry, Reason.FILE_CORRUPT, short(error))
+        return entry.bad(Reason.FILE_CORRUPT, short(error))
     return InputFile(
         entry.path,
         entry.relative_path,
@@ -45,12 +45,6 @@ def inspect(entry: FileEntry, reader: TextFormat) -> InputFile | BadFile:
         num_rows,
         columns,
         offsets,
-    )
-
-
-def _bad(entry: FileEntry, reason: Reason, detail: str) -> BadFile:
-    return BadFile(
-        entry.path, entry.relative_path, entry.size_bytes, entry.modified, reason, detail[:200], num_rows=None
     )
 
 

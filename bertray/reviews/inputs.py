@@ -28,6 +28,10 @@ class FileEntry:
     modified: str  # modification time in ns, as text
     outside_root: bool = False  # a link that leads out of the folder the user named
 
+    def bad(self, reason: Reason, detail: str, num_rows: int | None = None) -> BadFile:
+        """The same file as one that cannot be used."""
+        return BadFile(self.path, self.relative_path, self.size_bytes, self.modified, reason, detail[:200], num_rows)
+
 
 @dataclass(frozen=True)
 class InputFile:

@@ -32,16 +32,16 @@ def inspect(entry: FileEntry, reader: TextFormat) -> InputFile | BadFile:
             head = list(islice(rows, _ROWS_LOOKED_AT))
             objects = [value for line in head if isinstance(value := _parse(line)[0], dict)]
             if not head:
-                return _bad(entry, Reason.FILE_EMPTY, "no row")
+                return entry.bad(Reason.FILE_EMPTY, "no row")
             if head[0].text.lstrip().startswith("["):
-                return _bad(entry, Reason.FILE_UNSUPPORTED, "a JSON array; write one JSON object a line")
+                return entry.bad(Reason.FILE_UNSUPPORTED, "a JSON array; write one JSON object a line")
             if not objects:
-                return _bad(entry, Reason.FILE_CORRUPT, f"none of the first {len(head)} lines is a JSON object")
+                return entry.bad(Reason.FILE_CORRUPT, f"none of the first {len(head)} lines is a JSON object")
             num_rows, offsets = records.index(chain(head, rows), seekable=seekable)
     except DATA_ERRORS as error:
         if is_store_failure(error):
             raise
-        return _bad(entry, Reason.FILE_CORRUPT, short(error))
+        return entry.bad(Reason.FILE_CORRUPT, short(error))
     return InputFile(
         entry.path,
         entry.relative_path,
@@ -51,12 +51,6 @@ def inspect(entry: FileEntry, reader: TextFormat) -> InputFile | BadFile:
         num_rows,
         _columns(objects),
         offsets,
-    )
-
-
-def _bad(entry: FileEntry, reason: Reason, detail: str) -> BadFile:
-    return BadFile(
-        entry.path, entry.relative_path, entry.size_bytes, entry.modified, reason, detail[:200], num_rows=None
     )
 
 

@@ -51,15 +51,7 @@ def inspect(entry: FileEntry) -> InputFile | BadFile:
                 raise _Refused(Reason.FILE_CORRUPT, f"the footer cannot be read: {short(error)}"[:200]) from error
             rows = _check_footer(footer[:-_TAIL_BYTES])
     except _Refused as refused:
-        return BadFile(
-            entry.path,
-            entry.relative_path,
-            entry.size_bytes,
-            entry.modified,
-            refused.reason,
-            refused.detail,
-            refused.num_rows,
-        )
+        return entry.bad(refused.reason, refused.detail, refused.num_rows)
     return InputFile(entry.path, entry.relative_path, "parquet", entry.size_bytes, entry.modified, rows, columns)
 
 

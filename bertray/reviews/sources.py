@@ -85,7 +85,7 @@ def inspect(entry: FileEntry, reader: TextFormat) -> InputFile | BadFile:
         detail = "a link that leads out of the folder that was named"
         return BadFile(entry.path, entry.relative_path, 0, entry.modified, Reason.PATH_REFUSED, detail, None)
     if entry.size_bytes == 0:
-        return BadFile(entry.path, entry.relative_path, 0, entry.modified, Reason.FILE_EMPTY, "0 bytes", 0)
+        return entry.bad(Reason.FILE_EMPTY, "0 bytes", 0)
     match entry.format:
         case "parquet":
             return parquet.inspect(entry)
