@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 from bertray.reports.search import shown
 from tests.recipe import EVERYTHING, Recipe, Result, Rows, Run, config
 
-IMDB = {"data.train": Rows("imdb/train.parquet", 800), "data.test": Rows("imdb/test.parquet", 600)}
+IMDB = {"data.train": Rows("imdb/train.parquet", 600), "data.test": Rows("imdb/test.parquet", 500)}
 IMDB_WORDS = (*config("imdb"), "training.learning_rate=1e-4", "report.baselines=true")
 
 
