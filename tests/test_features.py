@@ -9,7 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from bertray.cli import run
-from bertray.pipelines.features import _sample
+from bertray.model.heads import fit_head
+from bertray.pipelines.features import _sample, to_tensors
 from bertray.pipelines.runs import FINISHED_FILE
 from tests.corpus import train_argv, write
 
@@ -66,3 +67,17 @@ def test_a_sample_is_bounded_and_holds_every_class():
         assert (np.diff(sample) > 0).all()
         assert set(label_ids[sample]) == {0, 1, 2}
     assert len(_sample(members[:40], label_ids, 50, 0)) == 40
+
+
+@pytest.mark.parametrize("kind", ["logreg", "svm"])
+def test_the_head_of_several_classes_comes_back_as_it_was_fitted(kind):
+    from safetensors.numpy import load
+
+    random = np.random.default_rng(0)
+    labels_N = np.repeat(np.arange(4), 30)
+    features_ND = random.normal(size=(4, 7))[labels_N] * 3 + random.normal(size=(120, 7))
+    head = fit_head(features_ND, labels_N, features_ND, labels_N, 4, kind)
+    stored = load(to_tensors(head))
+    np.testing.assert_array_equal(stored["weight"], head.weight_CD)
+    np.testing.assert_array_equal(stored["bias"], head.bias_C)
+    assert ((features_ND @ stored["weight"].T + stored["bias"]).argmax(axis=1) == labels_N).mean() > 0.95

@@ -205,5 +205,7 @@ def to_tensors(head: LinearHead) -> bytes:
     """`head.safetensors`."""
     from safetensors.numpy import save
 
-    content: bytes = save({"weight": head.weight_CD, "bias": head.bias_C})
+    # safetensors writes the memory as it lies, and scikit-learn's coefficients of several classes lie column by column.
+    tensors = {"weight": head.weight_CD, "bias": head.bias_C}
+    content: bytes = save({name: np.ascontiguousarray(values) for name, values in tensors.items()})
     return content
