@@ -161,7 +161,7 @@ def told(recipe: Recipe, results: Sequence[Result]) -> str:
         lines += [recipe.remark(list(results)), ""]
     minutes = sum(result.minutes for result in results)
     machine = f"{processor()}, {os.cpu_count()} cores"
-    lines += [f"*{minutes:.0f} minutes in all on {datetime.now(UTC):%Y-%m-%d}; {machine}.*"]
+    lines += [f"*{minutes:.1f} minutes in all on {datetime.now(UTC):%Y-%m-%d}; {machine}.*"]
     return "\n".join(lines) + "\n"
 
 

@@ -80,12 +80,20 @@ class Charts:
 
     def tried(self, points: Points, best: tuple[float, float], *, xlabel: str, ylabel: str, log: bool) -> Markup:
         """What each trial of a search reached, by one of its settings; the best one is marked."""
+        from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+
         with _style():
             figure, axes = _figure()
             axes.plot(*zip(*points, strict=True), color=SERIES[0], linestyle="", marker="o", markersize=4)
             axes.plot(*best, color=SERIES[1], linestyle="", marker="D", markersize=7)
             if log:
                 axes.set_xscale("log")
+                # Three plain labels a decade: those of matplotlib run into each other.
+                axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+                axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
+                axes.xaxis.set_minor_locator(NullLocator())
+            elif all(isinstance(x, int) for x, _ in points):
+                axes.xaxis.set_major_locator(MaxNLocator(integer=True))
             axes.set(xlabel=xlabel, ylabel=ylabel)
             return self._svg(figure, f"Trials: {ylabel} by {xlabel}")
 

@@ -51,7 +51,8 @@ class SearchReport:
         counts = {status: sum(row["status"] == status for row in self.rows) for status in ("stopped", "failed")}
         said = f"{len(self.rows)} trials"
         if counts["stopped"]:
-            said += f", {counts['stopped']} ended early because they were behind"
+            they = "it was" if counts["stopped"] == 1 else "they were"
+            said += f", {counts['stopped']} ended early because {they} behind"
         if counts["failed"]:
             said += f", {counts['failed']} failed"
         at = ", ".join(f"{name(key)} {shown(self.winner[key])}" for key in self.keys)
