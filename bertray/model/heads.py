@@ -66,7 +66,7 @@ def fit_head(
         features_VD: of the validation rows, which only choose the strength and, for an SVM, fit its probabilities.
         num_classes: C.
         kind: `logreg`, or `svm`.
-        balanced: rare classes weigh more.
+        balanced: rare classes weigh more, in the fit and in that loss.
         seed: of the solver.
         strengths: inverse regularisation to try.
 
@@ -80,13 +80,14 @@ def fit_head(
     scale_D = np.maximum(features_ND.std(axis=0, dtype=np.float64), _MIN_SCALE)
     scaled_ND = ((features_ND - mean_D) / scale_D).astype(np.float32)
     scaled_VD = ((features_VD - mean_D) / scale_D).astype(np.float32)
+    weights_V = _weights(label_ids_V, balanced=balanced)
     best: tuple[float, float, NDArray[np.float64], NDArray[np.float64]] | None = None
     losses = {}
     for strength in strengths:
         weight_CD, bias_C = _fit(kind, scaled_ND, label_ids_N, strength, balanced=balanced, seed=seed)
         if kind == "svm":
-            weight_CD, bias_C = _with_probabilities(weight_CD, bias_C, scaled_VD, label_ids_V)
-        losses[strength] = _log_loss(scaled_VD @ weight_CD.T + bias_C, label_ids_V)
+            weight_CD, bias_C = _with_probabilities(weight_CD, bias_C, scaled_VD, label_ids_V, weights_V)
+        losses[strength] = _log_loss(scaled_VD @ weight_CD.T + bias_C, label_ids_V, weights_V)
         if best is None or losses[strength] < best[0]:
             best = losses[strength], strength, weight_CD, bias_C
     assert best is not None
@@ -119,7 +120,11 @@ def _fit(
 
 
 def _with_probabilities(
-    weight_CD: NDArray[np.float64], bias_C: NDArray[np.float64], features_VD: NDArray[Any], label_ids_V: NDArray[Any]
+    weight_CD: NDArray[np.float64],
+    bias_C: NDArray[np.float64],
+    features_VD: NDArray[Any],
+    label_ids_V: NDArray[Any],
+    weights_V: NDArray[np.float64],
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Margins become logits: one scale and a bias a class with the least log loss (Platt's sigmoid for two classes)."""
     from scipy.optimize import minimize
@@ -129,14 +134,24 @@ def _with_probabilities(
 
     def loss(parameters: NDArray[np.float64]) -> float:
         logits_VC = np.exp(parameters[0]) * margins_VC + parameters[1:]
-        return _log_loss(logits_VC, label_ids_V) + _PULL * float(np.square(parameters).sum())
+        return _log_loss(logits_VC, label_ids_V, weights_V) + _PULL * float(np.square(parameters).sum())
 
     found = minimize(loss, np.zeros(num_classes + 1), method="L-BFGS-B").x
     scale = np.exp(found[0])
     return scale * weight_CD, scale * bias_C + found[1:]
 
 
-def _log_loss(logits_VC: NDArray[Any], label_ids_V: NDArray[Any]) -> float:
+def _weights(label_ids_V: NDArray[Any], *, balanced: bool) -> NDArray[np.float64]:
+    """What each row counts: the same, or each class that occurs as much as any other. Their mean is 1."""
+    if not balanced:
+        return np.ones(len(label_ids_V))
+    _, class_V, counts_C = np.unique(label_ids_V, return_inverse=True, return_counts=True)
+    weights_V: NDArray[np.float64] = len(label_ids_V) / (len(counts_C) * counts_C[class_V])
+    return weights_V
+
+
+def _log_loss(logits_VC: NDArray[Any], label_ids_V: NDArray[Any], weights_V: NDArray[np.float64]) -> float:
     from scipy.special import log_softmax
 
-    return float(-log_softmax(logits_VC, axis=1)[np.arange(len(label_ids_V)), label_ids_V].mean())
+    losses_V = -log_softmax(logits_VC, axis=1)[np.arange(len(label_ids_V)), label_ids_V]
+    return float(np.average(losses_V, weights=weights_V))

@@ -52,11 +52,8 @@ def test_balanced_weights_find_more_of_a_rare_class(kind):
     found = {}
     for balanced in (False, True):
         head = fit_head(*rare(0), *rare(1), 2, kind, balanced=balanced, strengths=(1.0,))
-        # What an SVM says of probabilities is fitted on rows as they are; its direction is what changes.
         found[balanced] = (head.logits(features).argmax(axis=1)[labels == 1] == 1).mean()
-    assert found[True] >= found[False]
-    if kind == "logreg":
-        assert found[True] > found[False] + 0.05
+    assert found[True] > found[False] + 0.3
 
 
 def test_a_feature_that_never_changes_and_one_seed_do_no_harm():
