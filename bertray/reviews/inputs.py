@@ -101,7 +101,8 @@ class Period:
         Raises:
             DataRefused: a value is no time in ISO form.
         """
-        text = pc.replace_substring(times.cast(pa.string()), "T", " ", max_replacements=1)
+        text = pc.replace_substring(pc.utf8_trim_whitespace(times.cast(pa.string())), "T", " ", max_replacements=1)
+        text = pc.if_else(pc.equal(text, ""), None, text)  # as a blank cell of a CSV file reads
         odd = pc.invert(pc.fill_null(pc.match_substring_regex(text, r"^\d{4}-\d{2}-\d{2}"), True))
         if pc.any(odd).as_py():
             raise DataRefused(

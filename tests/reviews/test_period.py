@@ -1,0 +1,46 @@
+"""`data.test_from`: which rows stand on which side of a moment, whatever form their times have."""
+
+from __future__ import annotations
+
+from datetime import UTC, date, datetime
+
+import pyarrow as pa
+import pytest
+
+from bertray.errors import DataRefused
+from bertray.reviews.inputs import Period
+
+DAYS = [date(2015, 2, 21), date(2015, 2, 22), date(2015, 2, 23), None]
+MOMENTS = [datetime(2015, 2, day, 9, 30, tzinfo=UTC) for day in (21, 22, 23)] + [None]
+AFTER = [False, True, True, False]  # a row without a time stands before
+
+
+@pytest.mark.parametrize(
+    "times",
+    [
+        pa.array(["2015-02-21", "2015-02-22", "2015-02-23", None]),
+        pa.array(["2015-02-21 23:59:59", "2015-02-22 00:00", "2015-02-22T00:00:01", ""]),
+        pa.array(["2015-02-21", " 2015-02-22", "2015-02-23 ", "  "]),
+        pa.array(DAYS, pa.date32()),
+        pa.array(DAYS, pa.date64()),
+        pa.array(MOMENTS, pa.timestamp("us", "UTC")),
+        pa.array(MOMENTS, pa.timestamp("s")),
+        pa.array(["2015-02-21", "2015-02-22", "2015-02-23", None]).dictionary_encode(),
+        pa.chunked_array([["2015-02-21"], ["2015-02-22", "2015-02-23"], pa.array([None], pa.string())]),
+    ],
+    ids=["dates", "moments", "padded", "date32", "date64", "zone", "timestamp", "dictionary", "chunks"],
+)
+def test_a_row_stands_on_one_side_of_a_moment(times):
+    assert Period("day", "2015-02-22", after=True).mask(times).to_pylist() == AFTER
+    assert Period("day", "2015-02-22", after=False).mask(times).to_pylist() == [not after for after in AFTER]
+
+
+def test_a_moment_may_have_a_time_of_day():
+    times = pa.array(["2015-02-22T09:29:59", "2015-02-22 09:30:00", "2015-02-22"])
+    assert Period("day", "2015-02-22T09:30", after=True).mask(times).to_pylist() == [False, True, False]
+
+
+@pytest.mark.parametrize("odd", ["yesterday", "22.02.2015", "2015-2-22"])
+def test_what_is_no_time_is_refused(odd):
+    with pytest.raises(DataRefused, match=f"'day' to hold times in ISO form.*{odd}"):
+        Period("day", "2015-02-22", after=True).mask(pa.array(["2015-02-21", odd]))
