@@ -8,6 +8,7 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from bertray.model.bundle import BundleInfo
 from bertray.pipelines import nights
 from bertray.pipelines.cluster import Resources
 from bertray.pipelines.parts import EmbedSettings, LabelMaker, MakePart, PartSettings, ScoreSettings, VectorMaker
-from bertray.pipelines.shards import ReadAndTokenize, ReadSettings
+from bertray.pipelines.shards import ReadAndTokenize, ReadSettings, stage_parts
 from bertray.reviews.sources import WorkItem
 from bertray.storage import faults, ledger
 from bertray.storage.records import Receipt
@@ -38,6 +39,7 @@ INFO = BundleInfo(
     model_version="stub-1",
 )
 ROWS_PER_SHARD = 16
+ANY_NUMBER = 1 << 40
 
 
 class _HashPredictor:
@@ -71,13 +73,12 @@ class _Actor(MakePart):
 
 
 class LoopWorker:
-    """Reads, stages and gives receipts as the Ray pipeline does, one item after the other."""
+    """Reads, stages and gives receipts as the Ray pipeline does, item after item, with a stand-in for a model."""
 
-    actor: type[MakePart] = _Actor  # a stand-in for a model
     resources = Resources(num_workers=1, threads=1, cpus_per_worker=1.0, gpus_per_worker=0)
 
     def __call__(self, work: Sequence[WorkItem], read: ReadSettings, settings: PartSettings) -> Iterator[Receipt]:
-        reader, actor = ReadAndTokenize(work, read), self.actor(settings)
+        reader, actor = ReadAndTokenize(work, read), _Actor(settings)
         for item in work:
             yield actor.make(reader.read(item))
 
@@ -88,11 +89,14 @@ def open_loop_worker() -> Iterator[LoopWorker]:
 
 
 @contextlib.contextmanager
-def worker_without_ray(_: Workers) -> Iterator[LoopWorker]:
+def worker_without_ray(_: Workers) -> Iterator[nights.StagingWorker]:
     """In place of `bertray.pipelines.nights.ray_worker`: the real model, in this process."""
-    worker = LoopWorker()
-    worker.actor = MakePart
-    yield worker
+    yield nights.StagingWorker(replace(LoopWorker.resources, in_process_rows=ANY_NUMBER))
+
+
+def staged_in_this_process(work: Sequence[WorkItem], read: ReadSettings, settings: PartSettings, resources, **only):
+    """In place of `stage_parts`: the same without Ray, however many rows."""
+    return stage_parts(work, read, settings, replace(resources, in_process_rows=ANY_NUMBER), **only)
 
 
 def night_config(encoder: Path, inbox: Path, output: str, verb: str = "score", **keys: Any) -> NightConfig:

@@ -150,7 +150,8 @@ def test_a_student_of_a_trained_bundle(trained, corpus, tmp_path, ray_cluster, m
     capsys.readouterr()
     teacher = json.loads((trained / "metrics.json").read_text())
     student = json.loads((tmp_path / "student" / "metrics.json").read_text())
-    assert set(student["baselines"]) == {"teacher"}
+    assert set(student["baselines"]) == {"majority", "tfidf_logreg", "teacher"}
+    assert student["baselines"]["tfidf_logreg"]["accuracy"]["value"] > 0.8  # of labels that the teacher gave
     for name in ("accuracy", "mcc", "log_loss"):
         assert student["baselines"]["teacher"][name]["value"] == pytest.approx(teacher["metrics"][name]["value"])
     assert student["metrics"]["accuracy"]["value"] > 0.8
@@ -168,9 +169,33 @@ def test_a_student_of_a_trained_bundle(trained, corpus, tmp_path, ray_cluster, m
     page = (tmp_path / "student" / "report.html").read_text()
     assert "times as fast" in page
     assert "no label of them was read" in page
+    assert "The teacher reads" not in page  # as long as the student does
     assert not (tmp_path / "student" / "control" / "student").exists()
     assert run(words) == 0
     assert capsys.readouterr().out.startswith("already trained")
+
+
+@pytest.mark.ray
+def test_plan_counts_the_teacher_and_the_layers_that_are_kept(trained, corpus, tmp_path, monkeypatch, capsys):
+    import bertray.training.objectives as objectives
+    from bertray.pipelines import plan
+
+    scored, depths = [], []
+    load = objectives.load_classifier
+
+    def loaded(folder, *rest, **keys):
+        model = load(folder, *rest, **keys)
+        depths.append(model.config.num_hidden_layers)
+        return model
+
+    monkeypatch.setattr(objectives, "load_classifier", loaded)
+    monkeypatch.setattr(plan, "_scoring_rate", lambda folder, _: scored.append(folder) or 1e9)
+    model = f"{trained / 'model'}"
+    data = [f"data.train={corpus / 'train.parquet'}", f"data.test={corpus / 'test.parquet'}", "max_length=24"]
+    words = ["training.method=distill", f"training.teacher={model}", f"model={model}", "training.keep_layers=1"]
+    assert run(["plan", *words, *data, f"output={tmp_path / 'out'}"]) == 0
+    assert (scored, depths) == ([trained / "model"], [1])
+    assert "optimizer steps" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -187,14 +212,17 @@ def test_a_student_of_a_trained_bundle(trained, corpus, tmp_path, ray_cluster, m
         (["cleaning.lowercase=true"], 2, "cleaning"),
         (["max_chars=5000"], 2, "reads reviews otherwise"),
         (["columns.text=body"], 2, "expected column 'body'"),
+        (["data.test={other}"], 6, "happy"),
     ],
 )
 @pytest.mark.ray
 def test_a_mistake_is_told_and_nothing_is_written(words, code, said, trained, corpus, tmp_path, capsys):
+    other = tmp_path / "other.parquet"
+    pq.write_table(pa.table({"id": ["1", "2"], "text": ["a film", "a story"], "label": ["happy", "sad"]}), other)
     given = [f"training.teacher={trained / 'model'}", f"model={trained / 'model'}", "training.method=distill"]
     data = [f"data.train={corpus / 'train.parquet'}", f"data.test={corpus / 'test.parquet'}"]
     output = [f"output={tmp_path / 'out'}", "max_length=24"]
-    assert run(["train", *given, *data, *output, *(word.format(corpus=corpus) for word in words)]) == code
+    assert run(["train", *given, *data, *output, *(word.format(corpus=corpus, other=other) for word in words)]) == code
     error = capsys.readouterr().err
     assert said in error
     assert "Traceback" not in error

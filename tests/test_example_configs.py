@@ -15,11 +15,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from bertray.cli import run
-from bertray.pipelines.parts import MakePart
 from bertray.pipelines.rank import train_rank
-from bertray.pipelines.shards import ReadAndTokenize
 from tests.conftest import WORDS
-from tests.nightly import worker_without_ray
+from tests.nightly import staged_in_this_process, worker_without_ray
 
 pytestmark = pytest.mark.ray
 CONFIGS = Path(__file__).resolve().parent.parent / "jobs" / "configs"
@@ -66,20 +64,11 @@ def train(name: str, encoder: Path, folder: Path) -> Path:
     return folder / "run"
 
 
-def in_this_process(work, read, settings, resources, *, only_rows=None):
-    """In place of `stage_parts`."""
-    reader, actor = ReadAndTokenize(work, read, only_rows), MakePart(settings)
-    for item in work:
-        table = reader.read(item)
-        if table.num_rows:
-            yield actor.make(table)
-
-
 @pytest.mark.parametrize("name", LABELS)
 def test_a_config_trains_on_a_sample_in_the_form_of_its_data(name, tiny_encoder, tmp_path, ray_cluster, monkeypatch):
     if name != "emotion":
         monkeypatch.setattr("bertray.pipelines.train.run_workers", lambda job, *_: train_rank(job, 0, 1, "cpu"))
-        monkeypatch.setattr("bertray.pipelines.evaluation.stage_parts", in_this_process)
+        monkeypatch.setattr("bertray.pipelines.evaluation.stage_parts", staged_in_this_process)
         monkeypatch.setattr("bertray.pipelines.nights.ray_worker", worker_without_ray)
     check(name, tiny_encoder, tmp_path)
 
@@ -154,6 +143,18 @@ def test_the_configs_of_pretrain(name, tiny_encoder, tmp_path, ray_cluster, monk
     }
     assert run(["pretrain", "-c", str(CONFIGS / f"{name}.yaml"), *words, *small[name]]) == 0
     assert (tmp_path / "out" / "model" / "model.safetensors").is_file()
+
+
+def test_the_config_of_distill(trained, corpus, tmp_path, monkeypatch):
+    monkeypatch.setattr("bertray.pipelines.train.run_workers", lambda job, *_: train_rank(job, 0, 1, "cpu"))
+    monkeypatch.setattr("bertray.pipelines.evaluation.stage_parts", staged_in_this_process)
+    model, output = trained / "model", tmp_path / "student"
+    words = [f"training.teacher={model}", f"model={model}", "training.keep_layers=1", "training.epochs=1"]
+    data = [f"data.{split}={corpus / split}.parquet" for split in ("train", "test")]
+    assert run(["train", "-c", str(CONFIGS / "distill.yaml"), *words, *data, f"output={output}", "max_length=24"]) == 0
+    metrics = json.loads((output / "metrics.json").read_text())
+    assert metrics["rows"] == 90
+    assert set(metrics["baselines"]) == {"majority", "tfidf_logreg", "teacher"}
 
 
 def test_the_config_of_topics(tiny_encoder, tmp_path, ray_cluster):

@@ -9,7 +9,6 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ import bertray
 from bertray import schema as s
 from bertray.config import AuditConfig, Columns, to_yaml
 from bertray.console import Ticker, duration, say
-from bertray.errors import ConfigError, DataRefused
+from bertray.errors import DataRefused
 from bertray.evaluation.label_errors import (
     MIN_MCC,
     NoTerms,
@@ -41,7 +40,7 @@ from bertray.pipelines.audit_tasks import AuditItem, ScanSettings
 from bertray.pipelines.cluster import Resources, ray_session
 from bertray.pipelines.features import FOLDER as FEATURES_FOLDER
 from bertray.pipelines.features import embed_token_shards
-from bertray.pipelines.inputs import Inputs, check_length, inspect_inputs, read_spec
+from bertray.pipelines.inputs import Inputs, check_installed, check_length, inspect_inputs, read_spec
 from bertray.pipelines.parts import parquet_bytes
 from bertray.pipelines.runs import claim_output, finished_run, mark_finished, remove_folder
 from bertray.pipelines.shards import ReadSettings, write_token_shards
@@ -109,9 +108,7 @@ def run_audit(config: AuditConfig) -> int:
 
 def _check_installed(config: AuditConfig) -> None:
     needed = {"rensa": config.near_duplicates.find, "cleanlab": config.label_errors.find}
-    missing = [name for name, is_needed in needed.items() if is_needed and find_spec(name) is None]
-    if missing:
-        raise ConfigError(f"audit: {missing[0]} is not installed.", "Run `pip install 'bertray[audit]'`.")
+    check_installed("audit", [name for name, is_needed in needed.items() if is_needed])
 
 
 # --- inputs ----------------------------------------------------------------------------------------------------------

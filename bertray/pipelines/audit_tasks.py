@@ -17,9 +17,9 @@ import pyarrow.compute as pc
 from bertray import schema as s
 from bertray.model.bundle import resolve_model
 from bertray.model.tokenization import ReviewTokenizer
-from bertray.pipelines.cluster import Resources, configure_data
+from bertray.pipelines.cluster import Resources
 from bertray.pipelines.parts import one_chunk
-from bertray.pipelines.shards import FEW_ITEMS, MAX_ITEMS, SharedWork
+from bertray.pipelines.shards import in_tasks
 from bertray.reviews.marks import marks_of
 from bertray.reviews.near import band_hashes, folded, shingle_sets
 from bertray.reviews.sources import CUT, KEEP_PREFIX, ReadSpec, WorkItem, read_shard
@@ -94,16 +94,9 @@ def read_again(
 def _run(
     work: Sequence[AuditItem], task: Callable[[Sequence[AuditItem]], Any], resources: Resources
 ) -> Iterator[dict[str, Any]]:
-    import ray.data
-
     if not work:
         return
-    configure_data(resources.stall_timeout_s)
-    shared = SharedWork(work) if len(work) > FEW_ITEMS else work
-    dataset = ray.data.range(len(work), override_num_blocks=min(len(work), MAX_ITEMS)).map_batches(
-        task(shared), batch_size=None, batch_format="pyarrow", num_cpus=0.5
-    )
-    for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
+    for batch in in_tasks(work, task, resources).iter_batches(batch_size=None, batch_format="pyarrow"):
         for row in range(batch.num_rows):
             yield {name: batch[name][row] for name in batch.column_names}
 

@@ -80,7 +80,7 @@ def without_ray(workers: Workers, num_rows: int) -> Resources | None:
 
 @contextmanager
 def ray_session(workers: Workers, *, imports: Sequence[str] = ()) -> Iterator[Resources]:
-    """A Ray connection for one command; one that exists already (tests, demo) is used and left running.
+    """A Ray connection for one command; one that exists already is used and left running.
 
     Args:
         workers: what the config asks for.

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from bertray import schema as s
@@ -35,6 +36,7 @@ from bertray.training.token_shards import FILE_NO
 
 ROWS_PER_SHARD = 4096
 STAGING = "control/staging"
+PAIR_SEPARATOR = " · "
 
 
 @dataclass(frozen=True)
@@ -195,39 +197,33 @@ class Baselines:
 
 
 def train_baselines(
-    inputs: Inputs, members: Mapping[int, np.ndarray], labels: LabelMap, *, max_rows: int, seed: int
+    inputs: Inputs,
+    file_no_N: np.ndarray,
+    row_no_N: np.ndarray,
+    label_ids_N: np.ndarray,
+    num_classes: int,
+    *,
+    max_rows: int,
+    seed: int,
 ) -> Baselines:
     """Fit the baselines on rows of the train split.
 
     Args:
         inputs: the training files.
-        members: file_no -> row numbers of the train split.
-        labels: label values of the input to class names.
+        file_no_N, row_no_N: where the rows stand.
+        label_ids_N: what the model learned of them: given labels, or those of a teacher.
+        num_classes: C.
         max_rows: TF-IDF sees a random sample of this many rows at most.
         seed: of the sample and the solver.
     """
-    num_rows = sum(len(rows) for rows in members.values())
-    order = np.random.default_rng(seed).permutation(num_rows)
-    sampled_N = np.zeros(num_rows, bool)
-    sampled_N[order[:max_rows]] = True
+    sample = np.sort(np.random.default_rng(seed).permutation(len(label_ids_N))[:max_rows])
     texts: list[str] = []
-    label_ids: list[np.ndarray] = []
-    sampled: list[np.ndarray] = []
-    for shard in inputs.shards(ROWS_PER_SHARD):
-        kept = _members(read_shard(shard, inputs.spec).kept, members.get(shard.file_no))
-        ids_N = labels.ids(_array(kept[s.LABEL]))
-        label_ids.append(ids_N)
-        seen = sum(len(ids) for ids in label_ids) - len(ids_N)
-        picked = np.flatnonzero(sampled_N[seen : seen + len(ids_N)])
-        texts += kept[s.TEXT].take(pa.array(picked)).to_pylist()
-        sampled.append(ids_N[picked])
-    sampled_ids_N = np.concatenate(sampled)
-    tfidf = fit_tfidf_logreg(texts, sampled_ids_N, len(labels.names), seed)
-    return Baselines(np.concatenate(label_ids), tfidf, len(texts))
-
-
-def _members(kept: pa.Table, row_nos: np.ndarray | None) -> pa.Table:
-    return kept.filter(pa.array(np.isin(kept[s.ROW_NO].to_numpy(), [] if row_nos is None else row_nos)))
+    read: list[np.ndarray] = []
+    for shard, where in _rows_by_shard(inputs, file_no_N[sample], row_no_N[sample]):
+        texts += _texts(shard, inputs, row_no_N[sample[where]])
+        read.append(sample[where])
+    tfidf = fit_tfidf_logreg(texts, label_ids_N[np.concatenate(read)], num_classes, seed)
+    return Baselines(label_ids_N, tfidf, len(texts))
 
 
 def _baseline_probs(baselines: Baselines, rows: EvaluatedRows, inputs: Inputs) -> dict[str, np.ndarray]:
@@ -257,7 +253,13 @@ def _texts(shard: Shard, inputs: Inputs, row_no_N: np.ndarray) -> list[str]:
     """Cleaned texts of some rows of a shard, in the order asked for."""
     kept = read_shard(shard, inputs.spec).kept
     places = np.searchsorted(kept[s.ROW_NO].to_numpy(), row_no_N)
-    texts: list[str] = kept[s.TEXT].take(pa.array(places)).to_pylist()
+    return _whole_texts(kept.take(pa.array(places)))
+
+
+def _whole_texts(kept: pa.Table) -> list[str]:
+    """Texts as the model reads them: a pair as one."""
+    columns = [kept[name] for name in (s.TEXT, s.TEXT_PAIR) if name in kept.column_names]
+    texts: list[str] = pc.binary_join_element_wise(*columns, PAIR_SEPARATOR).to_pylist()
     return texts
 
 

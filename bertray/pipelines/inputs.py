@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from importlib.util import find_spec
 from pathlib import Path
 
 from bertray.config import Cleaning, Common, EmbedConfig, EvaluateConfig, NightConfig, TrainConfig
@@ -78,6 +79,17 @@ def read_spec(
     )
 
 
+def check_installed(verb: str, packages: Iterable[str]) -> None:
+    """Whether what the extra of a verb brings is there; nothing is imported.
+
+    Raises:
+        ConfigError: a package is not installed.
+    """
+    for name in packages:
+        if find_spec(name) is None:
+            raise ConfigError(f"{verb}: {name} is not installed.", f"Run `pip install 'bertray[{verb}]'`.")
+
+
 def inspect_inputs(paths: Sequence[str], config: Common) -> list[InputFile | BadFile]:
     """Every file behind the paths, looked at; what cannot be read is a `BadFile`, in the order of the listing."""
     return inspect_all(list_inputs(paths, config.reader), config.reader)
@@ -107,7 +119,8 @@ def open_model(config: EvaluateConfig | NightConfig) -> BundleInfo:
 
     Raises:
         ConfigError: there is no such bundle, it sees fewer tokens than `max_length`, or it was trained on pairs of
-            texts and `columns.text_pair` names none.
+            texts and `columns.text_pair` names none, or the other way about. What a classifier of the hub was trained
+            on is not known.
     """
     folder = resolve_model(config.model)
     info = read_info(folder, model=config.model)
@@ -117,6 +130,11 @@ def open_model(config: EvaluateConfig | NightConfig) -> BundleInfo:
         raise ConfigError(
             f"columns.text_pair: {config.model} was trained on pairs of texts, and no second column is named.",
             "Set `columns.text_pair` to the column that holds the second text.",
+        )
+    if config.columns.text_pair is not None and not info.text_pair and (folder / INFO_FILE).is_file():
+        raise ConfigError(
+            f"columns.text_pair={config.columns.text_pair}: {config.model} was trained on single texts.",
+            "Leave `columns.text_pair` out, or give a model that was trained on pairs.",
         )
     return info
 

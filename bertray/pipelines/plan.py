@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 import time
 from collections import Counter
 from dataclasses import dataclass
@@ -82,14 +83,7 @@ def _plan_score(config: ScoreConfig) -> None:
         say(f"no forecast: {error.message}")
         return
     _print_sample(sample, inputs.num_rows, max_length)
-    from bertray.model.predictor import Predictor
-
-    predictor = Predictor(folder, temperature=info.temperature)
-    timed = sequences(sample.tokens.slice(0, TIMED_ROWS))
-    predictor.logits(timed)  # warm-up; unlike `probs`, it computes again what it has seen
-    started = time.monotonic()
-    predictor.logits(timed)
-    tokens_per_s = timed.lens_S.sum() / (time.monotonic() - started)
+    tokens_per_s = _scoring_rate(folder, sample)
     seconds = inputs.num_rows * sample.seen_tokens_N.mean() / tokens_per_s
     basis = f"{tokens_per_s:,.0f} tokens/s measured here"
     alone = without_ray(config.workers, inputs.num_rows)
@@ -124,7 +118,24 @@ def _plan_train(config: TrainConfig) -> None:
         say(f"about {steps:,} optimizer steps of {config.training.batch_size} examples")
     evaluated = data.test.num_rows if data.test else data.train.num_rows - rows_trained
     seconds += evaluated * mean_tokens / (3 * tokens_per_s)
+    if data.teacher:  # reads what the student learns from, and is judged beside it
+        teacher_folder, info = resolve_model(data.teacher.model), data.teacher.info
+        seen = draw_sample(data.train, ReviewTokenizer(teacher_folder, info.max_length, info.long_text))
+        tokens = (data.train.num_rows + evaluated) * float(seen.seen_tokens_N.mean())
+        seconds += tokens / _scoring_rate(teacher_folder, seen)
     _print_forecast(config, seconds, f"{tokens_per_s:,.0f} tokens/s of training measured here")
+
+
+def _scoring_rate(folder: Path, sample: Sample) -> float:
+    """Tokens a second of a classifier over some sampled reviews."""
+    from bertray.model.predictor import Predictor
+
+    predictor = Predictor(folder)
+    timed = sequences(sample.tokens.slice(0, TIMED_ROWS))
+    predictor.logits(timed)  # warm-up; unlike `probs`, it computes again what it has seen
+    started = time.monotonic()
+    predictor.logits(timed)
+    return float(timed.lens_S.sum()) / (time.monotonic() - started)
 
 
 def _training_rate(config: TrainConfig, folder: Path, sample: Sample, labels: tuple[str, ...]) -> float:
@@ -132,11 +143,16 @@ def _training_rate(config: TrainConfig, folder: Path, sample: Sample, labels: tu
     import torch
 
     from bertray.model.engine import choose_dtype
+    from bertray.model.making import write_shallow
     from bertray.training.dropout import use_fast_dropout
     from bertray.training.objectives import load_classifier
 
     bf16 = choose_dtype(config.training.precision, torch.device("cpu")) == torch.bfloat16
-    model = load_classifier(folder, labels, config.training, bf16=bf16, device="cpu").train()
+    with tempfile.TemporaryDirectory() as shallow:
+        if config.training.keep_layers is not None:
+            write_shallow(folder, Path(shallow), config.training.keep_layers, seed=config.seed)
+            folder = Path(shallow)
+        model = load_classifier(folder, labels, config.training, bf16=bf16, device="cpu").train()
     use_fast_dropout(model)
     seqs = sequences(sample.tokens.slice(0, TIMED_ROWS))
     width = int(np.median(seqs.lens_S))

@@ -7,7 +7,7 @@ work items → read + clean + tokenize → token shard (tasks)
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -241,24 +241,30 @@ class ReadTexts:
 
 def read_texts(work: Sequence[WorkItem], spec: ReadSpec, resources: Resources) -> Iterator[list[str]]:
     """Cleaned texts, work item after work item."""
-    for batch in _mapped(work, ReadTexts(work, spec), resources).iter_batches(batch_size=None, batch_format="pyarrow"):
+    dataset = in_tasks(work, lambda items: ReadTexts(items, spec), resources)
+    for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
         yield batch[s.TEXT].to_pylist()
 
 
 def _tokenized(
     work: Sequence[WorkItem], read: ReadSettings, resources: Resources, only_rows: Mapping[int, np.ndarray] | None
 ) -> Any:
-    items = SharedWork(work) if len(work) > FEW_ITEMS else work
-    return _mapped(work, ReadAndTokenize(items, read, only_rows), resources)
+    return in_tasks(work, lambda items: ReadAndTokenize(items, read, only_rows), resources)
 
 
-def _mapped(work: Sequence[WorkItem], function: Any, resources: Resources) -> Any:
-    """Numbers of work items through a function, in tasks."""
+def in_tasks(work: Sequence[Any], function_of: Callable[[Sequence[Any]], Any], resources: Resources) -> Any:
+    """A data set of what a function makes of work items, in tasks.
+
+    Args:
+        function_of: makes the function, which takes a table with the numbers of some items, of the items; these lie in
+            Ray's object store where they are many.
+    """
     import ray.data
 
     configure_data(resources.stall_timeout_s)
+    items = SharedWork(work) if len(work) > FEW_ITEMS else work
     return ray.data.range(len(work), override_num_blocks=min(len(work), MAX_ITEMS)).map_batches(
-        function, batch_size=None, batch_format="pyarrow", num_cpus=0.5
+        function_of(items), batch_size=None, batch_format="pyarrow", num_cpus=0.5
     )
 
 

@@ -6,12 +6,11 @@ Vectors are made by Ray Data and kept; BERTopic finds topics on a sample in this
 from __future__ import annotations
 
 import time
-from importlib.util import find_spec
 
 from bertray.config import TopicsConfig, to_yaml
 from bertray.console import say, table, timed
-from bertray.errors import ConfigError
 from bertray.pipelines.cluster import ray_session
+from bertray.pipelines.inputs import check_installed
 from bertray.pipelines.runs import claimed_output, finished_run, mark_finished, remove_folder, replace_claim
 from bertray.pipelines.topic_rows import (
     FOLDER,
@@ -29,7 +28,7 @@ from bertray.training.token_shards import cache_key
 def run_topics(config: TopicsConfig) -> int:
     """Find topics; the same command on a finished output says so in one line."""
     started = time.monotonic()
-    _check_installed()
+    check_installed("topics", ("bertopic", "umap", "hdbscan"))
     source = open_source(config)
     run_key = _run_key(config, source)
     store = open_store(config.output)
@@ -56,16 +55,6 @@ def run_topics(config: TopicsConfig) -> int:
     say(f"assignments  {store.uri('assignments.parquet')}")
     say(f"report       {store.uri('report.html')}")
     return 0
-
-
-def _check_installed() -> None:
-    for name in ("bertopic", "umap", "hdbscan"):
-        try:
-            there = find_spec(name) is not None
-        except ValueError:  # taken out of sys.modules
-            there = False
-        if not there:
-            raise ConfigError(f"topics: {name} is not installed.", "Run `pip install 'bertray[topics]'`.")
 
 
 def _run_key(config: TopicsConfig, source: Source) -> str:

@@ -20,6 +20,7 @@ from bertray.model.making import check_shallow
 from bertray.pipelines import distill, features
 from bertray.pipelines.cluster import Resources, ray_session
 from bertray.pipelines.evaluation import (
+    Baselines,
     EvaluatedRows,
     evaluate_shards,
     finish_report,
@@ -85,17 +86,7 @@ def run_train(config: TrainConfig) -> int:
             bundle, info = _write_bundle(config, data, run_key, outcome, temperature, model_folder, store)
         rows = _evaluate(config, data, examples, bundle, info, store, resources)
         of_teacher = distill.evaluate_teacher(config, data, data.teacher, store, resources) if data.teacher else None
-    baselines = (
-        train_baselines(
-            data.train,
-            rows_by_file(examples, examples.train),
-            data.labels,
-            max_rows=config.report.baseline_rows,
-            seed=config.seed,
-        )
-        if config.report.baselines and data.teacher is None
-        else None
-    )
+    baselines = _baselines(config, data, examples) if config.report.baselines else None
     teacher_NC, teacher_facts, speeds = None, {}, {}
     notes = _notes(config, data, examples, outcome, rows)
     if data.teacher and of_teacher:
@@ -321,6 +312,19 @@ def _evaluate(
     )
 
 
+def _baselines(config: TrainConfig, data: LabelledData, examples: Examples) -> Baselines:
+    """Fitted on the rows and labels that the model learned from."""
+    return train_baselines(
+        data.train,
+        examples.shards.file_no_N[examples.train],
+        examples.shards.row_no_N[examples.train],
+        examples.label_ids_N[examples.train],
+        len(data.labels.names),
+        max_rows=config.report.baseline_rows,
+        seed=config.seed,
+    )
+
+
 def _notes(
     config: TrainConfig, data: LabelledData, examples: Examples, outcome: Outcome | None, rows: EvaluatedRows
 ) -> list[str]:
@@ -339,9 +343,17 @@ def _notes(
         unread = int((examples.label_ids_N < 0).sum())
         if unread:
             notes.append(f"The teacher gave no finite numbers for {unread:,} reviews; nothing was learned from these.")
-        if data.teacher.info.long_text == "windows":
+        if config.report.baselines:
+            notes.append("The baselines, too, learned the teacher's labels of these reviews.")
+        read = data.teacher.info
+        if read.long_text == "windows":
             notes.append(
                 "The teacher averages over the windows of a long review; it taught by the first, and is judged by all."
+            )
+        if (read.max_length, read.long_text) != (config.max_length, config.long_text):
+            notes.append(
+                f"The teacher reads {read.max_length} tokens of a review (`{read.long_text}`), the student "
+                f"{config.max_length} (`{config.long_text}`); that is part of the difference in figures and speed."
             )
     if outcome is not None and outcome.resumed_from is not None:
         notes.append(f"The run was interrupted and resumed at step {outcome.resumed_from}.")

@@ -246,7 +246,7 @@ class _Loop:
             with contextlib.nullcontext() if last or self.world_size == 1 else self._no_sync():
                 loss = self.objective.loss(self.model, batch) * (0.0 if idle else 1.0)
                 # DDP averages gradients over ranks; times world_size makes the average a sum over the step.
-                (loss * (self.world_size / total_weight)).backward()  # type: ignore[no-untyped-call]
+                (loss * (self.world_size / total_weight)).backward()  # type: ignore[no-untyped-call]  # torch gives it no types
                 loss_sum += float(loss.detach())
         save_due = time.monotonic() - self._last_save >= training.checkpoint_every_s
         loss_sum, save_votes, tokens = self._sum_over_ranks(

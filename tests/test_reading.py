@@ -1,0 +1,122 @@
+"""What a model reads of a review is decided once: pairs, cleaning and cuts are those of its training, whoever reads."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from bertray.cli import run
+from bertray.config import Cleaning, Columns, EvaluateConfig
+from bertray.errors import ConfigError
+from bertray.model.bundle import BundleInfo, write_bundle
+from bertray.pipelines.inputs import open_inputs, open_model
+from bertray.pipelines.rank import train_rank
+from bertray.pipelines.shards import ReadAndTokenize, ReadSettings
+from bertray.reviews.sources import ReadSpec
+from tests.nightly import INFO, staged_in_this_process
+
+TEXTS = [
+    "<b>great</b> film",
+    "bad plot &amp; poor actor, boring story " * 9,
+    "caf\N{COMBINING ACUTE ACCENT}e is fine",
+    "it was &lt;good&gt;",
+]
+
+
+def write(path: Path, **columns: list[object]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.table(columns), path)
+    return path
+
+
+def test_the_second_text_of_a_pair_reaches_the_model(tiny_encoder, tmp_path):
+    from transformers import AutoTokenizer
+
+    texts, aspects = ["the film was great", "the film was great", "a story"], ["plot", "the actor", "film"]
+    path = write(tmp_path / "in.parquet", id=["0", "1", "2"], text=texts, aspect=aspects)
+    columns = Columns(text_pair="aspect")
+    config = EvaluateConfig(model=str(tiny_encoder), input=[str(path)], output=str(tmp_path / "out"), columns=columns)
+    inputs = open_inputs("input", config.input, config, ReadSpec(columns=columns))
+    read = ReadSettings(inputs.spec, str(tiny_encoder), 16, "head")
+    [rows] = [ReadAndTokenize([item], read).read(item) for item in inputs.work_items(16)]
+    tokenizer = AutoTokenizer.from_pretrained(tiny_encoder)
+    assert rows["input_ids"].to_pylist() == tokenizer(texts, aspects)["input_ids"]
+    assert rows["second_len"].to_pylist() == [2, 3, 2]  # with its [SEP]
+
+
+@pytest.mark.parametrize(
+    ("of_pairs", "column", "said"),
+    [(True, None, "was trained on pairs of texts, and no second"), (False, "aspect", "was trained on single texts")],
+)
+def test_a_model_of_pairs_wants_pairs_and_another_does_not(of_pairs, column, said, tiny_encoder, tmp_path):
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    model = AutoModelForSequenceClassification.from_pretrained(tiny_encoder)
+    info = BundleInfo(**{**INFO.__dict__, "text_pair": of_pairs})
+    write_bundle(tmp_path / "model", model, AutoTokenizer.from_pretrained(tiny_encoder), info, "")
+
+    def opened(text_pair: str | None) -> BundleInfo:
+        columns = Columns(text_pair=text_pair)
+        return open_model(EvaluateConfig(model=str(tmp_path / "model"), input=["x"], output="y", columns=columns))
+
+    with pytest.raises(ConfigError, match=said):
+        opened(column)
+    assert opened("aspect" if of_pairs else None).text_pair is of_pairs
+    (tmp_path / "model" / "bertray.json").unlink()  # of a model from elsewhere nobody knows
+    assert opened("aspect").text_pair is False
+
+
+@pytest.mark.ray
+def test_scored_and_evaluated_reviews_are_tokenized_as_they_were_for_training(
+    tiny_encoder, tmp_path, ray_cluster, monkeypatch
+):
+    learned: list[list[int]] = []
+    read: dict[str, list[list[int]]] = {}
+    others: list[list[list[int]]] = []
+
+    def ids(work, settings) -> list[list[int]]:
+        reader = ReadAndTokenize(work, settings)
+        return [row for item in work for row in reader.read(item)["input_ids"].to_pylist()]
+
+    def rank(job, *_):
+        shards = job.data.examples().shards
+        learned.extend(row.tolist() for row in shards.sequences(range(len(shards))))
+        return train_rank(job, 0, 1, "cpu")
+
+    def spied(name: str):
+        def staged(work, settings, *rest, **only):
+            read[name] = ids(work, settings)
+            spec = settings.spec
+            for other in (
+                replace(settings, spec=replace(spec, cleaning=Cleaning())),
+                replace(settings, spec=replace(spec, max_chars=20_000)),
+                replace(settings, long_text="head"),
+            ):
+                others.append(ids(work, other))
+            return staged_in_this_process(work, settings, *rest, **only)
+
+        return staged
+
+    monkeypatch.setattr("bertray.pipelines.train.run_workers", rank)
+    monkeypatch.setattr("bertray.pipelines.evaluation.stage_parts", spied("evaluate"))
+    monkeypatch.setattr("bertray.pipelines.nights.stage_parts", spied("score"))
+    path = write(
+        tmp_path / "in" / "a.parquet",
+        id=[str(number) for number in range(40)],
+        text=[f"{TEXTS[number % 4]} {number}" for number in range(40)],
+        label=["neg", "pos"] * 20,
+    )
+    reading = ["cleaning={strip_html: false, normalize: NFKC}", "max_length=12", "long_text=tail", "max_chars=200"]
+    words = [f"model={tiny_encoder}", f"data.train={path}", "training.epochs=1", "report.baselines=false"]
+    assert run(["train", *words, *reading, f"output={tmp_path / 'run'}"]) == 0
+    model = f"model={tmp_path / 'run' / 'model'}"
+    assert run(["evaluate", model, f"input={path}", f"output={tmp_path / 'evaluated'}"]) == 0
+    assert run(["score", model, f"input={path.parent}", f"output={tmp_path / 'scored'}"]) == 0
+    assert len(learned) == 40
+    assert max(map(len, learned)) == 12
+    assert read == {"evaluate": learned, "score": learned}
+    assert all(other != learned for other in others)  # what is not the default tells
