@@ -541,7 +541,7 @@ class TopicOptions(Section):
     num_representatives: int = Field(3, ge=0, description="reviews shown of each topic, those next to its centre")
     map_rows: int = Field(4000, ge=0, description="sampled reviews drawn on the map; 0: no map")
     compare_with: Text | None = Field(
-        None, description="column of known groups to compare topics with; by default the given labels, where there are"
+        None, description="column of known groups to compare topics with; labels of sentiment are none"
     )
 
 

@@ -17,8 +17,7 @@ from bertray.pipelines import topics as topics_of
 from bertray.pipelines.cluster import Resources
 from bertray.pipelines.runs import FINISHED_FILE
 from bertray.pipelines.shards import stage_parts
-from tests.nightly import worker_without_ray
-from tests.test_example_configs import in_this_process
+from tests.nightly import staged_in_this_process, worker_without_ray
 
 THEMES = {"good": ["great", "lovely", "fine"], "bad": ["awful", "poor", "boring"], "film": ["plot", "actor", "story"]}
 SIZES = {"good": 50, "bad": 40, "film": 60}
@@ -51,7 +50,7 @@ def no_ray(*_, **__):
 def in_process(monkeypatch):
     """Ray's part of the verb, in this process; several parts."""
     monkeypatch.setattr(topics_of, "ray_session", no_ray)
-    monkeypatch.setattr(topic_rows, "stage_parts", in_this_process)
+    monkeypatch.setattr(topic_rows, "stage_parts", staged_in_this_process)
     monkeypatch.setattr(topic_rows, "in_tasks", lambda task, count, _: [task(number) for number in range(count)])
     monkeypatch.setattr(topic_rows, "ROWS_PER_SHARD", 64)
     monkeypatch.setattr(topics_source, "ROWS_PER_SHARD", 64)
@@ -142,6 +141,7 @@ def test_a_run_writes_topics_assignments_and_the_page_and_the_same_command_is_on
 def test_other_settings_use_the_vectors_that_are_there_and_the_same_seed_gives_the_same(topics, tmp_path, monkeypatch):
     assert topics("seed=5", "topics.map_rows=0") == 0
     out = tmp_path / "out"
+    assert json.loads((out / "report.json").read_text())["comparisons"] == []  # labels of sentiment are no topics
     first = pq.read_table(out / "assignments.parquet")
     assert first["x"].null_count == first.num_rows
     monkeypatch.setattr(topic_rows, "stage_parts", lambda *_, **__: pytest.fail("embedded again"))
@@ -163,7 +163,7 @@ def test_a_run_that_died_while_embedding_goes_on_with_the_parts_it_has(topics, t
     embedded: list[int] = []
 
     def die_after_two(work, *rest, **keys):
-        for receipt in in_this_process(work, *rest, **keys):
+        for receipt in staged_in_this_process(work, *rest, **keys):
             embedded.append(receipt.rows_in)
             yield receipt
             if len(embedded) == 2:
@@ -176,7 +176,7 @@ def test_a_run_that_died_while_embedding_goes_on_with_the_parts_it_has(topics, t
     # Changed reviews are embedded anew, into the same output when asked; the old vectors go.
     write_reviews(tmp_path / "in", seed=1)
     assert topics() == 4
-    monkeypatch.setattr(topic_rows, "stage_parts", in_this_process)
+    monkeypatch.setattr(topic_rows, "stage_parts", staged_in_this_process)
     assert topics("replace=true") == 0
     assert len(list((tmp_path / "out" / "control" / "embeddings").iterdir())) == 1
 

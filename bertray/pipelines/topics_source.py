@@ -30,7 +30,6 @@ MIN_TOPIC_SIZE = 10
 MIN_TOPIC_SHARE = 0.005
 MIN_ROWS = 50
 MAX_LABELS = 50  # a column with more different values is no label
-GIVEN_LABEL = f"{s.INPUT_PREFIX}{s.LABEL}"  # how `score` keeps the given label
 
 
 @dataclass(frozen=True)
@@ -97,15 +96,14 @@ def open_source(config: TopicsConfig) -> Source:
     wants_label = has_label or (scored is None and config.columns.label != Columns.model_fields["label"].default)
     if scored is not None and not from_scored:
         wants_label = False  # what scoring said counts
-    compare_with, kept = _known_groups(config, files, from_scored, has_label)
-    if from_scored:
-        kept += [s.SCORE]
+    _check_known_groups(config, files)
+    compare_with = config.topics.compare_with
+    kept = [*([compare_with] if compare_with else []), *([s.SCORE] if from_scored else [])]
     spec = replace(spec, keep_columns=tuple(dict.fromkeys([*config.keep_columns, *kept])), wants_label=wants_label)
     inputs = open_inputs(key, paths, reading, spec)
     labels, notes = _labels(config, inputs, entries)
     if labels is None and wants_label:
         inputs = replace(inputs, spec=replace(spec, wants_label=False))
-        compare_with = config.topics.compare_with
     num_sampled = min(inputs.num_rows, config.topics.sample_rows)
     smallest = config.topics.min_topic_size or max(MIN_TOPIC_SIZE, round(MIN_TOPIC_SHARE * num_sampled))
     source = Source(
@@ -147,34 +145,26 @@ def _scored_entries(config: TopicsConfig) -> list[LedgerEntry] | None:
     return entries
 
 
-def _known_groups(
-    config: TopicsConfig, files: Sequence[InputFile], from_scored: bool, has_label: bool
-) -> tuple[str | None, list[str]]:
-    """Column of known groups, or None; and columns to read for it."""
+def _check_known_groups(config: TopicsConfig, files: Sequence[InputFile]) -> None:
+    """Raises ConfigError where the files have no such column, or one that cannot name a group."""
     wanted, columns = config.topics.compare_with, [file.columns for file in files]
-    if wanted is not None:
-        missing = next((held for held in columns if wanted not in held), None)
-        if missing is not None:
-            raise ConfigError(
-                f"topics.compare_with: expected a column {wanted!r}, found {', '.join(map(repr, list(missing)[:20]))}."
-                f"{did_you_mean(wanted, missing)}",
-                "Set it to the column of known groups, or leave it out.",
-            )
-        as_label = config.columns.model_copy(update={"label": wanted})
-        odd = next((file for file in files if not label_is_readable(file, as_label)), None)
-        if odd is not None:
-            raise ConfigError(
-                f"topics.compare_with: expected text, numbers or true/false in the column {wanted!r}, found "
-                f"{odd.columns[wanted]} in {odd.path}.",
-                "Set it to a column that names a group.",
-            )
-        return wanted, [wanted]
-    if from_scored:
-        given = GIVEN_LABEL if all(GIVEN_LABEL in held for held in columns) else None
-        return given, [given] if given else []
-    if has_label:
-        return config.columns.label, [config.columns.label]
-    return None, []
+    if wanted is None:
+        return
+    missing = next((held for held in columns if wanted not in held), None)
+    if missing is not None:
+        raise ConfigError(
+            f"topics.compare_with: expected a column {wanted!r}, found {', '.join(map(repr, list(missing)[:20]))}."
+            f"{did_you_mean(wanted, missing)}",
+            "Set it to the column of known groups, or leave it out.",
+        )
+    as_label = config.columns.model_copy(update={"label": wanted})
+    odd = next((file for file in files if not label_is_readable(file, as_label)), None)
+    if odd is not None:
+        raise ConfigError(
+            f"topics.compare_with: expected text, numbers or true/false in the column {wanted!r}, found "
+            f"{odd.columns[wanted]} in {odd.path}.",
+            "Set it to a column that names a group.",
+        )
 
 
 def _labels(
