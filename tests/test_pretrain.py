@@ -9,9 +9,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from bertray.cli import run
-from bertray.config import NewVocabulary
+from bertray.config import NewEncoder, NewVocabulary
 from bertray.errors import DataRefused
-from bertray.model.making import learn_vocabulary
+from bertray.model.making import learn_vocabulary, write_new_encoder
 from bertray.pipelines.rank import train_rank
 
 KEYS = ["max_length=24", "training.epochs=2", "training.learning_rate=1e-3", "training.held_out_tokens=60"]
@@ -108,6 +108,17 @@ def test_word_pieces_of_korean_chinese_and_english_come_back_whole():
     assert tokenizer.convert_tokens_to_string(tokenizer.tokenize("정말 재밌다")) == "정말 재밌다"
     assert tokenizer.tokenize("这家酒店") == ["这", "家", "酒", "店"]
     assert tokenizer.unk_token not in tokenizer.tokenize(" ".join(texts))
+
+
+def test_transformers_cuts_a_long_text_to_what_a_new_encoder_sees(tmp_path):
+    from transformers import AutoConfig, AutoTokenizer
+
+    tokenizer = learn_vocabulary(["영화 좋다", "정말 재밌다"] * 5, NewVocabulary(size=20, min_frequency=1))
+    shape = NewEncoder(num_layers=1, hidden_size=16, num_heads=2)
+    write_new_encoder(tmp_path, tokenizer, shape, max_length=64, seed=0)
+    positions = AutoConfig.from_pretrained(tmp_path).max_position_embeddings
+    ids = AutoTokenizer.from_pretrained(tmp_path)("영화 " * 3 * positions, truncation=True)["input_ids"]
+    assert len(ids) == positions >= 64
 
 
 def test_a_vocabulary_larger_than_the_corpus_allows_is_refused_with_the_size_that_fits():

@@ -88,13 +88,15 @@ def write_new_encoder(
     from transformers import BertConfig, BertForMaskedLM
 
     torch.manual_seed(seed)
+    positions = max(MIN_POSITIONS, max_length)
+    tokenizer.model_max_length = positions  # so that `truncation=True` of transformers knows where to cut
     config = BertConfig(
         vocab_size=len(tokenizer),
         hidden_size=shape.hidden_size,
         num_hidden_layers=shape.num_layers,
         num_attention_heads=shape.num_heads,
         intermediate_size=shape.feed_forward_size or 4 * shape.hidden_size,
-        max_position_embeddings=max(MIN_POSITIONS, max_length),
+        max_position_embeddings=positions,
         pad_token_id=SPECIAL.index(PAD),
     )
     BertForMaskedLM(config).save_pretrained(folder)

@@ -11,6 +11,7 @@ import math
 import tempfile
 import time
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -272,7 +273,7 @@ def _report(
         num_held_out=len(outcome.held_out_VK),
         notes=notes,
         facts={
-            "base model": "new" if config.from_scratch else config.model,
+            "base model": _shape(config) if config.from_scratch else config.model,
             "texts to learn from": f"{len(examples.train):,}",
             "texts held out": f"{len(examples.validation):,}",
             "tokens an epoch": f"{int(lens_N[examples.train].sum()):,}",
@@ -283,6 +284,15 @@ def _report(
             "bertray": bertray.__version__,
         },
         config=to_yaml(config),
+        created=f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
+    )
+
+
+def _shape(config: PretrainConfig) -> str:
+    shape = config.encoder
+    return (
+        f"new: {shape.num_layers} layers, {shape.hidden_size} numbers a token, {shape.num_heads} heads; "
+        f"{config.vocabulary.size:,} word pieces"
     )
 
 
