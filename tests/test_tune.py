@@ -5,14 +5,19 @@ from __future__ import annotations
 import json
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
 
 from bertray.cli import run
-from bertray.config import TuneConfig, build_config
-from bertray.errors import ConfigError
+from bertray.config import TuneConfig, build_config, to_yaml
+from bertray.console import Ticker
+from bertray.errors import ConfigError, InfrastructureError
+from bertray.evaluation.metrics import all_metrics, confusion_matrix
 from bertray.pipelines import tune as tuning
 from bertray.pipelines.runs import FINISHED_FILE
 from bertray.pipelines.tune import TRIALS, stored_trials
@@ -30,10 +35,17 @@ def tune_argv(encoder: Path, corpus: Path, output: Path, *words: str) -> list[st
     return ["tune", f"model={encoder}", *files, *rest, *words]
 
 
-def tune_config(**search: object) -> TuneConfig:
-    found = build_config("tune", {"output": "out", "data": {"train": ["a.parquet"]}, "search": search})
+def tune_config(keys: dict[str, object] | None = None, **search: object) -> TuneConfig:
+    found = build_config("tune", {"output": "out", "data": {"train": ["a.parquet"]}, "search": search, **(keys or {})})
     assert isinstance(found, TuneConfig)
     return found
+
+
+def epoch_row(epoch: int, **figures: float) -> dict[str, float]:
+    """Of a trial: each figure 0.1 above the lower end of its interval and 0.2 below the upper one."""
+    given = dict.fromkeys(tuning.METRICS, 0.5) | figures
+    ends = {f"{name}{end}": value + by for name, value in given.items() for end, by in (("_low", -0.1), ("_high", 0.2))}
+    return {"epoch": epoch, "train_loss": 0.4, "seconds": 2.0 * epoch, **given, **ends}
 
 
 @pytest.mark.ray
@@ -59,6 +71,8 @@ def test_a_search_ends_with_a_table_and_a_config_that_train_takes(
     trials = pq.read_table(output / "trials.parquet").to_pylist()
     assert [(row["trial"], row["training.learning_rate"]) for row in trials] == [(1, 1e-6), (2, 3e-3), (3, 4e-3)]
     assert all(row["status"] in ("finished", "stopped") for row in trials)
+    for row in trials:
+        assert all(row[f"{name}_low"] <= row[name] <= row[f"{name}_high"] for name in tuning.METRICS)
     best = max(trials, key=lambda row: row["accuracy"])
     assert best["training.learning_rate"] > 1e-6
     assert best["accuracy"] > 0.8
@@ -68,6 +82,7 @@ def test_a_search_ends_with_a_table_and_a_config_that_train_takes(
     assert build_config("train", written | {"output": "elsewhere"})
     page = (output / "report.html").read_text()
     assert "3 trials" in page
+    assert "95 % interval" in page
     assert "The test rows took no part" in page
     assert not (output / "control" / "ray_tune").exists()
     capsys.readouterr()
@@ -140,6 +155,11 @@ def test_a_trial_that_fails_costs_no_other(tiny_encoder, corpus, tmp_path, ray_c
         ({"training.batch_size": {"low": 1e1, "high": 1e2}}, "training.batch_size takes whole numbers"),
         ({"training.learning_rate": {"low": 0, "high": 1}}, "numbers with a point"),
         ({"training": {"learning_rat": [1e-4]}}, "Did you mean 'training.learning_rate'"),
+        ({"training.attention_dropout": {"low": 0.0, "high": 1.0}}, "{training.attention_dropout: [false, true]}"),
+        ({"training.attention_dropout": {"low": 0, "high": 1}}, "training.attention_dropout takes no numbers"),
+        ({"training.class_weights": {"low": 0.0, "high": 1.0}}, "{training.class_weights: [none, balanced]}"),
+        ({"training.early_stopping_patience": {"low": 1.0, "high": 3.0}}, "takes whole numbers"),
+        ({"training.epochs": ["1.5", 2]}, "training.epochs='1.5'"),
     ],
 )
 def test_a_space_with_a_mistake_is_told_before_anything_runs(space, said):
@@ -147,6 +167,54 @@ def test_a_space_with_a_mistake_is_told_before_anything_runs(space, said):
         searching.check_space(tune_config(space=space))
     assert said in str(caught.value)
     assert caught.value.exit_code == 2
+    assert caught.value.remedy
+
+
+@pytest.mark.parametrize("name", ["teacher", "keep_layers", "softness", "pooling", "best_metric"])
+def test_what_fine_tuning_does_not_read_is_neither_searched_nor_offered(name):
+    with pytest.raises(ConfigError, match=f"'training.{name}' cannot be searched") as caught:
+        searching.check_space(tune_config(space={f"training.{name}": [2, 3]}))
+    assert "Did you mean" not in caught.value.message  # it is a key, only not one to search over
+    assert "training.epochs" in caught.value.remedy
+    assert name not in caught.value.remedy
+
+
+def test_a_wrong_space_ends_with_code_2_and_leaves_nothing(tiny_encoder, corpus, tmp_path, capsys):
+    space = "search.space={training.attention_dropout: {low: 0.0, high: 1.0}}"
+    assert run(tune_argv(tiny_encoder, corpus, tmp_path / "out", space)) == 2
+    assert "List the values" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("key", "written", "held"),
+    [
+        ("training.epochs", [1.0, 2.0], (1, 2)),
+        ("training.epochs", ["1", 3, 3.0], (1, 3)),  # what is the same is there once
+        ("training.learning_rate", ["1e-4", 2e-4], (1e-4, 2e-4)),
+        ("training.max_grad_norm", [1, 5], (1.0, 5.0)),
+        ("training.attention_dropout", [0.0, "yes"], (False, True)),
+        ("training.early_stopping_patience", [None, 2.0], (None, 2)),
+        ("training.class_weights", ["none", "balanced"], ("none", "balanced")),
+        ("seed", ["0", 1], (0, 1)),
+    ],
+)
+def test_listed_values_are_searched_as_train_has_them(key, written, held):
+    config = searching.check_space(tune_config(space={key: written}, sampler="grid"))
+    choices = config.search.space[key]
+    assert choices == held
+    assert [type(value) for value in choices] == [type(value) for value in held]
+    assert searching.most_epochs(config) == (max(held) if key == "training.epochs" else 3)
+    assert build_config("tune", yaml.safe_load(to_yaml(config))) == config  # as the output keeps it
+    points = searching.every_point(config.search)
+    assert [point[key] for point in points] == list(held)
+    trials = [tuning.Trial(n, point, "finished", [epoch_row(1)]) for n, point in enumerate(points)]
+    rows = tuning._rows(trials, "loss")
+    pa.table({name: [row[name] for row in rows] for name in rows[0]})  # trials.parquet: one type a column
+
+
+def test_most_epochs_of_a_range_is_its_upper_end():
+    assert searching.most_epochs(tune_config(space={"training.epochs": {"low": 2, "high": 7}})) == 7
 
 
 @pytest.mark.parametrize(
@@ -195,15 +263,16 @@ def test_a_search_that_goes_on_repeats_no_point_and_ends_where_the_space_ends(sa
 
 def test_the_table_is_best_first_also_at_zero_and_below(capsys):
     trials = [
-        tuning.Trial(number, {"seed": number}, "finished", [{"epoch": 1, "seconds": 1, "loss": 1, "mcc": value}])
+        tuning.Trial(number, {"seed": number}, "finished", [epoch_row(1, mcc=value)])
         for number, value in enumerate([-0.05, 0.0, -0.02])
     ]
+    trials.append(tuning.Trial(3, {"seed": 3}, "failed", [], "too high"))
     tuning._print(SearchReport("", "mcc", tuning._rows(trials, "mcc"), keys=("seed",), best=1))
     printed = capsys.readouterr().out
-    assert [printed.index(f"{value:.4f}") for value in (0.0, -0.02)] == sorted(
-        printed.index(f"{value:.4f}") for value in (0.0, -0.02)
-    )
-    assert "-0.0500" in printed
+    told = ["0.000 [-0.100, 0.200]", "-0.020 [-0.120, 0.180]", "-0.050 [-0.150, 0.150]", "failed"]
+    places = [printed.index(words) for words in told]
+    assert places == sorted(places)
+    assert printed.endswith("best: seed 1; mcc 0.000 [-0.100, 0.200] on validation rows, which chose it\n")
 
 
 def test_a_grid_of_ranges_is_refused():
@@ -253,6 +322,127 @@ def test_a_missing_extra_names_the_install_command(tiny_encoder, corpus, tmp_pat
     assert "pip install 'bertray[tune]'" in capsys.readouterr().err
 
 
-def test_features_have_nothing_to_tune(tiny_encoder, corpus, tmp_path, capsys):
-    assert run(tune_argv(tiny_encoder, corpus, tmp_path / "out", "training.method=features")) == 2
-    assert "tune searches over fine-tuning" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("words", "remedy"),
+    [
+        (["training.method=features"], "tries its regularisation by itself"),
+        (["training.method=distill", "training.teacher=runs/t/model"], "then distill that"),
+    ],
+)
+def test_other_methods_are_not_tuned_and_each_is_told_what_to_do(words, remedy, tiny_encoder, corpus, tmp_path, capsys):
+    assert run(tune_argv(tiny_encoder, corpus, tmp_path / "out", *words)) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert "tune searches over fine-tuning" in said
+    assert remedy in said
+    assert ("regularisation" in said) == (words[0] == "training.method=features")
+
+
+@pytest.mark.parametrize(
+    ("data", "command"),
+    [
+        ({}, "bertray train -c best.yaml data.test=<labelled reviews> output=runs/best"),
+        ({"test": ["b.parquet"]}, "bertray train -c best.yaml output=runs/best"),
+        ({"time": "day", "test_from": "2026-11-01"}, "bertray train -c best.yaml output=runs/best"),
+    ],
+)
+def test_the_best_config_says_how_to_test_it_on_rows_that_did_not_choose_it(data, command):
+    config = tune_config({"data": {"train": ["a.parquet"], **data}}, space={"training.learning_rate": [1e-4]})
+    best = tuning.Trial(3, {"training.learning_rate": 1e-4}, "finished", [epoch_row(1, loss=0.7), epoch_row(2)])
+    text = tuning._best_yaml(config, best, "loss")
+    assert text.startswith("# The best of a search: trial 3, loss 0.500 [0.400, 0.700] on validation after epoch 2.\n")
+    assert f"#   {command}\n" in text
+    assert ("the very rows that chose it" in text) == (not data)
+    assert build_config("train", yaml.safe_load(text) | {"output": "runs/best"})
+
+
+# --- one trial, in this process: ray.tune is imported, no cluster runs ------------------------------------------------
+
+
+@pytest.fixture
+def trial_job(tiny_encoder, tmp_path):
+    """What a trial needs, on 53 reviews of which 11 are validation rows."""
+    from tests.training.test_loop import examples
+
+    keys = {"model": str(tiny_encoder), "training": {"epochs": 2, "batch_size": 8}, "seed": 3}
+    config = tune_config(keys, space={"training.learning_rate": [1e-3, 1e30]})
+    found = examples(tmp_path)
+    data = SimpleNamespace(examples=lambda: found, classes=("bad", "good"), output=str(tmp_path / "out"))
+    return tuning._TrialJob(config, data, "run", "cpu", 1)
+
+
+def test_every_epoch_of_a_trial_tells_its_figures_with_intervals_over_the_validation_rows(
+    trial_job, tmp_path, monkeypatch
+):
+    told, logits = [], []
+    monkeypatch.setattr("ray.tune.report", told.append)
+    figures = tuning._Judged.figures
+
+    def noted(self, rows_VK):
+        logits.append(rows_VK)
+        return figures(self, rows_VK)
+
+    monkeypatch.setattr(tuning._Judged, "figures", noted)
+    point = {"training.learning_rate": 1e-3}
+    tuning._train_trial({"point": point}, job=trial_job)
+    assert [row["epoch"] for row in told] == [1, 2]
+    found = trial_job.data.examples()
+    label_ids_V = found.label_ids_N[found.validation]
+    for row, logits_VC in zip(told, logits, strict=True):
+        probs_VC = np.exp(logits_VC) / np.exp(logits_VC).sum(axis=1, keepdims=True)
+        expected = all_metrics(confusion_matrix(label_ids_V, probs_VC.argmax(axis=1), 2), label_ids_V, probs_VC, seed=3)
+        for name in tuning.METRICS:
+            estimate = expected["log_loss" if name == "loss" else name]
+            ends = [row[f"{name}_low"], row[name], row[f"{name}_high"]]
+            assert ends == pytest.approx([estimate.low, estimate.value, estimate.high], abs=1e-12)
+            assert ends[0] <= ends[1] <= ends[2]
+        assert row["loss_low"] < row["loss"] < row["loss_high"]
+        assert row["accuracy_low"] < row["accuracy"] < row["accuracy_high"]
+
+    # As Ray Tune would hand it on: into the trial's file, the table and the page.
+    with Ticker("searching", 1, "trials") as ticker:
+        book = tuning._Book(LocalStore(tmp_path / "book"), [], ticker, trial_job.config)
+        book.begin(point)
+        for row in told:
+            book.epoch(point, row)
+        book.end(point)
+    (trial,) = stored_trials(LocalStore(tmp_path / "book"))
+    assert trial.status == "finished"
+    (row,) = tuning._rows([trial], "loss")
+    best = min(told, key=lambda row: row["loss"])
+    assert {name: row[name] for name in tuning.FIGURES} == {name: best[name] for name in tuning.FIGURES}
+
+
+def test_a_trial_that_leaves_the_numbers_is_told_as_that(trial_job, monkeypatch):
+    told = []
+    monkeypatch.setattr("ray.tune.report", told.append)
+    tuning._train_trial({"point": {"training.learning_rate": 1e30}}, job=trial_job)
+    assert told[-1]["value"] == tuning.WORST
+    assert "diverged" in told[-1]
+
+
+def test_a_trial_whose_process_dies_ends_the_search_and_is_taken_up_again(tmp_path):
+    config = tune_config(space={"seed": [5, 6, 7]}, sampler="grid")
+    store = LocalStore(tmp_path)
+    with Ticker("searching", 3, "trials") as ticker:
+        book = tuning._Book(store, [], ticker, config)
+        searcher, stopper = tuning._searcher(Sampler(config.search, 0, [], []), book), tuning._stopper(book)
+        points = {name: searcher.suggest(name)["point"] for name in ("a", "b", "c")}
+        for epoch in (1, 2, 3):
+            book.epoch(points["a"], epoch_row(epoch))
+        searcher.on_trial_complete("a", {"value": -0.5})
+        assert not stopper.stop_all()
+        book.epoch(points["b"], epoch_row(1))
+        searcher.on_trial_complete("b", error=True)
+        assert stopper.stop_all()
+        searcher.on_trial_complete("c", {})  # ended with the search: that says nothing of it
+    assert isinstance(book.fatal, InfrastructureError)
+    assert f"seed {points['b']['seed']}" in book.fatal.message
+    assert "run the same command again" in book.fatal.remedy
+    stored = stored_trials(store)
+    assert [(trial.point, trial.status) for trial in stored] == [
+        (points["a"], "finished"),
+        (points["b"], "running"),
+        (points["c"], "running"),
+    ]
+    again = Sampler(config.search, 0, [Tried(points["a"], -0.5)], [points["b"], points["c"]])
+    assert [again.next(name) for name in ("d", "e", "f")] == [points["b"], points["c"], None]

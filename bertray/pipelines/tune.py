@@ -16,12 +16,15 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import yaml
 
 from bertray.config import TuneConfig, to_yaml
 from bertray.console import Ticker, duration, say, table
 from bertray.errors import BertrayError, ConfigError, Diverged, InfrastructureError
+from bertray.evaluation.intervals import Estimate, mean_estimate
+from bertray.evaluation.metrics import EPS, confusion_matrix, matrix_metrics
 from bertray.model.bundle import resolve_model, weights_digest
 from bertray.pipelines.cluster import Resources, ray_session
 from bertray.pipelines.examples import TOKENS, TokenizedData, check_splits, open_data, tokenize
@@ -32,6 +35,7 @@ from bertray.reports.search import SearchReport, shown
 from bertray.storage.store import Store, open_store
 from bertray.training import search as searching
 from bertray.training.loop import Examples, LoopSettings
+from bertray.training.objectives import Classification
 from bertray.training.search import Point, Sampler, Tried
 
 log = logging.getLogger(__name__)
@@ -40,7 +44,13 @@ TRIALS = "control/trials"
 BEST = "best.yaml"
 WORST = -1e9  # value of a trial that failed
 METRICS = ("loss", "accuracy", "macro_f1", "mcc")
+FIGURES = tuple(f"{metric}{end}" for metric in METRICS for end in ("", "_low", "_high"))
 IMPORTS = ("ray.data", "ray.tune", "optuna", "transformers")
+INSTEAD = {  # of a search, by training.method
+    "features": "A features run tries its regularisation by itself: `bertray train training.method=features`.",
+    "distill": "Search with training.method=finetune, train the best, then distill that: `bertray train "
+    "training.method=distill training.teacher=<its output>/model`.",
+}
 
 
 @dataclass(frozen=True)
@@ -65,6 +75,11 @@ class Trial:
         """Better when larger; None where it failed."""
         return None if self.status == "failed" or not self.epochs else value_of(self.best(metric), metric)
 
+    def estimate(self, metric: str) -> Estimate:
+        """The metric at the best epoch, with its interval over the validation rows."""
+        best = self.best(metric)
+        return Estimate(best[metric], best[f"{metric}_low"], best[f"{metric}_high"])
+
 
 @dataclass(frozen=True)
 class _TrialJob:
@@ -83,10 +98,10 @@ def run_tune(config: TuneConfig) -> int:
     if config.training.method != "finetune":
         raise ConfigError(
             f"training.method={config.training.method}: tune searches over fine-tuning.",
-            "A features run tries its regularisation by itself: `bertray train training.method=features`.",
+            INSTEAD[config.training.method],
         )
     _check_installed()
-    searching.check_space(config)
+    config = searching.check_space(config)
     model_folder = check_train(config)
     data = open_data(config)
     run_key = run_key_of(config, data, model_folder)
@@ -118,6 +133,7 @@ def run_tune(config: TuneConfig) -> int:
         facts=_facts(config, data.train.num_rows, examples, time.monotonic() - started),
         config=to_yaml(config),
         best=best.number,
+        has_test=_has_test(config),
     )
     store.put("trials.parquet", parquet_bytes(pa.table({name: [row[name] for row in rows] for name in rows[0]})))
     store.put(BEST, _best_yaml(config, best, metric).encode())
@@ -226,7 +242,7 @@ class _Book:
     def epoch(self, point: Point, row: Mapping[str, Any]) -> None:
         """An epoch of it is done."""
         trial = self._running[searching.name_of(point)]
-        kept = {key: float(row[key]) for key in ("epoch", "train_loss", "seconds", *METRICS)}
+        kept = {key: float(row[key]) for key in ("epoch", "train_loss", "seconds", *FIGURES)}
         before = [epoch for epoch in trial.epochs if epoch["epoch"] < kept["epoch"]]  # a process that died tells again
         self._running[trial.name] = replace(trial, epochs=[*before, kept])
         self._write(self._running[trial.name])
@@ -245,7 +261,7 @@ class _Book:
         self._write(trial)
         remove_folder(self._store, f"{TRIALS}/{trial.name}")  # its checkpoints
         value = trial.value(metric)
-        told = f"{metric} {trial.best(metric)[metric]:.4f}" if value is not None else "failed"
+        told = f"{metric} {_with_interval(trial.estimate(metric))}" if value is not None else "failed"
         self._ticker.update(len(self.finished), f"trial {trial.number}: {_in_words(trial.point)}: {told} ({status})")
         return value
 
@@ -327,6 +343,27 @@ def _stopper(book: _Book) -> Any:
     return WhenFatal()
 
 
+class _Judged(Classification):
+    """Figures with the ends of their 95 % intervals, of every epoch: a trial that is behind never gets to its end."""
+
+    def figures(self, rows_VK: np.ndarray) -> dict[str, float]:
+        from scipy.special import log_softmax
+
+        figures = super().figures(rows_VK)
+        if not np.isfinite(figures["loss"]):  # the loop ends such a trial
+            return figures
+        label_ids_V, seed = self.examples.label_ids_N[self.examples.validation], self.settings.seed
+        losses_V = -log_softmax(rows_VK, axis=1)[np.arange(len(rows_VK)), label_ids_V]
+        matrix_CC = confusion_matrix(label_ids_V, rows_VK.argmax(axis=1), self.width)
+        estimates = matrix_metrics(matrix_CC, seed)
+        estimates["loss"] = mean_estimate(losses_V, seed, bounds=(0.0, -float(np.log(EPS))))
+        return {f"{name}{end}": x for name in METRICS for end, x in _ends(estimates[name]).items()}
+
+
+def _ends(found: Estimate) -> dict[str, float]:
+    return {"": found.value, "_low": found.low, "_high": found.high}
+
+
 def _train_trial(settings: dict[str, Any], *, job: _TrialJob) -> None:
     """Body of one trial: a process that trains at one point and reports each epoch."""
     from ray import tune
@@ -348,7 +385,7 @@ def _train_trial(settings: dict[str, Any], *, job: _TrialJob) -> None:
             job.data.examples(),
             folder,
             ReviewTokenizer(folder, 16).pad_id,
-            LoopSettings(job.data.classes, config.training, config.seed, f"{job.run_key}-{name}", job.threads),
+            LoopSettings(job.data.classes, config.training, config.seed, f"{job.run_key}-{name}", job.threads, _Judged),
             open_store(f"{job.data.output.rstrip('/')}/{TRIALS}/{name}"),
             device=job.device,
             on_epoch=on_epoch,
@@ -370,12 +407,12 @@ def stored_trials(store: Store) -> list[Trial]:
 
 
 def _rows(trials: Sequence[Trial], metric: str) -> list[dict[str, Any]]:
-    """A row a trial: number, status, the searched keys, and its best epoch."""
+    """A row a trial: number, status, the searched keys, and the figures of its best epoch with their intervals."""
     rows = []
     for trial in trials:
         best = trial.best(metric) if trial.epochs else {}
         seconds = trial.epochs[-1]["seconds"] if trial.epochs else 0.0
-        figures = {name: best.get(name) for name in METRICS}
+        figures = {name: best.get(name) for name in FIGURES}
         told = {"trial": trial.number, "status": trial.status, "epochs": len(trial.epochs), "seconds": seconds}
         rows.append({**told, "best_epoch": best.get("epoch"), **figures, **trial.point, "why": trial.why})
     return rows
@@ -384,14 +421,22 @@ def _rows(trials: Sequence[Trial], metric: str) -> list[dict[str, Any]]:
 def _best_yaml(config: TuneConfig, best: Trial, metric: str) -> str:
     """A config that `train` takes; `output` is left to the command line."""
     data = searching.at(config, best.point).model_dump(mode="json", exclude={"output"})
-    epoch, seeded = best.best(metric), "seed" in best.point and config.data.validation is None
+    seeded, words = "seed" in best.point and config.data.validation is None, ["output=runs/best"]
     head = (
-        f"# The best of a search: trial {best.number}, {metric} {epoch[metric]:.4f} on validation after epoch "
-        f"{epoch['epoch']:.0f}.\n"
-        + ("# Its seed also decides which rows are validation, unless data.validation names them.\n" if seeded else "")
-        + "#\n#   bertray train -c best.yaml output=runs/best\n\n"
+        f"# The best of a search: trial {best.number}, {metric} {_with_interval(best.estimate(metric))} on validation "
+        f"after epoch {best.best(metric)['epoch']:.0f}.\n"
     )
+    if seeded:
+        head += "# Its seed also decides which rows are validation, unless data.validation names them.\n"
+    if not _has_test(config):
+        head += "# Without data.test the report would be on the very rows that chose it.\n"
+        words = ["data.test=<labelled reviews>", *words]
+    head += f"#\n#   bertray train -c best.yaml {' '.join(words)}\n\n"
     return head + yaml.safe_dump(data, sort_keys=False, allow_unicode=True)
+
+
+def _has_test(config: TuneConfig) -> bool:
+    return config.data.test is not None or config.data.test_from is not None
 
 
 def _facts(config: TuneConfig, num_rows: int, examples: Examples, seconds: float) -> dict[str, str]:
@@ -413,7 +458,7 @@ def _print(report: SearchReport) -> None:
         [
             f"{row['trial']}",
             *(shown(row[key]) for key in report.keys),
-            "" if row[metric] is None else f"{row[metric]:.4f}",
+            _with_interval(report.estimate(row, metric)),
             f"{row['epochs']}",
             row["status"],
         ]
@@ -422,7 +467,12 @@ def _print(report: SearchReport) -> None:
     names = [key.removeprefix("training.") for key in report.keys]
     table("trials, best first", ["", *names, metric, "epochs", ""], rows)
     point = {key: winner[key] for key in report.keys}
-    say(f"best: {_in_words(point)}; {metric} {winner[metric]:.4f} on validation rows, which chose it")
+    found = _with_interval(report.estimate(winner, metric))
+    say(f"best: {_in_words(point)}; {metric} {found} on validation rows, which chose it")
+
+
+def _with_interval(found: Estimate | None) -> str:
+    return "" if found is None else f"{found.value:.3f} [{found.low:.3f}, {found.high:.3f}]"
 
 
 def _in_words(point: Mapping[str, Any]) -> str:

@@ -1,15 +1,28 @@
-"""The page of a search: every trial, best first, and what each setting did."""
+"""The page of a search: every trial, best first, what each setting did, and how much of it is luck of the seed."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from statistics import mean, stdev
 from typing import Any
 
+from bertray.evaluation.intervals import Estimate
 from bertray.reports.charts import Charts
-from bertray.reports.html import render
+from bertray.reports.html import decimal, render, value_range
 
 WORDS = {"loss": "loss", "accuracy": "accuracy", "macro_f1": "macro F1", "mcc": "MCC"}
+
+
+@dataclass(frozen=True)
+class OverSeeds:
+    """The searched figure over trials that differ in their seed alone."""
+
+    setting: str
+    num_seeds: int  # that ran to their end
+    mean: float
+    deviation: float  # of the sample
+    left_out: int  # behind or failed: where those ended is no figure of the setting
 
 
 @dataclass(frozen=True)
@@ -19,9 +32,11 @@ class SearchReport:
     Args:
         title: of the page.
         metric: what was searched for, on validation rows.
-        rows: a trial each: `trial`, `status`, `epochs`, `seconds`, `best_epoch`, the metrics, `why`, and the keys.
+        rows: a trial each: `trial`, `status`, `epochs`, `seconds`, `best_epoch`, the metrics with `<metric>_low` and
+            `_high`, the ends of their 95 % intervals, `why`, and the keys.
         keys: of the config that were varied.
         best: number of the best trial.
+        has_test: whether its config names test rows.
     """
 
     title: str
@@ -29,6 +44,7 @@ class SearchReport:
     rows: Sequence[Mapping[str, Any]]
     keys: tuple[str, ...]
     best: int
+    has_test: bool = False
     facts: Mapping[str, object] = field(default_factory=dict)
     config: str = ""
     created: str = ""
@@ -55,8 +71,36 @@ class SearchReport:
             said += f", {counts['stopped']} ended early because {they} behind"
         if counts["failed"]:
             said += f", {counts['failed']} failed"
-        at = ", ".join(f"{name(key)} {shown(self.winner[key])}" for key in self.keys)
-        return f"{said}. Best: trial {self.best} ({at}), {WORDS[self.metric]} {self.winner[self.metric]:.4f}."
+        found = self.estimate(self.winner, self.metric)
+        assert found is not None  # the best of all has not failed
+        return (
+            f"{said}. Best: trial {self.best} ({_setting(self.winner, self.keys)}), {WORDS[self.metric]} "
+            f"{decimal(found.value)} (95 % interval {value_range(found)})."
+        )
+
+    def estimate(self, row: Mapping[str, Any], metric: str) -> Estimate | None:
+        """A figure of a trial with its interval over the validation rows; None where the trial has none."""
+        if row[metric] is None:
+            return None
+        return Estimate(row[metric], row[f"{metric}_low"], row[f"{metric}_high"])
+
+    @property
+    def over_seeds(self) -> list[OverSeeds]:
+        """Each setting of which at least two seeds ran to their end, best mean first."""
+        if "seed" not in self.keys:
+            return []
+        others = [key for key in self.keys if key != "seed"]
+        alike: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
+        for row in self.rows:
+            alike.setdefault(tuple(row[key] for key in others), []).append(row)
+        found = []
+        for rows in alike.values():
+            values = [row[self.metric] for row in rows if row["status"] == "finished"]
+            if len(values) > 1:
+                setting = _setting(rows[0], others) or "as the config has it"
+                found.append(OverSeeds(setting, len(values), mean(values), stdev(values), len(rows) - len(values)))
+        sign = 1 if self.metric == "loss" else -1
+        return sorted(found, key=lambda over: sign * over.mean)
 
     def to_html(self) -> str:
         """A page that needs nothing but itself."""
@@ -80,6 +124,10 @@ class SearchReport:
             charts=drawn,
             words=WORDS,
         )
+
+
+def _setting(row: Mapping[str, Any], keys: Sequence[str]) -> str:
+    return ", ".join(f"{name(key)} {shown(row[key])}" for key in keys)
 
 
 def name(key: str) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias, get_args
 
-from bertray.config import Search, SearchRange, TrainConfig, TuneConfig, build_config, fields_at
+from bertray.config import Search, SearchRange, TrainConfig, TuneConfig, build_config, fields_at, keys
 from bertray.errors import ConfigError, did_you_mean
 from bertray.training.token_shards import cache_key
 
@@ -16,12 +16,15 @@ Point: TypeAlias = dict[str, Any]  # config key -> value
 
 MOST_REPEATS = 200  # points in a row that were tried before; then a search ends
 
-# Of `training`, what a search is not about: where and how safely it runs, what is better, and what only features have.
+# Of `training`, what a search is not about: where and how safely it runs, what is better, and what other methods have.
 _FIXED = {
     "method",
     "head",
     "pooling",
     "max_feature_rows",
+    "teacher",
+    "keep_layers",
+    "softness",
     "best_metric",
     "checkpoint_every_s",
     "max_failures",
@@ -34,31 +37,30 @@ def searchable_keys() -> list[str]:
     return ["seed", *(f"training.{name}" for name in fields_at(TrainConfig, ["training"]) if name not in _FIXED)]
 
 
-def check_space(config: TuneConfig) -> None:
+def check_space(config: TuneConfig) -> TuneConfig:
     """Refuse a space with a key that cannot be varied, or a value that `train` would refuse.
+
+    Returns:
+        The config with listed values as `train` has them ("1e-4" is 1e-4, of epochs 2.0 is 2), each once: what is
+        computed, written and compared from here on has the type of its key.
 
     Raises:
         ConfigError: names the key, what it holds and what would be right.
     """
-    keys, search = searchable_keys(), config.search
+    names, search, space = searchable_keys(), config.search, {}
     for key, choices in search.space.items():
-        if key not in keys:
+        if key not in names:
+            near = "" if key in keys(TrainConfig) else did_you_mean(key, names)  # a key of train is no slip
             raise ConfigError(
-                f"search.space: {key!r} cannot be searched.{did_you_mean(key, keys)}",
-                f"One of {', '.join(keys)}; other keys need other token shards, so make them another run.",
+                f"search.space: {key!r} cannot be searched.{near}",
+                f"Search among {', '.join(names)}; any other key is the same in all trials, so compare its values by "
+                "runs of their own.",
             )
-        if isinstance(choices, SearchRange) and choices.is_whole != _takes_whole_numbers(key):
-            kind = "whole numbers" if _takes_whole_numbers(key) else "numbers with a point, such as 1.0"
-            raise ConfigError(
-                f"search.space: {key} takes {kind}, found low={choices.low} and high={choices.high}.",
-                "Write both ends so, or list the values.",
-            )
-        tried = list(choices) if isinstance(choices, tuple) else [choices.low, choices.high]
-        for value in tried:
-            try:
-                at(config, {key: value})
-            except ConfigError as error:
-                raise ConfigError(f"search.space: {key}={value!r}: {error.message}", error.remedy) from error
+        if isinstance(choices, SearchRange):
+            _check_range(key, choices)
+        tried = choices if isinstance(choices, tuple) else (choices.low, choices.high)
+        held = tuple(_held(config, key, value) for value in tried)
+        space[key] = choices if isinstance(choices, SearchRange) else tuple(dict.fromkeys(held))
     if search.sampler == "grid":
         ranges = [key for key, choices in search.space.items() if isinstance(choices, SearchRange)]
         if ranges:
@@ -66,13 +68,39 @@ def check_space(config: TuneConfig) -> None:
                 f"search.sampler=grid: {', '.join(ranges)} is a range, of which there is no end.",
                 f"List its values: {{{ranges[0]}: [...]}}, or use sampler=tpe or random.",
             )
+    return config.model_copy(update={"search": search.model_copy(update={"space": space})})
 
 
-def _takes_whole_numbers(key: str) -> bool:
+def _check_range(key: str, choices: SearchRange) -> None:
+    """Raises:
+    ConfigError: the key takes no numbers, or the ends of the range are not of its kind.
+    """
     *sections, name = key.split(".")
     kind = fields_at(TrainConfig, sections)[name].annotation
-    kinds = get_args(kind) or (kind,)
-    return int in kinds and float not in kinds
+    kinds = get_args(kind) or (kind,)  # of `int | None`, of Literal["none", "balanced"]
+    found = f"found low={choices.low} and high={choices.high}."
+    if int not in kinds and float not in kinds:
+        values = "false, true" if bool in kinds else ", ".join(map(str, kinds))
+        raise ConfigError(f"search.space: {key} takes no numbers, {found}", f"List the values: {{{key}: [{values}]}}.")
+    whole = float not in kinds
+    if choices.is_whole != whole:
+        wanted = "whole numbers" if whole else "numbers with a point, such as 1.0"
+        raise ConfigError(f"search.space: {key} takes {wanted}, {found}", "Write both ends so, or list the values.")
+
+
+def _held(config: TuneConfig, key: str, value: Any) -> Any:
+    """What `train` makes of a value of the space.
+
+    Raises:
+        ConfigError: it refuses the value.
+    """
+    try:
+        found: Any = at(config, {key: value})
+    except ConfigError as error:
+        raise ConfigError(f"search.space: {key}={value!r}: {error.message}", error.remedy) from error
+    for part in key.split("."):
+        found = getattr(found, part)
+    return found
 
 
 def at(config: TuneConfig, point: Mapping[str, Any]) -> TrainConfig:
@@ -217,4 +245,5 @@ def most_epochs(config: TuneConfig) -> int:
     choices = config.search.space.get("training.epochs")
     if choices is None:
         return config.training.epochs
-    return int(choices.high) if isinstance(choices, SearchRange) else max(int(str(value)) for value in choices)
+    tried = choices if isinstance(choices, tuple) else (choices.high,)
+    return max(at(config, {"training.epochs": value}).training.epochs for value in tried)
