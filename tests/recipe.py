@@ -7,16 +7,37 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow.parquet as pq
+
+from bertray.evaluation.comparison import compare
+from bertray.evaluation.intervals import Estimate
+
 CONFIGS = "jobs/configs"
 EVERYTHING = 0  # rows of a sample that is the whole file
 
 
 @dataclass(frozen=True)
 class Rows:
-    """A file of the data folder, or so many random rows of it."""
+    """A file of the data folder, or so many random rows of it.
+
+    Args:
+        path: in the data folder.
+        rows: how many.
+        after: as many come first in the same random order and are left to another sample.
+        text: what is made of each text; its name stands for it in digests.
+    """
 
     path: str
     rows: int = EVERYTHING
+    after: int = 0
+    text: Callable[[str], str] | None = None
+
+    @property
+    def name(self) -> str:
+        """Tells samples apart."""
+        parts = [self.rows and str(self.rows), self.after and f"after-{self.after}", self.text and self.text.__name__]
+        return "-".join([str(Path(self.path).with_suffix("")), *(part for part in parts if part)])
 
 
 @dataclass(frozen=True)
@@ -44,18 +65,29 @@ class Run:
     learned: Rows | None = None
 
     @property
+    def samples(self) -> list[Rows]:
+        """Everything that it reads."""
+        return [one for rows in self.data.values() for one in (rows if isinstance(rows, tuple) else (rows,))]
+
+    @property
     def told_settings(self) -> str:
         return self.settings or "as the config says"
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Runs that are told together."""
+    """Runs that are told together.
+
+    Args:
+        remark: sentences below the table.
+        floors: what has to be reached: figure, what was reached, and the least.
+    """
 
     title: str
     runs: tuple[Run, ...]
     remark: Callable[[list[Result]], str] | None = None
     model: str = "`bundled`"
+    floors: Callable[[list[Result]], list[tuple[str, float, float]]] | None = None
 
 
 @dataclass(frozen=True)
@@ -68,10 +100,32 @@ class Result:
     train_rows: int
     metrics: dict[str, Any] = field(default_factory=dict)
 
+    def predictions(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Ids, given and predicted labels of the rows that it was tested on, by id."""
+        table = pq.read_table(self.output / "predictions.parquet").sort_by("id")
+        ids, given, predicted = (np.array(table[name].to_pylist()) for name in ("id", "label", "prediction"))
+        return ids, given, predicted
+
+    def against(self, other: Result) -> Estimate:
+        """Its accuracy less that of another on the same rows, with the interval of the paired bootstrap."""
+        ids, given, mine = self.predictions()
+        same_ids, _, theirs = other.predictions()
+        assert np.array_equal(ids, same_ids), f"{self.run.name} and {other.run.name} were tested on different rows"
+        classes = np.unique(np.concatenate([given, mine, theirs]))
+        given_N, mine_N, theirs_N = (np.searchsorted(classes, labels) for labels in (given, mine, theirs))
+        names = {"name_a": self.run.name, "name_b": other.run.name}
+        return compare(given_N, mine_N, theirs_N, len(classes), seed=0, **names).differences["accuracy"].difference
+
     def value(self, metric: str, of: str = "") -> dict[str, float]:
         found: dict[str, Any] = self.metrics["baselines"][of] if of else self.metrics
         scores: dict[str, dict[str, float]] = found.get("metrics", found)
         return scores[metric]
+
+
+def in_points(difference: Estimate) -> str:
+    """A difference of accuracies with its interval."""
+    value, low, high = (100 * number for number in (difference.value, difference.low, difference.high))
+    return f"{value:+.1f} points [{low:+.1f}, {high:+.1f}]"
 
 
 def config(name: str) -> tuple[str, str]:

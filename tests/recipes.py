@@ -2,7 +2,8 @@
 
 Each run is a command that a user could type, in a process of its own. Nothing that is done is done again: the page
 remembers what each recipe came to, and `recipes-run` each command, by a digest of commands and configs, not of the
-code; `--again` begins anew. The samples that stand in for a whole data set are drawn once, by a fixed seed.
+code; `--again` forgets what it is asked for. A recipe that fails does not stop the others. The samples that stand in
+for a whole data set are drawn once, by a fixed seed.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
@@ -42,6 +44,10 @@ RUNS = {run.name: run for recipe in RECIPES for run in recipe.runs}
 # --- running ---------------------------------------------------------------------------------------------------------
 
 
+class Spoilt(Exception):
+    """A command of a recipe failed."""
+
+
 class Kitchen:
     """Runs commands in a folder that remembers what is done."""
 
@@ -51,13 +57,17 @@ class Kitchen:
         folder.mkdir(parents=True, exist_ok=True)
 
     def cook(self, run: Run) -> Result:
-        """Do a run, and first those whose output it reads; or find it done."""
-        words = [with_outputs(word, lambda name: self.cook(RUNS[name]).output) for word in run.words]
-        words += data_words(run, self._file)
-        texts = config_texts(words)
-        digest = digest_of([run.verb, words, texts])
-        output = self._folder / f"{run.name}-{digest}"
+        """Do a run, and first those whose output it reads; or find it done.
+
+        Raises:
+            Spoilt: the command failed.
+        """
+        for name in (name for word in run.words for name in needed(word)):
+            self.cook(RUNS[name])
+        words, output = self._command(run)
         minutes = self._minutes()
+        for rows in run.samples:
+            self._draw(rows)
         if output.name not in minutes:
             started = time.monotonic()
             self._bertray(run.verb, *words, f"output={output}")
@@ -67,12 +77,30 @@ class Kitchen:
         metrics = json.loads(metrics_file.read_text(encoding="utf-8")) if metrics_file.is_file() else {}
         return Result(run, output, minutes[output.name], self._train_rows(run), metrics)
 
+    def has(self, run: Run) -> bool:
+        """Whether a run is done here."""
+        return self._command(run)[1].name in self._minutes()
+
+    def forget(self, run: Run) -> None:
+        """Do a run again when it is asked for."""
+        output = self._command(run)[1]
+        minutes = self._minutes()
+        minutes.pop(output.name, None)
+        self._times.write_text(json.dumps(minutes, indent=1) + "\n", encoding="utf-8")
+        shutil.rmtree(output, ignore_errors=True)
+
+    def _command(self, run: Run) -> tuple[list[str], Path]:
+        """Its words but for the output, and the output."""
+        words = [with_outputs(word, lambda name: self._command(RUNS[name])[1]) for word in run.words]
+        words += data_words(run, self._file)
+        return words, self._folder / f"{run.name}-{digest_of([run.verb, words, config_texts(words)])}"
+
     def _bertray(self, *words: str) -> None:
         print(f"\n$ bertray {' '.join(words)}", flush=True)
         environment = os.environ | {"HF_HUB_OFFLINE": "1"}
         done = subprocess.run([sys.executable, "-m", "bertray.cli", *words], cwd=ROOT, env=environment)
         if done.returncode:
-            sys.exit(f"recipes: the command above ended with {done.returncode}; the same `make recipes` goes on here")
+            raise Spoilt(f"bertray {words[0]} ended with {done.returncode}")
 
     def _minutes(self) -> dict[str, float]:
         if not self._times.is_file():
@@ -81,22 +109,32 @@ class Kitchen:
         return found
 
     def _file(self, wanted: Rows) -> Path:
-        source = self._data / wanted.path
-        if not wanted.rows:
-            return source
-        target = self._folder / "samples" / f"{Path(wanted.path).with_suffix('')}-{wanted.rows}.parquet"
+        if wanted == Rows(wanted.path):
+            return self._data / wanted.path
+        return self._folder / "samples" / f"{wanted.name}.parquet"
+
+    def _draw(self, wanted: Rows) -> None:
+        """Write a sample, unless it is there."""
+        target = self._file(wanted)
         if not target.is_file():
             target.parent.mkdir(parents=True, exist_ok=True)
-            table = pq.read_table(source)
-            chosen = np.sort(np.random.default_rng(0).permutation(table.num_rows)[: wanted.rows])
-            pq.write_table(table.take(chosen), target.with_suffix(".partial"))
+            pq.write_table(sampled(pq.read_table(self._data / wanted.path), wanted), target.with_suffix(".partial"))
             target.with_suffix(".partial").rename(target)
-        return target
 
     def _train_rows(self, run: Run) -> int:
         rows = run.learned or run.data.get("data.train") or run.data["input"]
         files = rows if isinstance(rows, tuple) else (rows,)
         return sum(int(pq.read_metadata(self._file(one)).num_rows) for one in files)
+
+
+def sampled(table: pa.Table, wanted: Rows) -> pa.Table:
+    """Random rows of a table in their order, their texts made over."""
+    first, last = wanted.after, wanted.after + wanted.rows if wanted.rows else table.num_rows
+    table = table.take(np.sort(np.random.default_rng(0).permutation(table.num_rows)[first:last]))
+    if wanted.text is None:
+        return table
+    texts = pa.array([wanted.text(text) for text in table["text"].to_pylist()], pa.string())
+    return table.set_column(table.column_names.index("text"), "text", texts)
 
 
 def data_words(run: Run, path: Callable[[Rows], object]) -> list[str]:
@@ -135,9 +173,14 @@ def digest_of_runs(runs: Sequence[Run]) -> str:
     asked = []
     for run in runs:
         before = [RUNS[name] for word in run.words for name in needed(word)]
-        data = data_words(run, lambda rows: f"{rows.path}:{rows.rows}")
+        data = data_words(run, sample_name)
         asked.append([run.verb, run.words, data, config_texts(run.words), digest_of_runs(before) if before else ""])
     return digest_of(asked)
+
+
+def sample_name(rows: Rows) -> str:
+    """What a sample is, in a digest."""
+    return f"{rows.path}:{rows.rows}" if rows == Rows(rows.path, rows.rows) else rows.name
 
 
 # --- telling ---------------------------------------------------------------------------------------------------------
@@ -146,9 +189,7 @@ def digest_of_runs(runs: Sequence[Run]) -> str:
 def told(recipe: Recipe, results: Sequence[Result]) -> str:
     """What a recipe came to, in Markdown."""
     lines = [f"### {recipe.title}\n"]
-    given = [rows for result in results for rows in result.run.data.values()]
-    files = [one for rows in given for one in (rows if isinstance(rows, tuple) else (rows,))]
-    names = sorted({one.path.partition("/")[0] for one in files})
+    names = sorted({rows.path.partition("/")[0] for result in results for rows in result.run.samples})
     lines += [f"Data: {', '.join(f'`{name}`' for name in names)}. Model: {recipe.model}.\n"]
     if rows := [_line(result) for result in results if result.run.metric]:
         lines += [
@@ -161,7 +202,8 @@ def told(recipe: Recipe, results: Sequence[Result]) -> str:
         lines += [recipe.remark(list(results)), ""]
     minutes = sum(result.minutes for result in results)
     machine = f"{processor()}, {os.cpu_count()} cores"
-    lines += [f"*{minutes:.1f} minutes in all on {datetime.now(UTC):%Y-%m-%d}; {machine}.*"]
+    done = datetime.fromtimestamp(max(result.output.stat().st_mtime for result in results), UTC)
+    lines += [f"*{minutes:.1f} minutes in all on {done:%Y-%m-%d}; {machine}.*"]
     return "\n".join(lines) + "\n"
 
 
@@ -197,9 +239,17 @@ class Page:
         """Whether it says what these very runs came to."""
         return digest_of_runs(recipe.runs) in self._blocks
 
+    def drop(self, recipe: Recipe) -> None:
+        """Take the block of a recipe out, if there is one."""
+        if self._blocks.pop(digest_of_runs(recipe.runs), None) is not None:
+            self._write()
+
     def put(self, recipe: Recipe, text: str) -> None:
         """Write a block; those of runs that nobody asks for any more go."""
         self._blocks[digest_of_runs(recipe.runs)] = text
+        self._write()
+
+    def _write(self) -> None:
         digests = [digest for recipe in RECIPES if (digest := digest_of_runs(recipe.runs)) in self._blocks]
         body = "\n".join(f"<!-- recipe {digest} -->\n{self._blocks[digest]}" for digest in digests)
         self._path.write_text(f"{self._before}{BEGIN}\n{body}\n{END}{self._after}", encoding="utf-8")
@@ -214,18 +264,35 @@ def main() -> None:
     wanted = parser.parse_args()
     if not wanted.data.is_dir():
         sys.exit(f"recipes: no folder {wanted.data}; give the one that holds imdb/, cola/, emotion/")
-    if wanted.again:
-        shutil.rmtree(wanted.folder, ignore_errors=True)
     kitchen, page = Kitchen(wanted.data.resolve(), wanted.folder.resolve()), Page(PAGE)
-    for recipe in RECIPES:
-        if wanted.only.lower() not in recipe.title.lower():
-            continue
-        if page.knows(recipe) and not wanted.again:
-            print(f"recipes: {PAGE.name} has {recipe.title!r}; `--again` does it again", flush=True)
-            continue
-        text = told(recipe, [kitchen.cook(run) for run in recipe.runs])
-        page.put(recipe, text)
-        print(f"\n{text}", flush=True)
+    chosen = [recipe for recipe in RECIPES if wanted.only.lower() in recipe.title.lower()]
+    if wanted.again:
+        for recipe in chosen:
+            page.drop(recipe)
+            for run in recipe.runs:
+                kitchen.forget(run)
+    failures = [failure for recipe in chosen for failure in make(recipe, kitchen, page)]
+    if failures:
+        sys.exit("recipes: " + "; ".join(failures) + "; the same command goes on here")
+
+
+def make(recipe: Recipe, kitchen: Kitchen, page: Page) -> list[str]:
+    """Do a recipe, or find it done, and tell it on the page; returns what went wrong."""
+    done_here = all(kitchen.has(run) for run in recipe.runs)  # telling it again costs nothing
+    if page.knows(recipe) and not done_here:
+        print(f"recipes: {PAGE.name} has {recipe.title!r}; `--again` does it again", flush=True)
+        return []
+    try:
+        results = [kitchen.cook(run) for run in recipe.runs]
+    except Spoilt as error:
+        return [f"{recipe.title}: {error}"]
+    text = told(recipe, results)
+    page.put(recipe, text)
+    print(f"\n{text}", flush=True)
+    floors = recipe.floors(results) if recipe.floors else []
+    return [
+        f"{recipe.title}: {name} {reached:.3f}, less than {least}" for name, reached, least in floors if reached < least
+    ]
 
 
 if __name__ == "__main__":
