@@ -92,7 +92,8 @@ def student(layers: int) -> Run:
     teacher = "{imdb-128-head}/model"
     words = (*config("distill"), f"training.teacher={teacher}", f"model={teacher}", f"training.keep_layers={layers}")
     data = {"data.train": Rows("imdb/train.parquet", 2000), "data.test": IMDB["data.test"]}
-    return Run(f"student-{layers}", "train", (*words, "training.epochs=2"), data, "accuracy", f"{layers} layers of 6")
+    kept = f"{layers} layers of 6" if layers > 1 else "1 layer of 6"
+    return Run(f"student-{layers}", "train", (*words, "training.epochs=2"), data, "accuracy", kept)
 
 
 def students_in_words(results: list[Result]) -> str:
@@ -193,7 +194,7 @@ UNLABELLED = (
     ),
     Recipe(
         "Korean film reviews without a Korean encoder",
-        (encoder("korean", "naver_movies/train.parquet", 30_000, 8000), fine_tuned("korean", "naver_movies", 8000)),
+        (encoder("korean", "naver_movies/train.parquet", 30_000, 8000), fine_tuned("korean", "naver_movies", 24_000)),
         language_in_words,
         model="a new one of four layers, 256 numbers a token",
     ),

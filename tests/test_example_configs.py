@@ -18,6 +18,7 @@ from bertray.cli import run
 from bertray.pipelines.rank import train_rank
 from tests.conftest import WORDS
 from tests.nightly import staged_in_this_process, worker_without_ray
+from tests.test_topics import without_ray, write_reviews
 
 pytestmark = pytest.mark.ray
 CONFIGS = Path(__file__).resolve().parent.parent / "jobs" / "configs"
@@ -157,9 +158,8 @@ def test_the_config_of_distill(trained, corpus, tmp_path, monkeypatch):
     assert set(metrics["baselines"]) == {"majority", "tfidf_logreg", "teacher"}
 
 
-def test_the_config_of_topics(tiny_encoder, tmp_path, ray_cluster):
-    from tests.test_topics import write_reviews  # which imports from here
-
+def test_the_config_of_topics(tiny_encoder, tmp_path, monkeypatch):
+    without_ray(monkeypatch)
     words = [f"model={tiny_encoder}", f"input={write_reviews(tmp_path / 'in')}", f"output={tmp_path / 'out'}"]
     assert run(["topics", "-c", str(CONFIGS / "topics.yaml"), *words, "max_length=24", "topics.map_rows=0"]) == 0
     assert pq.read_table(tmp_path / "out" / "assignments.parquet").num_rows == 147

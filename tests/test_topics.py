@@ -46,12 +46,17 @@ def no_ray(*_, **__):
     yield Resources(num_workers=1, threads=1, cpus_per_worker=1.0, gpus_per_worker=0)
 
 
-@pytest.fixture
-def in_process(monkeypatch):
-    """Ray's part of the verb, in this process; several parts."""
+def without_ray(monkeypatch) -> None:
+    """Ray's part of the verb, in this process."""
     monkeypatch.setattr(topics_of, "ray_session", no_ray)
     monkeypatch.setattr(topic_rows, "stage_parts", staged_in_this_process)
     monkeypatch.setattr(topic_rows, "in_tasks", lambda task, count, _: [task(number) for number in range(count)])
+
+
+@pytest.fixture
+def in_process(monkeypatch):
+    """In this process, and several parts."""
+    without_ray(monkeypatch)
     monkeypatch.setattr(topic_rows, "ROWS_PER_SHARD", 64)
     monkeypatch.setattr(topics_source, "ROWS_PER_SHARD", 64)
 
