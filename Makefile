@@ -11,8 +11,7 @@ demo: install
 	$(BIN)/bertray demo
 
 test: lint
-	$(BIN)/pytest -n 2 --dist loadfile -m "not slow and not soak and not scale and not ray" --durations=12
-	$(BIN)/pytest -m "ray and not slow and not soak" --durations=12
+	$(BIN)/pytest -n 2 --dist loadgroup -m "not slow and not soak and not scale" --durations=20
 
 test-slow: install
 	$(BIN)/pytest -m "slow and not soak" --durations=12
