@@ -40,15 +40,6 @@ WORDS = [
 ]
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Of processes side by side one alone has the cluster, from the start; a module stays in one process."""
-    on_ray = {item: item.get_closest_marker("ray") is not None for item in items}
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group("ray" if on_ray[item] else item.path.stem))
-    items.sort(key=lambda item: not on_ray[item])
-
-
 @pytest.fixture(autouse=True)
 def _own_logging():
     """The command line sets up logging on the stderr of one test; the next test has another."""

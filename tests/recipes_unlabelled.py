@@ -139,7 +139,8 @@ def topics_in_words(results: list[Result]) -> str:
                 f"{found[figure]['high']:.3f}] against {tfidf[figure]['value']:.3f} of TF-IDF + k-means"
                 for figure in ("nmi", "ari")
             )
-            lines.append(f"  - with `{comparison['column']}`, {comparison['rows']} rows: {figures}")
+            which = {"all": "all reviews"}.get(comparison["rows"], comparison["rows"])
+            lines.append(f"  - with `{comparison['column']}`, {which}: {figures}")
     return "\n".join(lines)
 
 
