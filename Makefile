@@ -5,19 +5,13 @@ BIN := .venv/bin
 export HF_HUB_OFFLINE ?= 1
 export RAY_USAGE_STATS_ENABLED ?= 0
 
-.PHONY: demo test test-in-process test-on-ray test-slow soak scale recipes compare-kills lint format install clean
+.PHONY: demo test test-slow soak scale recipes compare-kills lint format install clean
 
 demo: install
 	$(BIN)/bertray demo
 
-# Tests on Ray wait for processes more than they compute, so the others run beside them; each tells when it is through.
 test: lint
-	$(MAKE) --jobs=2 $(if $(filter output-sync,$(.FEATURES)),--output-sync=target) test-in-process test-on-ray
-
-test-in-process: install
-	$(BIN)/pytest -m "not slow and not soak and not scale and not ray" --durations=12
-
-test-on-ray: install
+	$(BIN)/pytest -n 2 --dist loadfile -m "not slow and not soak and not scale and not ray" --durations=12
 	$(BIN)/pytest -m "ray and not slow and not soak" --durations=12
 
 test-slow: install
