@@ -179,7 +179,7 @@ def digest_of_runs(runs: Sequence[Run]) -> str:
 
 
 def sample_name(rows: Rows) -> str:
-    """What a sample is, in a digest."""
+    """What a sample is, in a digest; that of a plain one is what the page already has."""
     return f"{rows.path}:{rows.rows}" if rows == Rows(rows.path, rows.rows) else rows.name
 
 

@@ -73,6 +73,8 @@ def fit_head(
     Raises:
         ValueError: a class has no train row.
     """
+    from sklearn.utils.class_weight import compute_sample_weight
+
     missing = sorted(set(range(num_classes)) - set(np.unique(label_ids_N).tolist()))
     if missing:
         raise ValueError(f"expected rows of every class, found none of {missing}")
@@ -80,7 +82,7 @@ def fit_head(
     scale_D = np.maximum(features_ND.std(axis=0, dtype=np.float64), _MIN_SCALE)
     scaled_ND = ((features_ND - mean_D) / scale_D).astype(np.float32)
     scaled_VD = ((features_VD - mean_D) / scale_D).astype(np.float32)
-    weights_V = _weights(label_ids_V, balanced=balanced)
+    weights_V = compute_sample_weight("balanced" if balanced else None, label_ids_V)
     best: tuple[float, float, NDArray[np.float64], NDArray[np.float64]] | None = None
     losses = {}
     for strength in strengths:
@@ -139,15 +141,6 @@ def _with_probabilities(
     found = minimize(loss, np.zeros(num_classes + 1), method="L-BFGS-B").x
     scale = np.exp(found[0])
     return scale * weight_CD, scale * bias_C + found[1:]
-
-
-def _weights(label_ids_V: NDArray[Any], *, balanced: bool) -> NDArray[np.float64]:
-    """What each row counts: the same, or each class that occurs as much as any other. Their mean is 1."""
-    if not balanced:
-        return np.ones(len(label_ids_V))
-    _, class_V, counts_C = np.unique(label_ids_V, return_inverse=True, return_counts=True)
-    weights_V: NDArray[np.float64] = len(label_ids_V) / (len(counts_C) * counts_C[class_V])
-    return weights_V
 
 
 def _log_loss(logits_VC: NDArray[Any], label_ids_V: NDArray[Any], weights_V: NDArray[np.float64]) -> float:
