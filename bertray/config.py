@@ -173,6 +173,9 @@ class Training(Optimization):
     )
     softness: float = Field(2.0, ge=1, description="of method=distill: temperature at which probabilities are compared")
     class_weights: Literal["none", "balanced"] = Field("none", description="balanced: rare classes weigh more")
+    match_shares: bool = Field(
+        False, description="move the decision until classes are said of validation rows as often as they occur there"
+    )
     best_metric: Literal["loss", "accuracy", "macro_f1", "mcc"] = Field(
         "loss", description="validation figure that picks the best epoch"
     )
@@ -281,6 +284,8 @@ class TrainConfig(Common):
     def _needs_train(self) -> TrainConfig:
         if not self.data.train:
             raise ValueError("data.train is missing: the reviews to learn from")
+        if self.training.match_shares and self.training.method != "finetune":
+            raise ValueError("training.match_shares is of training.method=finetune")
         if self.training.method == "distill":
             self._check_distill()
         elif self.training.teacher is not None or self.training.keep_layers is not None:
@@ -425,12 +430,19 @@ class TuneConfig(TrainConfig):
     search: Search = Search()
 
 
+ScoringPrecision = Literal["auto", "fp32", "bf16", "int8"]
+_SCORING_PRECISION: Any = Field(
+    "auto", description="bf16 where the hardware has it; int8: on a CPU without bf16 faster, and some labels change"
+)
+
+
 class EvaluateConfig(Common):
     """`bertray evaluate`: a model on labelled reviews."""
 
     input: Paths = Field(..., description="labelled reviews: file, folder, glob or list")
     max_length: int | None = Field(None, ge=8, description="by default the bundle's")
     long_text: LongText | None = Field(None, description="by default the bundle's")
+    precision: ScoringPrecision = _SCORING_PRECISION
     report: ReportOptions = ReportOptions()
 
 
@@ -494,6 +506,7 @@ class ScoreConfig(NightConfig):
     verb: ClassVar[str] = "score"
 
     needs_review_below: float | None = Field(None, gt=0, le=1, description="scores below it get needs_review=true")
+    precision: ScoringPrecision = _SCORING_PRECISION
     report: ReportOptions = ReportOptions()
 
     @property
@@ -669,8 +682,9 @@ class BenchmarkConfig(Section):
     rows: int = Field(2048, ge=1, description="reviews that bertray scores, a random sample of the input")
     rival_rows: int = Field(256, ge=1, description="of these, how many the slower ways get")
     rounds: int = Field(3, ge=1, description="runs of each, in turn; the median counts")
-    beside: tuple[Literal["pipeline", "ray", "padded"], ...] = Field(
-        ("pipeline", "ray", "padded"), description="transformers' pipeline, Ray's documented recipe, sorted batches"
+    beside: tuple[Literal["pipeline", "ray", "padded", "openvino"], ...] = Field(
+        ("pipeline", "ray", "padded"),
+        description="transformers' pipeline, Ray's documented recipe, sorted batches; openvino: with the extra, on CPU",
     )
     training: bool = Field(False, description="also the training loop, beside that of the tutorials")
     seed: int = Field(0, ge=0, lt=2**32, description="of the sample")

@@ -54,7 +54,8 @@ def weighed(weights: str) -> Run:
 def features(head: str, pooling: str) -> Run:
     words = (*config("features"), f"training.head={head}", f"training.pooling={pooling}")
     kind = {"logreg": "logistic regression", "svm": "linear SVM"}[head]
-    return Run(f"features-{head}-{pooling}", "train", words, EMOTION, "macro_f1", f"{kind} on `{pooling}`")
+    data = EMOTION | {"data.train": Rows("emotion/train.parquet", 8000)}
+    return Run(f"features-{head}-{pooling}", "train", words, data, "macro_f1", f"{kind} on `{pooling}`")
 
 
 def aspects(pair: bool) -> Run:
@@ -66,7 +67,7 @@ def aspects(pair: bool) -> Run:
     return Run(f"aspects-{name}", "train", words, data, "accuracy", settings, published)
 
 
-TWEETS = Rows("airline_tweets/all.parquet", 8000)
+TWEETS = Rows("airline_tweets/all.parquet", 6000)
 
 SEARCH = {
     "data.train": Rows("emotion/train.parquet", 1000),

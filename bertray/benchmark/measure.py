@@ -29,9 +29,11 @@ TITLES = {
     "pipeline": "HF pipeline",
     "ray": "Ray's recipe",
     "padded": "sorted batches",
+    "openvino": "OpenVINO",
     "train_bertray": "bertray train",
     "train_tutorial": "tutorial loop",
 }
+FAST = ("bertray", "engine", "openvino")  # these get all reviews
 TRAINING = ("train_bertray", "train_tutorial")
 WINDOW_ROWS = 4096  # reviews that are sorted by length together, as many as in a shard
 
@@ -98,7 +100,7 @@ class Trial:
 
     def runs(self, name: str) -> Runs:
         """An empty record of a way; a backward pass counts as two forward ones."""
-        lens_N = self.lens_N if name in ("bertray", "engine") else self.lens_N[: self.few_rows]
+        lens_N = self.lens_N if name in FAST else self.lens_N[: self.few_rows]
         passes = 3.0 if name in TRAINING else 1.0
         return Runs(len(lens_N), int(lens_N.sum()), passes * self.shape.flops(lens_N))
 
@@ -108,11 +110,11 @@ class Trial:
         task = Task(
             name=name,
             model=str(self.model),
-            input=str(self.all_reviews if name == "engine" else self.few_reviews),
+            input=str(self.all_reviews if name in FAST else self.few_reviews),
             output=str(self.folder / f"{name}.parquet"),
             max_length=self.max_length,
             device=self.device,
-            window_rows=WINDOW_ROWS if ours else 0,
+            window_rows=WINDOW_ROWS if name in FAST else 0,
         )
         return Contestant(task, {**self.environment, **(ALLOCATOR_ENV if ours else {})})
 

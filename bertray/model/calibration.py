@@ -1,4 +1,4 @@
-"""Temperature scaling: one number that makes probabilities honest without changing a label.
+"""Temperature scaling, which makes probabilities honest without changing a label, and offsets, which change labels.
 
 Legend: N reviews, S sequences (more than N where reviews have several windows), C classes.
 """
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 MIN_TEMPERATURE = 0.05
 MAX_TEMPERATURE = 20.0
+_MAX_SWEEPS = 200  # over all classes; two classes need one
 _TINY = 1e-300  # the log of a probability that underflowed
 
 
@@ -80,3 +81,33 @@ def fit_temperature(
     if not found.fun < log_loss(0.0):
         return 1.0
     return float(np.clip(np.exp(found.x), MIN_TEMPERATURE, MAX_TEMPERATURE))
+
+
+def offsets_to_shares(logits_NC: NDArray[Any], label_ids_N: NDArray[Any]) -> NDArray[np.float64]:
+    """What to add to the logits so that each class is said as often as it occurs, float64 [C], of mean 0.
+
+    A classifier says a frequent class more often of reviews it has not seen than of those it learned from, and a rare
+    one less; figures that look at every class, such as MCC and macro F1, suffer. Class by class, the offset is set so
+    that just as many rows prefer the class as have it, again and again until nothing moves. Rows with equal logits
+    cannot be told apart, so shares are met as nearly as those allow. A class that does not occur keeps its logits.
+
+    Args:
+        logits_NC: float [N, C], of rows that the model has not learned from; rows that are not finite are left out.
+        label_ids_N: the given labels, in 0..C-1.
+    """
+    logits_NC = np.asarray(logits_NC, np.float64)
+    finite_N = np.isfinite(logits_NC).all(axis=1)
+    logits_NC, label_ids_N = logits_NC[finite_N], np.asarray(label_ids_N)[finite_N]
+    counts_C = np.bincount(label_ids_N, minlength=logits_NC.shape[1])
+    offsets_C = np.zeros(logits_NC.shape[1])
+    for _ in range(_MAX_SWEEPS):
+        before_C = offsets_C - offsets_C.mean()
+        for c in np.flatnonzero((counts_C > 0) & (counts_C < len(label_ids_N))):
+            others_N = np.delete(logits_NC + offsets_C, c, axis=1).max(axis=1)
+            lead_N = np.sort(logits_NC[:, c] - others_N)[::-1]
+            # Between the last row that is to prefer the class and the first that is not.
+            offsets_C[c] = -(lead_N[counts_C[c] - 1] + lead_N[counts_C[c]]) / 2
+        offsets_C -= offsets_C.mean()
+        if np.abs(offsets_C - before_C).max() < 1e-9:
+            break
+    return offsets_C

@@ -26,7 +26,7 @@ from bertray.errors import ConflictError
 from bertray.model.bundle import read_info, resolve_model
 from bertray.pipelines.cluster import Resources, configure_data, ray_session
 from bertray.pipelines.demo import REVIEWS
-from bertray.pipelines.inputs import check_length, open_inputs
+from bertray.pipelines.inputs import check_installed, check_length, open_inputs
 from bertray.pipelines.nights import run_night
 from bertray.pipelines.parts import PartSettings
 from bertray.pipelines.shards import ReadSettings, stage_parts
@@ -42,6 +42,8 @@ def run_benchmark(config: BenchmarkConfig) -> int:
     """Measure; every way starts from the same Parquet, and they take turns."""
     started = time.monotonic()
     environment = dict(os.environ)  # as the user has it, before Ray and we add to it
+    if "openvino" in config.beside:
+        check_installed("openvino", ["openvino"])
     check_length(config.max_length, config.model, resolve_model(config.model))
     texts = _sample(config)
     root = _fresh_folder(Path(config.output).absolute())

@@ -32,6 +32,8 @@ def run_evaluate(config: EvaluateConfig) -> int:
     labels.check(count_labels(inputs.files, inputs.spec), "input", needs_all_classes=False)
     files = [(f.path, f.size_bytes, f.digest, f.num_rows) for f in inputs.files]
     identity = config.model_dump(mode="json", exclude={"output", "price_per_hour", "workers"})
+    if config.precision == "auto":  # so that evaluations of before the key are what they were
+        identity.pop("precision")
     run_key = cache_key({"config": identity, "files": files, "model": info.model_version})
     store = open_store(config.output)
     if finished_run(store, "evaluate", run_key):
@@ -47,6 +49,7 @@ def run_evaluate(config: EvaluateConfig) -> int:
             resources,
             config.report.slices,
             max_length=config.max_length,
+            precision=config.precision,
             long_text=config.long_text,
         )
     seconds = time.monotonic() - started

@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from bertray import schema as s
-from bertray.config import EvaluateConfig, TrainConfig, to_yaml
+from bertray.config import EvaluateConfig, ScoringPrecision, TrainConfig, to_yaml
 from bertray.console import Ticker, timed
 from bertray.errors import DataRefused
 from bertray.evaluation.baselines import TEACHER, TFIDF_LOGREG, TfidfLogreg, fit_tfidf_logreg, majority
@@ -30,7 +30,7 @@ from bertray.pipelines.shards import ReadSettings, stage_parts
 from bertray.reports.evaluation import EvaluationReport
 from bertray.reviews.labels import LabelMap
 from bertray.reviews.sources import Shard, read_shard
-from bertray.storage.records import Receipt
+from bertray.storage.records import Agreement, Receipt, add_agreements
 from bertray.storage.store import Store
 from bertray.training.token_shards import FILE_NO
 
@@ -57,6 +57,7 @@ class EvaluatedRows:
     refused: int  # rows that could not be scored
     text_hash_N: np.ndarray  # uint64, of the cleaned text
     seconds: float = 0.0  # that the model took, all actors together, without their start
+    int8: Agreement | None = None
 
     @property
     def num_rows(self) -> int:
@@ -74,6 +75,7 @@ def evaluate_shards(
     *,
     max_length: int | None = None,
     long_text: str | None = None,
+    precision: ScoringPrecision = "auto",
     only_rows: Mapping[int, np.ndarray] | None = None,
 ) -> EvaluatedRows:
     """Score labelled reviews by the scoring path, without publishing rows.
@@ -87,6 +89,7 @@ def evaluate_shards(
         resources: layout of the workers.
         slice_columns: input columns to break the metrics down by.
         max_length, long_text: instead of the bundle's.
+        precision: in which the model computes.
         only_rows: file_no -> row numbers to score; by default all.
 
     Raises:
@@ -106,6 +109,7 @@ def evaluate_shards(
         with_labels=True,
         slice_columns=tuple(slice_columns),
         needs_review_below=None,
+        precision=precision,
         write_parts=False,
         device=resources.device,
         threads=resources.threads,
@@ -122,7 +126,8 @@ def evaluate_shards(
     keys = [receipt.evaluation.key for receipt in receipts if receipt.evaluation]
     refused = sum(receipt.rows_quarantined for receipt in receipts)
     seconds = sum(receipt.seconds for receipt in receipts)
-    return replace(collect(store, keys, info, labels, slice_columns, refused), seconds=seconds)
+    int8 = add_agreements(receipt.int8 for receipt in receipts)
+    return replace(collect(store, keys, info, labels, slice_columns, refused), seconds=seconds, int8=int8)
 
 
 def collect(
@@ -368,7 +373,18 @@ def row_notes(rows: EvaluatedRows) -> list[str]:
         notes.append(f"{rows.unlabelled:,} rows have no label; they are not counted.")
     if rows.refused:
         notes.append(f"{rows.refused:,} rows could not be scored (empty or broken) and are not counted.")
+    if rows.int8 is not None:
+        notes.append(int8_in_words(rows.int8))
     return notes
+
+
+def int8_in_words(found: Agreement) -> str:
+    """What int8 changed of the reviews that were computed in fp32 as well."""
+    return (
+        f"Computed in int8. Of {found.rows:,} reviews computed in fp32 as well, {found.same_label:,} "
+        f"({found.same_label / max(found.rows, 1):.1%}) got the same label; a probability differed by "
+        f"{found.largest_difference:.3f} at most."
+    )
 
 
 def _baseline_notes(baselines: Baselines | None) -> list[str]:

@@ -246,6 +246,7 @@ def _part_settings(
         with_labels=spec.wants_label,
         slice_columns=config.report.slices,
         needs_review_below=config.needs_review_below,
+        precision=config.precision,
     )
 
 

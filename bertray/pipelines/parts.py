@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -18,17 +18,21 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from bertray import schema as s
-from bertray.config import EmbeddingKind
+from bertray.config import EmbeddingKind, ScoringPrecision
 from bertray.loading import without_collection
 from bertray.model.bundle import resolve_model
 from bertray.model.tokenization import ReviewTokenizer
 from bertray.reviews.sources import KEEP_PREFIX
 from bertray.storage import faults
-from bertray.storage.records import SCORE_BINS, TOKEN_BANDS, Receipt, Span, StagedFile
+from bertray.storage.records import SCORE_BINS, TOKEN_BANDS, Agreement, Receipt, Span, StagedFile
 from bertray.storage.store import open_store
 from bertray.training.token_shards import FILE_NO
 
+if TYPE_CHECKING:
+    from bertray.model.predictor import Predictor
+
 EVALUATION_COLUMNS = (FILE_NO, s.ROW_NO, s.ID, s.LABEL, s.SCRIPT, s.N_TOKENS, s.TEXT_HASH)
+COMPARED_ROWS = 256  # of the first work item of a process, where int8 is compared with fp32
 SHARD = "shard"  # column that carries a tokenized shard as an Arrow IPC file
 
 
@@ -170,11 +174,17 @@ class ScoreSettings(PartSettings):
     with_labels: bool  # stage what a report on labelled rows needs
     slice_columns: tuple[str, ...]
     needs_review_below: float | None
+    precision: ScoringPrecision
 
     def maker(self) -> Maker:
+        reference = self._predictor("fp32") if self.precision == "int8" else None
+        return LabelMaker(self, self._predictor(self.precision), reference)
+
+    def _predictor(self, precision: ScoringPrecision) -> Predictor:
         from bertray.model.predictor import Predictor
 
-        return LabelMaker(self, Predictor(resolve_model(self.model), temperature=self.temperature, device=self.device))
+        path = resolve_model(self.model)
+        return Predictor(path, temperature=self.temperature, device=self.device, precision=precision)
 
 
 class LabelMaker(Maker):
@@ -183,15 +193,17 @@ class LabelMaker(Maker):
     Args:
         settings: what is written.
         predictor: gives probabilities, and counts reviews that come again.
+        reference: what some of the first reviews are also computed with, to tell what int8 costs; then it is given up.
     """
 
-    def __init__(self, settings: ScoreSettings, predictor: Any) -> None:
-        self._settings, self._predictor = settings, predictor
+    def __init__(self, settings: ScoreSettings, predictor: Predictor, reference: Predictor | None = None) -> None:
+        self._settings, self._predictor, self._reference = settings, predictor, reference
 
     def make(self, kept: pa.Table) -> Made:
         settings, repeated_before = self._settings, self._predictor.repeated_rows
         probs_NC = self._predictor.probs(kept)
-        finite_N = np.isfinite(probs_NC).all(axis=1)
+        int8 = self._agreement(kept, probs_NC)
+        finite_N = np.asarray(np.isfinite(probs_NC).all(axis=1))
         if not finite_N.all():
             kept, probs_NC = kept.filter(pa.array(finite_N)), probs_NC[finite_N]
         scored = self._scored_rows(kept, probs_NC)
@@ -199,9 +211,24 @@ class LabelMaker(Maker):
             "label_counts": _counts(scored[s.LABEL]),
             "score_histogram": np.histogram(scored[s.SCORE].to_numpy(), SCORE_BINS, (0.0, 1.0))[0].tolist(),
             "needs_review": int(pc.sum(scored[s.NEEDS_REVIEW]).as_py() or 0) if settings.needs_review_below else 0,
+            "int8": int8,
         }
         evaluation = self._evaluation_rows(kept, probs_NC) if settings.with_labels and kept.num_rows else None
         return Made(finite_N, scored, self._predictor.repeated_rows - repeated_before, counted, evaluation)
+
+    def _agreement(self, kept: pa.Table, probs_NC: np.ndarray) -> Agreement | None:
+        if self._reference is None or not kept.num_rows:
+            return None
+        reference, self._reference = self._reference, None
+        rows_R = np.sort(np.random.default_rng(0).permutation(kept.num_rows)[:COMPARED_ROWS])
+        probs_RC, expected_RC = probs_NC[rows_R], reference.probs(kept.take(rows_R))
+        finite_R = np.isfinite(probs_RC).all(axis=1) & np.isfinite(expected_RC).all(axis=1)
+        probs_RC, expected_RC = probs_RC[finite_R], expected_RC[finite_R]
+        return Agreement(
+            rows=len(probs_RC),
+            same_label=int((probs_RC.argmax(axis=1) == expected_RC.argmax(axis=1)).sum()),
+            largest_difference=float(np.abs(probs_RC - expected_RC).max(initial=0.0)),
+        )
 
     def _scored_rows(self, kept: pa.Table, probs_NC: np.ndarray) -> pa.Table:
         settings, num_rows = self._settings, kept.num_rows

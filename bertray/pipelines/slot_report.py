@@ -9,7 +9,7 @@ from bertray.config import ReportOptions
 from bertray.errors import DataRefused
 from bertray.evaluation.evaluation import Evaluation
 from bertray.model.bundle import BundleInfo
-from bertray.pipelines.evaluation import collect, confident_mistakes, evaluate_rows, row_notes
+from bertray.pipelines.evaluation import collect, confident_mistakes, evaluate_rows, int8_in_words, row_notes
 from bertray.pipelines.inputs import Inputs
 from bertray.reports.evaluation import EvaluationReport
 from bertray.reports.scoring import FileRows, ScoringReport
@@ -75,7 +75,7 @@ def write_night_report(
             "parts taken over from an interrupted run": f"{entry.adopted_receipts:,}",
         },
         config=json.dumps(entry.settings, indent=1, ensure_ascii=False),
-        notes=[UNKNOWN_LABELS] if entry.evaluation_parts and evaluated is None else [],
+        notes=_notes(entry, evaluated),
         created=entry.committed_at,
         evaluation=evaluated,
         verb=past_tense(entry),
@@ -87,6 +87,11 @@ def write_night_report(
         store.put(f"{folder}/metrics.json", metrics.encode())
     store.put(f"{folder}/report.json", json.dumps(report.to_json(), indent=1, ensure_ascii=False).encode())
     return None if evaluated is None else evaluated.evaluation
+
+
+def _notes(entry: LedgerEntry, evaluated: EvaluationReport | None) -> list[str]:
+    unknown = [UNKNOWN_LABELS] if entry.evaluation_parts and evaluated is None else []
+    return unknown + ([] if entry.int8 is None else [int8_in_words(entry.int8)])
 
 
 def past_tense(entry: LedgerEntry) -> str:

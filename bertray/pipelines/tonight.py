@@ -254,6 +254,8 @@ def night_settings(config: NightConfig, info: BundleInfo) -> dict[str, Any]:
             "max_chars": info.max_chars,
         }
     assert isinstance(config, ScoreConfig)
+    if config.precision != "auto":
+        settings["precision"] = config.precision
     return settings | {
         "needs_review_below": config.needs_review_below,
         "labels": label_map(config.labels, info).to_json(),

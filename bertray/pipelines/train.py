@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import tempfile
 import time
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import bertray
 from bertray.config import TrainConfig, to_yaml
 from bertray.console import duration, say
 from bertray.model.bundle import LINEAR_HEADS, BundleInfo, resolve_model, weights_digest, write_bundle
-from bertray.model.calibration import fit_temperature
+from bertray.model.calibration import fit_temperature, offsets_to_shares
 from bertray.model.making import check_shallow
 from bertray.pipelines import distill, features
 from bertray.pipelines.cluster import Resources, ray_session
@@ -45,7 +46,7 @@ from bertray.storage.store import LocalStore, Store, open_store
 from bertray.training.checkpoint import FOLDER as CHECKPOINTS
 from bertray.training.checkpoint import load_best, load_model_tensors
 from bertray.training.loop import Examples, LoopSettings, Outcome
-from bertray.training.objectives import Classification, Distillation, load_classifier
+from bertray.training.objectives import Classification, Distillation, load_classifier, output_bias
 from bertray.training.order import num_steps
 from bertray.training.token_shards import cache_key
 
@@ -77,18 +78,22 @@ def run_train(config: TrainConfig) -> int:
         examples = tokenized.examples()
         check_splits(examples, data)
         outcome: Outcome | None = None
+        decision: Decision | None = None
         fitted: FittedHead | None = None
         if config.training.method == "features":
             fitted = fit_on_features(config, base, tokenized.keys, examples, store, resources)
             bundle, info = _write_features_bundle(config, data, fitted, model_folder, store)
         else:
-            outcome, temperature = _fit(config, start, tokenized, run_key, examples, store, resources)
-            bundle, info = _write_bundle(config, data, run_key, outcome, temperature, model_folder, store)
+            outcome = _fit(config, start, tokenized, run_key, examples, store, resources)
+            decision = _decision(config, examples, outcome)
+            bundle, info = _write_bundle(config, data, run_key, outcome, decision, model_folder, store)
         rows = _evaluate(config, data, examples, bundle, info, store, resources)
         of_teacher = distill.evaluate_teacher(config, data, data.teacher, store, resources) if data.teacher else None
     baselines = _baselines(config, data, examples) if config.report.baselines else None
     teacher_NC, teacher_facts, speeds = None, {}, {}
     notes = _notes(config, data, examples, outcome, rows)
+    if decision is not None and config.training.match_shares:
+        notes.append(moved_in_words(decision.offsets_C, info.labels))
     if data.teacher and of_teacher:
         teacher_NC = distill.teacher_probs(of_teacher, data.teacher, rows, info.labels)
         if teacher_NC is None:
@@ -132,6 +137,8 @@ def _identity(config: TrainConfig) -> dict[str, Any]:
     identity = config.model_dump(mode="json", exclude={"output", "price_per_hour", "workers"})
     identity["training"].pop("checkpoint_every_s")
     identity["training"].pop("max_failures")
+    if not config.training.match_shares:  # so that runs of before the key are what they were
+        identity["training"].pop("match_shares")
     if config.training.method == "finetune":
         for name in ("head", "pooling", "max_feature_rows"):
             identity["training"].pop(name)
@@ -174,17 +181,31 @@ def _fit(
     examples: Examples,
     store: Store,
     resources: Resources,
-) -> tuple[Outcome, float]:
-    """Run Ray Train from a model; returns what training left behind and the temperature fitted on validation."""
+) -> Outcome:
+    """Run Ray Train from a model; returns what training left behind."""
     objective = Classification if examples.soft_NC is None else Distillation
     loop = LoopSettings(tokenized.classes, config.training, config.seed, run_key, resources.threads, objective)
-    outcome = run_workers(TrainJob(tokenized, start, loop), examples, store, resources)
-    if examples.soft_NC is not None:
-        return outcome, 1.0  # its teacher's probabilities are what it has learned to give
-    return outcome, fit_temperature(outcome.held_out_VK, examples.label_ids_N[examples.validation])
+    return run_workers(TrainJob(tokenized, start, loop), examples, store, resources)
 
 
 # --- after training --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What validation rows say of the logits of the best epoch."""
+
+    offsets_C: np.ndarray  # added to them
+    temperature: float  # by which they are then divided
+
+
+def _decision(config: TrainConfig, examples: Examples, outcome: Outcome) -> Decision:
+    logits_VC, label_ids_V = outcome.held_out_VK, examples.label_ids_N[examples.validation]
+    none_C = np.zeros(logits_VC.shape[1])
+    if examples.soft_NC is not None:
+        return Decision(none_C, 1.0)  # its teacher's probabilities are what it has learned to give
+    offsets_C = offsets_to_shares(logits_VC, label_ids_V) if config.training.match_shares else none_C
+    return Decision(offsets_C, fit_temperature(logits_VC + offsets_C, label_ids_V))
 
 
 def _write_bundle(
@@ -192,16 +213,19 @@ def _write_bundle(
     data: LabelledData,
     run_key: str,
     outcome: Outcome,
-    temperature: float,
+    decision: Decision,
     model_folder: Path,
     store: Store,
 ) -> tuple[str, BundleInfo]:
-    """The best checkpoint as a bundle; returns where it lies and its info."""
+    """The best checkpoint as a bundle, its decision moved; returns where it lies and its info."""
     checkpoint = load_best(store, outcome.best_step, run_key)
     as_given = config.training.model_copy(update={"attention_dropout": True})  # config.json keeps what the base has
     model = load_classifier(model_folder, data.labels.names, as_given, bf16=False, device="cpu")
     load_model_tensors(model, checkpoint.model)
-    info = _info(config, data, temperature)
+    if decision.offsets_C.any():
+        bias_C = output_bias(model)
+        bias_C.data += bias_C.new_tensor(decision.offsets_C)
+    info = _info(config, data, decision.temperature)
     how = f"best after step {outcome.best_step} of {outcome.num_steps}"
     return _saved(config, data, model, model_folder, info, how, store)
 
@@ -368,6 +392,15 @@ def _notes(
     if config.long_text == "windows":
         notes.append("Training saw the first window of a long review; scoring averages over all windows.")
     return notes
+
+
+def moved_in_words(offsets_C: np.ndarray, labels: Sequence[str]) -> str:
+    """By how much training.match_shares moved which class."""
+    moved = ", ".join(f"{label} {offset:+.2f}" for label, offset in zip(labels, offsets_C, strict=True))
+    return (
+        "The decision was moved until classes were said of validation rows as often as they occur there, by adding to "
+        f"the logits: {moved}. Probabilities moved with it, and the figures by epoch are of decisions moved so."
+    )
 
 
 def _facts(

@@ -17,6 +17,7 @@ from bertray.storage.records import (
     Plan,
     Receipt,
     StagedFile,
+    add_agreements,
     add_counts,
     add_histograms,
 )
@@ -75,6 +76,7 @@ def make_entry(
         truncated=sum(receipt.truncated for receipt in receipts),
         repeated=sum(receipt.repeated for receipt in receipts),
         needs_review=sum(receipt.needs_review for receipt in receipts),
+        int8=add_agreements(receipt.int8 for receipt in receipts),
         adopted_receipts=adopted,
         seconds=seconds,
         compute_seconds=compute_seconds,

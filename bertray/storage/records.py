@@ -115,6 +115,15 @@ class Span(BaseModel):
         return self.file_no, self.lo, self.hi
 
 
+class Agreement(BaseModel):
+    """Of reviews scored in int8, those computed in fp32 as well, to tell what int8 costs."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    rows: int
+    same_label: int
+    largest_difference: float  # of a probability
+
+
 class Receipt(Record):
     """Proof that some rows are staged whole; written after everything it names.
 
@@ -131,6 +140,7 @@ class Receipt(Record):
     repeated: int = 0  # rows that the model had met before in this run, so that it computed nothing for them
     needs_review: int
     seconds: float
+    int8: Agreement | None = None
     part: StagedFile | None
     quarantine: StagedFile | None
     evaluation: StagedFile | None  # labels, probabilities and slices of labelled rows, for the report only
@@ -204,6 +214,7 @@ class LedgerEntry(Record):
     truncated: int
     repeated: int = 0
     needs_review: int
+    int8: Agreement | None = None
     adopted_receipts: int
     seconds: float  # of this run up to the commit
     compute_seconds: float  # of it with the model at work, on all workers side by side
@@ -218,6 +229,18 @@ def add_histograms(histograms: Iterable[list[int]], num_bins: int) -> list[int]:
     for histogram in histograms:
         total = [a + b for a, b in zip(total, histogram, strict=True)]
     return total
+
+
+def add_agreements(agreements: Iterable[Agreement | None]) -> Agreement | None:
+    """None where nothing was compared."""
+    compared = [agreement for agreement in agreements if agreement is not None]
+    if not compared:
+        return None
+    return Agreement(
+        rows=sum(agreement.rows for agreement in compared),
+        same_label=sum(agreement.same_label for agreement in compared),
+        largest_difference=max(agreement.largest_difference for agreement in compared),
+    )
 
 
 def add_counts(counts: Iterable[dict[str, int]]) -> dict[str, int]:

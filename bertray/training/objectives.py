@@ -23,6 +23,7 @@ import numpy as np
 from bertray.config import Optimization, Pretraining, Training
 from bertray.errors import ConfigError
 from bertray.model.bundle import quiet_transformers
+from bertray.model.calibration import offsets_to_shares
 from bertray.training.masking import Masked, Masker, Vocabulary, held_out_places
 from bertray.training.order import balanced_weights, cheapest_passes, within_budget
 from bertray.training.token_shards import padded
@@ -172,6 +173,8 @@ class Classification(Objective):
             else [1.0] * len(settings.labels)
         )
         self.class_weights_C = np.asarray(weights, np.float64)
+        if training.match_shares:
+            output_bias(self.model)  # told before the work
         self.width = len(settings.labels)
         self.held_out_lens_V = examples.shards.lens_N[examples.validation]
 
@@ -223,7 +226,8 @@ class Classification(Objective):
         from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
         label_ids_V = self.examples.label_ids_N[self.examples.validation]
-        predicted_V = rows_VK.argmax(axis=1)
+        moved_VC = rows_VK + offsets_to_shares(rows_VK, label_ids_V) if self._training.match_shares else rows_VK
+        predicted_V = moved_VC.argmax(axis=1)
         log_probs_VC = log_softmax(rows_VK.astype(np.float64), axis=1)
         return {
             "loss": float(-log_probs_VC[np.arange(len(label_ids_V)), label_ids_V].mean()),
@@ -417,6 +421,23 @@ def load_classifier(
             if not name.startswith(encoder) and len(parameter) == len(labels):
                 parameter.data = parameter.data[order]
     return model
+
+
+def output_bias(model: PreTrainedModel) -> torch.nn.Parameter:
+    """What a classifier adds to its logits last, [C].
+
+    Raises:
+        ConfigError: it adds nothing.
+    """
+    encoder, num_classes = f"{model.base_model_prefix}.", model.config.num_labels
+    of_head = [parameter for name, parameter in model.named_parameters() if not name.startswith(encoder)]
+    if not of_head or of_head[-1].shape != (num_classes,):
+        raise ConfigError(
+            f"training.match_shares: expected a head that ends with a bias, found none in {type(model).__name__}.",
+            "Leave training.match_shares out.",
+        )
+    bias_C: torch.nn.Parameter = of_head[-1]
+    return bias_C
 
 
 def _loaded(

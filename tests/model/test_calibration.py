@@ -1,4 +1,4 @@
-"""Temperature: against solutions found by hand."""
+"""Temperature and offsets: against solutions found by hand."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from bertray.model.calibration import fit_temperature, probs_of_reviews
+from bertray.model.calibration import fit_temperature, offsets_to_shares, probs_of_reviews
 
 
 def test_temperature_makes_confidence_equal_accuracy():
@@ -60,3 +60,36 @@ def test_probs_of_reviews_divide_by_the_temperature_and_average_windows():
     logits_SC = np.log([[1.0, 3.0], [9.0, 1.0], [1.0, 1.0]])
     probs_NC = probs_of_reviews(2 * logits_SC, np.array([0, 1, 1]), 2.0)
     np.testing.assert_allclose(probs_NC, [[0.25, 0.75], [0.7, 0.3]], atol=1e-12)
+
+
+def test_offsets_move_the_decision_between_the_rows_that_have_a_class_and_the_others():
+    # Leads of class 1: 3, 1, 0.5, -1. Two rows have it, so the decision lies between 1 and 0.5.
+    logits_NC = np.array([[0.0, 3.0], [0.0, 1.0], [0.0, 0.5], [1.0, 0.0]])
+    np.testing.assert_allclose(offsets_to_shares(logits_NC, np.array([1, 0, 1, 0])), [0.375, -0.375])
+
+
+@pytest.mark.parametrize("num_classes", [2, 3, 6])
+def test_each_class_is_said_as_often_as_it_occurs(num_classes):
+    random = np.random.default_rng(num_classes)
+    shares_C = np.arange(1, num_classes + 1) ** 2 / (np.arange(1, num_classes + 1) ** 2).sum()
+    label_ids_N = random.choice(num_classes, size=500, p=shares_C)
+    logits_NC = random.normal(size=(500, num_classes)) + np.eye(num_classes)[label_ids_N] + 2 * np.log(shares_C)
+    counts_C = np.bincount(label_ids_N)
+    assert np.bincount(logits_NC.argmax(axis=1), minlength=num_classes)[-1] > counts_C[-1]  # the frequent one too often
+    offsets_C = offsets_to_shares(logits_NC, label_ids_N)
+    assert offsets_C.sum() == pytest.approx(0)
+    assert np.bincount((logits_NC + offsets_C).argmax(axis=1)).tolist() == counts_C.tolist()
+
+
+def test_offsets_leave_alone_what_says_nothing():
+    logits_NC = np.array([[0.0, 3.0, 1.0], [0.0, 1.0, 2.0], [2.0, 1.0, 0.0]])
+    np.testing.assert_array_equal(offsets_to_shares(logits_NC, np.array([1, 1, 1])), [0, 0, 0])  # one class
+    np.testing.assert_array_equal(offsets_to_shares(np.zeros((0, 2)), np.zeros(0, np.int64)), [0, 0])
+    bad_NC = np.array([[0.0, 3.0], [0.0, 1.0], [0.0, 0.5], [1.0, 0.0], [np.nan, 0.0], [np.inf, 0.0]])
+    np.testing.assert_allclose(offsets_to_shares(bad_NC, np.array([1, 0, 1, 0, 0, 0])), [0.375, -0.375])
+
+
+def test_a_class_that_does_not_occur_gets_no_offset_of_its_own():
+    logits_NC = np.array([[0.0, 3.0, -9.0], [0.0, 1.0, -9.0], [0.0, 0.5, -9.0], [1.0, 0.0, -9.0]])
+    offsets_C = offsets_to_shares(logits_NC, np.array([1, 0, 1, 0]))
+    assert (logits_NC + offsets_C).argmax(axis=1).tolist() == [1, 1, 0, 0]

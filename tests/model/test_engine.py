@@ -15,6 +15,7 @@ import torch
 from bertray.errors import ConfigError
 from bertray.model import encoders, engine
 from bertray.model.engine import Engine, choose_dtype
+from bertray.model.linear import can_quantize
 from bertray.model.tokenization import ReviewTokenizer, Sequences, sequences
 
 PACKED = ["bert", "roberta", "xlm-roberta", "camembert", "distilbert", "electra", "albert"]
@@ -174,8 +175,35 @@ def test_auto_precision_on_cuda_asks_the_device(monkeypatch):
 
 
 def test_unknown_precision_is_named():
-    with pytest.raises(ConfigError, match=r"precision: expected one of \['auto', 'fp32', 'bf16'\], found 'int8'"):
-        choose_dtype("int8", torch.device("cpu"))
+    with pytest.raises(
+        ConfigError, match=r"precision: expected one of \['auto', 'fp32', 'bf16', 'int8'\], found 'fp8'"
+    ):
+        choose_dtype("fp8", torch.device("cpu"))
+
+
+# --- int8 ------------------------------------------------------------------------------------------------------------
+
+needs_int8 = pytest.mark.skipif(not can_quantize(torch.device("cpu")), reason="this CPU has neither VNNI nor AMX")
+
+
+@needs_int8
+@pytest.mark.parametrize("family", ["bert", "distilbert", "albert"])
+def test_int8_probabilities_stay_near_fp32(make_classifier, family):
+    folder = make_classifier(family, 2)
+    seqs = mixed_sequences()
+    model = Engine(folder, precision="int8")
+    assert model.packed
+    probs = torch.tensor(model.logits(seqs)).softmax(-1).numpy()
+    expected = torch.tensor(transformers_logits(folder, seqs)).softmax(-1).numpy()
+    np.testing.assert_allclose(probs, expected, atol=0.15, rtol=0)
+    assert np.abs(probs - expected).max() > 1e-4  # it did compute in 8 bit
+
+
+@pytest.mark.parametrize("capabilities", [{"avx2": True, "avx512_vnni": False}, {"architecture": "aarch64"}])
+def test_int8_is_refused_where_it_is_not_faster(monkeypatch, capabilities, make_classifier):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+    with pytest.raises(ConfigError, match="precision=int8: expected a CPU with VNNI or AMX"):
+        Engine(make_classifier("bert", 2), precision="int8")
 
 
 # --- models that run padded ------------------------------------------------------------------------------------------
@@ -223,8 +251,10 @@ def test_self_check_reports_a_difference_in_the_precision_asked_for(make_classif
 # --- hostile input ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("family", ["bert", "deberta-v2"])
-def test_logit_that_is_not_finite_stays_in_its_own_row(make_classifier, tmp_path, family):
+@pytest.mark.parametrize(
+    ("family", "precision"), [("bert", "fp32"), ("deberta-v2", "fp32"), pytest.param("bert", "int8", marks=needs_int8)]
+)
+def test_logit_that_is_not_finite_stays_in_its_own_row(make_classifier, tmp_path, family, precision):
     from safetensors.torch import load_file, save_file
 
     shutil.copytree(make_classifier(family, 2), tmp_path, dirs_exist_ok=True)
@@ -234,11 +264,12 @@ def test_logit_that_is_not_finite_stays_in_its_own_row(make_classifier, tmp_path
     save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
     seqs = mixed_sequences()
     poisoned_S = np.add.reduceat(seqs.ids_T == 11, np.cumsum(seqs.lens_S) - seqs.lens_S) > 0
-    logits = Engine(tmp_path, precision="fp32").logits(seqs)
+    logits = Engine(tmp_path, precision=precision).logits(seqs)
     assert 0 < poisoned_S.sum() < len(poisoned_S)
     assert np.isnan(logits[poisoned_S]).all()
     expected = transformers_logits(make_classifier(family, 2), seqs)
-    np.testing.assert_allclose(logits[~poisoned_S], expected[~poisoned_S], atol=TOLERANCE, rtol=0)
+    tolerance = TOLERANCE if precision == "fp32" else 0.2 * np.abs(expected).max()
+    np.testing.assert_allclose(logits[~poisoned_S], expected[~poisoned_S], atol=tolerance, rtol=0)
 
 
 @pytest.mark.parametrize("family", ["bert", "roberta"])

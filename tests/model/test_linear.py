@@ -1,4 +1,4 @@
-"""The prepacked linear layers compute what the plain ones do."""
+"""The linear layers of certain hardware compute what the plain ones do, int8 what its codes say."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from transformers.activations import ACT2FN
 
 from bertray.model.encoders import PackedEncoder
 from bertray.model.engine import Engine, _made_up_sequences
-from bertray.model.linear import PlainLinear, PrepackedLinear, can_prepack
+from bertray.model.linear import PlainLinear, PrepackedLinear, QuantizedLinear, can_prepack, can_quantize
 
 pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch has no oneDNN")
 
@@ -42,6 +42,74 @@ def test_an_encoder_of_prepacked_layers_gives_the_same_logits(family, make_class
     model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
     engine._encoder = PackedEncoder(model, torch.float32, torch.device("cpu"), PrepackedLinear)
     torch.testing.assert_close(torch.from_numpy(engine.logits(seqs)), torch.from_numpy(expected), rtol=1e-4, atol=1e-4)
+
+
+needs_int8 = pytest.mark.skipif(not can_quantize(torch.device("cpu")), reason="this CPU has neither VNNI nor AMX")
+
+
+def rounded_weights(weight_OI):
+    scales_O1 = weight_OI.abs().amax(dim=1, keepdim=True) / 127
+    return (weight_OI / scales_O1).round() * scales_O1
+
+
+def rounded_by_token(x_TI):
+    """As 255 values, evenly spread around zero as far as the largest number of a token."""
+    scales_T1 = x_TI.abs().amax(dim=1, keepdim=True) / 127
+    return (x_TI / scales_T1 + 0.5).floor() * scales_T1
+
+
+@needs_int8
+@pytest.mark.parametrize("num_tokens", [1, 17, 64])
+def test_int8_is_the_product_of_rounded_weights_and_rounded_activations(num_tokens):
+    torch.manual_seed(0)
+    weight, bias = torch.randn(48, 32), torch.randn(48)
+    # Tokens of very different size: one scale for all of them would lose the small ones.
+    x, residual = torch.randn(num_tokens, 32) * torch.logspace(-2, 1, num_tokens)[:, None], torch.randn(num_tokens, 48)
+    layer = QuantizedLinear(weight, bias, ACT2FN["gelu"])
+    with torch.inference_mode():
+        expected = torch.nn.functional.linear(rounded_by_token(x), rounded_weights(weight), bias)
+        torch.testing.assert_close(layer(x), expected, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(layer.plus(x, residual), expected + residual, rtol=1e-4, atol=1e-4)
+
+
+@needs_int8
+@pytest.mark.parametrize("activation", ["gelu", "gelu_new", "relu"])
+def test_int8_before_an_activation_has_one_scale_for_all_tokens(activation):
+    torch.manual_seed(0)
+    weight, bias, x = torch.randn(48, 32), torch.randn(48), torch.randn(64, 32).abs_()
+    layer = QuantizedLinear(weight, bias, ACT2FN[activation])
+    with torch.inference_mode():
+        exact = torch.nn.functional.linear(x, weight, bias)
+        found = layer.activated(x)
+    assert float((found - ACT2FN[activation](exact)).abs().max()) < 0.03 * float(exact.abs().max())
+    if activation != "relu":  # numbers from 0 to x.max() have all codes to themselves
+        scale = float(x.max()) / 254
+        rounded = (x / scale + 0.5).floor() * scale
+        expected = ACT2FN[activation](torch.nn.functional.linear(rounded, rounded_weights(weight), bias))
+        torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
+
+
+@needs_int8
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_int8_keeps_what_is_not_finite_in_its_own_row(bad):
+    torch.manual_seed(0)
+    weight, bias, x = torch.randn(48, 32), torch.randn(48), torch.randn(9, 32)
+    layer = QuantizedLinear(weight, bias, ACT2FN["gelu"])
+    poisoned = x.clone()
+    poisoned[4, 7] = bad
+    with torch.inference_mode():
+        for compute in (layer, layer.activated, lambda x: layer.plus(x, torch.zeros(9, 48))):
+            found, without = compute(poisoned), compute(x)
+            assert not found[4].isfinite().all()
+            others = [0, 1, 2, 3, 5, 6, 7, 8]
+            torch.testing.assert_close(found[others], without[others], rtol=0.05, atol=0.2)
+
+
+@needs_int8
+def test_int8_of_nothing_but_zeros_is_the_bias():
+    layer = QuantizedLinear(torch.zeros(48, 32), torch.arange(48.0), ACT2FN["gelu"])
+    with torch.inference_mode():
+        assert torch.equal(layer(torch.zeros(3, 32)), torch.arange(48.0).expand(3, 48))
 
 
 def test_only_bf16_on_a_cpu_that_multiplies_in_it_is_prepacked():
