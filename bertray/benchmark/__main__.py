@@ -1,7 +1,8 @@
 """`python -m bertray.benchmark reviews.parquet [key=value ...]`: the engine beside its rivals, without Ray.
 
 For a machine that has torch and transformers but no Ray, such as one with a GPU that is lent for an hour. Keys: model,
-max_length, rows, few_rows, device, rounds, training, output; `bertray benchmark` measures the whole job as well.
+max_length, rows, few_rows, device, rounds, beside, training and
+output. `bertray benchmark` measures the whole job as well.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from bertray.benchmark import measure
 def main(argv: list[str]) -> None:
     """Measure, print a table, and write the figures where `output=` says."""
     keys = {"model": "bundled", "max_length": "128", "rows": "2048", "few_rows": "256", "device": "cpu", "rounds": "3"}
-    keys |= {"training": "false", "output": "benchmark.json"}
+    keys |= {"beside": "pipeline,padded", "training": "false", "output": "benchmark.json"}
     given = dict(word.split("=", 1) for word in argv[1:])
     if unknown := given.keys() - keys:
         sys.exit(f"no such key: {', '.join(sorted(unknown))}; there are {', '.join(keys)}")
@@ -39,7 +40,7 @@ def main(argv: list[str]) -> None:
             environment=os.environ,
             seed=0,
         )
-        names = ["engine", "pipeline", "padded", *(measure.TRAINING if keys["training"] == "true" else ())]
+        names = ["engine", *keys["beside"].split(","), *(measure.TRAINING if keys["training"] == "true" else ())]
         rounds = int(keys["rounds"])
         measured = measure.in_turn(trial, dict.fromkeys(names), rounds, lambda name: print(name, file=sys.stderr))
         content = measure.to_json(trial, keys["model"], rounds, measured, None)

@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -148,12 +149,12 @@ def _openvino(task: Task) -> Classify:
     return _in_windows(task, ReviewTokenizer(Path(task.model), task.max_length), logits, model.config.id2label.values())
 
 
-def _engine(task: Task) -> Classify:
+def _engine(task: Task, precision: str = "auto") -> Classify:
     """bertray's tokenizer and predictor alone, without Ray, shards and commit."""
     from bertray.model.engine import Engine
     from bertray.model.tokenization import ReviewTokenizer
 
-    engine = Engine(Path(task.model), device=task.device)
+    engine = Engine(Path(task.model), device=task.device, precision=precision)
     return _in_windows(task, ReviewTokenizer(Path(task.model), task.max_length), engine.logits, engine.labels)
 
 
@@ -273,6 +274,7 @@ CONTESTANTS: dict[str, Callable[[Task], Run]] = {
     "padded": _scoring(_padded),
     "openvino": _scoring(_openvino),
     "engine": _scoring(_engine),
+    "int8": _scoring(partial(_engine, precision="int8")),
     "train_tutorial": _train_tutorial,
     "train_bertray": _train_bertray,
 }

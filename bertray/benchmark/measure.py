@@ -30,10 +30,11 @@ TITLES = {
     "ray": "Ray's recipe",
     "padded": "sorted batches",
     "openvino": "OpenVINO",
+    "int8": "its engine in int8",
     "train_bertray": "bertray train",
     "train_tutorial": "tutorial loop",
 }
-FAST = ("bertray", "engine", "openvino")  # these get all reviews
+FAST = ("bertray", "engine", "int8", "openvino")  # these get all reviews
 TRAINING = ("train_bertray", "train_tutorial")
 WINDOW_ROWS = 4096  # reviews that are sorted by length together, as many as in a shard
 
@@ -92,6 +93,10 @@ class Trial:
     def few_reviews(self) -> Path:
         return self.folder / "few.parquet"
 
+    def labelled_by(self, name: str) -> Path:
+        """What a way in a process of its own writes: `label` and `score` of its reviews, in their order."""
+        return self.folder / f"{name}.parquet"
+
     @property
     def shape(self) -> ModelShape:
         from transformers import AutoConfig
@@ -106,12 +111,12 @@ class Trial:
 
     def contestant(self, name: str) -> Contestant:
         """A way that runs in a process of its own; ours keep memory in our way."""
-        ours = name in ("engine", "train_bertray")
+        ours = name in ("engine", "int8", "train_bertray")
         task = Task(
             name=name,
             model=str(self.model),
             input=str(self.all_reviews if name in FAST else self.few_reviews),
-            output=str(self.folder / f"{name}.parquet"),
+            output=str(self.labelled_by(name)),
             max_length=self.max_length,
             device=self.device,
             window_rows=WINDOW_ROWS if name in FAST else 0,
@@ -223,6 +228,7 @@ def to_json(
             "share_of_limit": runs.flops_per_s / limit,
             "bertray_is_faster_by": ours.tokens_per_s / runs.tokens_per_s,
             "peak_mb": runs.peak_mb or None,
+            "agreement": agreement(trial, name),
         }
     return {
         "schema_version": 1,
@@ -243,6 +249,21 @@ def to_json(
         "job_share_of_engine": own.tokens_per_s / measured["engine"].tokens_per_s,
         "minutes_per_million_reviews": minutes,
         "price_per_million_reviews": None if price_per_hour is None else minutes / 60 * price_per_hour,
+    }
+
+
+def agreement(trial: Trial, name: str) -> dict[str, Any] | None:
+    """Labels and scores beside those of `pipeline`, which on CPU is fp32; None where one of the two is not there."""
+    files = trial.labelled_by(name), trial.labelled_by("pipeline")
+    if name not in ("engine", "int8", "openvino") or not all(file.is_file() for file in files):
+        return None
+    found, expected = (pq.read_table(file).slice(0, trial.few_rows) for file in files)
+    same_N = np.equal(found["label"].to_numpy(), expected["label"].to_numpy())
+    differences_N = np.abs(found["score"].to_numpy() - expected["score"].to_numpy())[same_N]
+    return {
+        "rows": len(same_N),
+        "same_label": int(same_N.sum()),
+        "largest_difference": float(differences_N.max(initial=0.0)),
     }
 
 
@@ -281,10 +302,17 @@ def sentences(content: Mapping[str, Any]) -> list[str]:
     job = []
     if "bertray" in content["ways"]:
         job = [f"the whole job runs at {content['job_share_of_engine']:.0%} of its engine alone"]
+    agreed = [
+        f"{way['title']}: {found['same_label']:,} of {found['rows']:,} labels as of the pipeline, "
+        f"scores of these within {found['largest_difference']:.2g}"
+        for way in content["ways"].values()
+        if (found := way["agreement"])
+    ]
     return [
         "speed-up: bertray's tokens/s over theirs, padding not counted; limit: share of "
         f"{content['limit_tflops']:.3f} TFLOP/s, what matrix products of these shapes reach here",
         *job,
+        *agreed,
         f"1 million reviews like these take {content['minutes_per_million_reviews']:,.0f} minutes{cost}",
     ]
 

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import torch
 
 from bertray import schema as s
 from bertray.benchmark import measure
@@ -24,6 +25,7 @@ from bertray.config import BenchmarkConfig, Columns, ScoreConfig, TextFormat, bu
 from bertray.console import Ticker, duration, say, table
 from bertray.errors import ConflictError
 from bertray.model.bundle import read_info, resolve_model
+from bertray.model.engine import choose_dtype
 from bertray.pipelines.cluster import Resources, configure_data, ray_session
 from bertray.pipelines.demo import REVIEWS
 from bertray.pipelines.inputs import check_installed, check_length, open_inputs
@@ -44,6 +46,8 @@ def run_benchmark(config: BenchmarkConfig) -> int:
     environment = dict(os.environ)  # as the user has it, before Ray and we add to it
     if "openvino" in config.beside:
         check_installed("openvino", ["openvino"])
+    if "int8" in config.beside:
+        choose_dtype("int8", torch.device("cpu"))  # says so where this CPU has none
     check_length(config.max_length, config.model, resolve_model(config.model))
     texts = _sample(config)
     root = _fresh_folder(Path(config.output).absolute())

@@ -64,7 +64,11 @@ def test_without_ray_the_engine_is_measured_beside_its_rivals(trained, tmp_path)
     found = json.loads((tmp_path / "found.json").read_text())
     assert list(found["ways"]) == ["engine", "pipeline", "padded", "train_bertray", "train_tutorial"]
     assert found["ways"]["engine"]["bertray_is_faster_by"] == 1.0
-    assert "its engine alone" in printed
+    agreement = found["ways"]["engine"]["agreement"]
+    assert (agreement["rows"], agreement["same_label"]) == (20, 20)
+    assert agreement["largest_difference"] < 1e-4
+    assert found["ways"]["padded"]["agreement"] is None
+    assert "its engine alone: 20 of 20 labels as of the pipeline, scores of these within" in printed
 
 
 def test_a_folder_with_something_else_is_left_alone(argv, tmp_path):

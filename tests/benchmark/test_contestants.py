@@ -7,8 +7,10 @@ import os
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from bertray.benchmark.contestants import Contestant, Task
+from bertray.model.linear import can_quantize
 from tests.corpus import write
 
 ROWS = 40
@@ -31,10 +33,18 @@ def outcome(name, trained, reviews, folder):
 def test_all_ways_of_scoring_agree(trained, reviews, tmp_path):
     expected = outcome("pipeline", trained, reviews, tmp_path)
     assert expected.num_rows == ROWS
-    for name in ("padded", "engine"):
+    for name in ("padded", "engine", "openvino"):
         table = outcome(name, trained, reviews, tmp_path)
         assert table["label"].equals(expected["label"])
         np.testing.assert_allclose(table["score"], expected["score"], atol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not can_quantize(torch.device("cpu")), reason="this CPU has neither VNNI nor AMX")
+def test_int8_comes_near(trained, reviews, tmp_path):
+    expected, table = (outcome(name, trained, reviews, tmp_path) for name in ("engine", "int8"))
+    assert table["label"].equals(expected["label"])
+    np.testing.assert_allclose(table["score"], expected["score"], atol=0.1)
 
 
 @pytest.mark.slow
