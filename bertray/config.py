@@ -445,6 +445,16 @@ class EvaluateConfig(Common):
     precision: ScoringPrecision = _SCORING_PRECISION
     report: ReportOptions = ReportOptions()
 
+    @model_validator(mode="after")
+    def _computes_so(self) -> EvaluateConfig:
+        _check_precision(self.precision, self.workers)
+        return self
+
+
+def _check_precision(precision: ScoringPrecision, workers: Workers) -> None:
+    if precision == "int8" and workers.use_gpu:
+        raise ValueError("precision=int8 is for CPUs; leave it out with workers.use_gpu=true")
+
 
 def _once(names: tuple[str, ...]) -> tuple[str, ...]:
     twice = [name for name in dict.fromkeys(names) if names.count(name) > 1]
@@ -508,6 +518,11 @@ class ScoreConfig(NightConfig):
     needs_review_below: float | None = Field(None, gt=0, le=1, description="scores below it get needs_review=true")
     precision: ScoringPrecision = _SCORING_PRECISION
     report: ReportOptions = ReportOptions()
+
+    @model_validator(mode="after")
+    def _computes_so(self) -> ScoreConfig:
+        _check_precision(self.precision, self.workers)
+        return self
 
     @property
     def report_options(self) -> ReportOptions:
@@ -690,6 +705,12 @@ class BenchmarkConfig(Section):
     seed: int = Field(0, ge=0, lt=2**32, description="of the sample")
     workers: Workers = Workers()
     price_per_hour: float | None = Field(None, ge=0, description="what the machines cost, for a million reviews")
+
+    @model_validator(mode="after")
+    def _on_cpu(self) -> BenchmarkConfig:
+        if self.workers.use_gpu and {"openvino", "int8"} & set(self.beside):
+            raise ValueError("beside: openvino and int8 are for CPUs; leave them out with workers.use_gpu=true")
+        return self
 
 
 class DoctorConfig(Section):

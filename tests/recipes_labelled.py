@@ -46,20 +46,20 @@ def emotion() -> Run:
 
 def weighed(weights: str) -> Run:
     """On a sample: where rows are few, the rare classes have next to none."""
-    data = EMOTION | {"data.train": Rows("emotion/train.parquet", 2500)}
-    words = (*config("emotion"), f"training.class_weights={weights}", "training.epochs=3")
-    return Run(f"emotion-{weights}", "train", words, data, "macro_f1", f"3 epochs, class weights {weights}")
+    data = EMOTION | {"data.train": Rows("emotion/train.parquet", 1500)}
+    words = (*config("emotion"), f"training.class_weights={weights}", "training.epochs=2")
+    return Run(f"emotion-{weights}", "train", words, data, "macro_f1", f"2 epochs, class weights {weights}")
 
 
 def features(head: str, pooling: str) -> Run:
     words = (*config("features"), f"training.head={head}", f"training.pooling={pooling}")
     kind = {"logreg": "logistic regression", "svm": "linear SVM"}[head]
-    data = EMOTION | {"data.train": Rows("emotion/train.parquet", 8000)}
+    data = EMOTION | {"data.train": Rows("emotion/train.parquet", 4000)}
     return Run(f"features-{head}-{pooling}", "train", words, data, "macro_f1", f"{kind} on `{pooling}`")
 
 
 def aspects(pair: bool) -> Run:
-    files = {"train": ("train", 3000), "validation": ("val", EVERYTHING), "test": ("test", EVERYTHING)}
+    files = {"train": ("train", 2000), "validation": ("val", EVERYTHING), "test": ("test", EVERYTHING)}
     data = {f"data.{key}": Rows(f"mams_absa/term_{name}.parquet", rows) for key, (name, rows) in files.items()}
     name, settings = ("pairs", "(sentence, aspect)") if pair else ("sentence", "the sentence alone")
     words = (*config("aspects"), *(() if pair else ("columns.text_pair=null",)))
@@ -67,7 +67,7 @@ def aspects(pair: bool) -> Run:
     return Run(f"aspects-{name}", "train", words, data, "accuracy", settings, published)
 
 
-TWEETS = Rows("airline_tweets/all.parquet", 6000)
+TWEETS = Rows("airline_tweets/all.parquet", 4000)
 
 SEARCH = {
     "data.train": Rows("emotion/train.parquet", 1000),
@@ -85,7 +85,7 @@ def embeddings() -> Run:
 def search() -> tuple[Run, ...]:
     """The search, then its best and the config as it stands on the same rows, tested."""
     tested = SEARCH | {"data.test": Rows("emotion/test.parquet")}
-    words = ("training.epochs=2", "search.trials=6")
+    words = ("training.epochs=2", "search.trials=4")
     return (
         Run("search", "tune", (*config("emotion"), *config("tune"), *words), SEARCH, "", ""),
         Run("searched", "train", ("-c", "{search}/best.yaml"), tested, "macro_f1", "the best of the search"),

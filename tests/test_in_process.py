@@ -19,27 +19,32 @@ pytestmark = pytest.mark.ray
 PROBE = "import sys; from bertray.cli import run; code = run(sys.argv[1:]); print('ray' in sys.modules); sys.exit(code)"
 
 
-def test_a_small_night_needs_no_ray_and_gives_the_rows_of_a_large_one(trained, tmp_path):
+def test_a_small_night_needs_no_ray_and_gives_the_rows_of_one_on_ray(trained, tmp_path, ray_cluster):
     write(tmp_path / "in" / "a.parquet", 40, 5, "n")
-    rows = {}
-    for limit, needs_ray in ((40, False), (39, True)):
-        words = [f"model={trained / 'model'}", f"input={tmp_path / 'in'}", f"output={tmp_path / str(limit)}"]
-        done = subprocess.run(
-            [sys.executable, "-c", PROBE, "score", *words, f"workers.in_process_rows={limit}", "rows_per_shard=16"],
-            env=environment_beside_the_cluster(),
-            capture_output=True,
-            text=True,
-            timeout=200,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr
-        assert done.stdout.rstrip().endswith(str(needs_ray))
-        table = pq.read_table(tmp_path / str(limit) / "data").sort_by("id")
-        rows[needs_ray] = table.drop_columns(["run_id", "scored_at"])
-    probabilities = [name for name in rows[True].column_names if name == "score" or name.startswith("prob_")]
-    assert rows[False].drop_columns(probabilities) == rows[True].drop_columns(probabilities)
+
+    def words(out: str, limit: int) -> list[str]:
+        given = [f"model={trained / 'model'}", f"input={tmp_path / 'in'}", f"output={tmp_path / out}"]
+        return ["score", *given, f"workers.in_process_rows={limit}", "rows_per_shard=16"]
+
+    done = subprocess.run(
+        [sys.executable, "-c", PROBE, *words("alone", 40)],
+        env=environment_beside_the_cluster(),
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.rstrip().endswith("False")  # it has not so much as imported Ray
+    assert run(words("ray", 39)) == 0
+    alone, on_ray = (
+        pq.read_table(tmp_path / out / "data").sort_by("id").drop_columns(["run_id", "scored_at"])
+        for out in ("alone", "ray")
+    )
+    probabilities = [name for name in on_ray.column_names if name == "score" or name.startswith("prob_")]
+    assert alone.drop_columns(probabilities) == on_ray.drop_columns(probabilities)
     for name in probabilities:  # summed by another number of threads
-        assert rows[False][name].to_pylist() == pytest.approx(rows[True][name].to_pylist(), abs=1e-5)
+        assert alone[name].to_pylist() == pytest.approx(on_ray[name].to_pylist(), abs=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -9,10 +9,11 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from bertray.benchmark.measure import _classifier as classifier_of
+from bertray.benchmark.measure import classifier_of
 from bertray.cli import run
 from bertray.model.linear import can_quantize
 from bertray.pipelines import parts
+from bertray.pipelines.evaluation import NOT_INT8
 from tests.corpus import write
 from tests.nightly import worker_without_ray
 
@@ -58,6 +59,31 @@ def test_a_night_in_int8_tells_what_it_changed(model, reviews, tmp_path, monkeyp
     told = TOLD.fullmatch(notes["int8"][0])
     assert told is not None
     assert told.groups() == ("12", "12", "100.0%", f"{found['largest_difference']:.3f}")
+
+
+def test_a_model_that_cannot_be_computed_in_int8_says_so(model, reviews, tmp_path, monkeypatch):
+    monkeypatch.setattr("bertray.pipelines.nights.ray_worker", worker_without_ray)
+    monkeypatch.setattr("bertray.model.engine._INT8_TOLERANCE", -1.0)
+    words = [f"model={model}", f"input={reviews}", f"output={tmp_path / 'out'}", "slot=night", LABELS]
+    assert run(["score", *words, "precision=int8"]) == 0
+    assert json.loads((tmp_path / "out" / "reports" / "night" / "report.json").read_text())["notes"] == [NOT_INT8]
+
+
+def test_enough_rows_are_compared_however_small_the_work_items(model, tmp_path, monkeypatch):
+    monkeypatch.setattr("bertray.pipelines.nights.ray_worker", worker_without_ray)
+    monkeypatch.setattr(parts, "COMPARED_ROWS", 40)
+    write(tmp_path / "in" / "a.parquet", 60, 3, "a")
+    words = [f"model={model}", f"input={tmp_path / 'in'}", f"output={tmp_path / 'out'}", "slot=night", LABELS]
+    assert run(["score", *words, "precision=int8", "rows_per_shard=16"]) == 0
+    entry = json.loads((tmp_path / "out" / "control" / "commits" / "00000001.json").read_text())
+    assert entry["int8"]["rows"] == 40
+
+
+def test_int8_on_a_gpu_is_refused_before_any_work(model, reviews, tmp_path, capsys):
+    words = [f"model={model}", f"input={reviews}", f"output={tmp_path / 'out'}", "precision=int8"]
+    assert run(["score", *words, "workers.use_gpu=true"]) == 2
+    assert "precision=int8 is for CPUs" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_another_precision_is_another_setting_of_a_slot(model, reviews, tmp_path, monkeypatch, capsys):

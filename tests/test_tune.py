@@ -370,6 +370,18 @@ def trial_job(tiny_encoder, tmp_path):
     return tuning._TrialJob(config, data, "run", "cpu", 1)
 
 
+@pytest.mark.parametrize(("match_shares", "accuracy", "mcc"), [(False, 0.6, 0.0), (True, 1.0, 1.0)])
+def test_a_trial_is_judged_by_the_decision_that_its_model_would_make(match_shares, accuracy, mcc):
+    training = tune_config({"training": {"match_shares": match_shares}}).training
+    label_ids_V = np.array([0, 0, 1, 1, 1])
+    judged = object.__new__(tuning._Judged)
+    judged.examples = SimpleNamespace(label_ids_N=label_ids_V, validation=np.arange(5))
+    judged.settings, judged.width = SimpleNamespace(training=training, seed=0), 2
+    logits_VC = np.array([[0, 1.0], [0, 1.5], [0, 2.0], [0, 3.0], [0, 4.0]])  # in the right order, but all say 1
+    figures = judged.figures(logits_VC)
+    assert (figures["accuracy"], figures["mcc"]) == (accuracy, mcc)
+
+
 def test_every_epoch_of_a_trial_tells_its_figures_with_intervals_over_the_validation_rows(
     trial_job, tmp_path, monkeypatch
 ):

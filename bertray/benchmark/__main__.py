@@ -1,8 +1,8 @@
 """`python -m bertray.benchmark reviews.parquet [key=value ...]`: the engine beside its rivals, without Ray.
 
 For a machine that has torch and transformers but no Ray, such as one with a GPU that is lent for an hour. Keys: model,
-max_length, rows, few_rows, device, rounds, beside, training and
-output. `bertray benchmark` measures the whole job as well.
+max_length, rows, few_rows, device, rounds, beside, training, output; beside=pipeline,padded,openvino,int8 names the
+rivals, the last two on CPU. `bertray benchmark` measures the whole job as well.
 """
 
 from __future__ import annotations
@@ -27,6 +27,9 @@ def main(argv: list[str]) -> None:
     if unknown := given.keys() - keys:
         sys.exit(f"no such key: {', '.join(sorted(unknown))}; there are {', '.join(keys)}")
     keys |= given
+    beside = keys["beside"].split(",")
+    if unknown := set(beside) - {"pipeline", "padded", "openvino", "int8"}:
+        sys.exit(f"beside: no such way: {', '.join(sorted(unknown))}; there are pipeline, padded, openvino, int8")
     texts = pq.read_table(argv[0], columns=["text"])["text"].unique()
     order = np.random.default_rng(0).permutation(len(texts))[: int(keys["rows"])]
     with tempfile.TemporaryDirectory() as folder:
@@ -40,7 +43,7 @@ def main(argv: list[str]) -> None:
             environment=os.environ,
             seed=0,
         )
-        names = ["engine", *keys["beside"].split(","), *(measure.TRAINING if keys["training"] == "true" else ())]
+        names = ["engine", *beside, *(measure.TRAINING if keys["training"] == "true" else ())]
         rounds = int(keys["rounds"])
         measured = measure.in_turn(trial, dict.fromkeys(names), rounds, lambda name: print(name, file=sys.stderr))
         content = measure.to_json(trial, keys["model"], rounds, measured, None)

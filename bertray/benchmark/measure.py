@@ -139,7 +139,7 @@ def open_trial(
     from bertray.model.tokenization import ReviewTokenizer, sequences
 
     trial = Trial(
-        folder, _classifier(folder, model, max_length, seed), max_length, np.empty(0), few_rows, device, environment
+        folder, classifier_of(folder, model, max_length, seed), max_length, np.empty(0), few_rows, device, environment
     )
     trial.all_reviews.parent.mkdir(parents=True)
     reviews = pa.table({"id": pa.array([f"r{row}" for row in range(len(texts))]), "text": texts})
@@ -148,7 +148,8 @@ def open_trial(
     return replace(trial, lens_N=sequences(ReviewTokenizer(trial.model, max_length).encode(texts)).lens_S)
 
 
-def _classifier(folder: Path, model: str, max_length: int, seed: int) -> Path:
+def classifier_of(folder: Path, model: str, max_length: int, seed: int) -> Path:
+    """The model itself, or below `folder` a classifier on it whose head is random."""
     found = resolve_model(model)
     architectures = json.loads((found / "config.json").read_text(encoding="utf-8")).get("architectures") or []
     if any(name.endswith("ForSequenceClassification") for name in architectures):

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - the name everyone knows
 
+from bertray.errors import ConfigError
 from bertray.model.linear import Linear, PlainLinear
 from bertray.model.packing import Group, Pack
 from bertray.model.tokenization import Sequences, ranges
@@ -362,6 +363,23 @@ def classification_head(model: Any) -> Callable[[Tensor], Tensor]:
     if kind == "bert":
         return lambda x_BD: classifier(model.dropout(model.bert.pooler(x_BD[:, None])))
     return lambda x_BD: classifier(x_BD[:, None])  # takes the first token of each sequence itself
+
+
+def output_bias(model: Any) -> Tensor:
+    """What a sequence classifier of any family adds to its logits last, [C].
+
+    Raises:
+        ConfigError: it adds nothing.
+    """
+    encoder = f"{model.base_model_prefix}."
+    of_head = [parameter for name, parameter in model.named_parameters() if not name.startswith(encoder)]
+    if not of_head or of_head[-1].shape != (model.config.num_labels,):
+        raise ConfigError(
+            f"training.match_shares: expected a head that ends with a bias, found none in {type(model).__name__}.",
+            "Leave training.match_shares out.",
+        )
+    bias_C: Tensor = of_head[-1]
+    return bias_C
 
 
 def _find_weights(model: Any) -> Weights:

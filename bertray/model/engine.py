@@ -17,7 +17,7 @@ from torch import Tensor
 
 from bertray.errors import ConfigError
 from bertray.model.encoders import PackedEncoder
-from bertray.model.linear import Linear, PlainLinear, PrepackedLinear, QuantizedLinear, can_prepack, can_quantize
+from bertray.model.linear import PlainLinear, PrepackedLinear, QuantizedLinear, can_prepack, can_quantize
 from bertray.model.packing import Pack, plan_packs
 from bertray.model.readout import ClassifierReadout, Readout
 from bertray.model.tokenization import Sequences, ranges
@@ -39,15 +39,15 @@ class Engine:
     BERT, RoBERTa, XLM-RoBERTa, CamemBERT, ELECTRA, DistilBERT and ALBERT run packed; `why_not_packed` says in one
     sentence why another model does not, and the log repeats it once. Construction ends with a self-check: some made-up
     sequences go through `transformers`' own forward pass and the packed one, and a model for which they differ (by more
-    than 1e-3 of the largest logit in fp32, a tenth in bf16, half in int8) runs padded; int8 is fp32 there. It costs two
-    forward passes of some 70 tokens.
+    than 1e-3 of the largest logit in fp32, a tenth in bf16) runs padded. It costs two forward passes of some 70 tokens.
 
     Args:
         path: folder that `from_pretrained` loads, with weights as safetensors.
         readout: what comes out; by default the logits of a sequence classifier.
         device: as torch names it: `cpu`, `cuda`, `cuda:1`.
         precision: `fp32`, `bf16`, or `auto`: bf16 where the hardware computes in it. `int8`: linear layers in int8, the
-            rest in fp32; faster on a CPU with VNNI and no bf16, and some labels change.
+            rest in fp32; faster on a CPU with VNNI and no bf16, and some labels change. A model that runs padded, or is
+            far off in int8, is computed in fp32.
         max_tokens_per_pack: tokens of one forward pass at most; by default what suits the device.
 
     Raises:
@@ -67,6 +67,7 @@ class Engine:
         self.device = torch.device(device)
         self.dtype = choose_dtype(precision, self.device)
         self.quantized = precision == "int8"
+        """Whether linear layers compute in int8; a model that cannot is computed in fp32."""
         if max_tokens_per_pack is None:
             max_tokens_per_pack = CPU_TOKENS_PER_PACK if self.device.type == "cpu" else CUDA_TOKENS_PER_PACK
         self.max_tokens_per_pack = max_tokens_per_pack
@@ -86,6 +87,7 @@ class Engine:
         self.why_not_packed = self._try_to_pack(model)
         if self.why_not_packed:
             _log.warning("%s runs padded, more slowly: %s.", path, self.why_not_packed)
+            self.quantized = False
             self._padded = _PaddedModel(model.to(device=self.device, dtype=self.dtype), self._readout)
 
     @property
@@ -185,23 +187,22 @@ class Engine:
         self.device, self.dtype = device, dtype
         if not difference <= _FP32_TOLERANCE:
             return f"its packed logits differ from transformers' own by {difference:.2g}"
-        if self.quantized or (dtype, device.type) != (torch.float32, "cpu"):
-            linear, tolerance = self._fast_linear()
+        if self.quantized:
+            self._encoder = PackedEncoder(model, torch.float32, device, QuantizedLinear)
+            difference = _difference(self.logits(seqs), expected_SC)
+            if not difference <= _INT8_TOLERANCE:
+                _log.warning("Computed in fp32: in int8 logits differ from transformers' own by %.2g.", difference)
+                self._encoder, self.quantized = encoder, False
+        elif (dtype, device.type) != (torch.float32, "cpu"):
+            linear = PrepackedLinear if can_prepack(dtype, device) else PlainLinear
             self._encoder = PackedEncoder(model, dtype, device, linear)
             # The head is small and decides between near classes: it stays in fp32.
             model.to(device)
+            tolerance = _FP32_TOLERANCE if dtype == torch.float32 else _BF16_TOLERANCE
             difference = _difference(self.logits(seqs), expected_SC)
             if not difference <= tolerance:
-                kind = "int8" if self.quantized else dtype
-                return f"its packed logits on {device} in {kind} differ from transformers' in fp32 by {difference:.2g}"
+                return f"its packed logits on {device} in {dtype} differ from transformers' in fp32 by {difference:.2g}"
         return ""
-
-    def _fast_linear(self) -> tuple[type[Linear], float]:
-        """The linear layers for this device and precision, and how far from fp32 they may be."""
-        if self.quantized:
-            return QuantizedLinear, _INT8_TOLERANCE
-        linear = PrepackedLinear if can_prepack(self.dtype, self.device) else PlainLinear
-        return linear, _FP32_TOLERANCE if self.dtype == torch.float32 else _BF16_TOLERANCE
 
 
 class _PaddedModel:

@@ -5,7 +5,6 @@ Legend: T packed tokens, I inputs, O outputs.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - the name everyone knows
 
+_ZERO = 128  # the code of zero in an unsigned byte
 _TINY = 1e-30  # what a scale of nothing but zeros is
 
 Activation = Callable[[Tensor], Tensor]
@@ -78,60 +78,56 @@ class PrepackedLinear:
 class QuantizedLinear:
     """oneDNN's linear layer in int8, in and out in fp32, for CPUs with VNNI or AMX.
 
-    Weights have a scale for each output. Activations have one for each token, but before GELU one for the whole pack,
-    as oneDNN can then add GELU while results are in cache; a pack with a number that is not finite has no such scale
-    and is computed in fp32. So NaN stays in its own row.
+    Weights have a scale for each output, activations one for each token: what comes out for a token depends on no
+    other, and NaN stays in its own row.
     """
 
     def __init__(self, weight_OI: Tensor, bias_O: Tensor, activation: Any = None) -> None:
-        self._plain = PlainLinear(weight_OI, bias_O, activation)
         self._scales_O = weight_OI.abs().amax(dim=1).clamp_min(_TINY) / 127
-        self._weight = torch.ops.onednn.qlinear_prepack(
-            (weight_OI / self._scales_O[:, None]).round().to(torch.int8), None
-        )
+        int8_OI = (weight_OI / self._scales_O[:, None]).round().to(torch.int8)
+        self._weight = torch.ops.onednn.qlinear_prepack(int8_OI, None)
         self._zeros_O = torch.zeros(len(bias_O), dtype=torch.int32)
         self._bias_O = bias_O
-        self._gelu = gelu_kind(activation)
         self._activate = in_place(activation, torch.float32)
 
     def __call__(self, x_TI: Tensor) -> Tensor:
-        products_TO, scales_T1 = self._by_token(x_TI)
+        products_TO, scales_T1 = self._products(x_TI)
         return torch.addcmul(self._bias_O, products_TO, scales_T1)
 
     def activated(self, x_TI: Tensor) -> Tensor:
-        if self._gelu is None:
-            return self._activate(self(x_TI))
-        low, high = (float(end) for end in torch.aminmax(x_TI))
-        if not math.isfinite(high - low):
-            return self._plain.activated(x_TI)
-        scale = max((max(high, 0.0) - min(low, 0.0)) / 254, _TINY)  # of 256 codes: rounding cannot run over the ends
-        zero = round(-min(low, 0.0) / scale)
-        codes_TI = (x_TI * (1 / scale)).add_(zero + 0.5).to(torch.uint8)
-        return self._product(codes_TI, scale, zero, self._bias_O, "gelu", self._gelu)
+        return self._activate(self(x_TI))
 
     def plus(self, x_TI: Tensor, residual_TO: Tensor) -> Tensor:
-        products_TO, scales_T1 = self._by_token(x_TI)
+        products_TO, scales_T1 = self._products(x_TI)
         return torch.addcmul(residual_TO, products_TO, scales_T1).add_(self._bias_O)
 
-    def _by_token(self, x_TI: Tensor) -> tuple[Tensor, Tensor]:
+    def _products(self, x_TI: Tensor) -> tuple[Tensor, Tensor]:
         """Products in units of each token's scale, and these scales."""
         scales_T1 = x_TI.abs().amax(dim=1, keepdim=True).clamp_min_(_TINY).div_(127)
-        codes_TI = (x_TI / scales_T1).add_(128.5).to(torch.uint8)
-        return self._product(codes_TI, 1.0, 128, None, "none", ""), scales_T1
-
-    def _product(
-        self, codes_TI: Tensor, scale: float, zero: int, bias_O: Tensor | None, what: str, kind: str
-    ) -> Tensor:
-        weight = (self._weight, self._scales_O, self._zeros_O, bias_O)
-        result: Tensor = torch.ops.onednn.qlinear_pointwise(
-            codes_TI, scale, zero, *weight, 1.0, 0, torch.float32, what, [], kind
+        codes_TI = (x_TI / scales_T1).add_(_ZERO + 0.5).to(torch.uint8)
+        products_TO: Tensor = torch.ops.onednn.qlinear_pointwise(
+            codes_TI,
+            1.0,
+            _ZERO,
+            self._weight,
+            self._scales_O,
+            self._zeros_O,
+            None,
+            1.0,
+            0,
+            torch.float32,
+            "none",
+            [],
+            "",
         )
-        return result
+        return products_TO, scales_T1
 
 
 def can_quantize(device: torch.device) -> bool:
-    """Whether int8 is faster than fp32 here: VNNI or AMX."""
-    capabilities = torch.cpu.get_capabilities() if device.type == "cpu" else {}
+    """Whether oneDNN computes in int8 here, and it is faster than fp32: VNNI or AMX."""
+    if device.type != "cpu" or not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]  # as above
+        return False
+    capabilities = torch.cpu.get_capabilities()
     return bool(capabilities.get("avx512_vnni") or capabilities.get("avx_vnni") or capabilities.get("amx_int8"))
 
 

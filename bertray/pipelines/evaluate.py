@@ -10,7 +10,7 @@ import bertray
 from bertray.config import EvaluateConfig, to_yaml
 from bertray.console import duration, say
 from bertray.pipelines.cluster import ray_session
-from bertray.pipelines.evaluation import STAGING, evaluate_shards, finish_report
+from bertray.pipelines.evaluation import NOT_INT8, STAGING, evaluate_shards, finish_report
 from bertray.pipelines.inputs import label_map, open_inputs, open_model, read_spec
 from bertray.pipelines.runs import claimed_output, finished_run, mark_finished
 from bertray.reviews.label_counts import count_labels
@@ -61,7 +61,7 @@ def run_evaluate(config: EvaluateConfig) -> int:
         split="input",
         title=f"Evaluation of {Path(config.model).name}",
         config=config,
-        notes=[],
+        notes=[NOT_INT8] if config.precision == "int8" and rows.int8 is None else [],
         facts={
             "model": config.model,
             "model version": info.model_version,

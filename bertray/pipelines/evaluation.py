@@ -378,11 +378,14 @@ def row_notes(rows: EvaluatedRows) -> list[str]:
     return notes
 
 
+NOT_INT8 = "int8 was asked for, but this model cannot be computed so and was computed in fp32; the log says why."
+
+
 def int8_in_words(found: Agreement) -> str:
     """What int8 changed of the reviews that were computed in fp32 as well."""
     return (
         f"Computed in int8. Of {found.rows:,} reviews computed in fp32 as well, {found.same_label:,} "
-        f"({found.same_label / max(found.rows, 1):.1%}) got the same label; a probability differed by "
+        f"({found.same_label / found.rows:.1%}) got the same label; a probability differed by "
         f"{found.largest_difference:.3f} at most."
     )
 

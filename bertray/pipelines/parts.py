@@ -46,6 +46,7 @@ class Made:
         repeated: reviews among them that had been met before.
         counted: further fields of the receipt.
         evaluation: what a report on labelled rows needs.
+        aside_s: spent on something else than making it.
     """
 
     finite_N: np.ndarray
@@ -53,6 +54,7 @@ class Made:
     repeated: int
     counted: dict[str, Any] = field(default_factory=dict)
     evaluation: pa.Table | None = None
+    aside_s: float = 0.0
 
 
 class Maker(ABC):
@@ -136,7 +138,7 @@ class MakePart:
             tokens=int(n_tokens_N.sum()),
             truncated=int(pc.sum(kept[s.TRUNCATED]).as_py() or 0),
             repeated=made.repeated,
-            seconds=time.monotonic() - started,
+            seconds=time.monotonic() - started - made.aside_s,
             part=self._stage(f"part-{name}", made.rows) if settings.write_parts and kept.num_rows else None,
             quarantine=self._stage(f"q-{name}", self._quarantine_rows(refused)) if refused.num_rows else None,
             evaluation=self._stage(f"eval-{name}", made.evaluation) if made.evaluation is not None else None,
@@ -177,8 +179,8 @@ class ScoreSettings(PartSettings):
     precision: ScoringPrecision
 
     def maker(self) -> Maker:
-        reference = self._predictor("fp32") if self.precision == "int8" else None
-        return LabelMaker(self, self._predictor(self.precision), reference)
+        predictor = self._predictor(self.precision)
+        return LabelMaker(self, predictor, self._predictor("fp32") if predictor.engine.quantized else None)
 
     def _predictor(self, precision: ScoringPrecision) -> Predictor:
         from bertray.model.predictor import Predictor
@@ -193,16 +195,19 @@ class LabelMaker(Maker):
     Args:
         settings: what is written.
         predictor: gives probabilities, and counts reviews that come again.
-        reference: what some of the first reviews are also computed with, to tell what int8 costs; then it is given up.
+        reference: what COMPARED_ROWS reviews are also computed with, to tell what int8 costs; then it is dropped.
     """
 
     def __init__(self, settings: ScoreSettings, predictor: Predictor, reference: Predictor | None = None) -> None:
         self._settings, self._predictor, self._reference = settings, predictor, reference
+        self._to_compare = COMPARED_ROWS
 
     def make(self, kept: pa.Table) -> Made:
         settings, repeated_before = self._settings, self._predictor.repeated_rows
         probs_NC = self._predictor.probs(kept)
+        started = time.monotonic()
         int8 = self._agreement(kept, probs_NC)
+        aside_s = time.monotonic() - started
         finite_N = np.asarray(np.isfinite(probs_NC).all(axis=1))
         if not finite_N.all():
             kept, probs_NC = kept.filter(pa.array(finite_N)), probs_NC[finite_N]
@@ -214,20 +219,26 @@ class LabelMaker(Maker):
             "int8": int8,
         }
         evaluation = self._evaluation_rows(kept, probs_NC) if settings.with_labels and kept.num_rows else None
-        return Made(finite_N, scored, self._predictor.repeated_rows - repeated_before, counted, evaluation)
+        return Made(finite_N, scored, self._predictor.repeated_rows - repeated_before, counted, evaluation, aside_s)
 
     def _agreement(self, kept: pa.Table, probs_NC: np.ndarray) -> Agreement | None:
+        """Of some reviews with the reference, until enough have been compared; what is not finite agrees with none."""
         if self._reference is None or not kept.num_rows:
             return None
-        reference, self._reference = self._reference, None
-        rows_R = np.sort(np.random.default_rng(0).permutation(kept.num_rows)[:COMPARED_ROWS])
-        probs_RC, expected_RC = probs_NC[rows_R], reference.probs(kept.take(rows_R))
-        finite_R = np.isfinite(probs_RC).all(axis=1) & np.isfinite(expected_RC).all(axis=1)
-        probs_RC, expected_RC = probs_RC[finite_R], expected_RC[finite_R]
+        rows_R = np.sort(np.random.default_rng(0).permutation(kept.num_rows)[: self._to_compare])
+        expected_RC = self._reference.probs(kept.take(rows_R))
+        finite_R = np.isfinite(expected_RC).all(axis=1)
+        probs_RC, expected_RC = probs_NC[rows_R][finite_R], expected_RC[finite_R]
+        if not len(probs_RC):
+            return None
+        self._to_compare -= len(probs_RC)
+        if not self._to_compare:
+            self._reference = None
+        computed_R = np.isfinite(probs_RC).all(axis=1)
+        same_R = computed_R & (probs_RC.argmax(axis=1) == expected_RC.argmax(axis=1))
+        differences_RC = np.abs(probs_RC - expected_RC)[computed_R]
         return Agreement(
-            rows=len(probs_RC),
-            same_label=int((probs_RC.argmax(axis=1) == expected_RC.argmax(axis=1)).sum()),
-            largest_difference=float(np.abs(probs_RC - expected_RC).max(initial=0.0)),
+            rows=len(same_R), same_label=int(same_R.sum()), largest_difference=float(differences_RC.max(initial=0.0))
         )
 
     def _scored_rows(self, kept: pa.Table, probs_NC: np.ndarray) -> pa.Table:

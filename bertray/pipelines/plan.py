@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from bertray import schema as s
-from bertray.config import Common, ScoreConfig, Section, TrainConfig
+from bertray.config import Common, ScoreConfig, ScoringPrecision, Section, TrainConfig
 from bertray.console import duration, say, table
 from bertray.errors import DataRefused
 from bertray.model.bundle import resolve_model
@@ -83,7 +83,7 @@ def _plan_score(config: ScoreConfig) -> None:
         say(f"no forecast: {error.message}")
         return
     _print_sample(sample, inputs.num_rows, max_length)
-    tokens_per_s = _scoring_rate(folder, sample)
+    tokens_per_s = _scoring_rate(folder, sample, config.precision)
     seconds = inputs.num_rows * sample.seen_tokens_N.mean() / tokens_per_s
     basis = f"{tokens_per_s:,.0f} tokens/s measured here"
     alone = without_ray(config.workers, inputs.num_rows)
@@ -126,11 +126,11 @@ def _plan_train(config: TrainConfig) -> None:
     _print_forecast(config, seconds, f"{tokens_per_s:,.0f} tokens/s of training measured here")
 
 
-def _scoring_rate(folder: Path, sample: Sample) -> float:
+def _scoring_rate(folder: Path, sample: Sample, precision: ScoringPrecision = "auto") -> float:
     """Tokens a second of a classifier over some sampled reviews."""
     from bertray.model.predictor import Predictor
 
-    predictor = Predictor(folder)
+    predictor = Predictor(folder, precision=precision)
     timed = sequences(sample.tokens.slice(0, TIMED_ROWS))
     predictor.logits(timed)  # warm-up; unlike `probs`, it computes again what it has seen
     started = time.monotonic()

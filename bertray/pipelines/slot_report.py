@@ -9,7 +9,14 @@ from bertray.config import ReportOptions
 from bertray.errors import DataRefused
 from bertray.evaluation.evaluation import Evaluation
 from bertray.model.bundle import BundleInfo
-from bertray.pipelines.evaluation import collect, confident_mistakes, evaluate_rows, int8_in_words, row_notes
+from bertray.pipelines.evaluation import (
+    NOT_INT8,
+    collect,
+    confident_mistakes,
+    evaluate_rows,
+    int8_in_words,
+    row_notes,
+)
 from bertray.pipelines.inputs import Inputs
 from bertray.reports.evaluation import EvaluationReport
 from bertray.reports.scoring import FileRows, ScoringReport
@@ -91,7 +98,10 @@ def write_night_report(
 
 def _notes(entry: LedgerEntry, evaluated: EvaluationReport | None) -> list[str]:
     unknown = [UNKNOWN_LABELS] if entry.evaluation_parts and evaluated is None else []
-    return unknown + ([] if entry.int8 is None else [int8_in_words(entry.int8)])
+    if entry.int8 is not None:
+        return [*unknown, int8_in_words(entry.int8)]
+    asked = entry.settings.get("precision") == "int8" and entry.rows_scored
+    return [*unknown, NOT_INT8] if asked else unknown
 
 
 def past_tense(entry: LedgerEntry) -> str:

@@ -46,7 +46,7 @@ from bertray.storage.store import LocalStore, Store, open_store
 from bertray.training.checkpoint import FOLDER as CHECKPOINTS
 from bertray.training.checkpoint import load_best, load_model_tensors
 from bertray.training.loop import Examples, LoopSettings, Outcome
-from bertray.training.objectives import Classification, Distillation, load_classifier, output_bias
+from bertray.training.objectives import Classification, Distillation, load_classifier
 from bertray.training.order import num_steps
 from bertray.training.token_shards import cache_key
 
@@ -93,7 +93,7 @@ def run_train(config: TrainConfig) -> int:
     teacher_NC, teacher_facts, speeds = None, {}, {}
     notes = _notes(config, data, examples, outcome, rows)
     if decision is not None and config.training.match_shares:
-        notes.append(moved_in_words(decision.offsets_C, info.labels))
+        notes.append(_moved_in_words(config, decision, info.labels))
     if data.teacher and of_teacher:
         teacher_NC = distill.teacher_probs(of_teacher, data.teacher, rows, info.labels)
         if teacher_NC is None:
@@ -161,7 +161,20 @@ def check_train(config: TrainConfig) -> Path:
     check_length(config.max_length, config.model, folder)
     if config.training.keep_layers is not None:
         check_shallow(folder, config.training.keep_layers)
+    if config.training.match_shares:
+        _check_output_bias(folder)
     return folder
+
+
+def _check_output_bias(folder: Path) -> None:
+    """Raises ConfigError where the decision of a classifier on this encoder could not be moved."""
+    import torch
+    from transformers import AutoConfig, AutoModelForSequenceClassification
+
+    from bertray.model.encoders import output_bias
+
+    with torch.device("meta"):  # names and shapes alone
+        output_bias(AutoModelForSequenceClassification.from_config(AutoConfig.from_pretrained(folder)))
 
 
 def run_key_of(config: TrainConfig, data: LabelledData, model_folder: Path) -> str:
@@ -197,6 +210,11 @@ class Decision:
 
     offsets_C: np.ndarray  # added to them
     temperature: float  # by which they are then divided
+    num_off: int = 0  # validation rows by which a class is still said more often than it occurs
+
+    def told(self, labels: Sequence[str]) -> str:
+        """The offset of each class."""
+        return ", ".join(f"{label} {offset:+.2f}" for label, offset in zip(labels, self.offsets_C, strict=True))
 
 
 def _decision(config: TrainConfig, examples: Examples, outcome: Outcome) -> Decision:
@@ -204,8 +222,13 @@ def _decision(config: TrainConfig, examples: Examples, outcome: Outcome) -> Deci
     none_C = np.zeros(logits_VC.shape[1])
     if examples.soft_NC is not None:
         return Decision(none_C, 1.0)  # its teacher's probabilities are what it has learned to give
-    offsets_C = offsets_to_shares(logits_VC, label_ids_V) if config.training.match_shares else none_C
-    return Decision(offsets_C, fit_temperature(logits_VC + offsets_C, label_ids_V))
+    if not config.training.match_shares:
+        return Decision(none_C, fit_temperature(logits_VC, label_ids_V))
+    offsets_C = offsets_to_shares(logits_VC, label_ids_V)
+    moved_VC = logits_VC + offsets_C
+    said_C, given_C = (np.bincount(ids_V, minlength=len(none_C)) for ids_V in (moved_VC.argmax(axis=1), label_ids_V))
+    num_off = int(np.maximum(said_C - given_C, 0).sum())
+    return Decision(offsets_C, fit_temperature(moved_VC, label_ids_V), num_off)
 
 
 def _write_bundle(
@@ -222,11 +245,14 @@ def _write_bundle(
     as_given = config.training.model_copy(update={"attention_dropout": True})  # config.json keeps what the base has
     model = load_classifier(model_folder, data.labels.names, as_given, bf16=False, device="cpu")
     load_model_tensors(model, checkpoint.model)
+    how = f"best after step {outcome.best_step} of {outcome.num_steps}"
     if decision.offsets_C.any():
+        from bertray.model.encoders import output_bias
+
         bias_C = output_bias(model)
         bias_C.data += bias_C.new_tensor(decision.offsets_C)
+        how += f"; decision moved to the shares of validation, logits by {decision.told(data.labels.names)}"
     info = _info(config, data, decision.temperature)
-    how = f"best after step {outcome.best_step} of {outcome.num_steps}"
     return _saved(config, data, model, model_folder, info, how, store)
 
 
@@ -356,8 +382,9 @@ def _notes(
     notes = []
     if data.test is None:
         notes.append(
-            "No data.test was given: the figures are on validation rows, which also chose the best epoch and "
-            "the temperature of the scores: they flatter."
+            "No data.test was given: the figures are on validation rows, which also chose the best epoch"
+            f"{', the decision' if config.training.match_shares else ''} and the temperature of the scores: "
+            "they flatter."
         )
     if data.teacher is not None:
         notes.append(
@@ -394,12 +421,14 @@ def _notes(
     return notes
 
 
-def moved_in_words(offsets_C: np.ndarray, labels: Sequence[str]) -> str:
-    """By how much training.match_shares moved which class."""
-    moved = ", ".join(f"{label} {offset:+.2f}" for label, offset in zip(labels, offsets_C, strict=True))
+def _moved_in_words(config: TrainConfig, decision: Decision, labels: Sequence[str]) -> str:
+    """What training.match_shares did."""
+    nearly = f" (but for {decision.num_off:,} of them, which cannot be told apart)" if decision.num_off else ""
+    first = "; of a long review by its first window alone" if config.long_text == "windows" else ""
     return (
-        "The decision was moved until classes were said of validation rows as often as they occur there, by adding to "
-        f"the logits: {moved}. Probabilities moved with it, and the figures by epoch are of decisions moved so."
+        "The decision was moved until classes were said of validation rows as often as they occur there"
+        f"{nearly}{first}, by adding to the logits: {decision.told(labels)}. Probabilities moved with it; accuracy, "
+        "macro F1 and MCC by epoch are of decisions moved so."
     )
 
 

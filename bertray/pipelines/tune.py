@@ -354,7 +354,7 @@ class _Judged(Classification):
             return figures
         label_ids_V, seed = self.examples.label_ids_N[self.examples.validation], self.settings.seed
         losses_V = -log_softmax(rows_VK, axis=1)[np.arange(len(rows_VK)), label_ids_V]
-        matrix_CC = confusion_matrix(label_ids_V, rows_VK.argmax(axis=1), self.width)
+        matrix_CC = confusion_matrix(label_ids_V, self.predicted(rows_VK), self.width)
         estimates = matrix_metrics(matrix_CC, seed)
         estimates["loss"] = mean_estimate(losses_V, seed, bounds=(0.0, -float(np.log(EPS))))
         return {f"{name}{end}": x for name in METRICS for end, x in _ends(estimates[name]).items()}

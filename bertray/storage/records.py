@@ -116,7 +116,7 @@ class Span(BaseModel):
 
 
 class Agreement(BaseModel):
-    """Of reviews scored in int8, those computed in fp32 as well, to tell what int8 costs."""
+    """Of reviews scored in int8, those computed in fp32 as well, to tell what int8 costs; at least one."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     rows: int

@@ -173,8 +173,6 @@ class Classification(Objective):
             else [1.0] * len(settings.labels)
         )
         self.class_weights_C = np.asarray(weights, np.float64)
-        if training.match_shares:
-            output_bias(self.model)  # told before the work
         self.width = len(settings.labels)
         self.held_out_lens_V = examples.shards.lens_N[examples.validation]
 
@@ -220,14 +218,20 @@ class Classification(Objective):
         logits_BC: np.ndarray = self.logits(self.net, self.examples.validation[numbers]).double().cpu().numpy()
         return logits_BC
 
+    def predicted(self, rows_VK: np.ndarray) -> np.ndarray:
+        """Class of each validation row, int64 [V]."""
+        if self._training.match_shares:
+            rows_VK = rows_VK + offsets_to_shares(rows_VK, self.examples.label_ids_N[self.examples.validation])
+        predicted_V: np.ndarray = rows_VK.argmax(axis=1)
+        return predicted_V
+
     def figures(self, rows_VK: np.ndarray) -> dict[str, float]:
         """Over the whole split, never averaged over batches."""
         from scipy.special import log_softmax
         from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
         label_ids_V = self.examples.label_ids_N[self.examples.validation]
-        moved_VC = rows_VK + offsets_to_shares(rows_VK, label_ids_V) if self._training.match_shares else rows_VK
-        predicted_V = moved_VC.argmax(axis=1)
+        predicted_V = self.predicted(rows_VK)
         log_probs_VC = log_softmax(rows_VK.astype(np.float64), axis=1)
         return {
             "loss": float(-log_probs_VC[np.arange(len(label_ids_V)), label_ids_V].mean()),
@@ -421,23 +425,6 @@ def load_classifier(
             if not name.startswith(encoder) and len(parameter) == len(labels):
                 parameter.data = parameter.data[order]
     return model
-
-
-def output_bias(model: PreTrainedModel) -> torch.nn.Parameter:
-    """What a classifier adds to its logits last, [C].
-
-    Raises:
-        ConfigError: it adds nothing.
-    """
-    encoder, num_classes = f"{model.base_model_prefix}.", model.config.num_labels
-    of_head = [parameter for name, parameter in model.named_parameters() if not name.startswith(encoder)]
-    if not of_head or of_head[-1].shape != (num_classes,):
-        raise ConfigError(
-            f"training.match_shares: expected a head that ends with a bias, found none in {type(model).__name__}.",
-            "Leave training.match_shares out.",
-        )
-    bias_C: torch.nn.Parameter = of_head[-1]
-    return bias_C
 
 
 def _loaded(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 
 import numpy as np
 import pytest
@@ -89,7 +90,29 @@ def test_offsets_leave_alone_what_says_nothing():
     np.testing.assert_allclose(offsets_to_shares(bad_NC, np.array([1, 0, 1, 0, 0, 0])), [0.375, -0.375])
 
 
-def test_a_class_that_does_not_occur_gets_no_offset_of_its_own():
-    logits_NC = np.array([[0.0, 3.0, -9.0], [0.0, 1.0, -9.0], [0.0, 0.5, -9.0], [1.0, 0.0, -9.0]])
-    offsets_C = offsets_to_shares(logits_NC, np.array([1, 0, 1, 0]))
-    assert (logits_NC + offsets_C).argmax(axis=1).tolist() == [1, 1, 0, 0]
+def test_a_decision_that_is_right_already_stays():
+    logits_NC = np.array([[0.0, 9.0], [1.0, 0.0], [1.2, 0.0], [9.0, 0.0]])
+    np.testing.assert_array_equal(offsets_to_shares(logits_NC, np.array([0, 1, 0, 0])), [0, 0])
+
+
+def test_rows_that_cannot_be_told_apart_go_together():
+    constant_NC = np.array([[0.0, 3.0]] * 10)
+    np.testing.assert_array_equal(offsets_to_shares(constant_NC, np.array([0] * 3 + [1] * 7)), [0, 0])
+    two_kinds_NC = np.array([[0.0, 2.0]] * 6 + [[0.0, -1.0]] * 4)
+    offsets_C = offsets_to_shares(two_kinds_NC, np.array([0, 1] * 5))
+    assert (two_kinds_NC + offsets_C).argmax(axis=1).tolist() == [1] * 6 + [0] * 4
+
+
+def test_a_class_that_does_not_occur_is_not_said():
+    logits_NC = np.array([[0.0, -5.0, 5.0], [-6.0, 0.0, -9.0]])
+    assert (logits_NC + offsets_to_shares(logits_NC, np.array([0, 1]))).argmax(axis=1).tolist() == [0, 1]
+
+
+def test_many_classes_are_matched_in_time():
+    random = np.random.default_rng(0)
+    label_ids_N = random.integers(77, size=3000)
+    logits_NC = 0.5 * random.normal(size=(3000, 77)) + 3 * np.eye(77)[label_ids_N] + np.linspace(-2, 2, 77)
+    started = time.process_time()
+    offsets_C = offsets_to_shares(logits_NC, label_ids_N)
+    assert time.process_time() - started < 10
+    assert (np.bincount((logits_NC + offsets_C).argmax(axis=1)) == np.bincount(label_ids_N)).mean() > 0.9

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import shutil
@@ -197,6 +198,26 @@ def test_int8_probabilities_stay_near_fp32(make_classifier, family):
     expected = torch.tensor(transformers_logits(folder, seqs)).softmax(-1).numpy()
     np.testing.assert_allclose(probs, expected, atol=0.15, rtol=0)
     assert np.abs(probs - expected).max() > 1e-4  # it did compute in 8 bit
+
+
+@needs_int8
+def test_a_model_that_runs_padded_or_is_far_off_in_int8_is_computed_in_fp32(make_classifier, monkeypatch):
+    seqs = make_sequences([5, 9, 9])
+    padded = Engine(make_classifier("deberta-v2", 2), precision="int8")
+    assert (padded.packed, padded.quantized) == (False, False)
+    monkeypatch.setattr(engine, "_INT8_TOLERANCE", -1.0)
+    folder = make_classifier("bert", 2)
+    far_off = Engine(folder, precision="int8")
+    assert (far_off.packed, far_off.quantized) == (True, False)
+    np.testing.assert_allclose(far_off.logits(seqs), transformers_logits(folder, seqs), atol=TOLERANCE, rtol=0)
+
+
+@needs_int8
+def test_int8_of_a_sequence_does_not_depend_on_the_others(make_classifier):
+    model, seqs = Engine(make_classifier("bert", 2), precision="int8"), mixed_sequences()
+    alone = make_sequences([int(seqs.lens_S[0])])
+    alone = dataclasses.replace(alone, ids_T=seqs.ids_T[: alone.lens_S[0]], second_lens_S=seqs.second_lens_S[:1])
+    np.testing.assert_allclose(model.logits(alone)[0], model.logits(seqs)[0], atol=TOLERANCE, rtol=0)
 
 
 @pytest.mark.parametrize("capabilities", [{"avx2": True, "avx512_vnni": False}, {"architecture": "aarch64"}])
