@@ -40,16 +40,15 @@ def test_the_bundle_says_each_class_as_often_as_validation_has_it(folder, tiny_e
     said, accuracy = {}, {}
     for name in ("argmax", "matched"):
         out = folder / name
-        argv = train_argv(tiny_encoder, folder, out, "training.epochs=1", f"training.match_shares={name == 'matched'}")
-        given = [
-            word.replace("test.parquet", "validation.parquet") for word in argv
-        ]  # what chose the offsets is scored
+        argv = train_argv(tiny_encoder, folder, out, "training.epochs=3", f"training.match_shares={name == 'matched'}")
+        # What chose the offsets is what is scored.
+        given = [word.replace("test.parquet", "validation.parquet") for word in argv]
         assert run([*given, f"data.validation={folder / 'validation.parquet'}"]) == 0
         said[name] = Counter(pq.read_table(out / "predictions.parquet")["prediction"].to_pylist())
         history = pq.read_table(out / "history.parquet").to_pylist()
         accuracy[name] = [row["accuracy"] for row in history if row["kind"] == "eval"]
-    assert said["argmax"]["neg"] < NUM_RARE
-    assert said["matched"] == {"neg": NUM_RARE, "pos": NUM_ROWS - NUM_RARE}
+    assert said["argmax"]["neg"] < NUM_RARE - 5
+    assert said["matched"]["neg"] == pytest.approx(NUM_RARE, abs=1)  # scoring may round otherwise than training
     assert accuracy["matched"] != accuracy["argmax"]  # epochs are judged by the moved decision
     told = "The decision was moved until classes were said of validation rows as often as they occur there"
     assert told in (folder / "matched" / "report.html").read_text()
