@@ -121,14 +121,14 @@ def _openvino(task: Task) -> Classify:
     import openvino
     from transformers import AutoModelForSequenceClassification
 
-    from bertray.model.engine import choose_dtype
+    from bertray.model.engine import choose_dtype, padded_inputs
     from bertray.model.packing import plan_packs
     from bertray.model.tokenization import ReviewTokenizer
 
     # OpenVINO fuses plain attention itself; what it is traced with are shapes only.
     model = AutoModelForSequenceClassification.from_pretrained(task.model, attn_implementation="eager").eval()
-    names = ("input_ids", "attention_mask")
-    traced = openvino.convert_model(model, example_input=dict.fromkeys(names, torch.ones(2, 8, dtype=torch.int64)))
+    example = dict.fromkeys(("input_ids", "attention_mask"), torch.ones(2, 8, dtype=torch.int64))
+    traced = openvino.convert_model(model, example_input=example)
     bf16 = choose_dtype("auto", torch.device("cpu")) == torch.bfloat16
     hints = {"INFERENCE_PRECISION_HINT": "bf16" if bf16 else "f32", "PERFORMANCE_HINT": "LATENCY"}
     compiled = openvino.compile_model(traced, "CPU", hints)
@@ -138,11 +138,7 @@ def _openvino(task: Task) -> Classify:
         starts_S = np.cumsum(seqs.lens_S) - seqs.lens_S
         logits_SC = np.empty((len(seqs.lens_S), model.config.num_labels), np.float32)
         for pack in plan_packs(seqs.lens_S, max_tokens_per_pack=_OPENVINO_TOKENS, padded=True, width_multiple=16):
-            places_L = np.arange(pack.groups[0].width)
-            mask_BL = places_L < pack.lens_B[:, None]
-            tokens_BL = np.minimum(starts_S[pack.sequences_B, None] + places_L, len(seqs.ids_T) - 1)
-            ids_BL = np.where(mask_BL, seqs.ids_T[tokens_BL], pad_id)
-            inputs = dict(zip(names, (ids_BL.astype(np.int64), mask_BL.astype(np.int64)), strict=True))
+            inputs = padded_inputs(pack, seqs, starts_S, pack.groups[0].width, pad_id)
             logits_SC[pack.sequences_B] = compiled(inputs)[0]
         return logits_SC
 

@@ -256,7 +256,7 @@ def to_json(
 def agreement(trial: Trial, name: str) -> dict[str, Any] | None:
     """Labels and scores beside those of `pipeline`, which on CPU is fp32; None where one of the two is not there."""
     files = trial.labelled_by(name), trial.labelled_by("pipeline")
-    if name not in ("engine", "int8", "openvino") or not all(file.is_file() for file in files):
+    if name not in FAST or not all(file.is_file() for file in files):
         return None
     found, expected = (pq.read_table(file).slice(0, trial.few_rows) for file in files)
     same_N = np.equal(found["label"].to_numpy(), expected["label"].to_numpy())

@@ -235,18 +235,26 @@ class _PaddedModel:
         return hidden_TD
 
     def _outputs(self, pack: Pack, seqs: Sequences, starts_S: NDArray[np.int64]) -> tuple[Any, Tensor]:
-        lens_B = pack.lens_B
-        places_L = np.arange(lens_B[0])
-        # The mask comes from the lengths: a review may hold the padding token itself.
-        mask_BL = places_L < lens_B[:, None]
-        tokens_BL = np.minimum(starts_S[pack.sequences_B, None] + places_L, len(seqs.ids_T) - 1)
-        ids_BL = np.where(mask_BL, seqs.ids_T[tokens_BL].astype(np.int64), self._pad_id)
-        inputs = {"input_ids": ids_BL, "attention_mask": mask_BL.astype(np.int64)}
+        inputs = padded_inputs(pack, seqs, starts_S, int(pack.lens_B[0]), self._pad_id)
         if self._reads_types:
-            first_lens_B = lens_B - seqs.second_lens_S[pack.sequences_B]
-            inputs["token_type_ids"] = (mask_BL & (places_L >= first_lens_B[:, None])).astype(np.int64)
+            mask_BL = inputs["attention_mask"].astype(bool)
+            first_lens_B = pack.lens_B - seqs.second_lens_S[pack.sequences_B]
+            in_second_BL = np.arange(mask_BL.shape[1]) >= first_lens_B[:, None]
+            inputs["token_type_ids"] = (mask_BL & in_second_BL).astype(np.int64)
         tensors = {name: torch.from_numpy(array).to(self._model.device) for name, array in inputs.items()}
         return self._model(**tensors), tensors["attention_mask"]
+
+
+def padded_inputs(
+    pack: Pack, seqs: Sequences, starts_S: NDArray[np.int64], width: int, pad_id: int
+) -> dict[str, NDArray[np.int64]]:
+    """`input_ids` and `attention_mask` [B, width] of the sequences of a pack, which begin at `starts_S`."""
+    places_L = np.arange(width)
+    # The mask comes from the lengths: a review may hold the padding token itself.
+    mask_BL = places_L < pack.lens_B[:, None]
+    tokens_BL = np.minimum(starts_S[pack.sequences_B, None] + places_L, len(seqs.ids_T) - 1)
+    ids_BL = np.where(mask_BL, seqs.ids_T[tokens_BL].astype(np.int64), pad_id)
+    return {"input_ids": ids_BL, "attention_mask": mask_BL.astype(np.int64)}
 
 
 def choose_dtype(precision: str, device: torch.device) -> torch.dtype:

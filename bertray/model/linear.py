@@ -125,7 +125,7 @@ class QuantizedLinear:
 
 def can_quantize(device: torch.device) -> bool:
     """Whether oneDNN computes in int8 here, and it is faster than fp32: VNNI or AMX."""
-    if device.type != "cpu" or not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]  # as above
+    if device.type != "cpu" or not _has_onednn():
         return False
     capabilities = torch.cpu.get_capabilities()
     return bool(capabilities.get("avx512_vnni") or capabilities.get("avx_vnni") or capabilities.get("amx_int8"))
@@ -135,8 +135,11 @@ def can_prepack(dtype: torch.dtype, device: torch.device) -> bool:
     """Whether oneDNN computes in this precision here, and it pays."""
     if device.type != "cpu" or dtype != torch.bfloat16:
         return False
-    has_onednn = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]  # torch gives it no types
-    return has_onednn and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return _has_onednn() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def _has_onednn() -> bool:
+    return bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]  # torch gives it no types
 
 
 def gelu_kind(activation: Any) -> str | None:

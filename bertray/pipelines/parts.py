@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from bertray.model.predictor import Predictor
 
 EVALUATION_COLUMNS = (FILE_NO, s.ROW_NO, s.ID, s.LABEL, s.SCRIPT, s.N_TOKENS, s.TEXT_HASH)
-COMPARED_ROWS = 256  # of the first work item of a process, where int8 is compared with fp32
+COMPARED_ROWS = 256  # of each process that computes in int8: so many are computed in fp32, too
 SHARD = "shard"  # column that carries a tokenized shard as an Arrow IPC file
 
 

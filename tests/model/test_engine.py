@@ -64,6 +64,10 @@ def transformers_logits(folder: Path, seqs: Sequences) -> np.ndarray:
     return expected
 
 
+def as_probs(logits: np.ndarray) -> np.ndarray:
+    return torch.tensor(logits).softmax(-1).numpy()
+
+
 @pytest.mark.parametrize("num_labels", [2, 3])
 @pytest.mark.parametrize("family", PACKED + PADDED)
 def test_logits_equal_transformers_own(make_classifier, family, num_labels):
@@ -148,8 +152,7 @@ def test_bf16_probabilities_stay_near_fp32(make_classifier, family):
     seqs = mixed_sequences()
     model = Engine(folder, precision="bf16")
     assert model.packed
-    probs = torch.tensor(model.logits(seqs)).softmax(-1).numpy()
-    expected = torch.tensor(transformers_logits(folder, seqs)).softmax(-1).numpy()
+    probs, expected = (as_probs(logits) for logits in (model.logits(seqs), transformers_logits(folder, seqs)))
     # These weights are wilder than a trained model's, for which the contract says 0.03.
     np.testing.assert_allclose(probs, expected, atol=0.06, rtol=0)
     assert np.abs(probs - expected).max() > 1e-5  # it did compute in 16 bit
@@ -194,8 +197,7 @@ def test_int8_probabilities_stay_near_fp32(make_classifier, family):
     seqs = mixed_sequences()
     model = Engine(folder, precision="int8")
     assert model.packed
-    probs = torch.tensor(model.logits(seqs)).softmax(-1).numpy()
-    expected = torch.tensor(transformers_logits(folder, seqs)).softmax(-1).numpy()
+    probs, expected = (as_probs(logits) for logits in (model.logits(seqs), transformers_logits(folder, seqs)))
     differences = np.abs(probs - expected)
     # These weights are wild, and in ALBERT one layer is passed four times: what each layer gives is for test_linear.
     assert differences.mean() < 0.05
@@ -334,6 +336,5 @@ def test_cuda_probabilities_stay_near_transformers_own(make_classifier, family, 
     seqs = mixed_sequences()
     model = Engine(folder, device="cuda", precision=precision)
     assert model.packed
-    probs = torch.tensor(model.logits(seqs)).softmax(-1).numpy()
-    expected = torch.tensor(transformers_logits(folder, seqs)).softmax(-1).numpy()
+    probs, expected = (as_probs(logits) for logits in (model.logits(seqs), transformers_logits(folder, seqs)))
     np.testing.assert_allclose(probs, expected, atol=tolerance, rtol=0)
