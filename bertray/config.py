@@ -688,7 +688,11 @@ class DemoConfig(Section):
 class BenchmarkConfig(Section):
     """`bertray benchmark`: rows a second here, beside what people use instead and the machine's own limit."""
 
-    model: Text = Field("bundled", min_length=1, description="classifier, or encoder that gets a random head")
+    model: Text = Field(
+        "bundled",
+        min_length=1,
+        description="classifier, encoder (with a random head), or `untrained-bert-base`: random weights of that size",
+    )
     input: Paths | None = Field(None, description="reviews: file, folder, glob or list; by default the bundled ones")
     output: Text = Field("benchmark-run", min_length=1, description="local folder that receives benchmark.json")
     columns: Columns = Columns()

@@ -12,10 +12,23 @@ from pathlib import Path
 
 from bertray.benchmark.memory import processes_below
 
-# Children are forked from a clean process that has imported everything and used nothing.
+# Children are forked from a clean process that has imported everything, also what a night imports late, and used
+# nothing.
 FORKSERVER = multiprocessing.get_context("forkserver")
 FORKSERVER.set_forkserver_preload(
-    ["tests.nightly", "bertray.pipelines.nights", "obstore", "tokenizers", "tests.training.test_kills"]
+    [
+        "tests.nightly",
+        "bertray.pipelines.nights",
+        "matplotlib.backends.backend_svg",
+        "matplotlib.figure",
+        "obstore",
+        "pandas",
+        "pyarrow.pandas_compat",
+        "tests.training.test_kills",
+        "tokie",
+        "tokenizers",
+        "transformers.tokenization_utils_tokenizers",
+    ]
 )
 
 

@@ -207,8 +207,8 @@ def test_labelled_rows_give_the_same_figures_as_evaluate(night_on_ray, trained, 
     assert night_metrics["slices"] == train_metrics["slices"]
 
 
-def test_a_second_run_has_nothing_new_and_a_late_file_gets_its_own_slot(night_on_ray, capsys):
-    incoming, out, score = night_on_ray
+def test_a_second_run_has_nothing_new_and_a_late_file_gets_its_own_slot(night, capsys):
+    incoming, out, score = night
     assert score() == 0
     before = {path: path.stat().st_mtime_ns for path in (out / "data").rglob("*")}
     assert score() == 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -17,11 +18,12 @@ import pyarrow.parquet as pq
 
 import bertray
 from bertray.benchmark.contestants import Contestant, Task
+from bertray.benchmark.gpu import visible_gpus, watched_gpus
 from bertray.benchmark.limit import ModelShape, matmul_rate
 from bertray.benchmark.memory import watched
 from bertray.config import Cleaning
 from bertray.model.allocator import ALLOCATOR_ENV
-from bertray.model.bundle import BundleInfo, read_info, resolve_model, write_bundle
+from bertray.model.bundle import BundleInfo, bundled_model, read_info, resolve_model, write_bundle
 
 TITLES = {
     "bertray": "bertray score",
@@ -36,6 +38,7 @@ TITLES = {
 }
 FAST = ("bertray", "engine", "int8", "openvino")  # these get all reviews
 TRAINING = ("train_bertray", "train_tutorial")
+UNTRAINED = "untrained-bert-base"  # random weights of that size cost what trained ones do
 WINDOW_ROWS = 4096  # reviews that are sorted by length together, as many as in a shard
 
 
@@ -48,6 +51,7 @@ class Runs:
     flops: float  # of the whole model, over these tokens
     seconds: list[float] = field(default_factory=list)  # at work; start-up is apart
     start_up_s: list[float] = field(default_factory=list)
+    gpu_busy: list[float] = field(default_factory=list)  # share of these seconds; nothing without a GPU
     peak_mb: int = 0
 
     @property
@@ -148,19 +152,27 @@ def open_trial(
     return replace(trial, lens_N=sequences(ReviewTokenizer(trial.model, max_length).encode(texts)).lens_S)
 
 
+def tokenizer_folder(model: str) -> Path:
+    """Folder of a model, or of the one whose words an untrained model reads."""
+    return bundled_model() if model == UNTRAINED else resolve_model(model)
+
+
 def classifier_of(folder: Path, model: str, max_length: int, seed: int) -> Path:
     """The model itself, or below `folder` a classifier on it whose head is random."""
-    found = resolve_model(model)
+    found = tokenizer_folder(model)
     architectures = json.loads((found / "config.json").read_text(encoding="utf-8")).get("architectures") or []
     if any(name.endswith("ForSequenceClassification") for name in architectures):
         read_info(found, model=model)
         return found
     import torch
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertConfig
 
     torch.manual_seed(seed)
     labels = ("negative", "positive")
-    classifier = AutoModelForSequenceClassification.from_pretrained(found, num_labels=2, use_safetensors=True)
+    if model == UNTRAINED:
+        classifier = AutoModelForSequenceClassification.from_config(BertConfig())  # of two labels, and 30,522 pieces
+    else:
+        classifier = AutoModelForSequenceClassification.from_pretrained(found, num_labels=2, use_safetensors=True)
     classifier.config.id2label = dict(enumerate(labels))
     classifier.config.label2id = {label: number for number, label in enumerate(labels)}
     values: dict[str, str | None] = {label: label for label in labels}
@@ -187,14 +199,20 @@ def in_turn(
     with ExitStack() as stack:
         processes = {name: stack.enter_context(trial.contestant(name)) for name, way in ways.items() if way is None}
         others = frozenset(process.pid for process in processes.values())
+        gpus = visible_gpus(trial.device)
         for number in range(rounds):
             for name, way in ways.items():
-                if way is None:
-                    measured[name].seconds.append(processes[name].seconds())
-                else:
-                    with watched(apart=others) as peak:
-                        way(number, measured[name])
-                    measured[name].peak_mb = max(measured[name].peak_mb, peak.mb)
+                runs = measured[name]
+                with watched_gpus(gpus if way else gpus[:1]) as busy:  # a process of its own takes the first
+                    if way is None:
+                        runs.seconds.append(processes[name].seconds())
+                    else:
+                        with watched(apart=others) as peak:
+                            way(number, runs)
+                        runs.peak_mb = max(runs.peak_mb, peak.mb)
+                    share = busy.share_of_last(runs.seconds[-1], until=time.monotonic())
+                if share is not None:
+                    runs.gpu_busy.append(share)
                 on_run(name)
     return measured
 
@@ -224,6 +242,7 @@ def to_json(
             "tokens": runs.tokens,
             "seconds": runs.seconds,
             "start_up_s": runs.start_up_s,
+            "gpu_busy": runs.gpu_busy,
             "rows_per_s": runs.rows_per_s,
             "tokens_per_s": runs.tokens_per_s,
             "share_of_limit": runs.flops_per_s / limit,
@@ -268,7 +287,7 @@ def agreement(trial: Trial, name: str) -> dict[str, Any] | None:
     }
 
 
-COLUMNS = ["", "rows/s", "tokens/s", "speed-up", "limit", "start", "peak MB"]
+COLUMNS = ["", "rows/s", "tokens/s", "speed-up", "limit", "start", "GPU busy", "peak MB"]
 
 
 def title(content: Mapping[str, Any]) -> str:
@@ -290,6 +309,7 @@ def table_rows(content: Mapping[str, Any]) -> list[list[str]]:
             f"{way['bertray_is_faster_by']:.2f}x",
             f"{way['share_of_limit']:.0%}",
             f"{np.median(way['start_up_s']):.0f} s" if way["start_up_s"] else "",
+            f"{np.median(way['gpu_busy']):.0%}" if way["gpu_busy"] else "",
             f"{way['peak_mb']:,}" if way["peak_mb"] else "",
         ]
         for way in content["ways"].values()

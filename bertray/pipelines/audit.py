@@ -45,8 +45,8 @@ from bertray.pipelines.parts import parquet_bytes
 from bertray.pipelines.runs import claim_output, finished_run, mark_finished, remove_folder
 from bertray.pipelines.shards import ReadSettings, write_token_shards
 from bertray.reports.audit import AuditReport, Doubt
+from bertray.reviews.counts import count_labels
 from bertray.reviews.findings import AuditRows, candidates, distinct_texts, find
-from bertray.reviews.label_counts import count_labels
 from bertray.reviews.labels import NO_LABEL, LabelMap
 from bertray.reviews.near import NumberFile, bands_and_rows, components, jaccard
 from bertray.reviews.repeats import NearTexts

@@ -24,7 +24,7 @@ from bertray.benchmark.measure import Runs, Trial
 from bertray.config import BenchmarkConfig, Columns, ScoreConfig, TextFormat, build_config
 from bertray.console import Ticker, duration, say, table
 from bertray.errors import ConflictError
-from bertray.model.bundle import read_info, resolve_model
+from bertray.model.bundle import read_info
 from bertray.model.engine import choose_dtype
 from bertray.pipelines.cluster import Resources, configure_data, ray_session
 from bertray.pipelines.demo import REVIEWS
@@ -48,7 +48,7 @@ def run_benchmark(config: BenchmarkConfig) -> int:
         check_installed("openvino", ["openvino"])
     if "int8" in config.beside:
         choose_dtype("int8", torch.device("cpu"))  # says so where this CPU has none
-    check_length(config.max_length, config.model, resolve_model(config.model))
+    check_length(config.max_length, config.model, measure.tokenizer_folder(config.model))
     texts = _sample(config)
     root = _fresh_folder(Path(config.output).absolute())
     with ray_session(config.workers, imports=("ray.data",)) as resources:

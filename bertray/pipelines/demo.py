@@ -12,6 +12,7 @@ from typing import Any
 from bertray.config import DemoConfig, ScoreConfig, TrainConfig, build_config
 from bertray.console import duration, heading, say, table
 from bertray.errors import ConflictError
+from bertray.evaluation.intervals import Estimate
 from bertray.pipelines.score import run_score
 from bertray.pipelines.train import run_train
 
@@ -106,4 +107,4 @@ def _print_summary(root: Path, seconds: float) -> None:
 
 def _accuracy(metrics: Path) -> str:
     found = json.loads(metrics.read_text(encoding="utf-8"))["metrics"]["accuracy"]
-    return f"{found['value']:.3f} [{found['low']:.3f}, {found['high']:.3f}]"
+    return str(Estimate(**found))

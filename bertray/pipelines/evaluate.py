@@ -13,7 +13,7 @@ from bertray.pipelines.cluster import ray_session
 from bertray.pipelines.evaluation import NOT_INT8, STAGING, evaluate_shards, finish_report
 from bertray.pipelines.inputs import label_map, open_inputs, open_model, read_spec
 from bertray.pipelines.runs import claimed_output, finished_run, mark_finished
-from bertray.reviews.label_counts import count_labels
+from bertray.reviews.counts import count_labels
 from bertray.reviews.sources import check_slices
 from bertray.storage.store import open_store
 from bertray.training.token_shards import cache_key

@@ -400,11 +400,7 @@ def in_words(evaluation: Evaluation) -> str:
     """Accuracy, macro F1 and the sentence against the baselines."""
     lines = [
         f"{evaluation.rows:,} rows of {evaluation.split}: "
-        + ", ".join(
-            f"{name.replace('_', ' ')} {figure.value:.3f} [{figure.low:.3f}, {figure.high:.3f}]"
-            for name in ("accuracy", "macro_f1", "mcc")
-            for figure in (evaluation.metrics[name],)
-        )
+        + ", ".join(f"{name.replace('_', ' ')} {evaluation.metrics[name]}" for name in ("accuracy", "macro_f1", "mcc"))
     ]
     for name in (TFIDF_LOGREG, TEACHER):
         if name in evaluation.comparisons:

@@ -19,7 +19,7 @@ from bertray.pipelines.parts import one_chunk
 from bertray.pipelines.topic_rows import (
     ROWS_PER_SHARD,
 )
-from bertray.reviews.label_counts import count_labels
+from bertray.reviews.counts import count_labels
 from bertray.reviews.labels import LabelMap, sorted_values
 from bertray.reviews.sources import InputFile, kept_schema, label_is_readable, read_shard
 from bertray.storage import ledger

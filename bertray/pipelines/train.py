@@ -416,6 +416,11 @@ def _notes(
         known = np.isin(rows.text_hash_N, text_hash_N[examples.train])
         if known.any():
             notes.append(f"{int(known.sum())} of the test texts also stand in data.train.")
+    if data.without_time:
+        notes.append(
+            f"{data.without_time:,} reviews without `{config.data.time}` count as before {config.data.test_from}: none "
+            "of them is in the test."
+        )
     if config.long_text == "windows":
         notes.append("Training saw the first window of a long review; scoring averages over all windows.")
     return notes

@@ -472,7 +472,7 @@ def _print(report: SearchReport) -> None:
 
 
 def _with_interval(found: Estimate | None) -> str:
-    return "" if found is None else f"{found.value:.3f} [{found.low:.3f}, {found.high:.3f}]"
+    return "" if found is None else str(found)
 
 
 def _in_words(point: Mapping[str, Any]) -> str:

@@ -95,14 +95,18 @@ class Period:
     def __str__(self) -> str:
         return f"with {self.column} {'from' if self.after else 'before'} {self.moment}{' on' if self.after else ''}"
 
+    def times(self, values: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
+        """string [N]: values of `column` in one form, null where there is no time."""
+        text = pc.replace_substring(pc.utf8_trim_whitespace(values.cast(pa.string())), "T", " ", max_replacements=1)
+        return pc.if_else(pc.equal(text, ""), None, text)  # as a blank cell of a CSV file reads
+
     def mask(self, times: pa.Array | pa.ChunkedArray) -> pa.Array:
         """bool [N]: rows of the period, by their values of `column`.
 
         Raises:
             DataRefused: a value is no time in ISO form.
         """
-        text = pc.replace_substring(pc.utf8_trim_whitespace(times.cast(pa.string())), "T", " ", max_replacements=1)
-        text = pc.if_else(pc.equal(text, ""), None, text)  # as a blank cell of a CSV file reads
+        text = self.times(times)
         odd = pc.invert(pc.fill_null(pc.match_substring_regex(text, r"^\d{4}-\d{2}-\d{2}"), True))
         if pc.any(odd).as_py():
             raise DataRefused(

@@ -17,9 +17,9 @@ import yaml
 from bertray.config import Columns, TextFormat
 from bertray.errors import ConfigError, DataRefused
 from bertray.reviews import records, sources
+from bertray.reviews.counts import count_labels
 from bertray.reviews.files import check_uri, filesystem_of, open_bytes, reading, scheme_of
 from bertray.reviews.inputs import BadFile, FileEntry, InputFile, RawRows, ReadSpec, Shard
-from bertray.reviews.label_counts import count_labels
 from bertray.reviews.labels import canonical, sorted_values, value_counts
 from bertray.reviews.listing import format_of, list_inputs
 from bertray.reviews.screening import id_text, utf8_or_empty

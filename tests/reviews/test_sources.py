@@ -16,7 +16,7 @@ import pytest
 from bertray.config import Columns, TextFormat
 from bertray.errors import ConfigError, DataRefused
 from bertray.reviews import sources
-from bertray.reviews.label_counts import count_labels
+from bertray.reviews.counts import count_labels, count_without_time
 from bertray.reviews.sources import (
     InputFile,
     Period,
@@ -282,6 +282,7 @@ def test_a_period_holds_rows_before_a_moment_or_from_it_on(tmp_path, kind):
         found[after] = (batch.kept["row_no"].to_pylist(), batch.refused["row_no"].to_pylist())
         assert batch.rows_in == count_rows([file], spec) == sum(map(len, found[after]))
         assert count_labels([file], spec) == ({"0": 2, "1": 1} if not after else {"1": 2})
+        assert count_without_time([file, file], spec, spec.period) == 2
     assert found == {False: ([0, 2, 4], []), True: ([1], [3])}
 
 

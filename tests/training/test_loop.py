@@ -20,6 +20,7 @@ from bertray.training.checkpoint import checkpoint_folders, load_latest
 from bertray.training.loop import Examples, LoopSettings, Outcome, run_loop
 from bertray.training.objectives import Classification, load_classifier
 from bertray.training.token_shards import TokenShards, to_ipc
+from tests.processes import FORKSERVER
 
 SETTINGS = LoopSettings(
     labels=("bad", "good"),
@@ -445,11 +446,11 @@ def two_ranks(tmp_path_factory, tiny_encoder):
     """What two ranks say of their runs, in order of rank, and the encoder they began from."""
     folder = tmp_path_factory.mktemp("two-ranks")
     still = _without_dropout(tiny_encoder, folder)
-    queue = mp.get_context("spawn").SimpleQueue()
+    queue = FORKSERVER.SimpleQueue()
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    mp.start_processes(_rank, args=(2, port, folder, still, queue), nprocs=2, start_method="spawn")
+    mp.start_processes(_rank, args=(2, port, folder, still, queue), nprocs=2, start_method="forkserver")
     return sorted(queue.get() for _ in range(2)), still
 
 

@@ -1,4 +1,4 @@
-"""How often each label value stands in some files: read before any cluster work, from the label column alone."""
+"""What is counted before any cluster work, from a column or two: label values, and rows without a time."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from bertray.reviews import acl_imdb
-from bertray.reviews.inputs import InputFile, ReadSpec
+from bertray.reviews.inputs import InputFile, Period, ReadSpec
 from bertray.reviews.labels import canonical, value_counts
 from bertray.reviews.sources import plan_shards, read_rows
 
@@ -25,3 +25,13 @@ def count_labels(files: Sequence[InputFile], spec: ReadSpec) -> dict[str, int]:
                 if column in rows.columns:
                     counts.update(value_counts(canonical(rows.of(spec.period).columns[column])))
     return dict(counts)
+
+
+def count_without_time(files: Sequence[InputFile], spec: ReadSpec, period: Period) -> int:
+    """Rows that a period puts before its moment because they have no time."""
+    shards = [shard for file in files for shard in plan_shards([file], max(1, file.num_rows))]
+    return sum(
+        period.times(rows.columns[period.column]).null_count
+        for shard in shards
+        for rows in read_rows(shard, spec, [period.column], [])
+    )
