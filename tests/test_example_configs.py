@@ -97,9 +97,7 @@ def check(name: str, tiny_encoder: Path, tmp_path: Path) -> None:
     assert slices <= set(metrics["slices"])
     if name == "tweets":
         assert set(metrics["slices"]["date"]) == {"2015-02-23", "2015-02-24"}
-        assert "7 reviews without `date` count as before 2015-02-23" in html.unescape(
-            (output / "report.html").read_text()
-        )
+        assert "7 rows without `date` count as before 2015-02-23" in html.unescape((output / "report.html").read_text())
         predicted = pq.read_table(output / "predictions.parquet")["id"].to_pylist()
         dates = pq.read_table(tmp_path / "train.parquet")
         late = dates.filter(pa.compute.greater_equal(dates["date"], "2015-02-23"))

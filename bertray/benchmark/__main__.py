@@ -1,8 +1,9 @@
 """`python -m bertray.benchmark reviews.parquet [key=value ...]`: the engine beside its rivals, without Ray.
 
 For a machine that has torch and transformers but no Ray, such as one with a GPU that is lent for an hour. Keys: model,
-max_length, rows, few_rows, device, rounds, beside, training, output; beside=pipeline,padded,openvino,int8 names the
-rivals, the last two on CPU. `bertray benchmark` measures the whole job as well.
+max_length, rows, few_rows, device, rounds, beside, training, output; model=untrained-bert-base has random weights;
+beside=pipeline,padded,openvino,int8 names the rivals, the last two on CPU. `bertray benchmark` measures the whole job
+as well.
 """
 
 from __future__ import annotations

@@ -7,20 +7,23 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import IO
 
 import numpy as np
 import torch
 
 _EVERY_MS = 100
+_PATIENCE_S = 5  # with a driver that hangs
 
 
 def visible_gpus(device: str) -> list[str]:
-    """Ids of the GPUs that this process sees, as `nvidia-smi` names them; none where `device` is no GPU."""
+    """Ids, for `nvidia-smi`, of the GPUs that `device` may mean: all of `cuda`, one of `cuda:1`, none of `cpu`."""
     if not device.startswith("cuda"):
         return []
-    return [f"GPU-{torch.cuda.get_device_properties(number).uuid}" for number in range(torch.cuda.device_count())]
+    index = torch.device(device).index
+    numbers = range(torch.cuda.device_count()) if index is None else [index]
+    return [f"GPU-{torch.cuda.get_device_properties(number).uuid}" for number in numbers]
 
 
 class Busy:
@@ -41,9 +44,10 @@ class Busy:
 
 @contextmanager
 def watched_gpus(gpus: Sequence[str]) -> Iterator[Busy]:
-    """Let `nvidia-smi` look at GPUs ten times a second; one that works for half of the time counts as 0.5.
+    """Let `nvidia-smi` look at GPUs ten times a second.
 
-    A GPU under MIG has no such figure, and there are none without GPUs or without `nvidia-smi`.
+    What the driver says is of the last second or less, so a run should take some seconds. A GPU under MIG has no such
+    figure, and there are none without GPUs or without `nvidia-smi`.
     """
     busy = Busy()
     program = shutil.which("nvidia-smi") if gpus else None
@@ -59,14 +63,14 @@ def watched_gpus(gpus: Sequence[str]) -> Iterator[Busy]:
     )
     assert process.stdout is not None
     listener = threading.Thread(target=_listen, args=(process.stdout, busy), name="gpu", daemon=True)
-    listener.start()
     try:
+        listener.start()
         yield busy
     finally:
-        process.terminate()
-        process.wait()
-        listener.join()
-        process.stdout.close()
+        process.kill()  # it has nothing to put away
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(_PATIENCE_S)
+        listener.join(_PATIENCE_S)
 
 
 def _listen(lines: IO[str], busy: Busy) -> None:

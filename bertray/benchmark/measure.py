@@ -51,7 +51,7 @@ class Runs:
     flops: float  # of the whole model, over these tokens
     seconds: list[float] = field(default_factory=list)  # at work; start-up is apart
     start_up_s: list[float] = field(default_factory=list)
-    gpu_busy: list[float] = field(default_factory=list)  # share of these seconds; nothing without a GPU
+    gpu_busy: list[float] = field(default_factory=list)  # share of these seconds, of runs of which it is known
     peak_mb: int = 0
 
     @property
@@ -185,7 +185,7 @@ Way = Callable[[int, Runs], None]  # does run number N and notes what it took
 
 
 def in_turn(
-    trial: Trial, ways: Mapping[str, Way | None], rounds: int, on_run: Callable[[str], None]
+    trial: Trial, ways: Mapping[str, Way | None], rounds: int, on_run: Callable[[str], None], num_gpus: int = 1
 ) -> dict[str, Runs]:
     """Run the ways one after the other, again and again.
 
@@ -194,6 +194,7 @@ def in_turn(
         ways: by name, in order; None for one that runs in a process of its own.
         rounds: how often each runs.
         on_run: told the name after each run.
+        num_gpus: that a way which is no process of its own works on, where it works on such; the others work on one.
     """
     measured = {name: trial.runs(name) for name in ways}
     with ExitStack() as stack:
@@ -203,7 +204,7 @@ def in_turn(
         for number in range(rounds):
             for name, way in ways.items():
                 runs = measured[name]
-                with watched_gpus(gpus if way else gpus[:1]) as busy:  # a process of its own takes the first
+                with watched_gpus(gpus[: num_gpus if way else 1]) as busy:
                     if way is None:
                         runs.seconds.append(processes[name].seconds())
                     else:
@@ -211,7 +212,8 @@ def in_turn(
                             way(number, runs)
                         runs.peak_mb = max(runs.peak_mb, peak.mb)
                     share = busy.share_of_last(runs.seconds[-1], until=time.monotonic())
-                if share is not None:
+                # What is timed of our training ends before its checkpoint is written, and nobody says when.
+                if share is not None and name != "train_bertray":
                     runs.gpu_busy.append(share)
                 on_run(name)
     return measured

@@ -67,7 +67,7 @@ def run_benchmark(config: BenchmarkConfig) -> int:
         )  # however few: the job of a cluster is measured
         in_ray = {"bertray": job.score, "ray": job.documented_recipe}
         ways = {name: in_ray.get(name) for name in ("bertray", "engine", *config.beside)}
-        measured = _in_turn(trial, ways, config.rounds)
+        measured = _in_turn(trial, ways, config.rounds, resources.num_workers)
     if config.training:  # when Ray has given the machine back
         measured |= _in_turn(trial, dict.fromkeys(measure.TRAINING), config.rounds)
     content = measure.to_json(trial, config.model, config.rounds, measured, config.price_per_hour)
@@ -125,7 +125,7 @@ def _score_config(
     return score
 
 
-def _in_turn(trial: Trial, ways: Mapping[str, measure.Way | None], rounds: int) -> dict[str, Runs]:
+def _in_turn(trial: Trial, ways: Mapping[str, measure.Way | None], rounds: int, num_gpus: int = 1) -> dict[str, Runs]:
     done = 0
     with Ticker("benchmark", rounds * len(ways), "runs") as ticker:
 
@@ -134,7 +134,7 @@ def _in_turn(trial: Trial, ways: Mapping[str, measure.Way | None], rounds: int) 
             done += 1
             ticker.update(done, measure.TITLES[name])
 
-        return measure.in_turn(trial, ways, rounds, tell)
+        return measure.in_turn(trial, ways, rounds, tell, num_gpus)
 
 
 # --- the ways that need Ray ------------------------------------------------------------------------------------------

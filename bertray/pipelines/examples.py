@@ -73,7 +73,7 @@ class LabelledData:
     test: Inputs | None
     labels: LabelMap
     fingerprint: str
-    without_time: int = 0  # rows that data.test_from leaves to learn from because they have none
+    without_time: int = 0  # rows of data.train without a time: data.test_from leaves them to learn from
     teacher: Teacher | None = None  # then `train` has no labels that anyone reads
 
 

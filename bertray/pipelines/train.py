@@ -418,7 +418,7 @@ def _notes(
             notes.append(f"{int(known.sum())} of the test texts also stand in data.train.")
     if data.without_time:
         notes.append(
-            f"{data.without_time:,} reviews without `{config.data.time}` count as before {config.data.test_from}: none "
+            f"{data.without_time:,} rows without `{config.data.time}` count as before {config.data.test_from}: none "
             "of them is in the test."
         )
     if config.long_text == "windows":

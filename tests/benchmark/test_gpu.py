@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import time
 
+import pyarrow as pa
 import pytest
 
+from bertray.benchmark import measure
 from bertray.benchmark.gpu import Busy, visible_gpus, watched_gpus
 
 
 @pytest.fixture
 def driver(tmp_path, monkeypatch):
-    """A function that stands in for `nvidia-smi`: notes what it was asked, and prints lines."""
+    """A function that stands in for `nvidia-smi`: notes what it was asked, prints lines, and waits to be ended."""
 
     def install(*lines: str) -> None:
         program = tmp_path / "nvidia-smi"
         told = "\n".join(f"echo '{line}'" for line in lines)
-        program.write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/asked\n{told}\n')
+        program.write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/asked\n{told}\nexec sleep 60\n')
         program.chmod(0o755)
         monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
 
@@ -29,6 +31,8 @@ def test_the_mean_of_what_the_driver_says_of_these_gpus(driver, tmp_path):
         deadline = time.monotonic() + 20
         while busy.share_of_last(20, until=time.monotonic()) != pytest.approx(0.6) and time.monotonic() < deadline:
             time.sleep(0.01)
+        begun = time.monotonic()
+    assert time.monotonic() - begun < 4  # nothing of it is waited for
     assert busy.share_of_last(40, until=time.monotonic()) == pytest.approx(0.6)
     assert "--id=GPU-a,GPU-b" in (tmp_path / "asked").read_text()
     assert "utilization.gpu" in (tmp_path / "asked").read_text()
@@ -53,3 +57,41 @@ def test_without_a_driver_or_a_gpu_nothing_is_asked(driver, tmp_path, monkeypatc
         pass
     assert busy.share_of_last(60, until=time.monotonic()) is None
     assert visible_gpus("cpu") == []
+
+
+def test_each_run_of_a_way_tells_how_busy_the_gpu_was(driver, tiny_encoder, tmp_path, monkeypatch):
+    driver(*["40"] * 3)
+    monkeypatch.setattr(measure, "visible_gpus", lambda _: ["GPU-a", "GPU-b", "GPU-c"])
+    trial = measure.open_trial(
+        tmp_path / "trial",
+        str(tiny_encoder),
+        pa.array(["a good film", "a bad plot"]),
+        max_length=16,
+        few_rows=1,
+        device="cpu",
+        environment={},
+        seed=0,
+    )
+
+    def way(_: int, runs: measure.Runs) -> None:
+        time.sleep(0.5)
+        runs.seconds.append(5.0)  # the samples are of these, though the stand-in prints at once
+
+    (runs,) = measure.in_turn(trial, {"bertray": way}, 2, lambda _: None, num_gpus=2).values()
+    assert runs.gpu_busy == pytest.approx([0.4, 0.4])
+    assert "--id=GPU-a,GPU-b\n" in (tmp_path / "asked").read_text()
+
+
+def test_an_untrained_bert_base_is_drawn_by_the_seed(tmp_path, monkeypatch):
+    import transformers
+
+    small = transformers.BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8)
+    monkeypatch.setattr(transformers, "BertConfig", lambda: small)
+    weights = []
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        folder = measure.classifier_of(tmp_path / name, measure.UNTRAINED, 16, seed)
+        model = transformers.AutoModelForSequenceClassification.from_pretrained(folder)
+        assert model.config.id2label == {0: "negative", 1: "positive"}
+        assert len(transformers.AutoTokenizer.from_pretrained(folder)) <= model.config.vocab_size
+        weights.append(model.classifier.weight.tolist())
+    assert weights[0] == weights[1] != weights[2]
