@@ -49,8 +49,8 @@ def main(argv: list[str]) -> None:
         measured = measure.in_turn(trial, dict.fromkeys(names), rounds, lambda name: print(name, file=sys.stderr))
         content = measure.to_json(trial, keys["model"], rounds, measured, None)
     Path(keys["output"]).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    rows = [measure.COLUMNS, *measure.table_rows(content)]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(measure.COLUMNS))]
+    rows = [measure.columns(content), *measure.table_rows(content)]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     print(measure.title(content))
     for row in rows:
         print("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)))

@@ -289,7 +289,10 @@ def agreement(trial: Trial, name: str) -> dict[str, Any] | None:
     }
 
 
-COLUMNS = ["", "rows/s", "tokens/s", "speed-up", "limit", "start", "GPU busy", "peak MB"]
+def columns(content: Mapping[str, Any]) -> list[str]:
+    """Names of the columns of `table_rows`."""
+    on_gpu = ["GPU busy"] if content["machine"]["gpu"] else []
+    return ["", "rows/s", "tokens/s", "speed-up", "limit", "start", *on_gpu, "peak MB"]
 
 
 def title(content: Mapping[str, Any]) -> str:
@@ -302,7 +305,8 @@ def title(content: Mapping[str, Any]) -> str:
 
 
 def table_rows(content: Mapping[str, Any]) -> list[list[str]]:
-    """A row for each way, under COLUMNS."""
+    """A row for each way, under `columns`."""
+    on_gpu = bool(content["machine"]["gpu"])
     return [
         [
             way["title"],
@@ -311,7 +315,7 @@ def table_rows(content: Mapping[str, Any]) -> list[list[str]]:
             f"{way['bertray_is_faster_by']:.2f}x",
             f"{way['share_of_limit']:.0%}",
             f"{np.median(way['start_up_s']):.0f} s" if way["start_up_s"] else "",
-            f"{np.median(way['gpu_busy']):.0%}" if way["gpu_busy"] else "",
+            *([f"{np.median(way['gpu_busy']):.0%}" if way["gpu_busy"] else ""] if on_gpu else []),
             f"{way['peak_mb']:,}" if way["peak_mb"] else "",
         ]
         for way in content["ways"].values()

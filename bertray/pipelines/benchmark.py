@@ -72,7 +72,7 @@ def run_benchmark(config: BenchmarkConfig) -> int:
         measured |= _in_turn(trial, dict.fromkeys(measure.TRAINING), config.rounds)
     content = measure.to_json(trial, config.model, config.rounds, measured, config.price_per_hour)
     (root / FIGURES).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    table(measure.title(content), measure.COLUMNS, measure.table_rows(content))
+    table(measure.title(content), measure.columns(content), measure.table_rows(content))
     for sentence in measure.sentences(content):
         say(sentence)
     say(f"figures  {root / FIGURES}")

@@ -95,3 +95,14 @@ def test_an_untrained_bert_base_is_drawn_by_the_seed(tmp_path, monkeypatch):
         assert len(transformers.AutoTokenizer.from_pretrained(folder)) <= model.config.vocab_size
         weights.append(model.classifier.weight.tolist())
     assert weights[0] == weights[1] != weights[2]
+
+
+@pytest.mark.parametrize(("gpu", "cells"), [("H200", ["GPU busy", "75%", ""]), (None, [])])
+def test_the_table_has_a_column_for_it_on_a_gpu_alone(gpu, cells):
+    figures = dict.fromkeys(("rows_per_s", "tokens_per_s", "bertray_is_faster_by", "share_of_limit"), 1.0)
+    way = {"title": "engine", "start_up_s": [], "peak_mb": None, "gpu_busy": [0.7, 0.8], **figures}
+    ways = {"engine": way, "pipeline": way | {"gpu_busy": []}}
+    content = {"machine": {"gpu": gpu}, "ways": ways}
+    rows = [measure.columns(content), *measure.table_rows(content)]
+    assert {len(row) for row in rows} == {8 if gpu else 7}
+    assert [row[6] for row in rows] == (cells or ["peak MB", "", ""])
