@@ -99,6 +99,12 @@ def staged_in_this_process(work: Sequence[WorkItem], read: ReadSettings, setting
     return stage_parts(work, read, settings, replace(resources, in_process_rows=ANY_NUMBER), **only)
 
 
+def without_actors(monkeypatch: Any) -> None:
+    """Evaluation and nights in this process: the same without Ray."""
+    monkeypatch.setattr("bertray.pipelines.evaluation.stage_parts", staged_in_this_process)
+    monkeypatch.setattr("bertray.pipelines.nights.ray_worker", worker_without_ray)
+
+
 def night_config(encoder: Path, inbox: Path, output: str, verb: str = "score", **keys: Any) -> NightConfig:
     settings = {"model": str(encoder), "input": [str(inbox)], "output": output, "rows_per_shard": ROWS_PER_SHARD}
     settings["workers"] = {"in_process_rows": 0}  # or a stand-in for the model would never be asked

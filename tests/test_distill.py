@@ -20,7 +20,7 @@ from bertray.storage.store import LocalStore
 from bertray.training.loop import Examples, LoopSettings, run_loop
 from bertray.training.objectives import Distillation
 from bertray.training.token_shards import FEATURES, to_ipc
-from tests.nightly import staged_in_this_process
+from tests.nightly import without_actors
 from tests.training.test_loop import examples
 
 LOOP = LoopSettings(
@@ -133,7 +133,7 @@ def test_a_review_of_which_the_teacher_knows_nothing_is_not_learned_from(tmp_pat
 def test_a_student_of_a_trained_bundle(trained, corpus, tmp_path, ray_cluster, monkeypatch, capsys):
     """Its teacher on Ray; the rest in this process."""
     monkeypatch.setattr("bertray.pipelines.train.run_workers", lambda job, *_: train_rank(job, 0, 1, "cpu"))
-    monkeypatch.setattr("bertray.pipelines.evaluation.stage_parts", staged_in_this_process)
+    without_actors(monkeypatch)
     texts = pq.read_table(corpus / "train.parquet").drop_columns(["label"])
     pq.write_table(texts, tmp_path / "unlabelled.parquet")
     words = [

@@ -18,7 +18,7 @@ import pytest
 from bertray.cli import run
 from bertray.pipelines.rank import train_rank
 from tests.conftest import WORDS
-from tests.nightly import staged_in_this_process, worker_without_ray
+from tests.nightly import without_actors
 from tests.test_topics import without_ray, write_reviews
 
 pytestmark = pytest.mark.ray
@@ -74,8 +74,7 @@ def train(name: str, encoder: Path, folder: Path) -> Path:
 @pytest.mark.parametrize("name", LABELS)
 def test_a_config_trains_on_a_sample_in_the_form_of_its_data(name, tiny_encoder, tmp_path, ray_cluster, monkeypatch):
     monkeypatch.setattr("bertray.pipelines.train.run_workers", lambda job, *_: train_rank(job, 0, 1, "cpu"))
-    monkeypatch.setattr("bertray.pipelines.evaluation.stage_parts", staged_in_this_process)
-    monkeypatch.setattr("bertray.pipelines.nights.ray_worker", worker_without_ray)
+    without_actors(monkeypatch)
     check(name, tiny_encoder, tmp_path)
 
 
@@ -154,7 +153,7 @@ def test_the_configs_of_pretrain(name, tiny_encoder, tmp_path, ray_cluster, monk
 
 def test_the_config_of_distill(trained, corpus, tmp_path, monkeypatch):
     monkeypatch.setattr("bertray.pipelines.train.run_workers", lambda job, *_: train_rank(job, 0, 1, "cpu"))
-    monkeypatch.setattr("bertray.pipelines.evaluation.stage_parts", staged_in_this_process)
+    without_actors(monkeypatch)
     model, output = trained / "model", tmp_path / "student"
     words = [f"training.teacher={model}", f"model={model}", "training.keep_layers=1", "training.epochs=1"]
     data = [f"data.{split}={corpus / split}.parquet" for split in ("train", "test")]
