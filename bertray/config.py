@@ -105,7 +105,7 @@ class Workers(Section):
         None, gt=0, description="end when no shard is finished for so long; by default 1 h, on a cluster 6 h"
     )
     in_process_rows: int = Field(
-        1000,
+        2500,
         ge=0,
         description="on one machine without a GPU, so many reviews and fewer go through the model in the command's own "
         "process, as an actor takes longer to start; 0: never",

@@ -259,13 +259,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("data", type=Path, help="folder with imdb/, cola/, emotion/ and so on")
     parser.add_argument("--folder", type=Path, default=ROOT / "recipes-run", help="what is done lies here")
-    parser.add_argument("--only", default="", help="recipes whose title holds this")
+    parser.add_argument(
+        "--only", nargs="+", default=[""], metavar="WORDS", help="recipes whose title holds one of these"
+    )
     parser.add_argument("--again", action="store_true", help="do them again, whatever is done")
     wanted = parser.parse_args()
     if not wanted.data.is_dir():
         sys.exit(f"recipes: no folder {wanted.data}; give the one that holds imdb/, cola/, emotion/")
     kitchen, page = Kitchen(wanted.data.resolve(), wanted.folder.resolve()), Page(PAGE)
-    chosen = [recipe for recipe in RECIPES if wanted.only.lower() in recipe.title.lower()]
+    chosen = [recipe for recipe in RECIPES if any(words.lower() in recipe.title.lower() for words in wanted.only)]
     if wanted.again:
         for recipe in chosen:
             page.drop(recipe)

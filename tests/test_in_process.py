@@ -61,7 +61,7 @@ def test_ray_is_started_for_many_rows_a_gpu_or_a_cluster(monkeypatch, workers, a
     monkeypatch.setenv("RAY_ADDRESS", address)
     found = without_ray(workers, 10)
     assert (found is not None) == alone
-    assert found is None or (found.device, found.in_process_rows) == ("cpu", 1000)
+    assert found is None or (found.device, found.in_process_rows) == ("cpu", 2500)
 
 
 def test_a_cluster_that_runs_already_is_used(ray_cluster, monkeypatch):
