@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 
@@ -16,18 +17,27 @@ from tests.processes import environment_beside_the_cluster
 
 pytestmark = pytest.mark.ray
 
-PROBE = "import sys; from bertray.cli import run; code = run(sys.argv[1:]); print('ray' in sys.modules); sys.exit(code)"
+PROBE = """
+import json, sys
+from bertray.cli import run
+codes = [run(words) for words in json.loads(sys.argv[1])]
+print("codes", codes, "ray", "ray" in sys.modules)
+"""
 
 
-def test_a_small_night_needs_no_ray_and_gives_the_rows_of_one_on_ray(trained, tmp_path, ray_cluster):
+def test_a_small_night_and_evaluation_need_no_ray_and_give_the_rows_of_one_on_ray(trained, tmp_path, ray_cluster):
     write(tmp_path / "in" / "a.parquet", 40, 5, "n")
 
-    def words(out: str, limit: int) -> list[str]:
+    def words(verb: str, out: str, limit: int) -> list[str]:
         given = [f"model={trained / 'model'}", f"input={tmp_path / 'in'}", f"output={tmp_path / out}"]
-        return ["score", *given, f"workers.in_process_rows={limit}", "rows_per_shard=16"]
+        return [verb, *given, f"workers.in_process_rows={limit}"]
 
+    def night(out: str, limit: int) -> list[str]:
+        return [*words("score", out, limit), "rows_per_shard=16"]
+
+    commands = [night("alone", 40), words("evaluate", "evaluated", 40)]
     done = subprocess.run(
-        [sys.executable, "-c", PROBE, *words("alone", 40)],
+        [sys.executable, "-c", PROBE, json.dumps(commands)],
         env=environment_beside_the_cluster(),
         capture_output=True,
         text=True,
@@ -35,8 +45,8 @@ def test_a_small_night_needs_no_ray_and_gives_the_rows_of_one_on_ray(trained, tm
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.rstrip().endswith("False")  # it has not so much as imported Ray
-    assert run(words("ray", 39)) == 0
+    assert done.stdout.rstrip().endswith("codes [0, 0] ray False")  # it has not so much as imported Ray
+    assert run(night("ray", 39)) == 0
     alone, on_ray = (
         pq.read_table(tmp_path / out / "data").sort_by("id").drop_columns(["run_id", "scored_at"])
         for out in ("alone", "ray")
@@ -45,6 +55,11 @@ def test_a_small_night_needs_no_ray_and_gives_the_rows_of_one_on_ray(trained, tm
     assert alone.drop_columns(probabilities) == on_ray.drop_columns(probabilities)
     for name in probabilities:  # summed by another number of threads
         assert alone[name].to_pylist() == pytest.approx(on_ray[name].to_pylist(), abs=1e-5)
+    predictions = pq.read_table(tmp_path / "evaluated" / "predictions.parquet").sort_by("id")
+    assert predictions.select(["id", "prediction"]).to_pydict() == {
+        "id": on_ray["id"].to_pylist(),
+        "prediction": on_ray["label"].to_pylist(),
+    }
 
 
 @pytest.mark.parametrize(

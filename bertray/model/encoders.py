@@ -365,6 +365,23 @@ def classification_head(model: Any) -> Callable[[Tensor], Tensor]:
     return lambda x_BD: classifier(x_BD[:, None])  # takes the first token of each sequence itself
 
 
+def after_attention(model: Any) -> torch.nn.Module | None:
+    """The module of the last layer that is given what attention made and what the layer was given, or the sum of both.
+
+    It and what follows work on each token by itself. None: its layers share their modules.
+    """
+    if model.config.model_type == "albert":
+        return None
+    layer: Any
+    if model.config.model_type == "distilbert":
+        *_, layer = model.base_model.transformer.layer
+        found: torch.nn.Module = layer.sa_layer_norm
+    else:
+        *_, layer = model.base_model.encoder.layer
+        found = layer.attention.output
+    return found
+
+
 def output_bias(model: Any) -> Tensor:
     """What a sequence classifier of any family adds to its logits last, [C].
 

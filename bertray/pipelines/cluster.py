@@ -78,6 +78,31 @@ def without_ray(workers: Workers, num_rows: int) -> Resources | None:
     return Resources(1, workers.threads or os.cpu_count() or 1, 1.0, 0, in_process_rows=workers.in_process_rows)
 
 
+def check_precision(precision: str, workers: Workers) -> None:
+    """Refuse what this machine cannot compute in, if it is the one to compute; workers of a cluster say so themselves.
+
+    Raises:
+        ConfigError: `int8` on a CPU that has nothing for it.
+    """
+    if precision == "int8" and not workers.use_gpu and not inside_cluster():
+        import torch
+
+        from bertray.model.engine import choose_dtype
+
+        choose_dtype(precision, torch.device("cpu"))
+
+
+@contextmanager
+def session_for(workers: Workers, num_rows: int) -> Iterator[Resources]:
+    """This process alone where that is enough for so many reviews, else `ray_session`."""
+    alone = without_ray(workers, num_rows)
+    if alone is not None:
+        yield alone
+        return
+    with ray_session(workers) as resources:
+        yield resources
+
+
 @contextmanager
 def ray_session(workers: Workers, *, imports: Sequence[str] = ()) -> Iterator[Resources]:
     """A Ray connection for one command; one that exists already is used and left running.

@@ -9,7 +9,7 @@ from pathlib import Path
 import bertray
 from bertray.config import EvaluateConfig, to_yaml
 from bertray.console import duration, say
-from bertray.pipelines.cluster import ray_session
+from bertray.pipelines.cluster import check_precision, session_for
 from bertray.pipelines.evaluation import NOT_INT8, STAGING, evaluate_shards, finish_report
 from bertray.pipelines.inputs import label_map, open_inputs, open_model, read_spec
 from bertray.pipelines.runs import claimed_output, finished_run, mark_finished
@@ -25,6 +25,7 @@ def run_evaluate(config: EvaluateConfig) -> int:
     """Evaluate; the same command on a finished output says so in one line."""
     started = time.monotonic()
     info = open_model(config)
+    check_precision(config.precision, config.workers)
     spec = read_spec(config, info.cleaning, info.max_chars, wants_label=True, keep_columns=config.report.slices)
     inputs = open_inputs("input", config.input, config, spec)
     check_slices(inputs.files, inputs.spec, config.report.slices)
@@ -39,7 +40,10 @@ def run_evaluate(config: EvaluateConfig) -> int:
     if finished_run(store, "evaluate", run_key):
         say(f"already evaluated: {store.uri('report.html')}")
         return 0
-    with claimed_output(store, "evaluate", run_key, to_yaml(config)), ray_session(config.workers) as resources:
+    with (
+        claimed_output(store, "evaluate", run_key, to_yaml(config)),
+        session_for(config.workers, inputs.num_rows) as resources,
+    ):
         rows = evaluate_shards(
             inputs,
             config.model,

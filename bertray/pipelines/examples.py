@@ -19,7 +19,7 @@ from bertray.model.bundle import BundleInfo, read_info, resolve_model
 from bertray.pipelines.cluster import Resources
 from bertray.pipelines.inputs import Inputs, label_map, open_inputs, read_spec
 from bertray.pipelines.shards import ReadSettings, write_token_shards
-from bertray.reviews.counts import count_labels, count_without_time
+from bertray.reviews.counts import count_labels
 from bertray.reviews.labels import NO_LABEL, LabelMap
 from bertray.reviews.sources import Period, check_slices
 from bertray.reviews.split import joined_groups, validation_mask
@@ -73,7 +73,6 @@ class LabelledData:
     test: Inputs | None
     labels: LabelMap
     fingerprint: str
-    without_time: int = 0  # rows of data.train without a time: data.test_from leaves them to learn from
     teacher: Teacher | None = None  # then `train` has no labels that anyone reads
 
 
@@ -118,8 +117,7 @@ def open_data(config: TrainConfig) -> LabelledData:
         for inputs in (train, validation, test)
     ]
     identity = {"files": pinned} | ({"teacher": teacher.info.model_version} if teacher else {})
-    without_time = count_without_time(train.files, train.spec, before) if before else 0
-    return LabelledData(train, validation or None, test or None, labels, cache_key(identity), without_time, teacher)
+    return LabelledData(train, validation or None, test or None, labels, cache_key(identity), teacher)
 
 
 def _periods(config: TrainConfig) -> tuple[Period | None, Period | None]:

@@ -42,6 +42,7 @@ from bertray.pipelines.parts import parquet_bytes
 from bertray.pipelines.rank import PROGRESS, TrainJob
 from bertray.pipelines.runs import claimed_output, finished_run, mark_finished, remove_folder
 from bertray.pipelines.workers import history_table, run_workers
+from bertray.reviews.counts import count_without_time
 from bertray.storage.store import LocalStore, Store, open_store
 from bertray.training.checkpoint import FOLDER as CHECKPOINTS
 from bertray.training.checkpoint import load_best, load_model_tensors
@@ -416,9 +417,11 @@ def _notes(
         known = np.isin(rows.text_hash_N, text_hash_N[examples.train])
         if known.any():
             notes.append(f"{int(known.sum())} of the test texts also stand in data.train.")
-    if data.without_time:
+    period = data.train.spec.period
+    without_time = count_without_time(data.train.files, data.train.spec, period) if period else 0
+    if without_time:
         notes.append(
-            f"{data.without_time:,} rows without `{config.data.time}` count as before {config.data.test_from}: none "
+            f"{without_time:,} rows without `{config.data.time}` count as before {config.data.test_from}: none "
             "of them is in the test."
         )
     if config.long_text == "windows":

@@ -2,7 +2,7 @@
 
 Its own modules do the work, dropout included; only attention is replaced, by torch's fused one in groups of near
 length, and the head reads hidden states where they lie: that of the first token of each sequence in a classifier, those
-of masked tokens in a language model.
+of masked tokens in a language model. Of the last layer, what comes after attention is computed for these tokens alone.
 
 Legend: B sequences of a pass, T their tokens end to end, H heads, E size of a head, D hidden, M tokens read,
 K what comes out: classes, or words of the vocabulary.
@@ -23,6 +23,7 @@ from torch.nn import functional as F  # noqa: N812 - the name everyone knows
 from bertray.model.encoders import (
     OFFSET_POSITIONS,
     GroupIndex,
+    after_attention,
     classification_head,
     group_index,
     is_language_model,
@@ -96,16 +97,29 @@ class PackedModel(nn.Module):
         self.model = model
         self._head = language_head(model) if is_language_model(model) else classification_head(model)
         self._takes_types = getattr(model.config, "type_vocab_size", 0) > 1
+        self._read_M: Tensor | None = None  # while a pass of ours is under way
+        last = after_attention(model)
+        self._narrows = last is not None
+        if last is not None:
+            last.register_forward_pre_hook(self._narrow)
 
     def forward(self, batch: PackedBatch, read_M: Tensor | None = None) -> Tensor:
         """Logits [M, K] at some packed tokens; by default [B, K] at the first of each sequence, as they came."""
         inputs = {"input_ids": batch.ids_T[None], "position_ids": batch.positions_T[None]}
         if self._takes_types:
             inputs["token_type_ids"] = batch.types_T[None]
-        hidden_TD = self.model.base_model(**inputs, packed_groups=batch.groups).last_hidden_state[0]
         if read_M is None:
             read_M = batch.first_tokens_B.index_select(0, batch.places_B)
-        return self._head(hidden_TD.index_select(0, read_M))
+        self._read_M = read_M
+        try:
+            hidden = self.model.base_model(**inputs, packed_groups=batch.groups).last_hidden_state[0]
+        finally:
+            self._read_M = None
+        return self._head(hidden if self._narrows else hidden.index_select(0, read_M))
+
+    def _narrow(self, _: nn.Module, given: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+        """Tokens [1, T, D] that the last layer goes on with: those that are read; None changes nothing."""
+        return None if self._read_M is None else tuple(x.index_select(1, self._read_M) for x in given)
 
     @classmethod
     def of(cls, model: PreTrainedModel) -> tuple[PackedModel | None, str]:
