@@ -62,6 +62,21 @@ def test_logits_and_gradients_equal_those_of_padded_batches(family, make_classif
 
 
 @pytest.mark.parametrize("family", FAMILIES)
+def test_behind_the_last_attention_only_first_tokens_are_computed(family, make_classifier):
+    model = classifier_of(make_classifier(family, 3))
+    packed, _ = PackedModel.of(model)
+    ids, second_lens = sequences()
+    num_tokens: list[int] = []
+    for module in model.base_model.modules():
+        if isinstance(module, torch.nn.LayerNorm):
+            module.register_forward_hook(lambda _, __, out: num_tokens.append(out.shape[1]))
+    packed(pack(ids, second_lens, model.config))
+    all_tokens = sum(map(len, ids))
+    last_two = [all_tokens] * 2 if family == "albert" else [len(ids)] * 2  # ALBERT's layers are one module
+    assert num_tokens == [all_tokens] * (len(num_tokens) - 2) + last_two
+
+
+@pytest.mark.parametrize("family", FAMILIES)
 def test_dropout_works_on_every_part_also_the_head(family, make_classifier):
     """With everything else off, dropout of hidden states and of the head still makes two passes differ."""
     folder = make_classifier(family, 3)
