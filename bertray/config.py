@@ -108,7 +108,7 @@ class Workers(Section):
         2500,
         ge=0,
         description="on one machine without a GPU, so many reviews and fewer go through the model in the command's own "
-        "process, as an actor takes longer to start; 0: never",
+        "process, which is sooner than with Ray; 0: never",
     )
 
 

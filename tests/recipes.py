@@ -260,7 +260,11 @@ def main() -> None:
     parser.add_argument("data", type=Path, help="folder with imdb/, cola/, emotion/ and so on")
     parser.add_argument("--folder", type=Path, default=ROOT / "recipes-run", help="what is done lies here")
     parser.add_argument(
-        "--only", nargs="+", default=[""], metavar="WORDS", help="recipes whose title holds one of these"
+        "--only",
+        nargs="+",
+        default=[""],
+        metavar="WORDS",
+        help="recipes whose title holds one of these",
     )
     parser.add_argument("--again", action="store_true", help="do them again, whatever is done")
     wanted = parser.parse_args()
@@ -268,6 +272,9 @@ def main() -> None:
         sys.exit(f"recipes: no folder {wanted.data}; give the one that holds imdb/, cola/, emotion/")
     kitchen, page = Kitchen(wanted.data.resolve(), wanted.folder.resolve()), Page(PAGE)
     chosen = [recipe for recipe in RECIPES if any(words.lower() in recipe.title.lower() for words in wanted.only)]
+    for words in wanted.only:
+        if not any(words.lower() in recipe.title.lower() for recipe in RECIPES):
+            sys.exit(f"recipes: no title holds {words!r}; they are: {'; '.join(recipe.title for recipe in RECIPES)}")
     if wanted.again:
         for recipe in chosen:
             page.drop(recipe)

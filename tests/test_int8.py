@@ -86,15 +86,6 @@ def test_int8_on_a_gpu_is_refused_before_any_work(model, reviews, tmp_path, caps
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("verb", ["score", "evaluate"])
-def test_int8_on_a_cpu_without_it_is_refused_before_any_work(model, reviews, tmp_path, monkeypatch, capsys, verb):
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True})
-    words = [f"model={model}", f"input={reviews}", f"output={tmp_path / 'out'}", "precision=int8", LABELS]
-    assert run([verb, *words]) == 2
-    assert "expected a CPU with VNNI or AMX, found cpu without" in capsys.readouterr().err
-    assert not (tmp_path / "out").exists()
-
-
 def test_another_precision_is_another_setting_of_a_slot(model, reviews, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("bertray.pipelines.nights.ray_worker", worker_without_ray)
     words = [f"model={model}", f"input={reviews}", f"output={tmp_path / 'out'}", "slot=night", LABELS]

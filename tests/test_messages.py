@@ -33,13 +33,14 @@ def tiny_classifier(tmp_path, tiny_encoder):
 
 @pytest.fixture(autouse=True)
 def no_cluster(monkeypatch):
-    """Whoever starts Ray in these tests has checked too late."""
+    """Whoever starts Ray, or computes, in these tests has checked too late."""
     import bertray.pipelines.cluster as cluster
 
-    def refuse():
+    def refuse(*_):
         raise AssertionError("the cluster was started before the input was checked")
 
     monkeypatch.setattr(cluster, "_connect", refuse)
+    monkeypatch.setattr("bertray.pipelines.shards.MakePart", refuse)  # what few reviews go through, without Ray
 
 
 def outcome(capsys, *argv: object) -> tuple[int, str]:
@@ -152,6 +153,18 @@ def test_an_output_that_is_a_file_or_below_one_is_a_configuration_error(tmp_path
 def test_a_wrong_input_leaves_the_output_untouched(tmp_path, capsys, reviews, tiny_classifier):
     code, text = outcome(capsys, "score", f"model={tiny_classifier}", "input=nowhere", f"output={tmp_path / 'out'}")
     assert code == 2, text
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("verb", ["score", "evaluate"])
+def test_int8_on_a_cpu_without_it_is_refused_before_any_work(
+    tmp_path, capsys, monkeypatch, reviews, tiny_classifier, verb
+):
+    monkeypatch.setattr("torch.cpu.get_capabilities", lambda: {"avx2": True})
+    argv = [verb, f"model={tiny_classifier}", f"input={reviews}", f"output={tmp_path / 'out'}"]
+    code, text = outcome(capsys, *argv, "precision=int8")
+    assert code == 2, text
+    assert "expected a CPU with VNNI or AMX, found cpu without" in text
     assert not (tmp_path / "out").exists()
 
 

@@ -26,7 +26,7 @@ ROWS = 6000
 
 def score_argv(trained, folder, *words: str) -> list[str]:
     keys = [f"model={trained / 'model'}", f"input={folder / 'in'}", f"output={folder / 'out'}", "rows_per_shard=50"]
-    return ["score", *keys, *words]
+    return ["score", *keys, "workers.in_process_rows=0", *words]
 
 
 @pytest.fixture

@@ -72,10 +72,13 @@ def without_ray(workers: Workers, num_rows: int) -> Resources | None:
         workers: what the config asks for.
         num_rows: reviews that go through the model.
     """
-    running = "ray" in sys.modules and sys.modules["ray"].is_initialized()
-    if workers.use_gpu or inside_cluster() or running or num_rows > workers.in_process_rows:
+    if workers.use_gpu or inside_cluster() or _ray_runs() or num_rows > workers.in_process_rows:
         return None
     return Resources(1, workers.threads or os.cpu_count() or 1, 1.0, 0, in_process_rows=workers.in_process_rows)
+
+
+def _ray_runs() -> bool:
+    return "ray" in sys.modules and sys.modules["ray"].is_initialized()
 
 
 def check_precision(precision: str, workers: Workers) -> None:
@@ -84,7 +87,7 @@ def check_precision(precision: str, workers: Workers) -> None:
     Raises:
         ConfigError: `int8` on a CPU that has nothing for it.
     """
-    if precision == "int8" and not workers.use_gpu and not inside_cluster():
+    if precision == "int8" and not workers.use_gpu and not inside_cluster() and not _ray_runs():
         import torch
 
         from bertray.model.engine import choose_dtype

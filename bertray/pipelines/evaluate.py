@@ -25,7 +25,6 @@ def run_evaluate(config: EvaluateConfig) -> int:
     """Evaluate; the same command on a finished output says so in one line."""
     started = time.monotonic()
     info = open_model(config)
-    check_precision(config.precision, config.workers)
     spec = read_spec(config, info.cleaning, info.max_chars, wants_label=True, keep_columns=config.report.slices)
     inputs = open_inputs("input", config.input, config, spec)
     check_slices(inputs.files, inputs.spec, config.report.slices)
@@ -40,6 +39,7 @@ def run_evaluate(config: EvaluateConfig) -> int:
     if finished_run(store, "evaluate", run_key):
         say(f"already evaluated: {store.uri('report.html')}")
         return 0
+    check_precision(config.precision, config.workers)
     with (
         claimed_output(store, "evaluate", run_key, to_yaml(config)),
         session_for(config.workers, inputs.num_rows) as resources,

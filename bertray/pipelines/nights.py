@@ -23,7 +23,7 @@ from bertray.console import Ticker, duration, say, table
 from bertray.errors import ConflictError, DataRefused
 from bertray.evaluation.evaluation import Evaluation
 from bertray.model.bundle import BundleInfo
-from bertray.pipelines.cluster import Resources, ray_session, without_ray
+from bertray.pipelines.cluster import Resources, check_precision, ray_session, without_ray
 from bertray.pipelines.evaluation import in_words
 from bertray.pipelines.inputs import Inputs
 from bertray.pipelines.parts import EmbedSettings, PartSettings, ScoreSettings, parquet_bytes
@@ -91,6 +91,8 @@ def run_night(config: NightConfig, info: BundleInfo, open_worker: Callable[[], A
     store = open_store(config.output)
     looked_at = look(config, store)
     tonight = decide(config, info, store, looked_at)  # a wrong input is told before the output is touched
+    if isinstance(config, ScoreConfig) and (tonight.new_files or tonight.rewrites):
+        check_precision(config.precision, config.workers)
     claim_output(store, config.verb, config.verb, to_yaml(config))
     check_put_if_absent(store, single_writer=config.single_writer)
     _finish_earlier_runs(config, info, store, tonight.entries)

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from bertray.config import ScoreConfig
 from bertray.pipelines import nights
-from bertray.pipelines.cluster import check_precision
 from bertray.pipelines.inputs import open_model
 
 
 def run_score(config: ScoreConfig) -> int:
     """Score what is new; the same command again is always safe."""
-    info = open_model(config)
-    check_precision(config.precision, config.workers)
-    return nights.run_night(config, info, lambda: nights.ray_worker(config.workers))
+    return nights.run_night(config, open_model(config), lambda: nights.ray_worker(config.workers))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -170,11 +170,13 @@ def stage_parts(
 ) -> Iterator[Receipt]:
     """Run the pipeline of a night; receipts arrive as parts are staged, in no particular order.
 
-    Few reviews go through it in this process (`Resources.in_process_rows`), where no Ray has to run.
+    Few reviews (`Resources.in_process_rows`) go through it in this process, which needs no Ray, on the cores of all
+    workers.
     """
     if not work:
         return
     if sum(shard.hi - shard.lo for item in work for shard in item) <= resources.in_process_rows:
+        settings = replace(settings, threads=settings.threads * resources.num_workers)
         reader, parts = ReadAndTokenize(work, read, only_rows), MakePart(settings)
         yield from (parts.make(table) for table in map(reader.read, work) if table.num_rows)
         return

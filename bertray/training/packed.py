@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -97,11 +98,8 @@ class PackedModel(nn.Module):
         self.model = model
         self._head = language_head(model) if is_language_model(model) else classification_head(model)
         self._takes_types = getattr(model.config, "type_vocab_size", 0) > 1
-        self._read_M: Tensor | None = None  # while a pass of ours is under way
-        last = after_attention(model)
-        self._narrows = last is not None
-        if last is not None:
-            last.register_forward_pre_hook(self._narrow)
+        # A layer that runs again in the backward pass would see all tokens there.
+        self._narrows = not any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
 
     def forward(self, batch: PackedBatch, read_M: Tensor | None = None) -> Tensor:
         """Logits [M, K] at some packed tokens; by default [B, K] at the first of each sequence, as they came."""
@@ -110,16 +108,19 @@ class PackedModel(nn.Module):
             inputs["token_type_ids"] = batch.types_T[None]
         if read_M is None:
             read_M = batch.first_tokens_B.index_select(0, batch.places_B)
-        self._read_M = read_M
-        try:
-            hidden = self.model.base_model(**inputs, packed_groups=batch.groups).last_hidden_state[0]
-        finally:
-            self._read_M = None
-        return self._head(hidden if self._narrows else hidden.index_select(0, read_M))
+        last = after_attention(self.model) if self._narrows else None
+        if last is None:
+            hidden_MD = self._hidden(inputs, batch).index_select(0, read_M)
+        else:
+            with last.register_forward_pre_hook(partial(_narrow, read_M)):
+                hidden_MD = self._hidden(inputs, batch)
+            if len(hidden_MD) != len(read_M):
+                raise ValueError(f"{len(hidden_MD)} tokens behind the last attention, expected {len(read_M)}")
+        return self._head(hidden_MD)
 
-    def _narrow(self, _: nn.Module, given: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
-        """Tokens [1, T, D] that the last layer goes on with: those that are read; None changes nothing."""
-        return None if self._read_M is None else tuple(x.index_select(1, self._read_M) for x in given)
+    def _hidden(self, inputs: dict[str, Tensor], batch: PackedBatch) -> Tensor:
+        hidden_TD: Tensor = self.model.base_model(**inputs, packed_groups=batch.groups).last_hidden_state[0]
+        return hidden_TD
 
     @classmethod
     def of(cls, model: PreTrainedModel) -> tuple[PackedModel | None, str]:
@@ -170,6 +171,11 @@ class PaddedLanguageModel(nn.Module):
             return logits_MK
         hidden_BLD = self.model.base_model(**inputs).last_hidden_state
         return self._head(hidden_BLD.flatten(0, 1).index_select(0, read_M))
+
+
+def _narrow(read_M: Tensor, _: nn.Module, given: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """What a module is given, [1, T, D] each, at the tokens that are read."""
+    return tuple(x.index_select(1, read_M) for x in given)
 
 
 def _alone(model: PreTrainedModel, ids: NDArray[Any], second: int) -> Tensor:

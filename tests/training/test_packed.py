@@ -76,6 +76,26 @@ def test_behind_the_last_attention_only_first_tokens_are_computed(family, make_c
     assert num_tokens == [all_tokens] * (len(num_tokens) - 2) + last_two
 
 
+@pytest.mark.parametrize("family", ["bert", "distilbert"])
+def test_layers_that_run_again_in_the_backward_pass_have_the_same_gradients(family, make_classifier):
+    folder, (ids, second_lens) = make_classifier(family, 3), sequences()
+    gradients = []
+    for again in (False, True):
+        model = classifier_of(folder)
+        for module in model.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.0
+        if again:
+            model.activation_checkpointing_enable()
+        packed, _ = PackedModel.of(model)
+        packed.train()
+        torch.nn.functional.cross_entropy(
+            packed(pack(ids, second_lens, model.config)), torch.arange(len(ids)) % 3
+        ).backward()
+        gradients.append({name: value.grad for name, value in model.named_parameters() if value.grad is not None})
+    torch.testing.assert_close(gradients[1], gradients[0], atol=1e-6, rtol=1e-4)
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_dropout_works_on_every_part_also_the_head(family, make_classifier):
     """With everything else off, dropout of hidden states and of the head still makes two passes differ."""
