@@ -271,10 +271,12 @@ def main() -> None:
     if not wanted.data.is_dir():
         sys.exit(f"recipes: no folder {wanted.data}; give the one that holds imdb/, cola/, emotion/")
     kitchen, page = Kitchen(wanted.data.resolve(), wanted.folder.resolve()), Page(PAGE)
-    chosen = [recipe for recipe in RECIPES if any(words.lower() in recipe.title.lower() for words in wanted.only)]
+    chosen = []
     for words in wanted.only:
-        if not any(words.lower() in recipe.title.lower() for recipe in RECIPES):
+        found = [recipe for recipe in RECIPES if words.lower() in recipe.title.lower()]
+        if not found:
             sys.exit(f"recipes: no title holds {words!r}; they are: {'; '.join(recipe.title for recipe in RECIPES)}")
+        chosen += [recipe for recipe in found if recipe not in chosen]
     if wanted.again:
         for recipe in chosen:
             page.drop(recipe)

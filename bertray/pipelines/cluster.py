@@ -72,13 +72,15 @@ def without_ray(workers: Workers, num_rows: int) -> Resources | None:
         workers: what the config asks for.
         num_rows: reviews that go through the model.
     """
-    if workers.use_gpu or inside_cluster() or _ray_runs() or num_rows > workers.in_process_rows:
+    if num_rows > workers.in_process_rows or not _on_these_cpus(workers):
         return None
     return Resources(1, workers.threads or os.cpu_count() or 1, 1.0, 0, in_process_rows=workers.in_process_rows)
 
 
-def _ray_runs() -> bool:
-    return "ray" in sys.modules and sys.modules["ray"].is_initialized()
+def _on_these_cpus(workers: Workers) -> bool:
+    """Whether the work is for the CPUs of this machine and no Ray is at hand that may have others."""
+    running = "ray" in sys.modules and sys.modules["ray"].is_initialized()
+    return not (workers.use_gpu or inside_cluster() or running)
 
 
 def check_precision(precision: str, workers: Workers) -> None:
@@ -87,7 +89,7 @@ def check_precision(precision: str, workers: Workers) -> None:
     Raises:
         ConfigError: `int8` on a CPU that has nothing for it.
     """
-    if precision == "int8" and not workers.use_gpu and not inside_cluster() and not _ray_runs():
+    if precision == "int8" and _on_these_cpus(workers):
         import torch
 
         from bertray.model.engine import choose_dtype
