@@ -95,8 +95,11 @@ def _runner(verb: str) -> Callable[[Any], int]:
 
 def _set_up(verbose: bool) -> None:
     from bertray.console import set_up_logging
+    from bertray.environment import THREADS_ENV
 
     set_up_logging(verbose=verbose)
+    for name, value in THREADS_ENV.items():  # read when torch is imported
+        os.environ.setdefault(name, value)
 
 
 def _add_verb(verb: str) -> None:

@@ -107,8 +107,8 @@ class Workers(Section):
     in_process_rows: int = Field(
         2500,
         ge=0,
-        description="on one machine without a GPU, so many reviews and fewer go through the model in the command's own "
-        "process, which is sooner than with Ray; 0: never",
+        description="on one machine without a GPU, so many reviews and fewer, all splits together, are worked on in "
+        "the command's own process, which is sooner than with Ray (not by tune); 0: never",
     )
 
 

@@ -12,6 +12,7 @@ import pytest
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_worker_niceness", "0")
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # read when torch is imported; two test processes share the cores
 os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"  # silences a warning of Ray about its own future default
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -88,10 +89,10 @@ def ray_cluster():
     """One local Ray for the whole test session; four logical CPUs, so that actor pools leave some for tasks."""
     import ray
 
-    from bertray.model.allocator import ALLOCATOR_ENV
+    from bertray.environment import COMPUTE_ENV
     from bertray.pipelines.cluster import LOCAL_TRAIN_ENV
 
-    os.environ.update(ALLOCATOR_ENV | LOCAL_TRAIN_ENV)
+    os.environ.update(COMPUTE_ENV | LOCAL_TRAIN_ENV)
     ray.init(
         address="local",
         include_dashboard=False,
@@ -102,6 +103,18 @@ def ray_cluster():
     )
     yield
     ray.shutdown()
+
+
+@pytest.fixture
+def no_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever starts Ray, or computes without it, has checked too late."""
+    from bertray.pipelines import cluster
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("work began before the input was checked")
+
+    monkeypatch.setattr(cluster, "_connect", refuse)
+    monkeypatch.setattr(cluster, "Resources", refuse)  # which this process has where it computes alone
 
 
 @pytest.fixture(scope="session")
@@ -151,10 +164,20 @@ def s3_environment(s3_server: dict[str, str]) -> dict[str, str]:
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory, tiny_encoder, corpus, ray_cluster) -> Path:
-    """A finished training run."""
+    """A finished training run, on a worker of Ray Train."""
+    return _trained(tmp_path_factory, tiny_encoder, corpus)
+
+
+@pytest.fixture(scope="session")
+def trained_alone(tmp_path_factory, tiny_encoder, corpus) -> Path:
+    """A finished training run, for tests that need no Ray."""
+    return _trained(tmp_path_factory, tiny_encoder, corpus)
+
+
+def _trained(tmp_path_factory: pytest.TempPathFactory, encoder: Path, corpus: Path) -> Path:
     from bertray.cli import run
     from tests.corpus import train_argv
 
     output = tmp_path_factory.mktemp("run") / "train"
-    assert run(train_argv(tiny_encoder, corpus, output)) == 0
+    assert run(train_argv(encoder, corpus, output)) == 0
     return output

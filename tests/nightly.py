@@ -94,6 +94,12 @@ def worker_without_ray(_: Workers) -> Iterator[nights.StagingWorker]:
     yield nights.StagingWorker(replace(LoopWorker.resources, in_process_rows=ANY_NUMBER))
 
 
+@contextlib.contextmanager
+def session_alone(*_: object, **__: object) -> Iterator[Resources]:
+    """In place of `session_for`: this process alone, where Ray is at hand too."""
+    yield Resources(num_workers=1, threads=1, cpus_per_worker=1.0, gpus_per_worker=0, alone=True)
+
+
 def staged_in_this_process(work: Sequence[WorkItem], read: ReadSettings, settings: PartSettings, resources, **only):
     """In place of `stage_parts`: the same without Ray, however many rows."""
     return stage_parts(work, read, settings, replace(resources, in_process_rows=ANY_NUMBER), **only)

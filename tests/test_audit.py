@@ -12,8 +12,10 @@ import pytest
 
 from bertray.cli import run
 from tests.corpus import sentences, write
+from tests.nightly import session_alone
 
 TABLES = {"broken", "conflicts", "damaged", "duplicates", "label_errors", "near_duplicates", "repeated_ids"}
+KEYS = ["max_length=24", "label_errors.folds=4"]
 WRONG = range(70, 80)  # rows with the other label
 LONG = "this is the story of a man who wanted to see the sea and never came home again before the winter"
 
@@ -30,7 +32,7 @@ def report_of(output: Path) -> dict:
 
 
 @pytest.fixture(scope="module")
-def planted(tmp_path_factory, tiny_encoder, ray_cluster) -> tuple[Path, Path]:
+def planted(tmp_path_factory, tiny_encoder) -> tuple[Path, Path]:
     """(folder of the data, output): 200 rows and a test split of 24 with one fault of each kind."""
     folder = tmp_path_factory.mktemp("planted")
     texts, labels = sentences(200, 1)
@@ -69,11 +71,11 @@ def planted(tmp_path_factory, tiny_encoder, ray_cluster) -> tuple[Path, Path]:
     argv = ["audit", str(folder / "train.parquet"), f"data.test={folder / 'test.jsonl'}", f"model={tiny_encoder}"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("bertray.pipelines.audit.ROWS_PER_SHARD", 32)  # seven shards of train
-        assert run([*argv, f"output={output}", "max_length=24", "label_errors.folds=4"]) == 0
+        patch.setattr("bertray.pipelines.audit.session_for", session_alone)
+        assert run([*argv, f"output={output}", *KEYS]) == 0
     return folder, output
 
 
-@pytest.mark.ray
 def test_every_planted_fault_is_found_where_it_is(planted):
     folder, output = planted
     assert {path.name for path in output.iterdir()} == {
@@ -123,7 +125,6 @@ def test_every_planted_fault_is_found_where_it_is(planted):
     assert set(paths["earlier_input_path"].to_pylist()) == {str(folder / "train.parquet")}
 
 
-@pytest.mark.ray
 def test_the_wrong_label_is_in_doubt_and_the_page_tells_the_counts(planted):
     _, output = planted
     doubted = rows_of(output, "label_errors", "id", "label", "suggested_label")
@@ -148,11 +149,10 @@ def test_the_wrong_label_is_in_doubt_and_the_page_tells_the_counts(planted):
     assert page.count("never came home") >= 2
 
 
-@pytest.mark.ray
 def test_the_same_command_says_that_it_is_done_and_another_one_is_refused(planted, tiny_encoder, capsys):
     folder, output = planted
     argv = ["audit", str(folder / "train.parquet"), f"data.test={folder / 'test.jsonl'}", f"model={tiny_encoder}"]
-    argv += [f"output={output}", "max_length=24", "label_errors.folds=4"]
+    argv += [f"output={output}", *KEYS]
     capsys.readouterr()
     assert run(argv) == 0
     assert "already audited" in capsys.readouterr().out
@@ -160,7 +160,18 @@ def test_the_same_command_says_that_it_is_done_and_another_one_is_refused(plante
 
 
 @pytest.mark.ray
-def test_pairs_are_compared_as_pairs_and_data_without_labels_or_ids_is_audited(tmp_path, tiny_encoder, ray_cluster):
+def test_an_audit_on_ray_finds_what_one_process_finds(planted, tiny_encoder, tmp_path, ray_cluster, monkeypatch):
+    folder, output = planted
+    argv = ["audit", str(folder / "train.parquet"), f"data.test={folder / 'test.jsonl'}", f"model={tiny_encoder}"]
+    monkeypatch.setattr("bertray.pipelines.audit.ROWS_PER_SHARD", 32)
+    assert run([*argv, f"output={tmp_path / 'ray'}", *KEYS]) == 0
+    tables = sorted(path.name for path in output.glob("*.parquet"))
+    assert len(tables) >= 5
+    for name in tables:
+        assert pq.read_table(tmp_path / "ray" / name).equals(pq.read_table(output / name)), name
+
+
+def test_pairs_are_compared_as_pairs_and_data_without_labels_or_ids_is_audited(tmp_path, tiny_encoder):
     table = pa.table({"sentence": ["good food"] * 3 + ["the story"], "aspect": ["food", "plot", "food", "plot"]})
     pq.write_table(table, tmp_path / "a.parquet")
     columns = "columns={text: sentence, text_pair: aspect}"
@@ -173,8 +184,7 @@ def test_pairs_are_compared_as_pairs_and_data_without_labels_or_ids_is_audited(t
     assert not (tmp_path / "out" / "label_errors.parquet").exists()
 
 
-@pytest.mark.ray
-def test_a_damaged_file_is_a_finding_and_one_class_skips_label_errors(tmp_path, tiny_encoder, ray_cluster):
+def test_a_damaged_file_is_a_finding_and_one_class_skips_label_errors(tmp_path, tiny_encoder):
     folder = tmp_path / "in"
     write(folder / "a.parquet", 30, 1, "a")
     (folder / "b.parquet").write_bytes(b"PAR1 not really PAR1")
@@ -196,9 +206,8 @@ def test_a_damaged_file_is_a_finding_and_one_class_skips_label_errors(tmp_path, 
     )
 
 
-@pytest.mark.ray
 @pytest.mark.slow
-def test_embeddings_judge_labels_and_leave_nothing_behind(tmp_path, tiny_encoder, ray_cluster):
+def test_embeddings_judge_labels_and_leave_nothing_behind(tmp_path, tiny_encoder):
     write(tmp_path / "a.parquet", 300, 1, "a")
     table = pq.read_table(tmp_path / "a.parquet")
     labels = table["label"].to_pylist()
@@ -215,17 +224,6 @@ def test_embeddings_judge_labels_and_leave_nothing_behind(tmp_path, tiny_encoder
 
 
 # --- wrong input -----------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def no_cluster(monkeypatch):
-    """Whoever starts Ray in these tests has checked too late."""
-    import bertray.pipelines.cluster as cluster
-
-    def refuse(*_: object) -> None:
-        raise AssertionError("the cluster was started before the input was checked")
-
-    monkeypatch.setattr(cluster, "_connect", refuse)
 
 
 @pytest.mark.parametrize(
@@ -253,7 +251,7 @@ def no_cluster(monkeypatch):
         (["{tmp}/a.parquet", "model=/no/such/model"], 2, "no such folder"),
     ],
 )
-def test_wrong_input_is_told_and_nothing_is_written(tmp_path, tiny_encoder, no_cluster, capsys, words, code, said):
+def test_wrong_input_is_told_and_nothing_is_written(tmp_path, tiny_encoder, no_work, capsys, words, code, said):
     write(tmp_path / "a.parquet", 30, 1, "a")
     pq.write_table(pq.read_table(tmp_path / "a.parquet").slice(0, 0), tmp_path / "empty.parquet")
     (tmp_path / "bad.parquet").write_bytes(b"PAR1 not really PAR1")

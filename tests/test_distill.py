@@ -15,12 +15,10 @@ from bertray.config import Training
 from bertray.errors import ConfigError
 from bertray.model.making import check_shallow, write_shallow
 from bertray.pipelines.examples import TokenizedData
-from bertray.pipelines.rank import train_rank
 from bertray.storage.store import LocalStore
 from bertray.training.loop import Examples, LoopSettings, run_loop
 from bertray.training.objectives import Distillation
 from bertray.training.token_shards import FEATURES, to_ipc
-from tests.nightly import without_actors
 from tests.training.test_loop import examples
 
 LOOP = LoopSettings(
@@ -129,18 +127,14 @@ def test_a_review_of_which_the_teacher_knows_nothing_is_not_learned_from(tmp_pat
     assert len(found.train) + len(found.validation) == 18
 
 
-@pytest.mark.ray
-def test_a_student_of_a_trained_bundle(trained, corpus, tmp_path, ray_cluster, monkeypatch, capsys):
-    """Its teacher on Ray; the rest in this process."""
-    monkeypatch.setattr("bertray.pipelines.train.run_workers", lambda job, *_: train_rank(job, 0, 1, "cpu"))
-    without_actors(monkeypatch)
+def test_a_student_of_a_trained_bundle(trained_alone, corpus, tmp_path, monkeypatch, capsys):
     texts = pq.read_table(corpus / "train.parquet").drop_columns(["label"])
     pq.write_table(texts, tmp_path / "unlabelled.parquet")
     words = [
         "train",
         "training.method=distill",
-        f"training.teacher={trained / 'model'}",
-        f"model={trained / 'model'}",
+        f"training.teacher={trained_alone / 'model'}",
+        f"model={trained_alone / 'model'}",
         "training.keep_layers=1",
         f"data.train={tmp_path / 'unlabelled.parquet'}",
         f"data.test={corpus / 'test.parquet'}",
@@ -151,7 +145,7 @@ def test_a_student_of_a_trained_bundle(trained, corpus, tmp_path, ray_cluster, m
     ]
     assert run(words) == 0
     capsys.readouterr()
-    teacher = json.loads((trained / "metrics.json").read_text())
+    teacher = json.loads((trained_alone / "metrics.json").read_text())
     student = json.loads((tmp_path / "student" / "metrics.json").read_text())
     assert set(student["baselines"]) == {"majority", "tfidf_logreg", "teacher"}
     assert student["baselines"]["tfidf_logreg"]["accuracy"]["value"] > 0.8  # of labels that the teacher gave
@@ -163,9 +157,9 @@ def test_a_student_of_a_trained_bundle(trained, corpus, tmp_path, ray_cluster, m
     assert student["student"]["rows_per_s"] > 0
     assert student["student"]["weights"] < student["teacher"]["weights"]
     card = (tmp_path / "student" / "model" / "README.md").read_text()
-    assert f"Distilled from `{trained / 'model'}`" in card
+    assert f"Distilled from `{trained_alone / 'model'}`" in card
     info, of_teacher = (
-        json.loads((folder / "model" / "bertray.json").read_text()) for folder in (tmp_path / "student", trained)
+        json.loads((folder / "model" / "bertray.json").read_text()) for folder in (tmp_path / "student", trained_alone)
     )
     assert info["labels"] == of_teacher["labels"]
     assert info["temperature"] == 1.0
@@ -178,8 +172,7 @@ def test_a_student_of_a_trained_bundle(trained, corpus, tmp_path, ray_cluster, m
     assert capsys.readouterr().out.startswith("already trained")
 
 
-@pytest.mark.ray
-def test_plan_counts_the_teacher_and_the_layers_that_are_kept(trained, corpus, tmp_path, monkeypatch, capsys):
+def test_plan_counts_the_teacher_and_the_layers_that_are_kept(trained_alone, corpus, tmp_path, monkeypatch, capsys):
     import bertray.training.objectives as objectives
     from bertray.pipelines import plan
 
@@ -193,11 +186,11 @@ def test_plan_counts_the_teacher_and_the_layers_that_are_kept(trained, corpus, t
 
     monkeypatch.setattr(objectives, "load_classifier", loaded)
     monkeypatch.setattr(plan, "_scoring_rate", lambda folder, _: scored.append(folder) or 1e9)
-    model = f"{trained / 'model'}"
+    model = f"{trained_alone / 'model'}"
     data = [f"data.train={corpus / 'train.parquet'}", f"data.test={corpus / 'test.parquet'}", "max_length=24"]
     words = ["training.method=distill", f"training.teacher={model}", f"model={model}", "training.keep_layers=1"]
     assert run(["plan", *words, *data, f"output={tmp_path / 'out'}"]) == 0
-    assert (scored, depths) == ([trained / "model"], [1])
+    assert (scored, depths) == ([trained_alone / "model"], [1])
     assert "optimizer steps" in capsys.readouterr().out
 
 
@@ -218,11 +211,14 @@ def test_plan_counts_the_teacher_and_the_layers_that_are_kept(trained, corpus, t
         (["data.test={other}"], 6, "happy"),
     ],
 )
-@pytest.mark.ray
-def test_a_mistake_is_told_and_nothing_is_written(words, code, said, trained, corpus, tmp_path, capsys):
+def test_a_mistake_is_told_and_nothing_is_written(words, code, said, trained_alone, corpus, tmp_path, capsys):
     other = tmp_path / "other.parquet"
     pq.write_table(pa.table({"id": ["1", "2"], "text": ["a film", "a story"], "label": ["happy", "sad"]}), other)
-    given = [f"training.teacher={trained / 'model'}", f"model={trained / 'model'}", "training.method=distill"]
+    given = [
+        f"training.teacher={trained_alone / 'model'}",
+        f"model={trained_alone / 'model'}",
+        "training.method=distill",
+    ]
     data = [f"data.train={corpus / 'train.parquet'}", f"data.test={corpus / 'test.parquet'}"]
     output = [f"output={tmp_path / 'out'}", "max_length=24"]
     assert run(["train", *given, *data, *output, *(word.format(corpus=corpus, other=other) for word in words)]) == code

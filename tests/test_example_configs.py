@@ -1,7 +1,6 @@
-"""Every example config, run as its comments say on a tiny sample in the form of its data, in one Ray session.
+"""Every example config, run as its comments say on a tiny sample in the form of its data: so few rows need no Ray.
 
-Workers of Ray Train and actors take ten seconds each to start, so these runs train and evaluate in this process; one
-does on workers in `make test-slow`, and the run that other tests read does so here.
+One is run on workers of Ray Train in `make test-slow`.
 """
 
 from __future__ import annotations
@@ -16,12 +15,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from bertray.cli import run
-from bertray.pipelines.rank import train_rank
 from tests.conftest import WORDS
-from tests.nightly import without_actors
-from tests.test_topics import without_ray, write_reviews
+from tests.test_topics import write_reviews
 
-pytestmark = pytest.mark.ray
 CONFIGS = Path(__file__).resolve().parent.parent / "jobs" / "configs"
 
 # config -> values of its label column
@@ -72,9 +68,7 @@ def train(name: str, encoder: Path, folder: Path) -> Path:
 
 
 @pytest.mark.parametrize("name", LABELS)
-def test_a_config_trains_on_a_sample_in_the_form_of_its_data(name, tiny_encoder, tmp_path, ray_cluster, monkeypatch):
-    monkeypatch.setattr("bertray.pipelines.train.run_workers", lambda job, *_: train_rank(job, 0, 1, "cpu"))
-    without_actors(monkeypatch)
+def test_a_config_trains_on_a_sample_in_the_form_of_its_data(name, tiny_encoder, tmp_path):
     check(name, tiny_encoder, tmp_path)
 
 
@@ -112,14 +106,14 @@ def check(name: str, tiny_encoder: Path, tmp_path: Path) -> None:
         assert [(file["rows_in"], file["rows_scored"]) for file in entry["files"]] == [(12, 12), (12, 12)]
 
 
-def test_the_config_of_embed(tiny_encoder, tmp_path, ray_cluster):
+def test_the_config_of_embed(tiny_encoder, tmp_path):
     write_sample("imdb", tmp_path / "in" / "a.parquet", 20, 3)
     words = [f"model={tiny_encoder}", f"input={tmp_path / 'in'}", f"output={tmp_path / 'out'}", "max_length=24"]
     assert run(["embed", "-c", str(CONFIGS / "embed.yaml"), *words]) == 0
     assert pq.read_table(tmp_path / "out" / "data").schema.field("embedding").type == pa.list_(pa.float16(), 32)
 
 
-def test_the_config_of_audit(tiny_encoder, tmp_path, ray_cluster):
+def test_the_config_of_audit(tiny_encoder, tmp_path):
     files = [
         f"data.{split}={write_sample('imdb', tmp_path / f'{split}.parquet', 60, 4)}" for split in ("train", "test")
     ]
@@ -128,6 +122,7 @@ def test_the_config_of_audit(tiny_encoder, tmp_path, ray_cluster):
     assert pq.read_table(tmp_path / "out" / "leakage.parquet")["kind"].to_pylist() == ["exact"] * 60
 
 
+@pytest.mark.ray
 def test_the_config_of_tune_after_that_of_a_run(tiny_encoder, tmp_path, ray_cluster):
     files = [f"data.train={write_sample('emotion', tmp_path / 'train.parquet', 96, 1)}"]
     words = [f"model={tiny_encoder}", f"output={tmp_path / 'out'}", "max_length=24", "training.epochs=1"]
@@ -139,8 +134,7 @@ def test_the_config_of_tune_after_that_of_a_run(tiny_encoder, tmp_path, ray_clus
 
 
 @pytest.mark.parametrize("name", ["pretrain", "scratch"])
-def test_the_configs_of_pretrain(name, tiny_encoder, tmp_path, ray_cluster, monkeypatch):
-    monkeypatch.setattr("bertray.pipelines.pretrain.run_workers", lambda job, *_: train_rank(job, 0, 1, "cpu"))
+def test_the_configs_of_pretrain(name, tiny_encoder, tmp_path):
     write_sample("korean" if name == "scratch" else "imdb", tmp_path / "texts.parquet", 96, 3)
     words = [f"input={tmp_path / 'texts.parquet'}", f"output={tmp_path / 'out'}", "max_length=24", "training.epochs=1"]
     small = {
@@ -151,10 +145,8 @@ def test_the_configs_of_pretrain(name, tiny_encoder, tmp_path, ray_cluster, monk
     assert (tmp_path / "out" / "model" / "model.safetensors").is_file()
 
 
-def test_the_config_of_distill(trained, corpus, tmp_path, monkeypatch):
-    monkeypatch.setattr("bertray.pipelines.train.run_workers", lambda job, *_: train_rank(job, 0, 1, "cpu"))
-    without_actors(monkeypatch)
-    model, output = trained / "model", tmp_path / "student"
+def test_the_config_of_distill(trained_alone, corpus, tmp_path):
+    model, output = trained_alone / "model", tmp_path / "student"
     words = [f"training.teacher={model}", f"model={model}", "training.keep_layers=1", "training.epochs=1"]
     data = [f"data.{split}={corpus / split}.parquet" for split in ("train", "test")]
     assert run(["train", "-c", str(CONFIGS / "distill.yaml"), *words, *data, f"output={output}", "max_length=24"]) == 0
@@ -163,8 +155,7 @@ def test_the_config_of_distill(trained, corpus, tmp_path, monkeypatch):
     assert set(metrics["baselines"]) == {"majority", "tfidf_logreg", "teacher"}
 
 
-def test_the_config_of_topics(tiny_encoder, tmp_path, monkeypatch):
-    without_ray(monkeypatch)
+def test_the_config_of_topics(tiny_encoder, tmp_path):
     words = [f"model={tiny_encoder}", f"input={write_reviews(tmp_path / 'in')}", f"output={tmp_path / 'out'}"]
     assert run(["topics", "-c", str(CONFIGS / "topics.yaml"), *words, "max_length=24", "topics.map_rows=0"]) == 0
     assert pq.read_table(tmp_path / "out" / "assignments.parquet").num_rows == 147

@@ -1,4 +1,4 @@
-"""A few reviews on one machine go through the model in the command's own process: no Ray, and the same rows."""
+"""A few reviews on one machine are worked on in the command's own process: no Ray, and the same outcome."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ import pytest
 from bertray.cli import run
 from bertray.config import Workers
 from bertray.pipelines.cluster import Resources, without_ray
-from tests.corpus import write
+from tests.corpus import train_argv, write
 from tests.processes import environment_beside_the_cluster
 
 pytestmark = pytest.mark.ray
 
 PROBE = """
-import json, sys
+import json, os, sys
 from bertray.cli import run
 codes = [run(words) for words in json.loads(sys.argv[1])]
-print("codes", codes, "ray", "ray" in sys.modules)
+print("codes", codes, "ray", "ray" in sys.modules, "threads", os.environ["OMP_WAIT_POLICY"])
 sys.exit(max(codes))
 """
 
 
-def test_a_small_night_and_evaluation_need_no_ray_and_give_the_rows_of_one_on_ray(trained, tmp_path, ray_cluster):
+def test_small_work_needs_no_ray_and_gives_what_it_gives_on_ray(trained, tiny_encoder, corpus, tmp_path, ray_cluster):
     write(tmp_path / "in" / "a.parquet", 40, 5, "n")
 
     def words(verb: str, out: str, limit: int) -> list[str]:
@@ -36,17 +36,26 @@ def test_a_small_night_and_evaluation_need_no_ray_and_give_the_rows_of_one_on_ra
     def night(out: str, limit: int) -> list[str]:
         return [*words("score", out, limit), "rows_per_shard=16"]
 
-    commands = [night("alone", 40), words("evaluate", "evaluated", 40)]
+    training = [*train_argv(tiny_encoder, corpus, tmp_path / "run"), "workers.in_process_rows=330"]
+    commands = [night("alone", 40), words("evaluate", "evaluated", 40), training]
+    env = environment_beside_the_cluster()
+    del env["OMP_WAIT_POLICY"]  # which the tests have too
     done = subprocess.run(
         [sys.executable, "-c", PROBE, json.dumps(commands)],
-        env=environment_beside_the_cluster(),
+        env=env,
         capture_output=True,
         text=True,
         timeout=200,
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.rstrip().endswith("codes [0, 0] ray False")  # it has not so much as imported Ray
+    # It has not so much as imported Ray.
+    assert done.stdout.rstrip().endswith("codes [0, 0, 0] ray False threads passive")
+    learned, on_worker = (
+        [row["loss"] for row in pq.read_table(output / "history.parquet").to_pylist()]
+        for output in (tmp_path / "run", trained)
+    )
+    assert learned == pytest.approx(on_worker, abs=1e-3)
     assert run(night("ray", 39)) == 0
     alone, on_ray = (
         pq.read_table(tmp_path / out / "data").sort_by("id").drop_columns(["run_id", "scored_at"])

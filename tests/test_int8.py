@@ -98,8 +98,7 @@ def test_another_precision_is_another_setting_of_a_slot(model, reviews, tmp_path
     assert entry["int8"]["rows"] == 60
 
 
-@pytest.mark.ray
-def test_an_evaluation_in_int8_tells_it_too(model, reviews, tmp_path, ray_cluster):
+def test_an_evaluation_in_int8_tells_it_too(model, reviews, tmp_path):
     out = tmp_path / "evaluated"
     words = [
         f"model={model}",

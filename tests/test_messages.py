@@ -6,6 +6,8 @@ import pytest
 
 from bertray.cli import run
 
+pytestmark = pytest.mark.usefixtures("no_work")
+
 
 @pytest.fixture
 def reviews(tmp_path):
@@ -29,18 +31,6 @@ def tiny_classifier(tmp_path, tiny_encoder):
     AutoModelForSequenceClassification.from_pretrained(tiny_encoder, id2label=labels).save_pretrained(folder)
     AutoTokenizer.from_pretrained(tiny_encoder).save_pretrained(folder)
     return folder
-
-
-@pytest.fixture(autouse=True)
-def no_cluster(monkeypatch):
-    """Whoever starts Ray, or computes, in these tests has checked too late."""
-    import bertray.pipelines.cluster as cluster
-
-    def refuse(*_):
-        raise AssertionError("the cluster was started before the input was checked")
-
-    monkeypatch.setattr(cluster, "_connect", refuse)
-    monkeypatch.setattr("bertray.pipelines.shards.MakePart", refuse)  # what few reviews go through, without Ray
 
 
 def outcome(capsys, *argv: object) -> tuple[int, str]:

@@ -42,7 +42,8 @@ def test_train_score_embed_and_tune_with_everything_on_an_object_store(
         assert done.returncode == 0, done.stderr
 
     before = set(tmp_path.iterdir()) | {cache}
-    words = train_argv(tiny_encoder, corpus, tmp_path, f"output={root}/run", f"data.train={root}/in/train.parquet")
+    data = [f"output={root}/run", f"data.train={root}/in/train.parquet"]
+    words = train_argv(tiny_encoder, corpus, tmp_path, *data, "workers.in_process_rows=0")
     bertray(*words, f"data.test={root}/in/test.parquet", "training.epochs=2")
     assert json.loads(store.get("run/metrics.json"))["rows"] == 90
     assert b"<html" in store.get("run/report.html")

@@ -12,19 +12,11 @@ from bertray.cli import run
 from bertray.config import NewEncoder, NewVocabulary
 from bertray.errors import DataRefused
 from bertray.model.making import learn_vocabulary, write_new_encoder
-from bertray.pipelines.rank import train_rank
 
 KEYS = ["max_length=24", "training.epochs=2", "training.learning_rate=1e-3", "training.held_out_tokens=60"]
 
 
-@pytest.fixture
-def in_this_process(monkeypatch):
-    """Without Ray Train, whose workers take long to start."""
-    monkeypatch.setattr("bertray.pipelines.pretrain.run_workers", lambda job, *_: train_rank(job, 0, 1, "cpu"))
-
-
-@pytest.mark.ray
-def test_an_encoder_is_adapted_and_train_takes_it(tiny_encoder, corpus, tmp_path, ray_cluster, in_this_process, capsys):
+def test_an_encoder_is_adapted_and_train_takes_it(tiny_encoder, corpus, tmp_path, capsys):
     from safetensors.torch import load_file
     from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification
 
@@ -72,8 +64,7 @@ def test_an_encoder_is_adapted_and_train_takes_it(tiny_encoder, corpus, tmp_path
     assert "holds a pretrain run with other data or settings" in capsys.readouterr().err
 
 
-@pytest.mark.ray
-def test_a_new_encoder_with_its_own_word_pieces(corpus, tmp_path, ray_cluster, in_this_process):
+def test_a_new_encoder_with_its_own_word_pieces(corpus, tmp_path):
     from transformers import AutoModelForMaskedLM, AutoTokenizer
 
     output = tmp_path / "new"
@@ -166,7 +157,6 @@ def test_a_mistake_is_told_before_ray_starts(words, code, said, tiny_encoder, co
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.ray
 @pytest.mark.parametrize(
     ("texts", "said"),
     [
@@ -175,7 +165,7 @@ def test_a_mistake_is_told_before_ray_starts(words, code, said, tiny_encoder, co
         ([f"{'金' * (row + 1)}" for row in range(60)], "the tokenizer knows 0 tokens"),
     ],
 )
-def test_texts_that_leave_nothing_to_learn_or_to_judge_by(texts, said, tiny_encoder, tmp_path, ray_cluster, capsys):
+def test_texts_that_leave_nothing_to_learn_or_to_judge_by(texts, said, tiny_encoder, tmp_path, capsys):
     pq.write_table(pa.table({"text": texts}), tmp_path / "texts.parquet")
     words = [f"model={tiny_encoder}", f"input={tmp_path / 'texts.parquet'}", f"output={tmp_path / 'out'}", *KEYS]
     assert run(["pretrain", *words]) == 6
@@ -183,10 +173,7 @@ def test_texts_that_leave_nothing_to_learn_or_to_judge_by(texts, said, tiny_enco
     assert not any(path.is_file() for path in (tmp_path / "out").rglob("*"))
 
 
-@pytest.mark.ray
-def test_whoever_follows_the_remedy_of_a_refusal_uses_the_same_output(
-    corpus, tmp_path, ray_cluster, in_this_process, capsys
-):
+def test_whoever_follows_the_remedy_of_a_refusal_uses_the_same_output(corpus, tmp_path, capsys):
     shape = ["from_scratch=true", "encoder={num_layers: 1, hidden_size: 16, num_heads: 2}"]
     words = [f"input={corpus / 'train.parquet'}", f"output={tmp_path / 'out'}", *shape, *KEYS]
     assert run(["pretrain", *words]) == 6

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import signal
@@ -70,7 +71,9 @@ def head() -> Iterator[tuple[str, dict[str, str]]]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def submit(head: tuple[str, dict[str, str]], *entrypoint: str) -> subprocess.CompletedProcess[str]:
+def submit(
+    head: tuple[str, dict[str, str]], *entrypoint: str, env_vars: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
     address, env = head
     command = [
         str(RAY),
@@ -79,11 +82,23 @@ def submit(head: tuple[str, dict[str, str]], *entrypoint: str) -> subprocess.Com
         f"--address={address}",
         "--working-dir",
         ".",
+        *(["--runtime-env-json", json.dumps({"env_vars": env_vars})] if env_vars else []),
         "--",
         sys.executable,
         *entrypoint,
     ]
     return subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True, timeout=300)
+
+
+def test_workers_of_a_cluster_compute_in_our_environment_and_in_what_a_job_chooses(head):
+    script = (
+        "import os, ray; from bertray.config import Workers; from bertray.pipelines.cluster import ray_session; "
+        "session = ray_session(Workers()); session.__enter__(); "
+        "print('of a task:', [ray.get(ray.remote(os.environ.get).remote(name)) for name in "
+        "('OMP_WAIT_POLICY', 'MALLOC_ARENA_MAX', 'MALLOC_TOP_PAD_')])"
+    )
+    run = submit(head, "-c", script, env_vars={"MALLOC_ARENA_MAX": "7"})
+    assert "of a task: ['passive', '7', '268435456']" in run.stdout, run.stdout + run.stderr
 
 
 def test_train_and_score_run_as_submitted_jobs_and_a_failing_one_tells_its_code(head, tiny_encoder, tmp_path):

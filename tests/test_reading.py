@@ -70,10 +70,7 @@ def test_a_model_of_pairs_wants_pairs_and_another_does_not(of_pairs, column, sai
     assert opened("aspect").text_pair is False
 
 
-@pytest.mark.ray
-def test_scored_and_evaluated_reviews_are_tokenized_as_they_were_for_training(
-    tiny_encoder, tmp_path, ray_cluster, monkeypatch
-):
+def test_scored_and_evaluated_reviews_are_tokenized_as_they_were_for_training(tiny_encoder, tmp_path, monkeypatch):
     learned: list[list[int]] = []
     read: dict[str, list[list[int]]] = {}
     others: list[list[list[int]]] = []
@@ -82,10 +79,10 @@ def test_scored_and_evaluated_reviews_are_tokenized_as_they_were_for_training(
         reader = ReadAndTokenize(work, settings)
         return [row for item in work for row in reader.read(item)["input_ids"].to_pylist()]
 
-    def rank(job, *_):
+    def rank(job, *rest):
         shards = job.data.examples().shards
         learned.extend(row.tolist() for row in shards.sequences(range(len(shards))))
-        return train_rank(job, 0, 1, "cpu")
+        return train_rank(job, *rest)
 
     def spied(name: str):
         def staged(work, settings, *rest, **only):
@@ -101,7 +98,7 @@ def test_scored_and_evaluated_reviews_are_tokenized_as_they_were_for_training(
 
         return staged
 
-    monkeypatch.setattr("bertray.pipelines.train.run_workers", rank)
+    monkeypatch.setattr("bertray.pipelines.workers.train_rank", rank)
     monkeypatch.setattr("bertray.pipelines.evaluation.stage_parts", spied("evaluate"))
     monkeypatch.setattr("bertray.pipelines.nights.stage_parts", spied("score"))
     path = write(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 from pathlib import Path
 
@@ -14,10 +13,10 @@ import pytest
 from bertray.cli import run
 from bertray.pipelines import topic_rows, topics_found, topics_source
 from bertray.pipelines import topics as topics_of
-from bertray.pipelines.cluster import Resources
+from bertray.pipelines.cluster import session_for
 from bertray.pipelines.runs import FINISHED_FILE
 from bertray.pipelines.shards import stage_parts
-from tests.nightly import staged_in_this_process, worker_without_ray
+from tests.nightly import session_alone
 
 THEMES = {"good": ["great", "lovely", "fine"], "bad": ["awful", "poor", "boring"], "film": ["plot", "actor", "story"]}
 SIZES = {"good": 50, "bad": 40, "film": 60}
@@ -41,22 +40,10 @@ def write_reviews(folder: Path, name: str = "a.parquet", *, seed: int = 0, **col
     return folder / name
 
 
-@contextlib.contextmanager
-def no_ray(*_, **__):
-    yield Resources(num_workers=1, threads=1, cpus_per_worker=1.0, gpus_per_worker=0)
-
-
-def without_ray(monkeypatch) -> None:
-    """Ray's part of the verb, in this process."""
-    monkeypatch.setattr(topics_of, "ray_session", no_ray)
-    monkeypatch.setattr(topic_rows, "stage_parts", staged_in_this_process)
-    monkeypatch.setattr(topic_rows, "in_tasks", lambda task, count, _: [task(number) for number in range(count)])
-
-
 @pytest.fixture
 def in_process(monkeypatch):
-    """In this process, and several parts."""
-    without_ray(monkeypatch)
+    """In this process, where Ray is at hand too, and several parts."""
+    monkeypatch.setattr(topics_of, "session_for", session_alone)
     monkeypatch.setattr(topic_rows, "ROWS_PER_SHARD", 64)
     monkeypatch.setattr(topics_source, "ROWS_PER_SHARD", 64)
 
@@ -168,7 +155,7 @@ def test_a_run_that_died_while_embedding_goes_on_with_the_parts_it_has(topics, t
     embedded: list[int] = []
 
     def die_after_two(work, *rest, **keys):
-        for receipt in staged_in_this_process(work, *rest, **keys):
+        for receipt in stage_parts(work, *rest, **keys):
             embedded.append(receipt.rows_in)
             yield receipt
             if len(embedded) == 2:
@@ -181,25 +168,23 @@ def test_a_run_that_died_while_embedding_goes_on_with_the_parts_it_has(topics, t
     # Changed reviews are embedded anew, into the same output when asked; the old vectors go.
     write_reviews(tmp_path / "in", seed=1)
     assert topics() == 4
-    monkeypatch.setattr(topic_rows, "stage_parts", staged_in_this_process)
+    monkeypatch.setattr(topic_rows, "stage_parts", stage_parts)
     assert topics("replace=true") == 0
     assert len(list((tmp_path / "out" / "control" / "embeddings").iterdir())) == 1
 
 
 @pytest.fixture
-def scored(topics, tmp_path, trained, monkeypatch):
+def scored(topics, tmp_path, trained_alone):
     """A function that scores the reviews, in this process."""
-    monkeypatch.setattr("bertray.pipelines.nights.ray_worker", worker_without_ray)
 
     def call(*words: str) -> Path:
         paths = [f"input={tmp_path / 'in'}", f"output={tmp_path / 'scored'}"]
-        assert run(["score", f"model={trained / 'model'}", *paths, "columns.label=none", *words]) == 0
+        assert run(["score", f"model={trained_alone / 'model'}", *paths, "columns.label=none", *words]) == 0
         return tmp_path / "scored"
 
     return call
 
 
-@pytest.mark.ray
 def test_scored_rows_say_the_sentiment_with_their_own_texts_and_beside_raw_ones(scored, topics, tmp_path, capsys):
     folder = scored("keep_columns=[text, theme]")
     kept = {row["id"]: row for row in rows_of(folder / "data")}
@@ -218,7 +203,6 @@ def test_scored_rows_say_the_sentiment_with_their_own_texts_and_beside_raw_ones(
     assert "predicted labels" in (tmp_path / "a" / "report.html").read_text()
 
 
-@pytest.mark.ray
 def test_scored_rows_without_text_or_of_other_reviews_are_told(scored, topics, tmp_path, capsys):
     folder = scored()
     assert topics(f"scored={folder}") == 2
@@ -329,7 +313,7 @@ def test_topics_on_ray_are_those_of_one_process(topics, tiny_encoder, tmp_path, 
     assert topics(*words) == 0
     monkeypatch.undo()
     monkeypatch.setattr(topic_rows, "ROWS_PER_SHARD", 64)
-    assert topic_rows.stage_parts is stage_parts
+    assert topics_of.session_for is session_for
     paths = [f"input={tmp_path / 'in'}", f"output={tmp_path / 'ray'}"]
     assert run(["topics", f"model={tiny_encoder}", *OPTIONS, *paths, *words]) == 0
     a, b = (rows_of(tmp_path / name / "assignments.parquet") for name in ("out", "ray"))

@@ -22,7 +22,7 @@ from bertray.benchmark.gpu import visible_gpus, watched_gpus
 from bertray.benchmark.limit import ModelShape, matmul_rate
 from bertray.benchmark.memory import watched
 from bertray.config import Cleaning
-from bertray.model.allocator import ALLOCATOR_ENV
+from bertray.environment import COMPUTE_ENV
 from bertray.model.bundle import BundleInfo, bundled_model, read_info, resolve_model, write_bundle
 
 TITLES = {
@@ -114,7 +114,7 @@ class Trial:
         return Runs(len(lens_N), int(lens_N.sum()), passes * self.shape.flops(lens_N))
 
     def contestant(self, name: str) -> Contestant:
-        """A way that runs in a process of its own; ours keep memory in our way."""
+        """A way that runs in a process of its own; ours compute in our environment."""
         ours = name in ("engine", "int8", "train_bertray")
         task = Task(
             name=name,
@@ -125,7 +125,7 @@ class Trial:
             device=self.device,
             window_rows=WINDOW_ROWS if name in FAST else 0,
         )
-        return Contestant(task, {**self.environment, **(ALLOCATOR_ENV if ours else {})})
+        return Contestant(task, {**self.environment, **(COMPUTE_ENV if ours else {})})
 
 
 def open_trial(

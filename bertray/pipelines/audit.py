@@ -37,7 +37,7 @@ from bertray.pipelines import audit_tasks as tasks
 from bertray.pipelines.audit_page import Picker, audit_report, with_texts
 from bertray.pipelines.audit_tables import Audited, Split
 from bertray.pipelines.audit_tasks import AuditItem, ScanSettings
-from bertray.pipelines.cluster import Resources, ray_session
+from bertray.pipelines.cluster import Resources, session_for
 from bertray.pipelines.features import FOLDER as FEATURES_FOLDER
 from bertray.pipelines.features import embed_token_shards
 from bertray.pipelines.inputs import Inputs, check_installed, check_length, inspect_inputs, read_spec
@@ -88,7 +88,8 @@ def run_audit(config: AuditConfig) -> int:
         return 0
     claim_output(store, "audit", run_key, to_yaml(config))
     imports = ["ray.data", *(["cleanlab.filter", "sklearn.linear_model"] if config.label_errors.find else [])]
-    with ray_session(config.workers, imports=imports) as resources:
+    num_rows = sum(split.inputs.num_rows for split in splits)
+    with session_for(config.workers, num_rows, imports=imports) as resources:
         report, tables = _Audit(config, splits, labels, store, resources).run()
     report = replace(
         report,

@@ -19,7 +19,7 @@ from bertray.model.bundle import resolve_model
 from bertray.model.tokenization import ReviewTokenizer
 from bertray.pipelines.cluster import Resources
 from bertray.pipelines.parts import one_chunk
-from bertray.pipelines.shards import in_tasks
+from bertray.pipelines.shards import tables_of
 from bertray.reviews.marks import marks_of
 from bertray.reviews.near import band_hashes, folded, shingle_sets
 from bertray.reviews.sources import CUT, KEEP_PREFIX, ReadSpec, WorkItem, read_shard
@@ -94,9 +94,7 @@ def read_again(
 def _run(
     work: Sequence[AuditItem], task: Callable[[Sequence[AuditItem]], Any], resources: Resources
 ) -> Iterator[dict[str, Any]]:
-    if not work:
-        return
-    for batch in in_tasks(work, task, resources).iter_batches(batch_size=None, batch_format="pyarrow"):
+    for batch in tables_of(work, task, resources):
         for row in range(batch.num_rows):
             yield {name: batch[name][row] for name in batch.column_names}
 

@@ -14,7 +14,7 @@ import socket
 import sys
 import threading
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,9 +23,9 @@ from typing import Any
 from bertray import errors
 from bertray.config import Workers
 from bertray.console import stderr_without
+from bertray.environment import COMPUTE_ENV
 from bertray.errors import BertrayError, ConfigError, InfrastructureError
 from bertray.loading import without_collection
-from bertray.model.allocator import ALLOCATOR_ENV
 
 log = logging.getLogger(__name__)
 
@@ -54,6 +54,7 @@ class Resources:
     gpus_per_worker: int
     stall_timeout_s: float = 3600.0  # without a finished shard
     in_process_rows: int = 0  # reviews up to which no actor is started
+    alone: bool = False  # this process does everything, and no Ray is there
 
     @property
     def device(self) -> str:
@@ -74,7 +75,9 @@ def without_ray(workers: Workers, num_rows: int) -> Resources | None:
     """
     if num_rows > workers.in_process_rows or not _on_these_cpus(workers):
         return None
-    return Resources(1, workers.threads or os.cpu_count() or 1, 1.0, 0, in_process_rows=workers.in_process_rows)
+    return Resources(
+        1, workers.threads or os.cpu_count() or 1, 1.0, 0, in_process_rows=workers.in_process_rows, alone=True
+    )
 
 
 def _on_these_cpus(workers: Workers) -> bool:
@@ -98,13 +101,13 @@ def check_precision(precision: str, workers: Workers) -> None:
 
 
 @contextmanager
-def session_for(workers: Workers, num_rows: int) -> Iterator[Resources]:
+def session_for(workers: Workers, num_rows: int, *, imports: Sequence[str] = ()) -> Iterator[Resources]:
     """This process alone where that is enough for so many reviews, else `ray_session`."""
     alone = without_ray(workers, num_rows)
     if alone is not None:
         yield alone
         return
-    with ray_session(workers) as resources:
+    with ray_session(workers, imports=imports) as resources:
         yield resources
 
 
@@ -210,7 +213,7 @@ def _disconnect(environment: dict[str, str], temporary: str | None) -> None:
     ray.shutdown()
     if temporary and not log.isEnabledFor(logging.DEBUG):  # Ray's own logs
         shutil.rmtree(temporary, ignore_errors=True)
-    for name in {**ALLOCATOR_ENV, **LOCAL_TRAIN_ENV}:
+    for name in {**COMPUTE_ENV, **LOCAL_TRAIN_ENV}:
         if name in environment:
             os.environ[name] = environment[name]
         else:
@@ -232,11 +235,14 @@ def _connect(temporary: str | None) -> None:
     try:
         with stderr_without("Set ray log level from environment variable"):
             if inside_cluster():
-                ray.init(**quiet)
+                # The environment of the job, which Ray would refuse to have given twice, is among what the user chose.
+                os.environ.setdefault("RAY_OVERRIDE_JOB_RUNTIME_ENV", "1")
+                ray.init(runtime_env={"env_vars": COMPUTE_ENV | _chosen_by_user(COMPUTE_ENV)}, **quiet)
             else:
                 # Through the environment, which the processes that Ray starts ahead of need inherit: a runtime_env
                 # would have it start others.
-                os.environ.update({**ALLOCATOR_ENV, **LOCAL_TRAIN_ENV} | _chosen_by_user())
+                settings = {**COMPUTE_ENV, **LOCAL_TRAIN_ENV}
+                os.environ.update(settings | _chosen_by_user(settings))
                 # At least two logical CPUs: an actor pool that holds all of them would starve the reading tasks.
                 cpus = max(2, os.cpu_count() or 2)
                 ray.init(address="local", include_dashboard=False, num_cpus=cpus, _temp_dir=temporary, **quiet)
@@ -252,10 +258,9 @@ def _connect(temporary: str | None) -> None:
             signal.signal(signal.SIGTERM, on_sigterm)
 
 
-def _chosen_by_user() -> dict[str, str]:
+def _chosen_by_user(names: Iterable[str]) -> dict[str, str]:
     """Settings of ours that the environment has already, but for the address of a cluster that is not ours."""
-    names = {*ALLOCATOR_ENV, *LOCAL_TRAIN_ENV} - {"RAY_API_SERVER_ADDRESS"}
-    return {name: os.environ[name] for name in names if name in os.environ}
+    return {name: os.environ[name] for name in names if name in os.environ and name != "RAY_API_SERVER_ADDRESS"}
 
 
 def plan_resources(workers: Workers, cluster: dict[str, float], *, local: bool) -> Resources:

@@ -75,6 +75,11 @@ class LabelledData:
     fingerprint: str
     teacher: Teacher | None = None  # then `train` has no labels that anyone reads
 
+    @property
+    def num_rows(self) -> int:
+        """Rows of all splits; of a file from which two are taken, twice."""
+        return sum(inputs.num_rows for inputs in (self.train, self.validation, self.test) if inputs)
+
 
 def open_data(config: TrainConfig) -> LabelledData:
     """The inputs of a run, looked at and checked.

@@ -130,13 +130,19 @@ def _embed(
     store: Store,
     resources: Resources,
 ) -> None:
+    given = (model, pooling, list(work), store.root, resources.device, resources.threads)
+    if resources.alone:
+        encoder = _EmbedTokenShard(*given)
+        for number in range(len(work)):
+            encoder.embed(number)
+        return
     import ray.data
     from ray.data import ActorPoolStrategy
 
     configure_data(resources.stall_timeout_s)
     dataset = ray.data.range(len(work), override_num_blocks=len(work)).map_batches(
         _EmbedTokenShard,
-        fn_constructor_args=(model, pooling, list(work), store.root, resources.device, resources.threads),
+        fn_constructor_args=given,
         batch_size=1,
         batch_format="pyarrow",
         compute=ActorPoolStrategy(size=min(resources.num_workers, len(work))),
@@ -174,12 +180,16 @@ class _EmbedTokenShard:
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         for number in batch["id"].to_pylist():
-            source, target = self._work[number]
-            tokens = pa.ipc.open_file(pa.py_buffer(self._store.get(source))).read_all()
-            vectors_ND = self._engine.logits(sequences(one_sequence_each(tokens)))
-            values = pa.FixedSizeListArray.from_arrays(pa.array(vectors_ND.ravel()), vectors_ND.shape[1])
-            self._store.put(target, to_ipc(pa.table({FEATURES: values})))
+            self.embed(number)
         return batch
+
+    def embed(self, number: int) -> None:
+        """Compute and write the vectors of one token shard."""
+        source, target = self._work[number]
+        tokens = pa.ipc.open_file(pa.py_buffer(self._store.get(source))).read_all()
+        vectors_ND = self._engine.logits(sequences(one_sequence_each(tokens)))
+        values = pa.FixedSizeListArray.from_arrays(pa.array(vectors_ND.ravel()), vectors_ND.shape[1])
+        self._store.put(target, to_ipc(pa.table({FEATURES: values})))
 
 
 def one_sequence_each(tokens: pa.Table) -> pa.Table:

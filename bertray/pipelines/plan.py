@@ -86,12 +86,7 @@ def _plan_score(config: ScoreConfig) -> None:
     tokens_per_s = _scoring_rate(folder, sample, config.precision)
     seconds = inputs.num_rows * sample.seen_tokens_N.mean() / tokens_per_s
     basis = f"{tokens_per_s:,.0f} tokens/s measured here"
-    alone = without_ray(config.workers, inputs.num_rows)
-    if alone is None:
-        _print_forecast(config, seconds, basis)
-    else:
-        say(f"in one process of {alone.threads} threads: so few reviews need no Ray")
-        _print_time(config, LOADING_S, seconds, basis)
+    _print_forecast(config, inputs.num_rows, seconds, basis)
 
 
 def _plan_train(config: TrainConfig) -> None:
@@ -123,7 +118,7 @@ def _plan_train(config: TrainConfig) -> None:
         seen = draw_sample(data.train, ReviewTokenizer(teacher_folder, info.max_length, info.long_text))
         tokens = (data.train.num_rows + evaluated) * float(seen.seen_tokens_N.mean())
         seconds += tokens / _scoring_rate(teacher_folder, seen)
-    _print_forecast(config, seconds, f"{tokens_per_s:,.0f} tokens/s of training measured here")
+    _print_forecast(config, data.num_rows, seconds, f"{tokens_per_s:,.0f} tokens/s of training measured here")
 
 
 def _scoring_rate(folder: Path, sample: Sample, precision: ScoringPrecision = "auto") -> float:
@@ -219,7 +214,12 @@ def _print_sample(sample: Sample, num_rows: int, max_length: int) -> None:
         say(f"of {sample.rows_read:,} sampled rows {sample.rows_refused} would be quarantined ({share:.2%})")
 
 
-def _print_forecast(config: Common, seconds: float, basis: str) -> None:
+def _print_forecast(config: Common, num_rows: int, seconds: float, basis: str) -> None:
+    alone = without_ray(config.workers, num_rows)
+    if alone is not None:
+        say(f"in one process of {alone.threads} threads: so few reviews need no Ray")
+        _print_time(config, LOADING_S, seconds, basis)
+        return
     if inside_cluster():
         import ray
 

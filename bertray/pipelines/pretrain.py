@@ -22,7 +22,7 @@ from bertray.config import PretrainConfig, to_yaml
 from bertray.console import duration, say
 from bertray.errors import ConfigError, DataRefused
 from bertray.model.bundle import quiet_transformers, resolve_model, weights_digest
-from bertray.pipelines.cluster import Resources, ray_session
+from bertray.pipelines.cluster import Resources, session_for
 from bertray.pipelines.examples import ROWS_PER_SHARD, TOKENS, TokenizedData, token_shards
 from bertray.pipelines.inputs import Inputs, check_length, open_inputs, read_spec
 from bertray.pipelines.parts import parquet_bytes
@@ -70,7 +70,7 @@ def run_pretrain(config: PretrainConfig) -> int:
         say(f"already pretrained: {store.uri('report.html')}")
         return 0
     claim = claimed_output(store, "pretrain", run_key, to_yaml(config), checkpoints.FOLDER)
-    with claim, ray_session(config.workers, imports=IMPORTS) as resources:
+    with claim, session_for(config.workers, inputs.num_rows, imports=IMPORTS) as resources:
         base = given or _new(config, inputs, store, resources)
         settings = ReadSettings(spec, base.model, config.max_length, config.long_text)
         keys = token_shards(inputs, settings, base.digest, store, resources, "input")

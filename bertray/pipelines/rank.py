@@ -1,4 +1,4 @@
-"""What runs on a worker of Ray Train; imports little, since the workers' processes and their controller's import it."""
+"""A rank of the training loop; imports little, since the processes of Ray Train's workers and controller import it."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 import json
 import logging
 import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,26 +35,34 @@ def train_worker(settings: dict[str, Any]) -> Outcome | BertrayError:
     import ray.train
     import ray.train.torch
 
+    messages: list[str] = []
+    logging.getLogger("bertray").setLevel(logging.INFO)
+    logging.getLogger("bertray").addHandler(_Collector(messages))
     context = ray.train.get_context()
-    return train_rank(
-        settings["job"], context.get_world_rank(), context.get_world_size(), str(ray.train.torch.get_device())
-    )
+    device = str(ray.train.torch.get_device())
+    return train_rank(settings["job"], context.get_world_rank(), context.get_world_size(), device, messages)
 
 
-def train_rank(job: TrainJob, rank: int, world_size: int, device: str) -> Outcome | BertrayError:
+def train_rank(
+    job: TrainJob, rank: int, world_size: int, device: str, messages: Sequence[str] = ()
+) -> Outcome | BertrayError:
     """The share of one worker.
 
     A refusal that every rank comes to, and would come to again, is returned: Ray Train tries a failed worker again.
     What may have befallen this one alone is raised, or the others would wait for it in vain.
+
+    Args:
+        job: what to learn from, and how.
+        rank: of this worker.
+        world_size: number of workers.
+        device: to compute on.
+        messages: for the process that waits for this one to show; they grow while the loop runs.
     """
     store = open_store(job.data.output)
     start = uuid.uuid4().hex
-    messages: list[str] = []
-    logging.getLogger("bertray").setLevel(logging.INFO)
-    logging.getLogger("bertray").addHandler(_Collector(messages))
 
     def on_progress(state: dict[str, Any]) -> None:
-        store.put(PROGRESS, json.dumps({**state, "start": start, "messages": messages}).encode())
+        store.put(PROGRESS, json.dumps({**state, "start": start, "messages": list(messages)}).encode())
 
     try:
         with without_collection():

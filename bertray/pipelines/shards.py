@@ -135,9 +135,10 @@ class WriteTokenShard:
         self._output, self._folder = output, folder
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        return pa.concat_tables([self._write(table) for table in shards_of(batch)])
+        return pa.concat_tables([self.write(table) for table in shards_of(batch)])
 
-    def _write(self, table: pa.Table) -> pa.Table:
+    def write(self, table: pa.Table) -> pa.Table:
+        """Write the reviews of a shard that are fit for use; returns one row of what became of all."""
         if s.LABEL not in table.column_names:
             table = table.append_column(s.LABEL, pa.nulls(table.num_rows, pa.string()))
         refused = pc.is_valid(table[s.REASON])
@@ -175,7 +176,8 @@ def stage_parts(
     """
     if not work:
         return
-    if sum(shard.hi - shard.lo for item in work for shard in item) <= resources.in_process_rows:
+    num_rows = sum(shard.hi - shard.lo for item in work for shard in item)
+    if resources.alone or num_rows <= resources.in_process_rows:
         settings = replace(settings, threads=settings.threads * resources.num_workers)
         reader, parts = ReadAndTokenize(work, read, only_rows), MakePart(settings)
         yield from (parts.make(table) for table in map(reader.read, work) if table.num_rows)
@@ -221,8 +223,13 @@ def write_token_shards(
     """Tokenize reviews in parallel into token shards; one summary a shard."""
     if not work:
         return
+    writer = WriteTokenShard(output, folder)
+    if resources.alone:
+        reader = ReadAndTokenize(work, read, only_rows)
+        yield from (writer.write(reader.read(item)).to_pylist()[0] for item in work)
+        return
     dataset = _tokenized(work, read, resources, only_rows).map_batches(
-        WriteTokenShard(output, folder), batch_size=1, batch_format="pyarrow", num_cpus=0.5
+        writer, batch_size=1, batch_format="pyarrow", num_cpus=0.5
     )
     for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
         yield from batch.to_pylist()
@@ -243,24 +250,37 @@ class ReadTexts:
 
 def read_texts(work: Sequence[WorkItem], spec: ReadSpec, resources: Resources) -> Iterator[list[str]]:
     """Cleaned texts, work item after work item."""
-    dataset = in_tasks(work, lambda items: ReadTexts(items, spec), resources)
-    for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
+    for batch in tables_of(work, lambda items: ReadTexts(items, spec), resources):
         yield batch[s.TEXT].to_pylist()
 
 
 def _tokenized(
     work: Sequence[WorkItem], read: ReadSettings, resources: Resources, only_rows: Mapping[int, np.ndarray] | None
 ) -> Any:
-    return in_tasks(work, lambda items: ReadAndTokenize(items, read, only_rows), resources)
+    return _in_tasks(work, lambda items: ReadAndTokenize(items, read, only_rows), resources)
 
 
-def in_tasks(work: Sequence[Any], function_of: Callable[[Sequence[Any]], Any], resources: Resources) -> Any:
-    """A data set of what a function makes of work items, in tasks.
+Function = Callable[[pa.Table], pa.Table]
+
+
+def tables_of(
+    work: Sequence[Any], function_of: Callable[[Sequence[Any]], Function], resources: Resources
+) -> Iterator[pa.Table]:
+    """What a function makes of work items, in no particular order: in Ray's tasks, or here where this process is alone.
 
     Args:
         function_of: makes the function, which takes a table with the numbers of some items, of the items; these lie in
             Ray's object store where they are many.
     """
+    if resources.alone:
+        function = function_of(work)
+        yield from (function(pa.table({"id": [number]})) for number in range(len(work)))
+    elif work:
+        yield from _in_tasks(work, function_of, resources).iter_batches(batch_size=None, batch_format="pyarrow")
+
+
+def _in_tasks(work: Sequence[Any], function_of: Callable[[Sequence[Any]], Function], resources: Resources) -> Any:
+    """A data set of what a function makes of work items, in tasks; see `tables_of`."""
     import ray.data
 
     configure_data(resources.stall_timeout_s)

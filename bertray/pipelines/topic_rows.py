@@ -289,7 +289,12 @@ def vectors_of(table: pa.Table) -> np.ndarray:
 
 
 def in_tasks(task: Task, count: int, resources: Resources) -> list[pa.Table]:
-    """`task(0)` … `task(count - 1)` in Ray tasks; the tables in order. They travel as bytes: Ray may split no table."""
+    """`task(0)` … `task(count - 1)`, in Ray tasks or in this process alone; the tables in order.
+
+    They travel as bytes: Ray may split no table.
+    """
+    if resources.alone:
+        return [task(number) for number in range(count)]
     import ray
     import ray.data
 

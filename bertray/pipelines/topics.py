@@ -9,7 +9,7 @@ import time
 
 from bertray.config import TopicsConfig, to_yaml
 from bertray.console import say, table, timed
-from bertray.pipelines.cluster import ray_session
+from bertray.pipelines.cluster import session_for
 from bertray.pipelines.inputs import check_installed
 from bertray.pipelines.runs import claimed_output, finished_run, mark_finished, remove_folder, replace_claim
 from bertray.pipelines.topic_rows import (
@@ -39,7 +39,7 @@ def run_topics(config: TopicsConfig) -> int:
         replace_claim(store, "topics", run_key, to_yaml(config))
     with (
         claimed_output(store, "topics", run_key, to_yaml(config), FOLDER),
-        ray_session(config.workers, imports=("ray.data",)) as resources,
+        session_for(config.workers, source.inputs.num_rows, imports=("ray.data",)) as resources,
     ):
         embedded = embed_rows(source.inputs, config.model, source.info, config.pooling, store, resources)
         check_enough(config, source, embedded.num_rows)

@@ -19,7 +19,7 @@ from bertray.model.bundle import LINEAR_HEADS, BundleInfo, resolve_model, weight
 from bertray.model.calibration import fit_temperature, offsets_to_shares
 from bertray.model.making import check_shallow
 from bertray.pipelines import distill, features
-from bertray.pipelines.cluster import Resources, ray_session
+from bertray.pipelines.cluster import Resources, session_for
 from bertray.pipelines.evaluation import (
     Baselines,
     EvaluatedRows,
@@ -71,7 +71,7 @@ def run_train(config: TrainConfig) -> int:
         say(f"already trained: {store.uri('report.html')}")
         return 0
     claim = claimed_output(store, "train", run_key, to_yaml(config), CHECKPOINTS)
-    with claim, ray_session(config.workers, imports=IMPORTS) as resources:
+    with claim, session_for(config.workers, data.num_rows, imports=IMPORTS) as resources:
         tokenized = tokenize(config, data, base, store, resources)
         start, model_folder = distill.student_of(config, model_folder, store)
         if data.teacher:

@@ -1,4 +1,4 @@
-"""Ray Train: the training loop on its workers, and what the command that waits for them shows."""
+"""The training loop on the workers of Ray Train, or in this process; and what the command shows meanwhile."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import pyarrow as pa
 from bertray.console import Ticker
 from bertray.errors import BertrayError, InfrastructureError
 from bertray.pipelines.cluster import Resources, import_all
-from bertray.pipelines.rank import PROGRESS, TrainJob, train_worker
+from bertray.pipelines.rank import PROGRESS, TrainJob, train_rank, train_worker
 from bertray.storage.store import LocalStore, Store
 from bertray.training.loop import Examples, Outcome
 
@@ -31,24 +31,38 @@ IMPORTS_AFTER_TRAINING = (  # for the bundle, the baselines and the charts
 
 
 def run_workers(job: TrainJob, examples: Examples, store: Store, resources: Resources) -> Outcome:
-    """Run the loop on the workers of Ray Train; returns what the first of them returned.
+    """Run the loop on the workers of Ray Train, or here where this process is alone; returns what the first returned.
 
     Raises:
         BertrayError: what a worker refused.
     """
+    where = "in this process" if resources.alone else f"{resources.num_workers} worker"
+    log.info(
+        "training on %d examples, validating on %d, %s%s",
+        len(examples.train),
+        len(examples.validation),
+        where,
+        "" if resources.num_workers == 1 else "s",
+    )
+    if resources.alone:
+        returned = _followed(lambda: train_rank(job, 0, 1, resources.device), store)
+    else:
+        fit = _trainer(job, store, resources).fit
+        with _imported_meanwhile():
+            returned = _followed(fit, store).return_value
+    if isinstance(returned, BertrayError):
+        raise returned
+    outcome: Outcome = returned
+    return outcome
+
+
+def _trainer(job: TrainJob, store: Store, resources: Resources) -> Any:
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
-    log.info(
-        "training on %d examples, validating on %d, %d worker%s",
-        len(examples.train),
-        len(examples.validation),
-        resources.num_workers,
-        "" if resources.num_workers == 1 else "s",
-    )
     per_worker = {"CPU": resources.cpus_per_worker} | ({"GPU": 1.0} if resources.gpus_per_worker else {})
     # Ray Train keeps its own bookkeeping under a fresh name; bertray's checkpoints are what a run resumes from.
-    trainer = TorchTrainer(
+    return TorchTrainer(
         train_worker,
         train_loop_config={"job": job},
         scaling_config=ScalingConfig(
@@ -60,11 +74,6 @@ def run_workers(job: TrainJob, examples: Examples, store: Store, resources: Reso
             failure_config=FailureConfig(max_failures=job.loop.training.max_failures),
         ),
     )
-    with _imported_meanwhile():
-        returned: Outcome | BertrayError = _followed(trainer.fit, store).return_value
-    if isinstance(returned, BertrayError):
-        raise returned
-    return returned
 
 
 def history_table(history: Sequence[Mapping[str, Any]], numbers: Sequence[str]) -> pa.Table:
@@ -88,10 +97,10 @@ def _imported_meanwhile() -> Iterator[None]:
 
 
 def _followed(fit: Callable[[], Any], store: Store) -> Any:
-    """Run Ray Train and follow `control/progress.json`: a bar on a terminal, log lines elsewhere.
+    """Run the training and follow `control/progress.json`: a bar on a terminal, log lines elsewhere.
 
-    Ray Train has this thread, since Ray must not be shut down while another one waits for an answer of it. It answers
-    Ctrl-C with `sys.exit(0)`, which becomes the interruption that it is.
+    The training has this thread, since Ray must not be shut down while another one waits for an answer of it. Ray Train
+    answers Ctrl-C with `sys.exit(0)`, which becomes the interruption that it is.
     """
     store.delete(PROGRESS)
     interval_s = 0.5 if isinstance(store, LocalStore) else 5.0
