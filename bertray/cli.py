@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import signal
@@ -95,11 +96,10 @@ def _runner(verb: str) -> Callable[[Any], int]:
 
 def _set_up(verbose: bool) -> None:
     from bertray.console import set_up_logging
-    from bertray.environment import THREADS_ENV
+    from bertray.environment import set_up_threads
 
     set_up_logging(verbose=verbose)
-    for name, value in THREADS_ENV.items():  # read when torch is imported
-        os.environ.setdefault(name, value)
+    set_up_threads()
 
 
 def _add_verb(verb: str) -> None:
@@ -148,9 +148,9 @@ def _audit(
 
 @app.command("plan", help=SUMMARIES["plan"])
 def _plan(overrides: Overrides = None, files: Files = None, verbose: Verbose = False) -> None:
+    _set_up(verbose)
     from bertray.pipelines.plan import run_plan
 
-    _set_up(verbose)
     verb = configs.guess_verb(files or [], overrides or [])
     raise typer.Exit(run_plan(configs.load_config(verb, files or [], overrides or [])))
 
@@ -161,9 +161,9 @@ def _init(
     files: Files = None,
     verbose: Verbose = False,
 ) -> None:
+    _set_up(verbose)
     from bertray.pipelines.init import run_init
 
-    _set_up(verbose)
     paths, keys = _paths_and_keys("init", data)
     if not paths:
         raise ConfigError("init: no data given.", "`bertray init reviews.csv > train.yaml`")
@@ -257,8 +257,11 @@ def _known_error(error: BaseException) -> BertrayError | None:
 
     if isinstance(error, BertrayError):
         return error
-    if isinstance(error, MemoryError):
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's, without its import
         return InfrastructureError("out of memory.", "Use smaller batches or a larger machine.")
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        where = f"{error.filename}: " if error.filename else ""
+        return InfrastructureError(f"{where}{error.strerror}.", "Make room, then run the same command again.")
     if "ray" in sys.modules:
         from bertray.pipelines.cluster import as_known
 

@@ -108,7 +108,7 @@ class Workers(Section):
         2500,
         ge=0,
         description="on one machine without a GPU, so many reviews and fewer, all splits together, are worked on in "
-        "the command's own process, which is sooner than with Ray (not by tune); 0: never",
+        "the command's own process, which is sooner than with Ray (tune and benchmark start it all the same); 0: never",
     )
 
 
@@ -159,7 +159,7 @@ class Optimization(Section):
     )
     checkpoint_every_s: float = Field(300, gt=0, description="seconds between checkpoints, besides one each epoch")
     precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 where the hardware has it")
-    max_failures: int = Field(3, ge=0, description="worker failures survived before the run ends")
+    max_failures: int = Field(3, ge=0, description="lost workers of Ray that are replaced before the run ends")
 
 
 class Training(Optimization):

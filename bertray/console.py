@@ -31,7 +31,7 @@ def set_up_logging(*, verbose: bool) -> None:
     if not verbose:
         for name in ("ray", "ray.data", "ray.train", "transformers", "huggingface_hub", "fontTools", "matplotlib"):
             logging.getLogger(name).setLevel(logging.ERROR)
-        warnings.filterwarnings("ignore", module=r"(ray|torch|transformers)\b.*")
+        warnings.filterwarnings("ignore", module=r"(ray|torch|transformers|sklearn)\b.*")
         # Set before transformers is imported anywhere: hub progress bars have no place in a job log.
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")

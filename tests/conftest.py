@@ -170,8 +170,12 @@ def trained(tmp_path_factory, tiny_encoder, corpus, ray_cluster) -> Path:
 
 @pytest.fixture(scope="session")
 def trained_alone(tmp_path_factory, tiny_encoder, corpus) -> Path:
-    """A finished training run, for tests that need no Ray."""
-    return _trained(tmp_path_factory, tiny_encoder, corpus)
+    """A finished training run, made in this process, for tests that need no Ray."""
+    from tests.nightly import session_alone
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("bertray.pipelines.train.session_for", session_alone)
+        return _trained(tmp_path_factory, tiny_encoder, corpus)
 
 
 def _trained(tmp_path_factory: pytest.TempPathFactory, encoder: Path, corpus: Path) -> Path:

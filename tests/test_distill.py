@@ -127,7 +127,7 @@ def test_a_review_of_which_the_teacher_knows_nothing_is_not_learned_from(tmp_pat
     assert len(found.train) + len(found.validation) == 18
 
 
-def test_a_student_of_a_trained_bundle(trained_alone, corpus, tmp_path, monkeypatch, capsys):
+def test_a_student_of_a_trained_bundle(trained_alone, corpus, tmp_path, capsys):
     texts = pq.read_table(corpus / "train.parquet").drop_columns(["label"])
     pq.write_table(texts, tmp_path / "unlabelled.parquet")
     words = [

@@ -11,7 +11,7 @@ import pytest
 
 from bertray.cli import run
 from bertray.config import Workers
-from bertray.pipelines.cluster import Resources, without_ray
+from bertray.pipelines.cluster import without_ray
 from tests.corpus import train_argv, write
 from tests.processes import environment_beside_the_cluster
 
@@ -89,16 +89,27 @@ def test_ray_is_started_for_many_rows_a_gpu_or_a_cluster(monkeypatch, workers, a
     assert found is None or (found.device, found.in_process_rows) == ("cpu", 2500)
 
 
+def test_several_workers_that_would_share_the_steps_of_a_training_are_not_replaced_by_one_process(monkeypatch):
+    monkeypatch.setattr("bertray.pipelines.cluster._on_these_cpus", lambda _: True)
+    assert without_ray(Workers(num_workers=2), 10) is not None
+    assert without_ray(Workers(num_workers=2), 10, ranks=True) is None
+    assert without_ray(Workers(), 10, ranks=True) is not None
+
+
 def test_a_cluster_that_runs_already_is_used(ray_cluster, monkeypatch):
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     assert without_ray(Workers(), 1) is None
 
 
-def test_plan_says_that_so_few_reviews_need_no_ray(trained, tmp_path, monkeypatch, capsys):
+def test_plan_says_that_so_few_reviews_need_no_ray(trained, tiny_encoder, corpus, tmp_path, monkeypatch, capsys):
     write(tmp_path / "in" / "a.parquet", 40, 5, "n")
-    alone = Resources(num_workers=1, threads=2, cpus_per_worker=1.0, gpus_per_worker=0)
-    monkeypatch.setattr("bertray.pipelines.plan.without_ray", lambda _, num_rows: alone if num_rows == 40 else None)
-    assert run(["plan", f"model={trained / 'model'}", f"input={tmp_path / 'in'}", f"output={tmp_path / 'out'}"]) == 0
-    told = capsys.readouterr().out
-    assert "in one process of 2 threads: so few reviews need no Ray" in told
-    assert "6 s of it to start" in told
+    monkeypatch.setattr("bertray.pipelines.cluster._on_these_cpus", lambda _: True)
+    scoring = ["plan", f"model={trained / 'model'}", f"input={tmp_path / 'in'}", f"output={tmp_path / 'out'}"]
+    training = ["plan", *train_argv(tiny_encoder, corpus, tmp_path / "run")[1:]]
+    for words, num_rows in ((scoring, 40), (training, 330)):
+        assert run([*words, "workers.threads=2", f"workers.in_process_rows={num_rows}"]) == 0
+        told = capsys.readouterr().out
+        assert "in one process of 2 threads: so few reviews need no Ray" in told
+        assert "6 s of it to start" in told
+        assert run([*words, f"workers.in_process_rows={num_rows - 1}"]) == 0
+        assert "need no Ray" not in capsys.readouterr().out

@@ -52,17 +52,19 @@ def stop(argv: list[str], env: dict[str, str], number: int, ready: Callable[[], 
     wait_for(lambda: not any(map(is_alive, started)), seconds=60)
 
 
-@pytest.mark.parametrize("on_ray", [True, False])
-def test_a_training_stopped_by_ctrl_c_leaves_with_130_and_goes_on_where_it_was(
-    on_ray, tiny_encoder, corpus, tmp_path, scratch
+@pytest.mark.parametrize(("on_ray", "number"), [(True, signal.SIGINT), (False, signal.SIGTERM)])
+def test_a_training_that_is_stopped_leaves_with_130_and_goes_on_where_it_was(
+    on_ray, number, tiny_encoder, corpus, tmp_path, scratch
 ):
+    """Begun on Ray or in one process; it goes on in one."""
     output, env = tmp_path / "run", environment_beside_the_cluster(RAY_TMPDIR=str(scratch))
     words = ["training.epochs=40", "report.baselines=false", "training.checkpoint_every_s=1"]
-    words += ["workers.in_process_rows=0"] if on_ray else []
     argv = [sys.executable, "-m", "bertray.cli", *train_argv(tiny_encoder, corpus, output, *words)]
-    stop(argv, env, signal.SIGINT, lambda: any(output.glob("checkpoints/step-*")), on_ray=on_ray)
+    begun = [*argv, "workers.in_process_rows=0"] if on_ray else argv
+    stop(begun, env, number, lambda: any(output.glob("checkpoints/step-*")), on_ray=on_ray)
     again = subprocess.run(argv, env=env, capture_output=True, text=True, timeout=200, check=False)
     assert again.returncode == 0, again.stderr
+    assert "in this process" in again.stderr
     assert "resuming at step" in again.stderr
     assert (output / "report.html").is_file()
 

@@ -1,5 +1,7 @@
 """Bad input: one screen with what was expected, what was found and what to do; the right code; no cluster started."""
 
+import errno
+
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -222,6 +224,30 @@ def test_a_bug_shows_its_traceback_and_exits_with_1(monkeypatch, capsys):
     text = capsys.readouterr().err
     assert "Traceback" in text
     assert text.splitlines()[-1].startswith("bertray: exit 1 (a bug)")
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (
+            OSError(errno.ENOSPC, "No space left on device", "/data/part"),
+            "/data/part: No space left on device.",
+        ),
+        (OSError(errno.EDQUOT, "Disk quota exceeded"), "bertray demo: Disk quota exceeded."),
+        (MemoryError(), "out of memory"),
+    ],
+)
+def test_a_machine_that_is_full_is_no_bug(error, said, monkeypatch, capsys):
+    import bertray.cli as cli
+
+    def full(verb):
+        raise error
+
+    monkeypatch.setattr(cli, "_runner", full)
+    assert run(["demo"]) == 7
+    text = capsys.readouterr().err
+    assert said in text
+    assert "Traceback" not in text
 
 
 def test_ctrl_c_exits_with_130(monkeypatch, capsys):

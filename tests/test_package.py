@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
 import subprocess
 import sys
@@ -45,6 +46,19 @@ def imports_of(path: Path) -> set[str]:
 def room_of(path: Path) -> str | None:
     first = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
     return first if first in ROOMS else None
+
+
+@pytest.mark.parametrize("verb", ["score", "plan", "init", "audit"])
+def test_the_environment_of_threads_is_set_before_torch_reads_it(verb):
+    code = (
+        "import sys, bertray.environment as e; from bertray.cli import run; add = e.set_up_threads; "
+        "e.set_up_threads = lambda: (add(), print(sorted({'torch', 'sklearn'} & set(sys.modules)), e.os.environ"
+        f"['OMP_WAIT_POLICY'], 'OMP_WAIT_POLICY' in e.environment_of_user())); run(['{verb}', 'nowhere'])"
+    )
+    env = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    for given, told in ((env, "[] passive False"), ({**env, "OMP_WAIT_POLICY": "active"}, "[] active True")):
+        found = subprocess.run([sys.executable, "-c", code], env=given, capture_output=True, text=True, check=True)
+        assert found.stdout.splitlines() == [told]
 
 
 @pytest.mark.parametrize(

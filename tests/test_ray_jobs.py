@@ -18,6 +18,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from bertray.environment import COMPUTE_ENV
 from bertray.pipelines.cluster import LOCAL_TRAIN_ENV
 from tests.corpus import write
 
@@ -38,7 +39,7 @@ def head() -> Iterator[tuple[str, dict[str, str]]]:
     temporary = Path(tempfile.mkdtemp(prefix="rj-"))  # short: Ray's sockets lie below it
     port, dashboard = free_port(), free_port()
     env = {**os.environ, "RAY_TMPDIR": str(temporary), "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
-    for name in ("RAY_ADDRESS", *LOCAL_TRAIN_ENV):  # of the cluster that other tests use
+    for name in ("RAY_ADDRESS", *LOCAL_TRAIN_ENV, *COMPUTE_ENV):  # of the cluster that other tests use
         env.pop(name, None)
     command = [
         str(RAY), "start", "--head", "--block", "--num-cpus=4", f"--port={port}", "--node-ip-address=127.0.0.1",
@@ -93,12 +94,14 @@ def submit(
 def test_workers_of_a_cluster_compute_in_our_environment_and_in_what_a_job_chooses(head):
     script = (
         "import os, ray; from bertray.config import Workers; from bertray.pipelines.cluster import ray_session; "
-        "session = ray_session(Workers()); session.__enter__(); "
-        "print('of a task:', [ray.get(ray.remote(os.environ.get).remote(name)) for name in "
-        "('OMP_WAIT_POLICY', 'MALLOC_ARENA_MAX', 'MALLOC_TOP_PAD_')])"
+        "session = ray_session(Workers()); resources = session.__enter__(); get = ray.remote(os.environ.get); "
+        "names = ('OMP_WAIT_POLICY', 'MALLOC_ARENA_MAX', 'MALLOC_TOP_PAD_'); "
+        "print('of a task:', [ray.get(get.remote(name)) for name in names]); "
+        "print('that computes:', [ray.get(get.options(**resources.runtime_env).remote(name)) for name in names])"
     )
     run = submit(head, "-c", script, env_vars={"MALLOC_ARENA_MAX": "7"})
-    assert "of a task: ['passive', '7', '268435456']" in run.stdout, run.stdout + run.stderr
+    assert "of a task: ['passive', '7', None]" in run.stdout, run.stdout + run.stderr
+    assert "that computes: ['passive', '7', '268435456']" in run.stdout
 
 
 def test_train_and_score_run_as_submitted_jobs_and_a_failing_one_tells_its_code(head, tiny_encoder, tmp_path):

@@ -1,4 +1,4 @@
-"""What `audit` does on Ray Data: every row read once and turned into numbers, and some rows read again for their text.
+"""What `audit` does in tasks: every row read once and turned into numbers, and some rows read again for their text.
 
 work items → read + clean + tokenize + hash (tasks) → numbers of each row on the driver, MinHash bands on its disk
 """

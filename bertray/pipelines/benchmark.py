@@ -23,7 +23,7 @@ from bertray.benchmark.contestants import pipeline_classifier
 from bertray.benchmark.measure import Runs, Trial
 from bertray.config import BenchmarkConfig, Columns, ScoreConfig, TextFormat, build_config
 from bertray.console import Ticker, duration, say, table
-from bertray.environment import THREADS_ENV
+from bertray.environment import environment_of_user
 from bertray.errors import ConflictError
 from bertray.model.bundle import read_info
 from bertray.model.engine import choose_dtype
@@ -44,8 +44,7 @@ FIGURES = "benchmark.json"
 def run_benchmark(config: BenchmarkConfig) -> int:
     """Measure; every way starts from the same Parquet, and they take turns."""
     started = time.monotonic()
-    # As the user has it, before Ray and we add to it; what the command line added is taken off.
-    environment = {name: value for name, value in os.environ.items() if THREADS_ENV.get(name) != value}
+    environment = environment_of_user()  # before Ray and we add to it
     if "openvino" in config.beside:
         check_installed("openvino", ["openvino"])
     if "int8" in config.beside:

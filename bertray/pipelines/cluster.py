@@ -14,16 +14,16 @@ import socket
 import sys
 import threading
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from bertray import errors
 from bertray.config import Workers
 from bertray.console import stderr_without
-from bertray.environment import COMPUTE_ENV
+from bertray.environment import COMPUTE_ENV, THREADS_ENV
 from bertray.errors import BertrayError, ConfigError, InfrastructureError
 from bertray.loading import without_collection
 
@@ -46,7 +46,7 @@ LONGEST_FOLDER = 107 - 64
 
 @dataclass(frozen=True)
 class Resources:
-    """How the work is laid out over what Ray offers."""
+    """How the work is laid out over what Ray offers, or in this process alone."""
 
     num_workers: int
     threads: int  # torch threads of a CPU worker
@@ -55,6 +55,12 @@ class Resources:
     stall_timeout_s: float = 3600.0  # without a finished shard
     in_process_rows: int = 0  # reviews up to which no actor is started
     alone: bool = False  # this process does everything, and no Ray is there
+    actor_env: Mapping[str, str] = field(default_factory=dict)  # what those that compute need, if not inherited
+
+    @property
+    def runtime_env(self) -> dict[str, dict[str, Any]]:
+        """Argument of that name for actors that compute; none on one machine, whose processes inherit theirs."""
+        return {"runtime_env": {"env_vars": dict(self.actor_env)}} if self.actor_env else {}
 
     @property
     def device(self) -> str:
@@ -66,14 +72,15 @@ def inside_cluster() -> bool:
     return bool(os.environ.get("RAY_ADDRESS"))
 
 
-def without_ray(workers: Workers, num_rows: int) -> Resources | None:
+def without_ray(workers: Workers, num_rows: int, *, ranks: bool = False) -> Resources | None:
     """This process alone, where that is all that so many reviews need; None: Ray is needed, or is at hand anyway.
 
     Args:
         workers: what the config asks for.
-        num_rows: reviews that go through the model.
+        num_rows: reviews of all splits.
+        ranks: several workers would share the steps of a training; who asks for several gets them.
     """
-    if num_rows > workers.in_process_rows or not _on_these_cpus(workers):
+    if num_rows > workers.in_process_rows or not _on_these_cpus(workers) or (ranks and workers.num_workers > 1):
         return None
     return Resources(
         1, workers.threads or os.cpu_count() or 1, 1.0, 0, in_process_rows=workers.in_process_rows, alone=True
@@ -101,9 +108,11 @@ def check_precision(precision: str, workers: Workers) -> None:
 
 
 @contextmanager
-def session_for(workers: Workers, num_rows: int, *, imports: Sequence[str] = ()) -> Iterator[Resources]:
-    """This process alone where that is enough for so many reviews, else `ray_session`."""
-    alone = without_ray(workers, num_rows)
+def session_for(
+    workers: Workers, num_rows: int, *, ranks: bool = False, imports: Sequence[str] = ()
+) -> Iterator[Resources]:
+    """This process alone where that is enough (`without_ray`), else `ray_session`."""
+    alone = without_ray(workers, num_rows, ranks=ranks)
     if alone is not None:
         yield alone
         return
@@ -152,6 +161,8 @@ def ray_session(workers: Workers, *, imports: Sequence[str] = ()) -> Iterator[Re
         resources = plan_resources(workers, ray.cluster_resources(), local=not inside_cluster())
         if started and not inside_cluster() and not workers.use_gpu:
             resources = replace(resources, in_process_rows=workers.in_process_rows)
+        if inside_cluster() and not workers.use_gpu:
+            resources = replace(resources, actor_env=COMPUTE_ENV | _chosen_by_user(COMPUTE_ENV))
         yield resources
     finally:
         if started:
@@ -213,7 +224,7 @@ def _disconnect(environment: dict[str, str], temporary: str | None) -> None:
     ray.shutdown()
     if temporary and not log.isEnabledFor(logging.DEBUG):  # Ray's own logs
         shutil.rmtree(temporary, ignore_errors=True)
-    for name in {**COMPUTE_ENV, **LOCAL_TRAIN_ENV}:
+    for name in (*COMPUTE_ENV, *LOCAL_TRAIN_ENV, "RAY_OVERRIDE_JOB_RUNTIME_ENV"):
         if name in environment:
             os.environ[name] = environment[name]
         else:
@@ -235,9 +246,9 @@ def _connect(temporary: str | None) -> None:
     try:
         with stderr_without("Set ray log level from environment variable"):
             if inside_cluster():
-                # The environment of the job, which Ray would refuse to have given twice, is among what the user chose.
+                # What a job gives itself is among what the user chose; Ray would refuse to have it given twice.
                 os.environ.setdefault("RAY_OVERRIDE_JOB_RUNTIME_ENV", "1")
-                ray.init(runtime_env={"env_vars": COMPUTE_ENV | _chosen_by_user(COMPUTE_ENV)}, **quiet)
+                ray.init(runtime_env={"env_vars": THREADS_ENV | _chosen_by_user(THREADS_ENV)}, **quiet)
             else:
                 # Through the environment, which the processes that Ray starts ahead of need inherit: a runtime_env
                 # would have it start others.
@@ -333,7 +344,7 @@ def _told(error: BaseException) -> BertrayError | None:
 
 
 def as_known(error: BaseException) -> BertrayError | None:
-    """What went wrong inside Ray as one of our errors: ours unwrapped, Ray's own as infrastructure, else None."""
+    """What went wrong, in Ray too, as one of our errors: ours unwrapped, Ray's own as infrastructure, else None."""
     import ray.data.exceptions
     import ray.exceptions
 

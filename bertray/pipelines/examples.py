@@ -77,7 +77,7 @@ class LabelledData:
 
     @property
     def num_rows(self) -> int:
-        """Rows of all splits; of a file from which two are taken, twice."""
+        """Rows of all splits."""
         return sum(inputs.num_rows for inputs in (self.train, self.validation, self.test) if inputs)
 
 

@@ -1,10 +1,10 @@
-"""`training.method=features`: embeddings of a frozen encoder, computed once by Ray Data, and a linear head on them."""
+"""`training.method=features`: embeddings of a frozen encoder, computed once, and a linear head on them."""
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -119,7 +119,10 @@ def compute_rows(
     there = set(store.keys(folder))
     missing = [number for number, key in enumerate(keys) if key not in there]
     if missing:
-        _embed(model, pooling, [(token_keys[number], keys[number]) for number in missing], store, resources)
+        work = [(token_keys[number], keys[number]) for number in missing]
+        with Ticker("embedding", len(work), "shards") as ticker:
+            for done, _ in enumerate(_embed(model, pooling, work, store, resources), start=1):
+                ticker.update(done)
     return keys
 
 
@@ -129,12 +132,11 @@ def _embed(
     work: Sequence[tuple[str, str]],
     store: Store,
     resources: Resources,
-) -> None:
+) -> Iterator[Any]:
+    """Something for every token shard whose vectors have been written."""
     given = (model, pooling, list(work), store.root, resources.device, resources.threads)
     if resources.alone:
-        encoder = _EmbedTokenShard(*given)
-        for number in range(len(work)):
-            encoder.embed(number)
+        yield from map(_EmbedTokenShard(*given).embed, range(len(work)))
         return
     import ray.data
     from ray.data import ActorPoolStrategy
@@ -148,10 +150,9 @@ def _embed(
         compute=ActorPoolStrategy(size=min(resources.num_workers, len(work))),
         num_cpus=resources.cpus_per_worker,
         num_gpus=resources.gpus_per_worker or None,
+        **resources.runtime_env,
     )
-    with Ticker("embedding", len(work), "shards") as ticker:
-        for done, _ in enumerate(dataset.iter_batches(batch_size=None, batch_format="pyarrow"), start=1):
-            ticker.update(done)
+    yield from dataset.iter_batches(batch_size=None, batch_format="pyarrow")
 
 
 class _EmbedTokenShard:

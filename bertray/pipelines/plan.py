@@ -17,7 +17,7 @@ from bertray.console import duration, say, table
 from bertray.errors import DataRefused
 from bertray.model.bundle import resolve_model
 from bertray.model.tokenization import ReviewTokenizer, sequences
-from bertray.pipelines.cluster import inside_cluster, plan_resources, without_ray
+from bertray.pipelines.cluster import Resources, inside_cluster, plan_resources, without_ray
 from bertray.pipelines.examples import open_data
 from bertray.pipelines.inputs import Inputs, open_model
 from bertray.pipelines.runs import check_claim
@@ -86,7 +86,7 @@ def _plan_score(config: ScoreConfig) -> None:
     tokens_per_s = _scoring_rate(folder, sample, config.precision)
     seconds = inputs.num_rows * sample.seen_tokens_N.mean() / tokens_per_s
     basis = f"{tokens_per_s:,.0f} tokens/s measured here"
-    _print_forecast(config, inputs.num_rows, seconds, basis)
+    _print_forecast(config, seconds, basis, without_ray(config.workers, inputs.num_rows))
 
 
 def _plan_train(config: TrainConfig) -> None:
@@ -118,7 +118,8 @@ def _plan_train(config: TrainConfig) -> None:
         seen = draw_sample(data.train, ReviewTokenizer(teacher_folder, info.max_length, info.long_text))
         tokens = (data.train.num_rows + evaluated) * float(seen.seen_tokens_N.mean())
         seconds += tokens / _scoring_rate(teacher_folder, seen)
-    _print_forecast(config, data.num_rows, seconds, f"{tokens_per_s:,.0f} tokens/s of training measured here")
+    basis = f"{tokens_per_s:,.0f} tokens/s of training measured here"
+    _print_forecast(config, seconds, basis, without_ray(config.workers, data.num_rows, ranks=True))
 
 
 def _scoring_rate(folder: Path, sample: Sample, precision: ScoringPrecision = "auto") -> float:
@@ -214,8 +215,7 @@ def _print_sample(sample: Sample, num_rows: int, max_length: int) -> None:
         say(f"of {sample.rows_read:,} sampled rows {sample.rows_refused} would be quarantined ({share:.2%})")
 
 
-def _print_forecast(config: Common, num_rows: int, seconds: float, basis: str) -> None:
-    alone = without_ray(config.workers, num_rows)
+def _print_forecast(config: Common, seconds: float, basis: str, alone: Resources | None) -> None:
     if alone is not None:
         say(f"in one process of {alone.threads} threads: so few reviews need no Ray")
         _print_time(config, LOADING_S, seconds, basis)

@@ -70,7 +70,7 @@ def run_pretrain(config: PretrainConfig) -> int:
         say(f"already pretrained: {store.uri('report.html')}")
         return 0
     claim = claimed_output(store, "pretrain", run_key, to_yaml(config), checkpoints.FOLDER)
-    with claim, session_for(config.workers, inputs.num_rows, imports=IMPORTS) as resources:
+    with claim, session_for(config.workers, inputs.num_rows, ranks=True, imports=IMPORTS) as resources:
         base = given or _new(config, inputs, store, resources)
         settings = ReadSettings(spec, base.model, config.max_length, config.long_text)
         keys = token_shards(inputs, settings, base.digest, store, resources, "input")

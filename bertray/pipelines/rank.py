@@ -23,7 +23,7 @@ PROGRESS = "control/progress.json"
 
 @dataclass(frozen=True)
 class TrainJob:
-    """What each Ray Train worker is given; it computes everything else by arithmetic."""
+    """What each worker is given; it computes everything else by arithmetic."""
 
     data: TokenizedData
     model: str

@@ -1,4 +1,5 @@
-"""The Ray Data pipelines over shards of review files: read, clean, tokenize, then score or keep as token shards.
+"""The pipelines over shards of review files, by Ray Data or in this process alone: read, clean, tokenize, then score or
+keep as token shards.
 
 work items → read + clean + tokenize (tasks) → model → part + receipt (actors) → receipts on the driver
 work items → read + clean + tokenize → token shard (tasks)
@@ -171,8 +172,8 @@ def stage_parts(
 ) -> Iterator[Receipt]:
     """Run the pipeline of a night; receipts arrive as parts are staged, in no particular order.
 
-    Few reviews (`Resources.in_process_rows`) go through it in this process, which needs no Ray, on the cores of all
-    workers.
+    Where this process is alone, or reviews are few (`Resources.in_process_rows`), they go through it here, on the cores
+    of all workers.
     """
     if not work:
         return
@@ -193,6 +194,7 @@ def stage_parts(
         compute=ActorPoolStrategy(size=min(resources.num_workers, len(work))),
         num_cpus=resources.cpus_per_worker,
         num_gpus=resources.gpus_per_worker or None,
+        **resources.runtime_env,
     )
     waiting = {(item[0].file_no, item[0].lo): item[0] for item in work}
     try:

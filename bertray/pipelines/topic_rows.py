@@ -1,4 +1,4 @@
-"""The Ray Data passes of `topics` over reviews: embed once, read a sample, assign the rest.
+"""The passes of `topics` over reviews, by Ray Data or in this process: embed once, read a sample, assign the rest.
 
 work items → read + clean + tokenize (tasks) → vectors (actors) → parts, kept for the next run
 parts → sampled vectors (tasks);  shards → sampled texts (tasks);  parts → topics of all rows (tasks)

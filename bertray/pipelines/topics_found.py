@@ -1,4 +1,4 @@
-"""Topics of a sample, found in this process, and the topic of every other review, assigned in the cluster."""
+"""Topics of a sample, found in this process, and the topic of every other review, assigned in tasks."""
 
 from __future__ import annotations
 

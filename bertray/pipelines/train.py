@@ -71,7 +71,7 @@ def run_train(config: TrainConfig) -> int:
         say(f"already trained: {store.uri('report.html')}")
         return 0
     claim = claimed_output(store, "train", run_key, to_yaml(config), CHECKPOINTS)
-    with claim, session_for(config.workers, data.num_rows, imports=IMPORTS) as resources:
+    with claim, session_for(config.workers, data.num_rows, ranks=True, imports=IMPORTS) as resources:
         tokenized = tokenize(config, data, base, store, resources)
         start, model_folder = distill.student_of(config, model_folder, store)
         if data.teacher:
@@ -184,7 +184,7 @@ def run_key_of(config: TrainConfig, data: LabelledData, model_folder: Path) -> s
     return cache_key(identity)
 
 
-# --- Ray Train -------------------------------------------------------------------------------------------------------
+# --- training --------------------------------------------------------------------------------------------------------
 
 
 def _fit(
@@ -196,7 +196,7 @@ def _fit(
     store: Store,
     resources: Resources,
 ) -> Outcome:
-    """Run Ray Train from a model; returns what training left behind."""
+    """Fine-tune from a model; returns what training left behind."""
     objective = Classification if examples.soft_NC is None else Distillation
     loop = LoopSettings(tokenized.classes, config.training, config.seed, run_key, resources.threads, objective)
     return run_workers(TrainJob(tokenized, start, loop), examples, store, resources)

@@ -72,6 +72,7 @@ def _trainer(job: TrainJob, store: Store, resources: Resources) -> Any:
             name=f"{job.loop.run_key}-{uuid.uuid4().hex[:8]}",
             storage_path=store.uri("control/ray_train"),
             failure_config=FailureConfig(max_failures=job.loop.training.max_failures),
+            worker_runtime_env=resources.runtime_env.get("runtime_env"),
         ),
     )
 

@@ -1,0 +1,14 @@
+"""What is told of runs that took turns."""
+
+from __future__ import annotations
+
+import pytest
+
+from bertray.benchmark.measure import Runs
+
+
+def test_a_ratio_is_of_runs_of_the_same_round_so_that_a_slow_minute_slows_both():
+    ours = Runs(rows=10, tokens=100, flops=1.0, seconds=[1.0, 10.0, 2.0])
+    theirs = Runs(rows=5, tokens=50, flops=1.0, seconds=[1.5, 15.0, 8.0])
+    assert ours.faster_by(theirs) == pytest.approx(3.0)  # of medians: 8
+    assert ours.faster_by(ours) == 1.0
