@@ -94,7 +94,8 @@ def submit(
 def test_workers_of_a_cluster_compute_in_our_environment_and_in_what_a_job_chooses(head):
     script = (
         "import os, ray; from bertray.config import Workers; from bertray.pipelines.cluster import ray_session; "
-        "session = ray_session(Workers()); resources = session.__enter__(); get = ray.remote(os.environ.get); "
+        "session = ray_session(Workers()); resources = session.__enter__(); "
+        "get = ray.remote(lambda name: os.environ.get(name)); "
         "names = ('OMP_WAIT_POLICY', 'MALLOC_ARENA_MAX', 'MALLOC_TOP_PAD_'); "
         "print('of a task:', [ray.get(get.remote(name)) for name in names]); "
         "print('that computes:', [ray.get(get.options(**resources.runtime_env).remote(name)) for name in names])"
