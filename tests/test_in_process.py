@@ -11,7 +11,7 @@ import pytest
 
 from bertray.cli import run
 from bertray.config import Workers
-from bertray.pipelines.cluster import without_ray
+from bertray.pipelines.cluster import plan_resources, without_ray
 from tests.corpus import train_argv, write
 from tests.processes import environment_beside_the_cluster
 
@@ -113,3 +113,13 @@ def test_plan_says_that_so_few_reviews_need_no_ray(trained, tiny_encoder, corpus
         assert "6 s of it to start" in told
         assert run([*words, f"workers.in_process_rows={num_rows - 1}"]) == 0
         assert "need no Ray" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("cpus", "num_workers", "expected"),
+    [(2.0, 1, 1.0), (4.0, 2, 1.5), (4.0, 1, 2.0), (3.0, 1, 2.0), (0.0, 4, 2.0), (2.5, 1, 1.5)],
+)
+def test_actors_on_a_small_cluster_leave_something_for_those_that_read(cpus, num_workers, expected):
+    """Two threads each; a cluster that has not grown yet (0 CPUs) grows for them."""
+    found = plan_resources(Workers(num_workers=num_workers), {"CPU": cpus}, local=False)
+    assert (found.cpus_per_worker, found.threads) == (expected, 2)

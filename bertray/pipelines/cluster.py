@@ -290,7 +290,10 @@ def plan_resources(workers: Workers, cluster: dict[str, float], *, local: bool) 
         threads = workers.threads or max(1, (os.cpu_count() or 2) // workers.num_workers)
         return Resources(workers.num_workers, threads, (cpus - 1.0) / workers.num_workers, 0, stall_s)
     threads = workers.threads or 2
-    return Resources(workers.num_workers, threads, float(threads), 0, stall_s)
+    wanted = float(workers.num_workers * threads)
+    if wanted <= cpus < wanted + 1:  # they would hold all that there is, and wait for ever for somebody to read
+        wanted = max(cpus - 1, cpus / 2)
+    return Resources(workers.num_workers, threads, wanted / workers.num_workers, 0, stall_s)
 
 
 def configure_data(stall_timeout_s: float) -> None:
