@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
 import signal
@@ -253,13 +252,13 @@ def run(argv: list[str]) -> int:
 
 
 def _known_error(error: BaseException) -> BertrayError | None:
-    from bertray.errors import InfrastructureError
+    from bertray.errors import InfrastructureError, is_disk_full, is_out_of_memory
 
     if isinstance(error, BertrayError):
         return error
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's, without its import
+    if is_out_of_memory(error):
         return InfrastructureError("out of memory.", "Use smaller batches or a larger machine.")
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if isinstance(error, OSError) and is_disk_full(error):
         where = f"{error.filename}: " if error.filename else ""
         return InfrastructureError(f"{where}{error.strerror}.", "Make room, then run the same command again.")
     if "ray" in sys.modules:

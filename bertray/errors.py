@@ -14,6 +14,7 @@ A message is one screen: `<where>: expected <this>, found <that>.` and the remed
 from __future__ import annotations
 
 import difflib
+import errno
 from collections.abc import Iterable
 
 EXIT_OK = 0
@@ -82,3 +83,13 @@ def did_you_mean(word: str, choices: Iterable[str]) -> str:
     """` Did you mean 'x'?` for the nearest of `choices`, or an empty string when none is near."""
     near = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.6)
     return f" Did you mean {near[0]!r}?" if near else ""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Python's own error, or torch's, which is told by its name so that torch need not be imported."""
+    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """No space left, or none of the quota."""
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)

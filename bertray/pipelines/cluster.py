@@ -356,7 +356,6 @@ def as_known(error: BaseException) -> BertrayError | None:
         if isinstance(inner, BertrayError):
             return inner
     crashed = (
-        MemoryError,
         ray.exceptions.GetTimeoutError,
         ray.exceptions.NodeDiedError,
         ray.exceptions.ObjectLostError,
@@ -369,9 +368,7 @@ def as_known(error: BaseException) -> BertrayError | None:
     if (told := _told(error)) is not None:
         return told
     for inner in chain:
-        out_of_memory = type(inner).__name__ == "OutOfMemoryError"  # torch's, without importing torch
-        no_space = isinstance(inner, OSError) and inner.errno in (errno.ENOSPC, errno.EDQUOT)
-        if isinstance(inner, crashed) or out_of_memory or no_space:
+        if isinstance(inner, crashed) or errors.is_out_of_memory(inner) or errors.is_disk_full(inner):
             words = " ".join(str(inner).split())[:300] or type(inner).__name__
             return InfrastructureError(f"Ray: {words}", "Run the same command again.")
     return None
