@@ -258,9 +258,11 @@ def _known_error(error: BaseException) -> BertrayError | None:
         return error
     if is_out_of_memory(error):
         return InfrastructureError("out of memory.", "Use smaller batches or a larger machine.")
-    if isinstance(error, OSError) and is_disk_full(error):
-        where = f"{error.filename}: " if error.filename else ""
-        return InfrastructureError(f"{where}{error.strerror}.", "Make room, then run the same command again.")
+    if is_disk_full(error):
+        words = str(error)
+        if isinstance(error, OSError):
+            words = f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror)
+        return InfrastructureError(f"{words}.", "Make room, then run the same command again.")
     if "ray" in sys.modules:
         from bertray.pipelines.cluster import as_known
 

@@ -162,9 +162,16 @@ class Optimization(Section):
     max_failures: int = Field(3, ge=0, description="lost workers of Ray that are replaced before the run ends")
 
 
+KEYS_OF_METHOD = {  # of training.method, and of no other
+    "finetune": ("match_shares",),
+    "features": ("head", "pooling", "max_feature_rows"),
+    "distill": ("teacher", "keep_layers", "softness"),
+}
+
+
 class Training(Optimization):
     method: Literal["finetune", "features", "distill"] = Field("finetune", description="what is trained")
-    head: HeadKind = Field("logreg", description="of method=features: on frozen embeddings")
+    head: HeadKind = Field("logreg", description="classifier that method=features fits on embeddings")
     pooling: Pooling = Field("mean", description="of method=features: what an embedding is")
     max_feature_rows: int = Field(200_000, ge=1, description="of method=features: train rows that a head sees at most")
     teacher: Text | None = Field(None, description="of method=distill: the bundle whose probabilities are learned")
@@ -179,6 +186,14 @@ class Training(Optimization):
     best_metric: Literal["loss", "accuracy", "macro_f1", "mcc"] = Field(
         "loss", description="validation figure that picks the best epoch"
     )
+
+    @model_validator(mode="after")
+    def _has_keys_of_its_method_alone(self) -> Training:
+        for method, names in KEYS_OF_METHOD.items():
+            for name in names if method != self.method else ():
+                if getattr(self, name) != type(self).model_fields[name].default:
+                    raise ValueError(f"training.{name} is of training.method={method}, not of {self.method}")
+        return self
 
 
 class Pretraining(Optimization):
@@ -284,12 +299,8 @@ class TrainConfig(Common):
     def _needs_train(self) -> TrainConfig:
         if not self.data.train:
             raise ValueError("data.train is missing: the reviews to learn from")
-        if self.training.match_shares and self.training.method != "finetune":
-            raise ValueError("training.match_shares is of training.method=finetune")
         if self.training.method == "distill":
             self._check_distill()
-        elif self.training.teacher is not None or self.training.keep_layers is not None:
-            raise ValueError("training.teacher and training.keep_layers are of training.method=distill")
         return self
 
     def _check_distill(self) -> None:

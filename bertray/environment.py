@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 
-# Threads of torch that wait do so asleep. By default they spin, which beside any other busy process costs it, and them,
-# half of their speed and more (docs/performance.md).
-THREADS_ENV = {"OMP_WAIT_POLICY": "passive"}
+# Threads of torch that wait look for work for a moment, then sleep. By default they spin, which beside any other busy
+# process costs it, and them, half of their speed and more; asleep at once they are late for short operations
+# (docs/performance.md). The second is read by libgomp, which torch has on Linux, and there overrules the first.
+THREADS_ENV = {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "1000"}
 
 COMPUTE_ENV = {
     **THREADS_ENV,
@@ -21,10 +23,22 @@ _added: set[str] = set()
 
 
 def set_up_threads() -> None:
-    """Let the threads of this process wait asleep, unless its environment says otherwise; to be called before torch."""
-    _added.update(THREADS_ENV.keys() - os.environ.keys())
-    for name in _added:
-        os.environ[name] = THREADS_ENV[name]
+    """Let the threads of this process wait as ours do, unless its environment says how; to be called before torch."""
+    ours = unless_chosen(THREADS_ENV)
+    _added.update(ours.keys() - os.environ.keys())
+    os.environ.update(ours)
+
+
+def unless_chosen(settings: Mapping[str, str]) -> dict[str, str]:
+    """Settings for a process, with what the environment of this one has in place of ours.
+
+    Of how threads wait it is all ours or all the user's, since one setting overrules the other.
+    """
+    ours = dict(settings)
+    if THREADS_ENV.keys() & os.environ.keys():
+        for name in THREADS_ENV:
+            ours.pop(name, None)
+    return ours | {name: os.environ[name] for name in settings if name in os.environ}
 
 
 def environment_of_user() -> dict[str, str]:

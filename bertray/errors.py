@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import difflib
 import errno
+import re
 from collections.abc import Iterable
 
 EXIT_OK = 0
@@ -85,11 +86,21 @@ def did_you_mean(word: str, choices: Iterable[str]) -> str:
     return f" Did you mean {near[0]!r}?" if near else ""
 
 
+NO_MEMORY = "DefaultCPUAllocator: can't allocate memory"  # torch on CPU, in a RuntimeError
+NO_SPACE = re.compile(rf"\(os error (?:{errno.ENOSPC}|{errno.EDQUOT})\)")  # Rust, in an error of its library
+
+
 def is_out_of_memory(error: BaseException) -> bool:
-    """Python's own error, or torch's, which is told by its name so that torch need not be imported."""
-    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    """Python's own error and its heirs, or torch's, which are told by name so that torch need not be imported."""
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or (isinstance(error, RuntimeError) and NO_MEMORY in str(error))
+    )
 
 
 def is_disk_full(error: BaseException) -> bool:
-    """No space left, or none of the quota."""
-    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    """No space left, or none of the quota; as safetensors says it too."""
+    if isinstance(error, OSError):
+        return error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return type(error).__name__ == "SafetensorError" and NO_SPACE.search(str(error)) is not None

@@ -18,6 +18,8 @@ TEXT_PAIR = "text_pair"
 LABEL = "label"
 STARS = "stars"  # the aclImdb folder layout carries it in the file name
 ROW_NO = "row_no"  # 0-based position of the row in its input file
+CUT = "cut"  # the text was longer than `max_chars`
+KEEP_PREFIX = "keep:"  # a kept input column travels as `keep:<name>`, so that it never meets one of ours
 SCRIPT = "script"  # dominant writing system of the cleaned text: latin, hangul, han, ...
 
 # --- tokenized reviews (list columns are built by hand: Ray never guesses their type) -------------------------------
@@ -28,6 +30,8 @@ N_TOKENS = "n_tokens"  # int32: before truncation, special tokens included
 TRUNCATED = "truncated"  # bool
 
 # --- examples (token shards) ----------------------------------------------------------------------------------------
+FILE_NO = "file_no"  # int32: number of the input file in its plan
+FEATURES = "features"  # what a model gives for an example, a file for each token shard
 TEXT_HASH = "text_hash"  # uint64: stable hash of the cleaned text; equal texts are never in two splits
 GROUP_HASH = "group_hash"  # uint64: stable hash of the group key, or of the text where there is none
 
@@ -42,6 +46,7 @@ EMBEDDING = "embedding"
 TOKENS = "tokens"  # of a row that has a vector for each of them
 EMBEDDED_AT = "embedded_at"
 PROB_PREFIX = "prob_"
+SLICE_PREFIX = "slice:"  # of a column that the evaluation reports apart
 INPUT_PREFIX = "input_"  # a kept column whose name is taken becomes input_<name>
 
 # --- topics ---------------------------------------------------------------------------------------------------------

@@ -9,10 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from bertray.environment import THREADS_ENV, unless_chosen
+
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_worker_niceness", "0")
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # read when torch is imported; two test processes share the cores
+os.environ.update(unless_chosen(THREADS_ENV))  # read when torch is imported; two test processes share the cores
 os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"  # silences a warning of Ray about its own future default
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -92,7 +94,7 @@ def ray_cluster():
     from bertray.environment import COMPUTE_ENV
     from bertray.pipelines.cluster import LOCAL_TRAIN_ENV
 
-    os.environ.update(COMPUTE_ENV | LOCAL_TRAIN_ENV)
+    os.environ.update(unless_chosen(COMPUTE_ENV) | LOCAL_TRAIN_ENV)
     ray.init(
         address="local",
         include_dashboard=False,

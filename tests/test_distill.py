@@ -15,10 +15,11 @@ from bertray.config import Training
 from bertray.errors import ConfigError
 from bertray.model.making import check_shallow, write_shallow
 from bertray.pipelines.examples import TokenizedData
+from bertray.schema import FEATURES
 from bertray.storage.store import LocalStore
 from bertray.training.loop import Examples, LoopSettings, run_loop
 from bertray.training.objectives import Distillation
-from bertray.training.token_shards import FEATURES, to_ipc
+from bertray.training.token_shards import to_ipc
 from tests.training.test_loop import examples
 
 LOOP = LoopSettings(

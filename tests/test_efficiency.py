@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
+from pathlib import Path
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -9,7 +13,8 @@ import pytest
 
 from bertray.config import TextFormat
 from bertray.model.packing import plan_packs
-from bertray.pipelines.shards import ReadAndTokenize, ReadSettings
+from bertray.pipelines.cluster import Resources
+from bertray.pipelines.shards import ReadAndTokenize, ReadSettings, tables_of
 from bertray.reviews.sources import ReadSpec, inspect, list_inputs, plan_shards, work_items
 
 ROWS = 4096
@@ -70,3 +75,25 @@ def test_a_review_goes_through_the_object_store_as_its_token_ids_and_little_else
     tokens = 1000 * 122
     assert table.num_rows == 1
     assert (table.nbytes - 2 * tokens) / 1000 < 140 + len(str(tmp_path / "reviews.parquet"))
+
+
+def second_after(path: Path) -> Callable[[pa.Table], pa.Table]:
+    """What gives item 0 at once, and item 1 when `path` is there."""
+
+    def give(items: pa.Table) -> pa.Table:
+        deadline = time.monotonic() + 30
+        while items["id"].to_pylist() == [1] and not path.exists():
+            assert time.monotonic() < deadline, "nobody was told of the first item"
+            time.sleep(0.05)
+        return items
+
+    return give
+
+
+@pytest.mark.ray
+def test_an_item_is_told_of_before_the_next_one_is_made(ray_cluster, tmp_path):
+    told = tmp_path / "told"
+    resources = Resources(num_workers=1, threads=1, cpus_per_worker=1.0, gpus_per_worker=0)
+    for table in tables_of([0, 1], lambda _: second_after(told), resources):
+        told.write_text(str(table["id"].to_pylist()))
+    assert told.read_text() == "[1]"

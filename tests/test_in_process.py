@@ -11,7 +11,8 @@ import pytest
 
 from bertray.cli import run
 from bertray.config import Workers
-from bertray.pipelines.cluster import plan_resources, without_ray
+from bertray.environment import THREADS_ENV
+from bertray.pipelines.cluster import READER_CPUS, plan_resources, without_ray
 from tests.corpus import train_argv, write
 from tests.processes import environment_beside_the_cluster
 
@@ -21,7 +22,7 @@ PROBE = """
 import json, os, sys
 from bertray.cli import run
 codes = [run(words) for words in json.loads(sys.argv[1])]
-print("codes", codes, "ray", "ray" in sys.modules, "threads", os.environ["OMP_WAIT_POLICY"])
+print("codes", codes, "ray", "ray" in sys.modules, "spins", os.environ["GOMP_SPINCOUNT"])
 sys.exit(max(codes))
 """
 
@@ -38,8 +39,7 @@ def test_small_work_needs_no_ray_and_gives_what_it_gives_on_ray(trained, tiny_en
 
     training = [*train_argv(tiny_encoder, corpus, tmp_path / "run"), "workers.in_process_rows=330"]
     commands = [night("alone", 40), words("evaluate", "evaluated", 40), training]
-    env = environment_beside_the_cluster()
-    del env["OMP_WAIT_POLICY"]  # which the tests have too
+    env = {name: value for name, value in environment_beside_the_cluster().items() if name not in THREADS_ENV}
     done = subprocess.run(
         [sys.executable, "-c", PROBE, json.dumps(commands)],
         env=env,
@@ -50,7 +50,7 @@ def test_small_work_needs_no_ray_and_gives_what_it_gives_on_ray(trained, tiny_en
     )
     assert done.returncode == 0, done.stderr
     # It has not so much as imported Ray.
-    assert done.stdout.rstrip().endswith("codes [0, 0, 0] ray False threads passive")
+    assert done.stdout.rstrip().endswith("codes [0, 0, 0] ray False spins 1000")
     learned, on_worker = (
         [row["loss"] for row in pq.read_table(output / "history.parquet").to_pylist()]
         for output in (tmp_path / "run", trained)
@@ -116,10 +116,18 @@ def test_plan_says_that_so_few_reviews_need_no_ray(trained, tiny_encoder, corpus
 
 
 @pytest.mark.parametrize(
-    ("cpus", "num_workers", "expected"),
-    [(2.0, 1, 1.0), (4.0, 2, 1.5), (4.0, 1, 2.0), (3.0, 1, 2.0), (0.0, 4, 2.0), (2.5, 1, 1.5)],
+    ("machines", "threads", "expected"),
+    [([2.0], 2, 1.5), ([4.0], 2, 1.75), ([8.0, 8.0], 8, 7.5), ([3.0, 64.0], 2, 5 / 3), ([], 8, 7.5), ([], 1, 0.5)],
 )
-def test_actors_on_a_small_cluster_leave_something_for_those_that_read(cpus, num_workers, expected):
-    """Two threads each; a cluster that has not grown yet (0 CPUs) grows for them."""
-    found = plan_resources(Workers(num_workers=num_workers), {"CPU": cpus}, local=False)
-    assert (found.cpus_per_worker, found.threads) == (expected, 2)
+def test_workers_that_fill_a_machine_of_a_cluster_leave_room_for_one_that_reads(machines, threads, expected):
+    """A cluster that has not grown yet (no machine) grows for them."""
+    workers = Workers(num_workers=10, threads=threads)
+    found = plan_resources(workers, {}, local=False, cpus_of_machines=machines)
+    assert (found.cpus_per_worker, found.threads) == (pytest.approx(expected), threads)
+    for cpus in machines or [float(threads)]:
+        assert cpus - cpus // threads * found.cpus_per_worker >= READER_CPUS - 1e-9
+
+
+def test_a_gpu_leaves_the_cpu_beside_it_to_one_that_reads():
+    found = plan_resources(Workers(num_workers=4, use_gpu=True), {"CPU": 4.0, "GPU": 4.0}, local=False)
+    assert 4.0 - 4 * found.cpus_per_worker >= READER_CPUS

@@ -342,6 +342,23 @@ def test_a_file_with_other_columns_is_a_config_error_or_is_quarantined_alone(nig
     assert night.counts()["bad.parquet"] == (table.num_rows, 0, table.num_rows)
 
 
+@pytest.mark.parametrize(("times", "reason"), [(0, "schema_missing_column"), (2, "schema_type")])
+def test_a_file_without_the_one_column_to_break_the_report_down_by_costs_no_other(night, capsys, times, reason):
+    """7, 9"""
+    night.add("good.parquet", reviews("good", NUM_GOOD).append_column("shop", pa.array(["x", "y"] * (NUM_GOOD // 2))))
+    bad = reviews("bad")
+    for _ in range(times):
+        bad = bad.append_column("shop", pa.array(["x"] * 10))
+    night.add("bad.parquet", bad)
+    report = {"slices": ["shop"]}
+    assert night.run(report=report) == 2
+    assert_nothing_committed(night)
+    assert "'shop'" in capsys.readouterr().err
+    assert night.run(report=report, on_bad_file="quarantine") == 0
+    assert night.scored == sorted(GOOD_IDS)
+    assert night.refused() == [("bad.parquet", None, reason)]
+
+
 def test_ids_that_nobody_named_are_made_and_named_ones_have_to_be_there(night):
     """8"""
     night.add("bad.parquet", pa.table({"text": ["a good film", "a bad film"]}))
@@ -538,6 +555,16 @@ def test_a_file_whose_kept_column_has_another_type_costs_no_other(night):
     assert night.refused() == [("other.parquet", None, "schema_type")]
 
 
+def test_a_byte_that_is_no_utf8_in_a_kept_column_of_text_files_is_mended(night):
+    """9-10"""
+    night.add("good.parquet", reviews("good", NUM_GOOD).append_column("shop", pa.array(["x"] * NUM_GOOD)))
+    night.add("a.csv", b"id,text,shop\na0,a good film,caf\xe9\na1,a bad film,x\n")
+    night.add("b.jsonl", b'{"id": "b0", "text": "a good film", "shop": "caf\xe9"}\n')
+    assert night.run(keep_columns=["shop"], report={"slices": ["shop"]}) == 0
+    shops = {row["id"]: row["shop"] for row in night.rows()}
+    assert shops == {**dict.fromkeys([*GOOD_IDS, "a1"], "x"), "a0": "caf\ufffd", "b0": "caf\ufffd"}
+
+
 def test_of_two_types_of_a_kept_column_the_one_of_most_files_counts(night):
     """9-10: the odd file is the first one."""
     for name, stars in (("a", ["one"] * 5), ("good", [1] * NUM_GOOD), ("later", [2] * 3)):
@@ -592,6 +619,28 @@ def test_content_delivered_twice_is_scored_once_and_reported(night):
     night.add("tomorrow.parquet", (night.inbox / "good.parquet").read_bytes())
     assert night.run(slot="dt=2") == 0
     assert [entry.slot for entry in night.entries] == ["dt=1"]
+
+
+def test_other_columns_delivered_under_two_names_are_quarantined_twice(night):
+    """7, 26; the same bytes are no bad file where their name says how to read them."""
+    bad = pa.table({"id": ["1", "2"], "body": ["x", "y"]})
+    night.add("bad.parquet", bad)
+    night.add("bad_again.parquet", bad)
+    night.add("tabs.csv", b"id\ttext\nt1\ta good film\n")
+    night.add("tabs.tsv", b"id\ttext\nt1\ta good film\n")
+    keys = {"on_bad_file": "quarantine", "columns": {"id": "id", "text": "text"}}
+    for _ in range(2):
+        assert night.run(**keys) == 0
+        assert night.scored == sorted([*GOOD_IDS, "t1"])
+        assert night.counts() == {
+            "bad.parquet": (2, 0, 2),
+            "bad_again.parquet": (2, 0, 2),
+            "good.parquet": (NUM_GOOD, NUM_GOOD, 0),
+            "tabs.csv": (1, 0, 1),
+            "tabs.tsv": (1, 1, 0),
+        }
+        names = ["bad.parquet", "bad_again.parquet", "tabs.csv"]
+        assert night.refused() == [(name, None, "schema_missing_column") for name in names]
 
 
 class Meddling(LoopWorker):

@@ -61,7 +61,7 @@ def test_a_training_that_is_stopped_leaves_with_130_and_goes_on_where_it_was(
     words = ["training.epochs=40", "report.baselines=false", "training.checkpoint_every_s=1"]
     argv = [sys.executable, "-m", "bertray.cli", *train_argv(tiny_encoder, corpus, output, *words)]
     begun = [*argv, "workers.in_process_rows=0"] if on_ray else argv
-    stop(begun, env, number, lambda: any(output.glob("checkpoints/step-*")), on_ray=on_ray)
+    stop(begun, env, number, lambda: any(output.glob("checkpoints/step-*/checkpoint.json")), on_ray=on_ray)
     again = subprocess.run(argv, env=env, capture_output=True, text=True, timeout=200, check=False)
     assert again.returncode == 0, again.stderr
     assert "in this process" in again.stderr

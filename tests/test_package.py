@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import os
 import re
 import subprocess
@@ -13,6 +14,8 @@ import pytest
 
 from bertray.cli import app
 from bertray.config import CONFIGS, load_config
+from bertray.environment import THREADS_ENV
+from bertray.pipelines import demo
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "bertray"
@@ -52,11 +55,16 @@ def room_of(path: Path) -> str | None:
 def test_the_environment_of_threads_is_set_before_torch_reads_it(verb):
     code = (
         "import sys, bertray.environment as e; from bertray.cli import run; add = e.set_up_threads; "
-        "e.set_up_threads = lambda: (add(), print(sorted({'torch', 'sklearn'} & set(sys.modules)), e.os.environ"
-        f"['OMP_WAIT_POLICY'], 'OMP_WAIT_POLICY' in e.environment_of_user())); run(['{verb}', 'nowhere'])"
+        "e.set_up_threads = lambda: (add(), print(sorted({'torch', 'sklearn'} & set(sys.modules)), "
+        "*([of.get(name) for name in e.THREADS_ENV] for of in (e.os.environ, e.environment_of_user())))); "
+        f"run(['{verb}', 'nowhere'])"
     )
-    env = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
-    for given, told in ((env, "[] passive False"), ({**env, "OMP_WAIT_POLICY": "active"}, "[] active True")):
+    env = {name: value for name, value in os.environ.items() if name not in THREADS_ENV}
+    for given, told in (
+        (env, "[] ['passive', '1000'] [None, None]"),
+        # GOMP_SPINCOUNT of ours would overrule it.
+        ({**env, "OMP_WAIT_POLICY": "active"}, "[] ['active', None] ['active', None]"),
+    ):
         found = subprocess.run([sys.executable, "-c", code], env=given, capture_output=True, text=True, check=True)
         assert found.stdout.splitlines() == [told]
 
@@ -135,16 +143,34 @@ def test_every_key_in_the_readmes_commands_exists():
         load_config(verb, [], [*required[verb], *overrides])
 
 
-def test_the_readme_shows_what_the_demo_prints():
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    for part in ("rows in ┃ scored ┃ quarantined", "night-1 report", "scored Parquet"):
-        assert part in readme
+def test_the_readme_shows_what_the_demo_prints(tmp_path, monkeypatch, capsys):
+    """The figures of the page, given back to what prints them, make the block of the page."""
+    block = re.search(r"```text\n(demo in .*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)[1]
+    lines = [re.findall(r"[\w.\-]+", line) for line in block.splitlines() if line.startswith("│")]
+    told = {name: figures for name, *figures in lines}
+
+    def accuracy(cells: list[str]) -> dict[str, float]:
+        return dict(zip(("value", "low", "high"), map(float, cells), strict=True))
+
+    files = {"train/metrics.json": {"metrics": {"accuracy": accuracy(told["train"])}}}
+    for night, slot in demo.NIGHTS:
+        counts = dict(zip(("rows_in", "rows_scored", "rows_quarantined"), map(int, told[night][:3]), strict=True))
+        files[f"scored/reports/{slot}/report.json"] = counts | {"rows_per_s": float(told[night][6])}
+        files[f"scored/reports/{slot}/metrics.json"] = {"metrics": {"accuracy": accuracy(told[night][3:6])}}
+    root = tmp_path / "demo-run"
+    for name, content in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(json.dumps(content))
+    monkeypatch.chdir(tmp_path)
+    demo._print_summary(root, float(re.match(r"demo in (\d+) s\n", block)[1]))
+    assert capsys.readouterr().out == block
 
 
-def test_the_readme_names_every_room():
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    rooms = [path.name for path in PACKAGE.iterdir() if (path / "__init__.py").is_file()]
-    assert [room for room in rooms if f"`{room}/`" not in readme] == []
+def test_the_readme_names_every_room_below_those_that_it_imports():
+    layout = (ROOT / "README.md").read_text(encoding="utf-8").partition("## How the code is laid out")[2]
+    named = re.findall(r"^\| `(\w+)/` \|", layout, flags=re.MULTILINE)
+    assert sorted(named) == sorted(path.name for path in PACKAGE.iterdir() if (path / "__init__.py").is_file())
+    assert [room for at, room in enumerate(named) if not ALLOWED[room] <= set(named[:at])] == []
 
 
 def test_every_config_class_is_documented():

@@ -95,14 +95,15 @@ def test_workers_of_a_cluster_compute_in_our_environment_and_in_what_a_job_choos
     script = (
         "import os, ray; from bertray.config import Workers; from bertray.pipelines.cluster import ray_session; "
         "session = ray_session(Workers()); resources = session.__enter__(); "
-        "get = ray.remote(lambda name: os.environ.get(name)); "
-        "names = ('OMP_WAIT_POLICY', 'MALLOC_ARENA_MAX', 'MALLOC_TOP_PAD_'); "
+        "get = ray.remote(lambda name: os.environ.get(name)); compute = "
+        "get.options(runtime_env=resources.runtime_env); "
+        "names = ('GOMP_SPINCOUNT', 'MALLOC_ARENA_MAX', 'MALLOC_TOP_PAD_'); "
         "print('of a task:', [ray.get(get.remote(name)) for name in names]); "
-        "print('that computes:', [ray.get(get.options(**resources.runtime_env).remote(name)) for name in names])"
+        "print('that computes:', [ray.get(compute.remote(name)) for name in names])"
     )
     run = submit(head, "-c", script, env_vars={"MALLOC_ARENA_MAX": "7"})
-    assert "of a task: ['passive', '7', None]" in run.stdout, run.stdout + run.stderr
-    assert "that computes: ['passive', '7', '268435456']" in run.stdout
+    assert "of a task: ['1000', '7', None]" in run.stdout, run.stdout + run.stderr
+    assert "that computes: ['1000', '7', '268435456']" in run.stdout
 
 
 def test_train_and_score_run_as_submitted_jobs_and_a_failing_one_tells_its_code(head, tiny_encoder, tmp_path):

@@ -182,6 +182,26 @@ def test_a_repaired_file_belongs_to_the_slot_that_scored_it(rewrite, night, tmp_
     check_exact(store, rows, slots=3)
 
 
+@pytest.mark.parametrize("later", [{}, {"rescore": "replace"}, {"on_changed_file": "replace"}], ids=str)
+def test_a_repaired_file_that_replaces_into_an_older_slot_stays_there(later, night, tmp_path):
+    store, config = night
+    (tmp_path / "in" / "x.parquet").write_bytes(b"no Parquet")
+    write_inbox(tmp_path / "in", {"c.parquet": 5})
+    assert run_night(config(slot="dt=2", on_bad_file="quarantine")) == 0
+    write_later(tmp_path / "in", {"x.parquet": 6})
+    assert run_night(config(slot="dt=1", replace=True)) == 0
+    rows = ROWS | {"c.parquet": 5, "x.parquet": 6}
+    assert slots(store) == [("dt=1", 2), ("dt=2", 1)]
+    assert sum(visible(store, "data").values(), Counter()) == expected_ids(rows)[0]
+    write_inbox(tmp_path / "in", {"d.parquet": 4})
+    rows["d.parquet"] = 4
+    info = replace(INFO, model_version="stub-2") if "rescore" in later else INFO
+    assert run_night(config(slot="dt=3", **later), info) == 0
+    rewritten = int("rescore" in later)
+    assert slots(store) == [("dt=1", 2 + rewritten), ("dt=2", 1 + rewritten), ("dt=3", 1)]
+    assert sum(visible(store, "data").values(), Counter()) == expected_ids(rows)[0]
+
+
 def test_a_slice_of_lists_is_refused_before_anything_is_planned(night, tmp_path, capsys):
     store, config = night
     pq.write_table(pa.table({"id": ["1"], "text": ["good"], "tags": [["a", "b"]]}), tmp_path / "in" / "c.parquet")
@@ -195,6 +215,17 @@ def test_replace_without_a_slot_is_a_config_error(night, capsys):
     _, config = night
     assert run_night(config(replace=True)) == 2
     assert "expected a slot to replace" in capsys.readouterr().err
+
+
+def test_what_a_killed_run_committed_is_published_whatever_comes_in_next(night, tmp_path):
+    store, config = night
+    write_inbox(tmp_path / "in", {"c.parquet": 40})
+    killed = start_night(config(slot="dt=2"), "publish.before:1:kill")
+    killed.join(60)
+    assert set(visible(store, "data")) == {"dt=1"}
+    (tmp_path / "empty").mkdir()
+    assert run_night(config(slot="dt=3", input=[str(tmp_path / "empty")])) == 6
+    assert sum(visible(store, "data").values(), Counter()) == expected_ids(ROWS | {"c.parquet": 40})[0]
 
 
 def test_an_old_version_published_late_does_not_come_back(night, tmp_path):

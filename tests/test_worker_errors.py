@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import numpy as np
+import pyarrow as pa
 import pytest
+from safetensors import SafetensorError
 
 from bertray.errors import BertrayError, ConfigError, DataRefused, InfrastructureError
 from bertray.pipelines.cluster import as_known
@@ -16,6 +19,22 @@ def full_disk() -> None:
 
 def no_memory() -> None:
     raise MemoryError("4 GiB")
+
+
+def no_memory_of_numpy() -> None:
+    np.empty(1 << 55, np.uint8)
+
+
+def no_memory_of_arrow() -> None:
+    raise pa.ArrowMemoryError("malloc of size 64 failed")
+
+
+def no_memory_of_torch() -> None:
+    raise RuntimeError("[enforce fail at alloc_cpu.cpp:121] . DefaultCPUAllocator: can't allocate memory: 9 bytes.")
+
+
+def full_disk_of_safetensors() -> None:
+    raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
 
 def storage_failed() -> None:
@@ -42,6 +61,10 @@ def a_bug() -> None:
     [
         (full_disk, InfrastructureError, "No space left"),
         (no_memory, InfrastructureError, "MemoryError"),
+        (no_memory_of_numpy, InfrastructureError, "MemoryError"),
+        (no_memory_of_arrow, InfrastructureError, "malloc of size 64 failed"),
+        (no_memory_of_torch, InfrastructureError, "can't allocate memory: 9 bytes"),
+        (full_disk_of_safetensors, InfrastructureError, "No space left"),
         (storage_failed, InfrastructureError, "s3://b/x: the storage failed. Run the same command again."),
         (refused, DataRefused, "a.parquet: expected text, found numbers. Look at the file."),
         (wrong, ConfigError, "max_length: too long. Lower it."),

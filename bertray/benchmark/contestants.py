@@ -223,7 +223,7 @@ def _train_bertray(task: Task) -> Run:
     shard = Path(task.output).with_suffix(".arrow")
     write_examples(shard, tokenizer.encode(pa.array(texts, pa.string())), labels)
     rows = np.arange(len(texts))
-    examples = Examples(TokenShards([shard]), (rows % 2).astype(np.int32), train=rows, validation=rows[:1])
+    examples = Examples(TokenShards([shard]), (rows % 2).astype(np.int32), train=rows, validation=rows[:2])
     training = Training(
         epochs=1, batch_size=task.batch_size, learning_rate=_LEARNING_RATE, warmup_ratio=0.0, checkpoint_every_s=1e9
     )

@@ -22,7 +22,7 @@ from bertray.benchmark.gpu import visible_gpus, watched_gpus
 from bertray.benchmark.limit import ModelShape, matmul_rate
 from bertray.benchmark.memory import watched
 from bertray.config import Cleaning
-from bertray.environment import COMPUTE_ENV
+from bertray.environment import COMPUTE_ENV, unless_chosen
 from bertray.model.bundle import BundleInfo, bundled_model, read_info, resolve_model, write_bundle
 
 TITLES = {
@@ -133,7 +133,7 @@ class Trial:
             device=self.device,
             window_rows=WINDOW_ROWS if name in FAST else 0,
         )
-        return Contestant(task, {**(COMPUTE_ENV if ours else {}), **self.environment})
+        return Contestant(task, {**(unless_chosen(COMPUTE_ENV) if ours else {}), **self.environment})
 
 
 def open_trial(

@@ -231,14 +231,17 @@ def _downloaded(uri: str) -> Path:
         target = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "bertray" / "models" / key
         if not target.is_dir():
             target.parent.mkdir(parents=True, exist_ok=True)
-            aside = Path(tempfile.mkdtemp(dir=target.parent))
-            pafs.copy_files(
-                path, str(aside), source_filesystem=filesystem, destination_filesystem=pafs.LocalFileSystem()
-            )
-            try:
-                aside.rename(target)
-            except OSError:  # another process of this machine was faster
-                shutil.rmtree(aside)
+            with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+                aside = Path(folder) / key
+                aside.mkdir()
+                pafs.copy_files(
+                    path, str(aside), source_filesystem=filesystem, destination_filesystem=pafs.LocalFileSystem()
+                )
+                try:
+                    aside.rename(target)
+                except OSError:
+                    if not target.is_dir():  # else another process of this machine was faster
+                        raise
     except FileNotFoundError as error:
         raise ConfigError(f"model={uri}: no model there.", "Give the `model` prefix of a finished run.") from error
     except OSError as error:
@@ -327,6 +330,8 @@ def write_bundle(
             "Choose another `output`, or move it away.",
         )
     target.parent.mkdir(parents=True, exist_ok=True)
+    for left in target.parent.glob(f".{target.name}.*"):  # by a process that was killed here
+        shutil.rmtree(left, ignore_errors=True)
     aside = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     try:
         _no_progress_bars()

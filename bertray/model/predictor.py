@@ -14,7 +14,7 @@ import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
-from bertray.errors import InfrastructureError
+from bertray.errors import InfrastructureError, is_out_of_memory
 from bertray.model.calibration import probs_of_reviews
 from bertray.model.engine import Engine
 from bertray.model.readout import readout_of
@@ -94,7 +94,7 @@ def within_memory(
         try:
             return compute(seqs)
         except RuntimeError as error:
-            if not _is_out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
             budget, longest = engine.max_tokens_per_pack, int(seqs.lens_S.max())
             message = str(error).splitlines()[0]
@@ -109,7 +109,3 @@ def within_memory(
         _log.warning("Out of memory with %d tokens per pack; going on with %d.", budget, engine.max_tokens_per_pack)
         if engine.device.type == "cuda":
             torch.cuda.empty_cache()
-
-
-def _is_out_of_memory(error: RuntimeError) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator: can't allocate memory" in str(error)

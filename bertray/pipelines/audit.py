@@ -42,7 +42,7 @@ from bertray.pipelines.features import FOLDER as FEATURES_FOLDER
 from bertray.pipelines.features import embed_token_shards
 from bertray.pipelines.inputs import Inputs, check_installed, check_length, inspect_inputs, read_spec
 from bertray.pipelines.parts import parquet_bytes
-from bertray.pipelines.runs import claim_output, finished_run, mark_finished, remove_folder
+from bertray.pipelines.runs import claimed_output, finished_run, mark_finished, remove_folder
 from bertray.pipelines.shards import ReadSettings, write_token_shards
 from bertray.reports.audit import AuditReport, Doubt
 from bertray.reviews.counts import count_labels
@@ -52,7 +52,7 @@ from bertray.reviews.near import NumberFile, bands_and_rows, components, jaccard
 from bertray.reviews.repeats import NearTexts
 from bertray.reviews.sources import BadFile, InputFile, check_columns, with_digests
 from bertray.storage.store import Store, open_store
-from bertray.training.token_shards import FILE_NO, cache_key
+from bertray.training.token_shards import cache_key
 
 log = logging.getLogger(__name__)
 
@@ -86,24 +86,24 @@ def run_audit(config: AuditConfig) -> int:
     if finished_run(store, "audit", run_key):
         say(f"already audited: {store.uri('report.html')}")
         return 0
-    claim_output(store, "audit", run_key, to_yaml(config))
-    imports = ["ray.data", *(["cleanlab.filter", "sklearn.linear_model"] if config.label_errors.find else [])]
-    num_rows = sum(split.inputs.num_rows for split in splits)
-    with session_for(config.workers, num_rows, imports=imports) as resources:
-        report, tables = _Audit(config, splits, labels, store, resources).run()
-    report = replace(
-        report,
-        facts={**report.facts, "time": duration(time.monotonic() - started), "bertray": bertray.__version__},
-        created=f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
-        config=to_yaml(config),
-    )
-    for name, rows in tables.items():
-        store.put(f"{name}.parquet", parquet_bytes(rows))
-    store.put("report.json", json.dumps(report.to_json(), indent=1, ensure_ascii=False).encode())
-    store.put("report.html", report.to_html().encode())
-    mark_finished(store)
-    _print(report)
-    say(f"report   {store.uri('report.html')}")
+    with claimed_output(store, "audit", run_key, to_yaml(config)):
+        imports = ["ray.data", *(["cleanlab.filter", "sklearn.linear_model"] if config.label_errors.find else [])]
+        num_rows = sum(split.inputs.num_rows for split in splits)
+        with session_for(config.workers, num_rows, imports=imports) as resources:
+            report, tables = _Audit(config, splits, labels, store, resources).run()
+        report = replace(
+            report,
+            facts={**report.facts, "time": duration(time.monotonic() - started), "bertray": bertray.__version__},
+            created=f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
+            config=to_yaml(config),
+        )
+        for name, rows in tables.items():
+            store.put(f"{name}.parquet", parquet_bytes(rows))
+        store.put("report.json", json.dumps(report.to_json(), indent=1, ensure_ascii=False).encode())
+        store.put("report.html", report.to_html().encode())
+        mark_finished(store)
+        _print(report)
+        say(f"report   {store.uri('report.html')}")
     return 0
 
 
@@ -251,7 +251,7 @@ class _Audit:
                     {pair["values"]: pair["counts"] for pair in pc.value_counts(part.rows[s.SCRIPT]).to_pylist()}
                 )
                 name = pa.repeat(pa.scalar(self._names[split]), part.refused.num_rows)
-                refused[part.number] = part.refused.drop_columns([FILE_NO]).add_column(0, s.SPLIT, name)
+                refused[part.number] = part.refused.drop_columns([s.FILE_NO]).add_column(0, s.SPLIT, name)
                 done += part.rows.num_rows + part.refused.num_rows
                 ticker.update(done)
         order = range(len(self._work))
@@ -277,7 +277,7 @@ class _Audit:
             **{
                 name: part[column].to_numpy()
                 for name, column in {
-                    "file_no_N": FILE_NO,
+                    "file_no_N": s.FILE_NO,
                     "row_no_N": s.ROW_NO,
                     "key_N": tasks.KEY,
                     "stored_N": tasks.STORED,
@@ -308,7 +308,7 @@ class _Audit:
             if wanted:
                 work.append(replace(item, wanted=wanted))
         for part in tasks.read_again(work, self._specs, what, self._resources):
-            positions = rows.positions(part[FILE_NO].to_numpy(), part[s.ROW_NO].to_numpy())
+            positions = rows.positions(part[s.FILE_NO].to_numpy(), part[s.ROW_NO].to_numpy())
             values = part[what]
             yield from zip(positions.tolist(), values if what == tasks.SHINGLES else values.to_pylist(), strict=True)
 
@@ -434,7 +434,7 @@ class _Audit:
             written = write_token_shards(
                 work, settings, self._store.root, f"{TOKENS}/{split.name}", self._resources, only_rows=wanted
             )
-            keys += sorted(summary["key"] for summary in written if summary["key"])
+            keys += sorted(summary.key for summary in written if summary.key)
         features: np.ndarray = embed_token_shards(
             config.model,
             weights_digest(resolve_model(config.model)),

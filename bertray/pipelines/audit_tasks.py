@@ -22,9 +22,9 @@ from bertray.pipelines.parts import one_chunk
 from bertray.pipelines.shards import tables_of
 from bertray.reviews.marks import marks_of
 from bertray.reviews.near import band_hashes, folded, shingle_sets
-from bertray.reviews.sources import CUT, KEEP_PREFIX, ReadSpec, WorkItem, read_shard
+from bertray.reviews.sources import ReadSpec, WorkItem, read_shard
 from bertray.reviews.split import group_hash
-from bertray.training.token_shards import FILE_NO, to_ipc
+from bertray.training.token_shards import to_ipc
 
 KEY, STORED, ID_HASH, FOLDED, NUM_SHINGLES, CHARS, MARKS = (
     "key",
@@ -125,11 +125,11 @@ class _Scan:
         settings, spec = self._settings, self._settings.specs[item.split]
         kept, refused = _read(item, spec)
         texts, pairs = _texts(kept)
-        stored = one_chunk(kept[KEEP_PREFIX + spec.columns.text]).cast(pa.string())
+        stored = one_chunk(kept[s.KEEP_PREFIX + spec.columns.text]).cast(pa.string())
         tokens = _tokenizer(settings.model, settings.max_length).encode(texts, pairs)
         same = folded(texts)
         columns: dict[str, Any] = {
-            FILE_NO: kept[FILE_NO],
+            s.FILE_NO: kept[s.FILE_NO],
             s.ROW_NO: kept[s.ROW_NO],
             KEY: group_hash(_joined(texts, pairs)),
             STORED: group_hash(_joined(stored, pairs)),
@@ -137,7 +137,7 @@ class _Scan:
             FOLDED: group_hash(_joined(same, pairs)),
             CHARS: pc.utf8_length(stored),
             s.N_TOKENS: tokens[s.N_TOKENS],
-            s.TRUNCATED: pc.or_(one_chunk(tokens[s.TRUNCATED]), one_chunk(kept[CUT])),
+            s.TRUNCATED: pc.or_(one_chunk(tokens[s.TRUNCATED]), one_chunk(kept[s.CUT])),
             MARKS: marks_of(stored),
             s.SCRIPT: kept[s.SCRIPT],
             s.LABEL: kept[s.LABEL] if spec.wants_label else pa.nulls(len(texts), pa.string()),
@@ -162,7 +162,7 @@ class _ReadAgain:
     def _read(self, item: AuditItem) -> pa.Table:
         kept, _ = _read(item, self._specs[item.split])
         texts, pairs = _texts(kept)
-        columns: dict[str, Any] = {FILE_NO: kept[FILE_NO], s.ROW_NO: kept[s.ROW_NO]}
+        columns: dict[str, Any] = {s.FILE_NO: kept[s.FILE_NO], s.ROW_NO: kept[s.ROW_NO]}
         if self._what == s.ID:
             columns[s.ID] = kept[s.ID]
         elif self._what == s.TEXT:
@@ -184,13 +184,13 @@ def _read(item: AuditItem, spec: ReadSpec) -> tuple[pa.Table, pa.Table]:
     if item.wanted is not None:
         mask = np.zeros(kept.num_rows, bool)
         for file_no, rows in item.wanted.items():
-            mask |= (kept[FILE_NO].to_numpy() == file_no) & np.isin(kept[s.ROW_NO].to_numpy(), rows)
+            mask |= (kept[s.FILE_NO].to_numpy() == file_no) & np.isin(kept[s.ROW_NO].to_numpy(), rows)
         kept = kept.filter(pa.array(mask))
     return kept, pa.concat_tables([_of_file(batch.refused, shard.file_no) for shard, batch in batches])
 
 
 def _of_file(rows: pa.Table, file_no: int) -> pa.Table:
-    return rows.append_column(FILE_NO, pa.array(np.full(rows.num_rows, file_no, np.int32)))
+    return rows.append_column(s.FILE_NO, pa.array(np.full(rows.num_rows, file_no, np.int32)))
 
 
 def _texts(kept: pa.Table) -> tuple[pa.Array, pa.Array | None]:

@@ -14,29 +14,36 @@ import socket
 import sys
 import threading
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bertray import errors
 from bertray.config import Workers
 from bertray.console import stderr_without
-from bertray.environment import COMPUTE_ENV, THREADS_ENV
+from bertray.environment import COMPUTE_ENV, THREADS_ENV, unless_chosen
 from bertray.errors import BertrayError, ConfigError, InfrastructureError
 from bertray.loading import without_collection
 
+if TYPE_CHECKING:
+    import pyarrow as pa
+
 log = logging.getLogger(__name__)
+
+READER_CPUS = 0.5  # of a task that reads and tokenizes
+
+# Ray Train asks a dashboard whether its controller lives. We start none, and any other on this machine, or a tunnel to
+# one, would say "unknown" and have healthy workers ended: ask where nobody answers.
+NO_API_SERVER = {"RAY_API_SERVER_ADDRESS": "http://127.0.0.1:9"}
 
 # One machine: look often whether training has ended, and watch for no machine being taken away.
 LOCAL_TRAIN_ENV = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     "RAY_TRAIN_METRICS_ENABLED": "0",
-    # Ray Train asks a dashboard whether its controller lives. We start none, and any other on this machine, or a tunnel
-    # to one, would say "unknown" and have healthy workers ended: ask where nobody answers.
-    "RAY_API_SERVER_ADDRESS": "http://127.0.0.1:9",
+    **NO_API_SERVER,
 }
 
 # Of the 107 bytes that Linux gives the path of a socket, what Ray leaves when its session and socket are taken off:
@@ -58,9 +65,9 @@ class Resources:
     actor_env: Mapping[str, str] = field(default_factory=dict)  # what those that compute need, if not inherited
 
     @property
-    def runtime_env(self) -> dict[str, dict[str, Any]]:
-        """Argument of that name for actors that compute; none on one machine, whose processes inherit theirs."""
-        return {"runtime_env": {"env_vars": dict(self.actor_env)}} if self.actor_env else {}
+    def runtime_env(self) -> dict[str, Any] | None:
+        """Ray's argument of that name for actors that compute; None on one machine, whose processes inherit theirs."""
+        return {"env_vars": dict(self.actor_env)} if self.actor_env else None
 
     @property
     def device(self) -> str:
@@ -134,6 +141,7 @@ def ray_session(workers: Workers, *, imports: Sequence[str] = ()) -> Iterator[Re
     """
     import ray
 
+    before = dict(os.environ)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
     if not log.isEnabledFor(logging.DEBUG):
@@ -142,7 +150,6 @@ def ray_session(workers: Workers, *, imports: Sequence[str] = ()) -> Iterator[Re
     # Ray gives its workers the lowest priority by default; beside any other process they would then starve.
     os.environ.setdefault("RAY_worker_niceness", "0")
     started = not ray.is_initialized()
-    before = dict(os.environ)
     temporary = None
     if started:
         if not inside_cluster():
@@ -158,11 +165,13 @@ def ray_session(workers: Workers, *, imports: Sequence[str] = ()) -> Iterator[Re
             _disconnect(before, temporary)  # what has been started by then
             raise
     try:
-        resources = plan_resources(workers, ray.cluster_resources(), local=not inside_cluster())
+        resources = plan_resources(
+            workers, ray.cluster_resources(), local=not inside_cluster(), cpus_of_machines=cpus_of_machines()
+        )
         if started and not inside_cluster() and not workers.use_gpu:
             resources = replace(resources, in_process_rows=workers.in_process_rows)
         if inside_cluster() and not workers.use_gpu:
-            resources = replace(resources, actor_env=COMPUTE_ENV | _chosen_by_user(COMPUTE_ENV))
+            resources = replace(resources, actor_env=unless_chosen(COMPUTE_ENV))
         yield resources
     finally:
         if started:
@@ -224,11 +233,9 @@ def _disconnect(environment: dict[str, str], temporary: str | None) -> None:
     ray.shutdown()
     if temporary and not log.isEnabledFor(logging.DEBUG):  # Ray's own logs
         shutil.rmtree(temporary, ignore_errors=True)
-    for name in (*COMPUTE_ENV, *LOCAL_TRAIN_ENV, "RAY_OVERRIDE_JOB_RUNTIME_ENV"):
-        if name in environment:
-            os.environ[name] = environment[name]
-        else:
-            os.environ.pop(name, None)
+    for name in os.environ.keys() - environment.keys():
+        del os.environ[name]
+    os.environ.update(environment)
 
 
 def import_all(names: Sequence[str]) -> None:
@@ -248,12 +255,11 @@ def _connect(temporary: str | None) -> None:
             if inside_cluster():
                 # What a job gives itself is among what the user chose; Ray would refuse to have it given twice.
                 os.environ.setdefault("RAY_OVERRIDE_JOB_RUNTIME_ENV", "1")
-                ray.init(runtime_env={"env_vars": THREADS_ENV | _chosen_by_user(THREADS_ENV)}, **quiet)
+                ray.init(runtime_env={"env_vars": unless_chosen(THREADS_ENV)}, **quiet)
             else:
                 # Through the environment, which the processes that Ray starts ahead of need inherit: a runtime_env
                 # would have it start others.
-                settings = {**COMPUTE_ENV, **LOCAL_TRAIN_ENV}
-                os.environ.update(settings | _chosen_by_user(settings))
+                os.environ.update(unless_chosen(COMPUTE_ENV | LOCAL_TRAIN_ENV) | NO_API_SERVER)
                 # At least two logical CPUs: an actor pool that holds all of them would starve the reading tasks.
                 cpus = max(2, os.cpu_count() or 2)
                 ray.init(address="local", include_dashboard=False, num_cpus=cpus, _temp_dir=temporary, **quiet)
@@ -269,13 +275,24 @@ def _connect(temporary: str | None) -> None:
             signal.signal(signal.SIGTERM, on_sigterm)
 
 
-def _chosen_by_user(names: Iterable[str]) -> dict[str, str]:
-    """Settings of ours that the environment has already, but for the address of a cluster that is not ours."""
-    return {name: os.environ[name] for name in names if name in os.environ and name != "RAY_API_SERVER_ADDRESS"}
+def cpus_of_machines() -> list[float]:
+    """CPUs of each machine of the cluster that has any."""
+    import ray
+
+    return [cpus for node in ray.nodes() if node["Alive"] and (cpus := node["Resources"].get("CPU"))]
 
 
-def plan_resources(workers: Workers, cluster: dict[str, float], *, local: bool) -> Resources:
-    """Fit the workers into the CPUs, and leave a share for reading tasks."""
+def plan_resources(
+    workers: Workers, cluster: dict[str, float], *, local: bool, cpus_of_machines: Sequence[float] = ()
+) -> Resources:
+    """Fit the workers into the CPUs, and leave a share for reading tasks: workers on all of them would wait for ever.
+
+    Args:
+        workers: what the config asks for.
+        cluster: resources of all machines together.
+        local: Ray runs for this command alone.
+        cpus_of_machines: of those that have any.
+    """
     cpus, gpus = cluster.get("CPU", 2.0), cluster.get("GPU", 0.0)
     # A shard is minutes of work for a large model on a CPU; a cluster may have to start machines first.
     stall_s = workers.stall_timeout_s or (3600.0 if local else 6 * 3600.0)
@@ -285,15 +302,14 @@ def plan_resources(workers: Workers, cluster: dict[str, float], *, local: bool) 
                 f"workers: {workers.num_workers} GPUs asked for, this machine has {gpus:.0f}.",
                 "Set workers.use_gpu=false or fewer workers.num_workers.",
             )
-        return Resources(workers.num_workers, workers.threads or 1, 1.0, 1, stall_s)
+        return Resources(workers.num_workers, workers.threads or 1, READER_CPUS, 1, stall_s)
     if local:
         threads = workers.threads or max(1, (os.cpu_count() or 2) // workers.num_workers)
         return Resources(workers.num_workers, threads, (cpus - 1.0) / workers.num_workers, 0, stall_s)
     threads = workers.threads or 2
-    wanted = float(workers.num_workers * threads)
-    if wanted <= cpus < wanted + 1:  # they would hold all that there is, and wait for ever for somebody to read
-        wanted = max(cpus - 1, cpus / 2)
-    return Resources(workers.num_workers, threads, wanted / workers.num_workers, 0, stall_s)
+    # Those whose threads fill a machine leave a reader's share of it; one that is still to start may hold just one.
+    machine = max(min(cpus_of_machines, default=0.0), threads)
+    return Resources(workers.num_workers, threads, threads * (1 - READER_CPUS / machine), 0, stall_s)
 
 
 def configure_data(stall_timeout_s: float) -> None:
@@ -309,6 +325,14 @@ def configure_data(stall_timeout_s: float) -> None:
     context.max_errored_blocks = 0
     # A worker that was starting on a machine that went away; by default it would end the run.
     context.max_consecutive_actor_init_deaths = 3
+
+
+def blocks_of(dataset: Any) -> Iterator[pa.Table]:
+    """The blocks of a data set of Ray's, each as soon as it is made.
+
+    By default Ray hands one out when the next one has been made: what was done would be told a shard late.
+    """
+    yield from dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
@@ -329,7 +353,9 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
 
 _OURS = re.compile(r"^bertray\.errors\.(\w+): (.+)$", re.MULTILINE)
 _NO_ROOM = re.compile(
-    r"^(?:[\w.]+\.)?(MemoryError\b.*|OutOfMemoryError\b.*|OSError: \[Errno (?:28|122)\].*)$", re.MULTILINE
+    rf"^(?:[\w.]+\.)?(\w*MemoryError\b.*|RuntimeError: .*{errors.NO_MEMORY}.*|OSError: \[Errno (?:28|122)\].*"
+    rf"|SafetensorError: .*{errors.NO_SPACE.pattern}.*)$",
+    re.MULTILINE,
 )
 
 

@@ -40,44 +40,42 @@ def run_evaluate(config: EvaluateConfig) -> int:
         say(f"already evaluated: {store.uri('report.html')}")
         return 0
     check_precision(config.precision, config.workers)
-    with (
-        claimed_output(store, "evaluate", run_key, to_yaml(config)),
-        session_for(config.workers, inputs.num_rows) as resources,
-    ):
-        rows = evaluate_shards(
-            inputs,
-            config.model,
-            info,
-            labels,
+    with claimed_output(store, "evaluate", run_key, to_yaml(config)):
+        with session_for(config.workers, inputs.num_rows) as resources:
+            rows = evaluate_shards(
+                inputs,
+                config.model,
+                info,
+                labels,
+                store,
+                resources,
+                config.report.slices,
+                max_length=config.max_length,
+                precision=config.precision,
+                long_text=config.long_text,
+            )
+        seconds = time.monotonic() - started
+        summary = finish_report(
             store,
-            resources,
-            config.report.slices,
-            max_length=config.max_length,
-            precision=config.precision,
-            long_text=config.long_text,
+            rows,
+            inputs,
+            info,
+            split="input",
+            title=f"Evaluation of {Path(config.model).name}",
+            config=config,
+            notes=[NOT_INT8] if config.precision == "int8" and rows.int8 is None else [],
+            facts={
+                "model": config.model,
+                "model version": info.model_version,
+                "rows read": f"{inputs.num_rows:,}",
+                "rate": f"{inputs.num_rows / seconds:,.1f} rows/s, start-up included",
+                "time": duration(seconds),
+                "bertray": bertray.__version__,
+            },
         )
-    seconds = time.monotonic() - started
-    summary = finish_report(
-        store,
-        rows,
-        inputs,
-        info,
-        split="input",
-        title=f"Evaluation of {Path(config.model).name}",
-        config=config,
-        notes=[NOT_INT8] if config.precision == "int8" and rows.int8 is None else [],
-        facts={
-            "model": config.model,
-            "model version": info.model_version,
-            "rows read": f"{inputs.num_rows:,}",
-            "rate": f"{inputs.num_rows / seconds:,.1f} rows/s, start-up included",
-            "time": duration(seconds),
-            "bertray": bertray.__version__,
-        },
-    )
-    mark_finished(store)
-    for key in store.keys(STAGING):
-        store.delete(key)
-    say(summary)
-    say(f"report   {store.uri('report.html')}")
+        mark_finished(store)
+        for key in store.keys(STAGING):
+            store.delete(key)
+        say(summary)
+        say(f"report   {store.uri('report.html')}")
     return 0

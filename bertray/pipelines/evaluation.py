@@ -32,7 +32,6 @@ from bertray.reviews.labels import LabelMap
 from bertray.reviews.sources import Shard, read_shard
 from bertray.storage.records import Agreement, Receipt, add_agreements
 from bertray.storage.store import Store
-from bertray.training.token_shards import FILE_NO
 
 ROWS_PER_SHARD = 4096
 STAGING = "control/staging"
@@ -146,7 +145,7 @@ def collect(
     tables = [pq.read_table(io.BytesIO(store.get(key)), page_checksum_verification=True) for key in keys]
     if not tables:
         raise DataRefused("evaluation: no row could be scored.", "Look at the input.")
-    table = pa.concat_tables(tables).sort_by([(FILE_NO, "ascending"), (s.ROW_NO, "ascending")]).combine_chunks()
+    table = pa.concat_tables(tables).sort_by([(s.FILE_NO, "ascending"), (s.ROW_NO, "ascending")]).combine_chunks()
     given_N = labels.ids(_array(table[s.LABEL]))
     # The input's classes in the model's order; a class the model does not have is unknown to it.
     to_model = np.array([info.labels.index(name) if name in info.labels else -1 for name in labels.names], np.int32)
@@ -164,8 +163,8 @@ def collect(
         probs_NC=np.column_stack([kept[s.prob_column(label)].to_numpy() for label in info.labels]),
         n_tokens_N=kept[s.N_TOKENS].to_numpy(),
         script=_array(kept[s.SCRIPT]),
-        slices={name: _array(kept[f"slice:{name}"]) for name in slice_columns},
-        file_no_N=kept[FILE_NO].to_numpy(),
+        slices={name: _array(kept[s.SLICE_PREFIX + name]) for name in slice_columns},
+        file_no_N=kept[s.FILE_NO].to_numpy(),
         row_no_N=kept[s.ROW_NO].to_numpy(),
         left_out=int((label_ids_N == -2).sum()),
         unknown=int((label_ids_N == -1).sum()),

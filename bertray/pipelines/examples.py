@@ -19,10 +19,12 @@ from bertray.model.bundle import BundleInfo, read_info, resolve_model
 from bertray.pipelines.cluster import Resources
 from bertray.pipelines.inputs import Inputs, label_map, open_inputs, read_spec
 from bertray.pipelines.shards import ReadSettings, write_token_shards
+from bertray.reports.scoring import because
 from bertray.reviews.counts import count_labels
 from bertray.reviews.labels import NO_LABEL, LabelMap
 from bertray.reviews.sources import Period, check_slices
 from bertray.reviews.split import joined_groups, validation_mask
+from bertray.storage.records import add_counts
 from bertray.storage.store import LocalStore, Store, open_store
 from bertray.training.loop import Examples
 from bertray.training.token_shards import TokenShards, cache_key, load_rows
@@ -265,14 +267,15 @@ def token_shards(
             done = 0
             for summary in write_token_shards(work, settings, store.root, folder, resources):
                 summaries.append(summary)
-                done += summary["rows"]
+                done += summary.rows
                 ticker.update(done)
-        keys = sorted(summary["key"] for summary in summaries if summary["key"])
-        refused = sum(summary["refused"] for summary in summaries)
+        keys = sorted(summary.key for summary in summaries if summary.key)
+        reasons = add_counts(summary.reasons for summary in summaries)
+        refused = sum(reasons.values())
         if not keys:
             raise DataRefused(f"{split}: none of {inputs.num_rows} rows is usable.", "Look at the file.")
         if refused:
-            log.warning("%s: %d of %d rows cannot be used (no text or no id)", split, refused, done)
+            log.warning("%s: %d of %d rows cannot be used: %s", split, refused, done, because(reasons))
         store.put(manifest, json.dumps({"keys": keys, "rows": done, "refused": refused}).encode())
     keys = json.loads(store.get(manifest))["keys"]
     return [str(key) for key in keys]

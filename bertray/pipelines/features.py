@@ -17,11 +17,11 @@ from bertray.model.bundle import resolve_model
 from bertray.model.calibration import fit_temperature
 from bertray.model.heads import LinearHead, fit_head
 from bertray.model.tokenization import sequences
-from bertray.pipelines.cluster import Resources, configure_data
-from bertray.schema import INPUT_IDS, SEQ_LENS
+from bertray.pipelines.cluster import Resources, blocks_of, configure_data
+from bertray.schema import FEATURES, INPUT_IDS, SEQ_LENS
 from bertray.storage.store import Store, open_store
 from bertray.training.loop import Examples
-from bertray.training.token_shards import FEATURES, cache_key, load_rows, to_ipc
+from bertray.training.token_shards import cache_key, load_rows, to_ipc
 
 log = logging.getLogger(__name__)
 
@@ -150,9 +150,9 @@ def _embed(
         compute=ActorPoolStrategy(size=min(resources.num_workers, len(work))),
         num_cpus=resources.cpus_per_worker,
         num_gpus=resources.gpus_per_worker or None,
-        **resources.runtime_env,
+        runtime_env=resources.runtime_env,
     )
-    yield from dataset.iter_batches(batch_size=None, batch_format="pyarrow")
+    yield from blocks_of(dataset)
 
 
 class _EmbedTokenShard:

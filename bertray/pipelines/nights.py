@@ -89,6 +89,7 @@ def run_night(config: NightConfig, info: BundleInfo, open_worker: Callable[[], A
         open_worker: called once, when there is something to compute that this process does not do itself.
     """
     store = open_store(config.output)
+    ledger.publish_all(store, ledger.read_ledger(store))  # what was committed is seen, whatever came in tonight
     looked_at = look(config, store)
     tonight = decide(config, info, store, looked_at)  # a wrong input is told before the output is touched
     if isinstance(config, ScoreConfig) and (tonight.new_files or tonight.rewrites):

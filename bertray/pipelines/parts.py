@@ -22,16 +22,14 @@ from bertray.config import EmbeddingKind, ScoringPrecision
 from bertray.loading import without_collection
 from bertray.model.bundle import resolve_model
 from bertray.model.tokenization import ReviewTokenizer
-from bertray.reviews.sources import KEEP_PREFIX
 from bertray.storage import faults
 from bertray.storage.records import SCORE_BINS, TOKEN_BANDS, Agreement, Receipt, Span, StagedFile
 from bertray.storage.store import open_store
-from bertray.training.token_shards import FILE_NO
 
 if TYPE_CHECKING:
     from bertray.model.predictor import Predictor
 
-EVALUATION_COLUMNS = (FILE_NO, s.ROW_NO, s.ID, s.LABEL, s.SCRIPT, s.N_TOKENS, s.TEXT_HASH)
+EVALUATION_COLUMNS = (s.FILE_NO, s.ROW_NO, s.ID, s.LABEL, s.SCRIPT, s.N_TOKENS, s.TEXT_HASH)
 COMPARED_ROWS = 256  # of each process that computes in int8: so many are computed in fp32, too
 SHARD = "shard"  # column that carries a tokenized shard as an Arrow IPC file
 
@@ -94,7 +92,7 @@ class PartSettings(ABC):
 
     def kept_values(self, kept: pa.Table) -> list[pa.Array]:
         """The kept input columns."""
-        return [one_chunk(kept[KEEP_PREFIX + name]) for name in self.kept_columns]
+        return [one_chunk(kept[s.KEEP_PREFIX + name]) for name in self.kept_columns]
 
 
 class MakePart:
@@ -263,7 +261,7 @@ class LabelMaker(Maker):
         for number, label in enumerate(self._settings.labels):
             columns[s.prob_column(label)] = pa.array(np.ascontiguousarray(probs_NC[:, number], np.float32))
         for name in self._settings.slice_columns:
-            columns[f"slice:{name}"] = kept[KEEP_PREFIX + name].cast(pa.string())
+            columns[s.SLICE_PREFIX + name] = kept[s.KEEP_PREFIX + name].cast(pa.string())
         return pa.table(columns)
 
 
@@ -362,14 +360,14 @@ def shards_of(batch: pa.Table) -> Iterator[pa.Table]:
 
 def _spans(table: pa.Table, kept: pa.Table) -> list[Span]:
     """What of each file is in a work item, ascending; `kept` are the rows of `table` that were scored."""
-    file_nos_F, which_N = np.unique(table[FILE_NO].to_numpy(), return_inverse=True)
+    file_nos_F, which_N = np.unique(table[s.FILE_NO].to_numpy(), return_inverse=True)
     row_no_N = table[s.ROW_NO].to_numpy()
     lo_F = np.full(len(file_nos_F), np.iinfo(np.int64).max)
     hi_F = np.zeros(len(file_nos_F), np.int64)
     np.minimum.at(lo_F, which_N, row_no_N)
     np.maximum.at(hi_F, which_N, row_no_N + 1)
     rows_F = np.bincount(which_N, minlength=len(file_nos_F))
-    scored_F = np.bincount(np.searchsorted(file_nos_F, kept[FILE_NO].to_numpy()), minlength=len(file_nos_F))
+    scored_F = np.bincount(np.searchsorted(file_nos_F, kept[s.FILE_NO].to_numpy()), minlength=len(file_nos_F))
     columns = zip(file_nos_F, lo_F, hi_F, scored_F, rows_F - scored_F, strict=True)
     return [
         Span(file_no=file_no, lo=lo, hi=hi, rows_scored=scored, rows_quarantined=refused)

@@ -17,7 +17,7 @@ from bertray.console import duration, say, table
 from bertray.errors import DataRefused
 from bertray.model.bundle import resolve_model
 from bertray.model.tokenization import ReviewTokenizer, sequences
-from bertray.pipelines.cluster import Resources, inside_cluster, plan_resources, without_ray
+from bertray.pipelines.cluster import Resources, cpus_of_machines, inside_cluster, plan_resources, without_ray
 from bertray.pipelines.examples import open_data
 from bertray.pipelines.inputs import Inputs, open_model
 from bertray.pipelines.runs import check_claim
@@ -224,7 +224,9 @@ def _print_forecast(config: Common, seconds: float, basis: str, alone: Resources
         import ray
 
         ray.init(ignore_reinit_error=True)
-        resources = plan_resources(config.workers, ray.cluster_resources(), local=False)
+        resources = plan_resources(
+            config.workers, ray.cluster_resources(), local=False, cpus_of_machines=cpus_of_machines()
+        )
     else:
         import os
 

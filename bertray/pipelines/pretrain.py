@@ -69,27 +69,27 @@ def run_pretrain(config: PretrainConfig) -> int:
         _clean_up(store)  # where a run ended between its last write and this
         say(f"already pretrained: {store.uri('report.html')}")
         return 0
-    claim = claimed_output(store, "pretrain", run_key, to_yaml(config), checkpoints.FOLDER)
-    with claim, session_for(config.workers, inputs.num_rows, ranks=True, imports=IMPORTS) as resources:
-        base = given or _new(config, inputs, store, resources)
-        settings = ReadSettings(spec, base.model, config.max_length, config.long_text)
-        keys = token_shards(inputs, settings, base.digest, store, resources, "input")
-        data = TokenizedData(store.root, keys, None, None, config.held_out_fraction, config.seed)
-        examples = data.examples()
-        _check(examples, inputs, base)
-        loop = LoopSettings((), config.training, config.seed, run_key, resources.threads, MaskedLanguage)
-        outcome = run_workers(TrainJob(data, base.model, loop), examples, store, resources)
-    new_weights = _write_model(config, base, outcome, run_key, store)
-    report = _report(config, examples, outcome, new_weights, time.monotonic() - started)
-    store.put("history.parquet", parquet_bytes(history_table(outcome.history, HISTORY)))
-    store.put("metrics.json", json.dumps(_metrics(report), indent=1).encode())
-    store.put("report.html", report.to_html().encode())
-    mark_finished(store)
-    _clean_up(store)
-    say(report.headline)
-    say(f"model    {store.uri('model')}")
-    say(f"report   {store.uri('report.html')}")
-    log.info("pretrained in %s", duration(time.monotonic() - started))
+    with claimed_output(store, "pretrain", run_key, to_yaml(config), checkpoints.FOLDER):
+        with session_for(config.workers, inputs.num_rows, ranks=True, imports=IMPORTS) as resources:
+            base = given or _new(config, inputs, store, resources)
+            settings = ReadSettings(spec, base.model, config.max_length, config.long_text)
+            keys = token_shards(inputs, settings, base.digest, store, resources, "input")
+            data = TokenizedData(store.root, keys, None, None, config.held_out_fraction, config.seed)
+            examples = data.examples()
+            _check(examples, inputs, base)
+            loop = LoopSettings((), config.training, config.seed, run_key, resources.threads, MaskedLanguage)
+            outcome = run_workers(TrainJob(data, base.model, loop), examples, store, resources)
+        new_weights = _write_model(config, base, outcome, run_key, store)
+        report = _report(config, examples, outcome, new_weights, time.monotonic() - started)
+        store.put("history.parquet", parquet_bytes(history_table(outcome.history, HISTORY)))
+        store.put("metrics.json", json.dumps(_metrics(report), indent=1).encode())
+        store.put("report.html", report.to_html().encode())
+        mark_finished(store)
+        _clean_up(store)
+        say(report.headline)
+        say(f"model    {store.uri('model')}")
+        say(f"report   {store.uri('report.html')}")
+        log.info("pretrained in %s", duration(time.monotonic() - started))
     return 0
 
 

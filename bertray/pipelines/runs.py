@@ -10,12 +10,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from bertray.errors import ConfigError, ConflictError, DataRefused, InfrastructureError
+from bertray.storage.heartbeat import Heartbeat, live_attempt
 from bertray.storage.ledger import COMMITS
 from bertray.storage.records import SCHEMA_VERSION, Record
 from bertray.storage.store import LocalStore, Store
 
 RUN_FILE = "control/run.json"
 FINISHED_FILE = "control/finished.json"
+ALIVE = "control/alive"  # of runs that are at work right now
 NIGHTS = ("score", "embed")  # verbs whose outputs grow, so that one config does not describe them
 MIN_FREE_BYTES = 64 << 20
 
@@ -25,26 +27,54 @@ class Claim(Record):
 
     verb: str
     run_key: str
+    by: str = ""  # differs between processes: on an object store equal bytes would tell both that they wrote them
 
 
 @contextlib.contextmanager
-def claimed_output(store: Store, verb: str, run_key: str, config_yaml: str, work: str = "") -> Iterator[None]:
-    """Hold an output for a run; one that was taken for it and then refused is free again.
+def claimed_output(
+    store: Store, verb: str, run_key: str, config_yaml: str, work: str = "", *, replace: bool = False
+) -> Iterator[None]:
+    """Hold an output for a run, alone; one that was taken for it and then refused is free again.
 
     Whoever follows the remedy of a refusal has another config, and so another run. What has been worked out below the
-    folder `work` is never thrown away: from there the same command goes on.
+    folder `work` is never thrown away: from there the same command goes on. What the data is refused for it is refused
+    for by any run, so that it is free then whoever took it.
+
+    Args:
+        replace: another run of this verb may be there, which gives way unless it is at work.
 
     Raises:
-        ConfigError, ConflictError: as `claim_output`.
+        ConfigError: the output cannot be written.
+        ConflictError: it holds another run, or a run is at work on it.
     """
+    _refuse_beside_a_live_run(store)
+    if replace:
+        replace_claim(store, verb, run_key, config_yaml)
     taken = claim_output(store, verb, run_key, config_yaml)
     try:
-        yield
-    except (ConfigError, DataRefused):
-        if taken and not (work and store.keys(work)):
+        with Heartbeat(store, f"{ALIVE}/{uuid.uuid4().hex[:8]}", run_key) as mine:
+            _refuse_beside_a_live_run(store)
+            if store.exists(FINISHED_FILE):
+                raise ConflictError(
+                    f"{store.root}: this run has just been finished.", "Run the same command again: it says where."
+                )
+            for key in store.keys(ALIVE):
+                if key != mine.key:
+                    store.delete(key)  # of a run that was killed
+            yield
+    except (ConfigError, DataRefused) as error:
+        if (taken or isinstance(error, DataRefused)) and not (work and store.keys(work)):
             remove_folder(store, "control")
             store.delete("config.yaml")
         raise
+
+
+def _refuse_beside_a_live_run(store: Store) -> None:
+    if holder := live_attempt(store, ALIVE):
+        raise ConflictError(
+            f"{store.root}: a run is at work on it ({holder}).",
+            "Wait for it. One on a machine that was lost counts as ended after three minutes.",
+        )
 
 
 def claim_output(store: Store, verb: str, run_key: str, config_yaml: str) -> bool:
@@ -55,7 +85,7 @@ def claim_output(store: Store, verb: str, run_key: str, config_yaml: str) -> boo
         ConflictError: it holds another run.
     """
     check_claim(store, verb, run_key)
-    if store.put_new(RUN_FILE, Claim(verb=verb, run_key=run_key).to_bytes()):
+    if store.put_new(RUN_FILE, Claim(verb=verb, run_key=run_key, by=uuid.uuid4().hex[:8]).to_bytes()):
         if verb not in NIGHTS:
             store.put("config.yaml", config_yaml.encode())
         return True

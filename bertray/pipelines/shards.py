@@ -8,8 +8,9 @@ work items → read + clean + tokenize → token shard (tasks)
 from __future__ import annotations
 
 import functools
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -20,13 +21,13 @@ from bertray import schema as s
 from bertray.errors import InfrastructureError
 from bertray.model.bundle import resolve_model
 from bertray.model.tokenization import ReviewTokenizer
-from bertray.pipelines.cluster import Resources, configure_data
+from bertray.pipelines.cluster import READER_CPUS, Resources, blocks_of, configure_data
 from bertray.pipelines.parts import SHARD, MakePart, PartSettings, one_chunk, shards_of
-from bertray.reviews.sources import KEEP_PREFIX, ReadSpec, Shard, WorkItem, read_shard
+from bertray.reviews.sources import ReadSpec, Shard, WorkItem, read_shard
 from bertray.reviews.split import group_hash, group_or_text_hash
 from bertray.storage.records import Receipt
 from bertray.storage.store import open_store
-from bertray.training.token_shards import COLUMNS, FILE_NO, to_ipc
+from bertray.training.token_shards import COLUMNS, to_ipc
 
 # Ray Data keeps bookkeeping for each block; beyond this many, one block carries several work items.
 MAX_ITEMS = 20_000
@@ -114,14 +115,14 @@ class ReadAndTokenize:
         pairs = one_chunk(kept[s.TEXT_PAIR]) if s.TEXT_PAIR in kept.column_names else None
         tokens = tokenizer.encode(texts, pairs)
         # A text that was cut before tokenizing is truncated too, whatever the tokenizer saw of it.
-        truncated = pc.or_(one_chunk(tokens[s.TRUNCATED]), one_chunk(kept["cut"]))
+        truncated = pc.or_(one_chunk(tokens[s.TRUNCATED]), one_chunk(kept[s.CUT]))
         tokens = tokens.set_column(tokens.column_names.index(s.TRUNCATED), s.TRUNCATED, truncated)
-        columns = {name: kept[name] for name in kept.column_names if name not in (s.TEXT, s.TEXT_PAIR, "cut")}
+        columns = {name: kept[name] for name in kept.column_names if name not in (s.TEXT, s.TEXT_PAIR, s.CUT)}
         columns |= {name: tokens[name] for name in tokens.column_names}
         group = settings.group_column
         columns[s.TEXT_HASH] = pa.array(group_hash(texts))
         if group is not None:
-            columns[s.GROUP_HASH] = pa.array(group_or_text_hash(one_chunk(kept[KEEP_PREFIX + group]), texts))
+            columns[s.GROUP_HASH] = pa.array(group_or_text_hash(one_chunk(kept[s.KEEP_PREFIX + group]), texts))
         else:
             columns[s.GROUP_HASH] = columns[s.TEXT_HASH]
         for name in (s.REASON, s.DETAIL, s.TEXT_SHA256, s.TEXT_LEN):
@@ -129,37 +130,44 @@ class ReadAndTokenize:
         return pa.table(columns)
 
 
+@dataclass(frozen=True)
+class TokenShardSummary:
+    """What became of one work item.
+
+    Args:
+        key: of the token shard; None: no row of it was fit for use.
+        rows: that were read.
+        reasons: rows that cannot be used, by `Reason`.
+    """
+
+    key: str | None
+    rows: int
+    reasons: dict[str, int]
+
+
 class WriteTokenShard:
-    """Tokenized reviews to one Arrow IPC file; returns where it lies and what it holds."""
+    """Tokenized reviews to one Arrow IPC file; returns its summary as JSON."""
 
     def __init__(self, output: str, folder: str) -> None:
         self._output, self._folder = output, folder
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        return pa.concat_tables([self.write(table) for table in shards_of(batch)])
+        summaries = [json.dumps(asdict(self.write(table))) for table in shards_of(batch)]
+        return pa.table({"summary": pa.array(summaries, pa.string())})
 
-    def write(self, table: pa.Table) -> pa.Table:
-        """Write the reviews of a shard that are fit for use; returns one row of what became of all."""
+    def write(self, table: pa.Table) -> TokenShardSummary:
+        """Write the reviews of a shard that are fit for use."""
         if s.LABEL not in table.column_names:
             table = table.append_column(s.LABEL, pa.nulls(table.num_rows, pa.string()))
         refused = pc.is_valid(table[s.REASON])
-        reasons = pc.value_counts(table[s.REASON].filter(refused)).to_pylist()
         examples = table.filter(pc.invert(refused)).select(list(COLUMNS))
         key = None
         if examples.num_rows:
             first = examples.slice(0, 1).to_pylist()[0]
-            key = f"{self._folder}/tokens-{first[FILE_NO]:05d}-{first[s.ROW_NO]:012d}.arrow"
+            key = f"{self._folder}/tokens-{first[s.FILE_NO]:05d}-{first[s.ROW_NO]:012d}.arrow"
             open_store(self._output).put(key, to_ipc(examples))
-        return pa.table(
-            {
-                "key": pa.array([key], pa.string()),
-                "rows": pa.array([table.num_rows], pa.int64()),
-                "refused": pa.array([int(pc.sum(refused).as_py() or 0)], pa.int64()),
-                "tokens": pa.array([int(pc.sum(examples[s.N_TOKENS]).as_py() or 0)], pa.int64()),
-                "truncated": pa.array([int(pc.sum(table[s.TRUNCATED]).as_py() or 0)], pa.int64()),
-                "reasons": pa.array([str({r["values"]: r["counts"] for r in reasons})], pa.string()),
-            }
-        )
+        counts = pc.value_counts(table[s.REASON].filter(refused)).to_pylist()
+        return TokenShardSummary(key, table.num_rows, {count["values"]: count["counts"] for count in counts})
 
 
 def stage_parts(
@@ -194,11 +202,11 @@ def stage_parts(
         compute=ActorPoolStrategy(size=min(resources.num_workers, len(work))),
         num_cpus=resources.cpus_per_worker,
         num_gpus=resources.gpus_per_worker or None,
-        **resources.runtime_env,
+        runtime_env=resources.runtime_env,
     )
     waiting = {(item[0].file_no, item[0].lo): item[0] for item in work}
     try:
-        for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
+        for batch in blocks_of(dataset):
             for text in batch["receipt"].to_pylist():
                 receipt = Receipt.model_validate_json(text)
                 waiting.pop((receipt.spans[0].file_no, receipt.spans[0].lo), None)
@@ -221,20 +229,20 @@ def write_token_shards(
     resources: Resources,
     *,
     only_rows: Mapping[int, np.ndarray] | None = None,
-) -> Iterator[dict[str, Any]]:
-    """Tokenize reviews in parallel into token shards; one summary a shard."""
+) -> Iterator[TokenShardSummary]:
+    """Tokenize reviews in parallel into token shards; one summary a work item."""
     if not work:
         return
     writer = WriteTokenShard(output, folder)
     if resources.alone:
         reader = ReadAndTokenize(work, read, only_rows)
-        yield from (writer.write(reader.read(item)).to_pylist()[0] for item in work)
+        yield from (writer.write(reader.read(item)) for item in work)
         return
     dataset = _tokenized(work, read, resources, only_rows).map_batches(
-        writer, batch_size=1, batch_format="pyarrow", num_cpus=0.5
+        writer, batch_size=1, batch_format="pyarrow", num_cpus=READER_CPUS
     )
-    for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
-        yield from batch.to_pylist()
+    for batch in blocks_of(dataset):
+        yield from (TokenShardSummary(**json.loads(text)) for text in batch["summary"].to_pylist())
 
 
 class ReadTexts:
@@ -278,7 +286,7 @@ def tables_of(
         function = function_of(work)
         yield from (function(pa.table({"id": [number]})) for number in range(len(work)))
     elif work:
-        yield from _in_tasks(work, function_of, resources).iter_batches(batch_size=None, batch_format="pyarrow")
+        yield from blocks_of(_in_tasks(work, function_of, resources))
 
 
 def _in_tasks(work: Sequence[Any], function_of: Callable[[Sequence[Any]], Function], resources: Resources) -> Any:
@@ -288,9 +296,9 @@ def _in_tasks(work: Sequence[Any], function_of: Callable[[Sequence[Any]], Functi
     configure_data(resources.stall_timeout_s)
     items = SharedWork(work) if len(work) > FEW_ITEMS else work
     return ray.data.range(len(work), override_num_blocks=min(len(work), MAX_ITEMS)).map_batches(
-        function_of(items), batch_size=None, batch_format="pyarrow", num_cpus=0.5
+        function_of(items), batch_size=None, batch_format="pyarrow", num_cpus=READER_CPUS
     )
 
 
 def _of_file(rows: pa.Table, shard: Shard) -> pa.Table:
-    return rows.append_column(FILE_NO, pa.array(np.full(rows.num_rows, shard.file_no, np.int32)))
+    return rows.append_column(s.FILE_NO, pa.array(np.full(rows.num_rows, shard.file_no, np.int32)))

@@ -67,6 +67,10 @@ class Tonight:
         new = [d.file for d in self.decisions if d.verdict == "score" and d.file.path not in rewritten]
         return sorted(new, key=lambda file: file.path)
 
+    @property
+    def to_read(self) -> list[FileRecord]:
+        return [*self.new_files, *(file for rewrite in self.rewrites for file in rewrite.files)]
+
     def readable(self, files: Sequence[FileRecord]) -> list[InputFile]:
         found = [self.looked_at[file.path] for file in files]
         return [file for file in found if isinstance(file, InputFile)]
@@ -95,8 +99,8 @@ def look(config: NightConfig, store: Store) -> dict[str, Seen]:
         raise DataRefused(
             f"input: no review file in {', '.join(config.input)}.", "Check the path, or set allow_empty=true."
         )
-    entries = ledger.current(ledger.read_ledger(store))
-    known = {(file.path, file.size_bytes, file.modified): file for entry in entries for file in entry.files}
+    scored = planning.owners(ledger.read_ledger(store)).values()
+    known = {(file.path, file.size_bytes, file.modified): file for file, _ in scored}
     stamps = {entry.path: (entry.path, entry.size_bytes, entry.modified) for entry in listed}
     may_rewrite = config.replace or config.rescore == "replace" or config.on_changed_file == "replace"
     to_open = [entry for entry in listed if may_rewrite or stamps[entry.path] not in known]
@@ -127,22 +131,33 @@ def decide(config: NightConfig, info: BundleInfo, store: Store, found: Mapping[s
     """
     _check_slot(config)
     entries, settings = ledger.read_ledger(store), night_settings(config, info)
-    first = _decided(config, info, entries, settings, dict(found))
-    to_read = [*first.new_files, *(file for rewrite in first.rewrites for file in rewrite.files)]
-    looked_at = dict(found)
-    spec = spec_for(config, info, first.readable(to_read))
+    tonight = _decided(config, info, entries, settings, dict(found))
     if config.on_bad_file == "quarantine":  # a file with other columns is a bad file too, and costs no other
-        for file in first.readable(to_read):
-            looked_at[file.path] = column_fault(file, spec) or file
-        for together in (first.new_files, *(rewrite.files for rewrite in first.rewrites)):
-            readable = [seen for file in together if isinstance(seen := looked_at[file.path], InputFile)]
-            looked_at |= kept_faults(readable, spec)
+        # What repeats the content of a bad file is no duplicate any more, and is looked at in its turn.
+        while faults := _column_faults(config, tonight):
+            tonight = _decided(config, info, entries, settings, tonight.looked_at | faults)
     else:
-        bad = [seen for file in to_read if isinstance(seen := looked_at[file.path], BadFile)]
-        refuse_bad_files("input", bad, len(looked_at), "Repair or remove them, or set on_bad_file=quarantine.")
-    tonight = _decided(config, info, entries, settings, looked_at)
-    check_columns(tonight.readable(to_read), spec)
+        bad = [seen for file in tonight.to_read if isinstance(seen := found[file.path], BadFile)]
+        refuse_bad_files("input", bad, len(found), "Repair or remove them, or set on_bad_file=quarantine.")
+    readable = tonight.readable(tonight.to_read)
+    spec = spec_for(config, info, readable)
+    check_columns(readable, spec)
+    check_slices(readable, spec, config.report_options.slices)
     return tonight
+
+
+def _column_faults(config: NightConfig, tonight: Tonight) -> dict[str, BadFile]:
+    """By path, the files to read whose columns are missing, or other than those of most files read with them."""
+    spec = spec_for(config, tonight.info, tonight.readable(tonight.to_read))
+    found: dict[str, BadFile] = {}
+    for together in (tonight.new_files, *(rewrite.files for rewrite in tonight.rewrites)):
+        readable = tonight.readable(together)
+        faults = {file.path: fault for file in readable if (fault := column_fault(file, spec)) is not None}
+        found |= faults | kept_faults([file for file in readable if file.path not in faults], spec)
+    contents = {file.digest for file in tonight.to_read if file.path in found}
+    again = [d.file for d in tonight.decisions if d.verdict == "duplicate" and d.file.digest in contents]
+    repeated = {file.path: column_fault(file, spec) for file in tonight.readable(again)}
+    return found | {path: fault for path, fault in repeated.items() if fault is not None}
 
 
 def _decided(
@@ -162,11 +177,7 @@ def _decided(
             f"({changed[0].why}).",
             "Deliver changes under a new name, set on_changed_file=replace, or score into another output.",
         )
-    tonight = Tonight(info, entries, decisions, rewrites, looked_at, settings)
-    if config.report_options.slices:
-        to_score = tonight.readable([*(file for rewrite in rewrites for file in rewrite.files), *tonight.new_files])
-        check_slices(to_score, spec_for(config, info, to_score), config.report_options.slices)
-    return tonight
+    return Tonight(info, entries, decisions, rewrites, looked_at, settings)
 
 
 def _rewrites(

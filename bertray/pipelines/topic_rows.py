@@ -23,15 +23,15 @@ from bertray.console import Ticker
 from bertray.errors import ConflictError, DataRefused, InfrastructureError
 from bertray.model.bundle import BundleInfo
 from bertray.model.topics import Assigner
-from bertray.pipelines.cluster import Resources, configure_data
+from bertray.pipelines.cluster import READER_CPUS, Resources, blocks_of, configure_data
 from bertray.pipelines.inputs import Inputs
 from bertray.pipelines.parts import SHARD, EmbedSettings, Made, Maker, VectorMaker, one_chunk, shards_of
 from bertray.pipelines.shards import MAX_ITEMS, ReadSettings, stage_parts
-from bertray.reviews.sources import KEEP_PREFIX, Shard, kept_schema, read_shard
+from bertray.reviews.sources import Shard, kept_schema, read_shard
 from bertray.storage import plan as planning
 from bertray.storage.records import Receipt, Record, StagedFile, add_counts
 from bertray.storage.store import Store, open_store
-from bertray.training.token_shards import FILE_NO, cache_key, to_ipc
+from bertray.training.token_shards import cache_key, to_ipc
 
 log = logging.getLogger(__name__)
 
@@ -82,10 +82,10 @@ class PlacedVectorMaker(Maker):
     def make(self, kept: pa.Table) -> Made:
         made = self._maker.make(kept)
         kept = kept.filter(pa.array(made.finite_N))
-        names = [FILE_NO, s.ROW_NO, s.ID, *([s.LABEL] if self._settings.with_labels else [])]
+        names = [s.FILE_NO, s.ROW_NO, s.ID, *([s.LABEL] if self._settings.with_labels else [])]
         columns = {name: one_chunk(kept[name]) for name in names}
         columns[s.EMBEDDING] = made.rows[s.EMBEDDING]
-        columns |= {KEEP_PREFIX + name: one_chunk(kept[KEEP_PREFIX + name]) for name in self._settings.kept_columns}
+        columns |= {s.KEEP_PREFIX + name: one_chunk(kept[s.KEEP_PREFIX + name]) for name in self._settings.kept_columns}
         return replace(made, rows=pa.table(columns))
 
 
@@ -300,10 +300,10 @@ def in_tasks(task: Task, count: int, resources: Resources) -> list[pa.Table]:
 
     configure_data(resources.stall_timeout_s)
     dataset = ray.data.range(count, override_num_blocks=min(count, MAX_ITEMS)).map_batches(
-        _AsBytes(ray.put(task)), batch_size=1, batch_format="pyarrow", num_cpus=0.5
+        _AsBytes(ray.put(task)), batch_size=1, batch_format="pyarrow", num_cpus=READER_CPUS
     )
     found: dict[int, pa.Table] = {}
-    for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
+    for batch in blocks_of(dataset):
         found |= dict(zip(batch["id"].to_pylist(), shards_of(batch), strict=True))
     return [found[number] for number in range(count)]
 

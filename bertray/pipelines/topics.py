@@ -11,7 +11,7 @@ from bertray.config import TopicsConfig, to_yaml
 from bertray.console import say, table, timed
 from bertray.pipelines.cluster import session_for
 from bertray.pipelines.inputs import check_installed
-from bertray.pipelines.runs import claimed_output, finished_run, mark_finished, remove_folder, replace_claim
+from bertray.pipelines.runs import claimed_output, finished_run, mark_finished, remove_folder
 from bertray.pipelines.topic_rows import (
     FOLDER,
     embed_rows,
@@ -35,25 +35,21 @@ def run_topics(config: TopicsConfig) -> int:
     if finished_run(store, "topics", run_key):
         say(f"already found: {store.uri('report.html')}")
         return 0
-    if config.replace:
-        replace_claim(store, "topics", run_key, to_yaml(config))
-    with (
-        claimed_output(store, "topics", run_key, to_yaml(config), FOLDER),
-        session_for(config.workers, source.inputs.num_rows, imports=("ray.data",)) as resources,
-    ):
-        embedded = embed_rows(source.inputs, config.model, source.info, config.pooling, store, resources)
-        check_enough(config, source, embedded.num_rows)
-        found = find_on_sample(config, source, embedded, store, resources)
-        with timed("assignment"):
-            found, rows = all_rows(config, source, embedded, found, store, resources)
-    report = topics_report(config, source, embedded, found, rows, time.monotonic() - started)
-    write_topics(config, source, store, report, rows)
-    mark_finished(store)
-    _remove_other_embeddings(store, embedding_key(source.inputs, source.info, config.pooling))
-    _print(report)
-    say(f"topics       {store.uri('topics.parquet')}")
-    say(f"assignments  {store.uri('assignments.parquet')}")
-    say(f"report       {store.uri('report.html')}")
+    with claimed_output(store, "topics", run_key, to_yaml(config), FOLDER, replace=config.replace):
+        with session_for(config.workers, source.inputs.num_rows, imports=("ray.data",)) as resources:
+            embedded = embed_rows(source.inputs, config.model, source.info, config.pooling, store, resources)
+            check_enough(config, source, embedded.num_rows)
+            found = find_on_sample(config, source, embedded, store, resources)
+            with timed("assignment"):
+                found, rows = all_rows(config, source, embedded, found, store, resources)
+        report = topics_report(config, source, embedded, found, rows, time.monotonic() - started)
+        write_topics(config, source, store, report, rows)
+        mark_finished(store)
+        _remove_other_embeddings(store, embedding_key(source.inputs, source.info, config.pooling))
+        _print(report)
+        say(f"topics       {store.uri('topics.parquet')}")
+        say(f"assignments  {store.uri('assignments.parquet')}")
+        say(f"report       {store.uri('report.html')}")
     return 0
 
 

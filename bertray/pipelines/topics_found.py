@@ -26,10 +26,8 @@ from bertray.pipelines.topic_rows import (
 )
 from bertray.pipelines.topics_source import Source, scored_rows
 from bertray.reviews.labels import LabelMap
-from bertray.reviews.sources import KEEP_PREFIX
 from bertray.reviews.words import Words, words_of
 from bertray.storage.store import Store
-from bertray.training.token_shards import FILE_NO
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +56,7 @@ def find_on_sample(
     order = np.random.default_rng(config.seed).permutation(embedded.num_rows)
     sampled = np.sort(order[: source.num_sampled])
     sample = read_sample(embedded, sampled, store, resources)
-    texts = read_texts(source.inputs, sample[FILE_NO].to_numpy(), sample[s.ROW_NO].to_numpy(), resources)
+    texts = read_texts(source.inputs, sample[s.FILE_NO].to_numpy(), sample[s.ROW_NO].to_numpy(), resources)
     words = words_of(texts, options.stop_words)
     log.info("looking for topics in %d reviews", len(texts))
     started = time.monotonic()
@@ -126,7 +124,7 @@ def all_rows(
         columns[s.LABEL] = _class_names(source.labels, label)
         if source.with_score:
             columns[s.SCORE] = score
-    return found, pa.table(columns | {n: rows[n] for n in rows.column_names if n.startswith(KEEP_PREFIX)})
+    return found, pa.table(columns | {n: rows[n] for n in rows.column_names if n.startswith(s.KEEP_PREFIX)})
 
 
 def _class_names(labels: LabelMap, values: pa.Array) -> pa.Array:
@@ -137,7 +135,7 @@ def _class_names(labels: LabelMap, values: pa.Array) -> pa.Array:
 def _labels_and_scores(source: Source, rows: pa.Table) -> tuple[pa.Array, pa.Array]:
     """Label and score of each row: its own, or those of the scored row with its id."""
     if source.scored is None:
-        score = rows[KEEP_PREFIX + s.SCORE].cast(pa.float32()) if source.with_score else None
+        score = rows[s.KEEP_PREFIX + s.SCORE].cast(pa.float32()) if source.with_score else None
         return one_chunk(rows[s.LABEL]), score
     known = scored_rows(source.scored)
     where = pc.index_in(rows[s.ID], value_set=one_chunk(known[s.ID]))

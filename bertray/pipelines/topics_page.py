@@ -25,7 +25,6 @@ from bertray.pipelines.topics_found import Found
 from bertray.pipelines.topics_source import Source, kept_schema_of
 from bertray.reports.topics import GroupComparison, Topic, TopicsReport, name_of
 from bertray.reviews.labels import canonical
-from bertray.reviews.sources import KEEP_PREFIX
 from bertray.storage.store import Store
 
 
@@ -158,7 +157,7 @@ def _comparisons(config: TopicsConfig, source: Source, found: Found, rows: pa.Ta
     """
     if source.compare_with is None:
         return []
-    values = one_chunk(canonical(one_chunk(rows[KEEP_PREFIX + source.compare_with].take(pa.array(found.sampled)))))
+    values = one_chunk(canonical(one_chunk(rows[s.KEEP_PREFIX + source.compare_with].take(pa.array(found.sampled)))))
     known_N = values.is_valid().to_numpy(zero_copy_only=False)
     groups_N = pc.fill_null(values.dictionary_encode().indices, 0).to_numpy()
     if len(np.unique(groups_N[known_N])) < 2:
@@ -187,8 +186,8 @@ def write_topics(config: TopicsConfig, source: Source, store: Store, report: Top
     """`assignments.parquet`, `topics.parquet`, `report.json` and the page."""
     has_label = source.labels is not None
     schema = s.assignments_schema(kept_schema_of(config, source), with_label=has_label, with_score=source.with_score)
-    names = [name for name in rows.column_names if not name.startswith(KEEP_PREFIX)]
-    kept = [rows[KEEP_PREFIX + name] for name in config.keep_columns]
+    names = [name for name in rows.column_names if not name.startswith(s.KEEP_PREFIX)]
+    kept = [rows[s.KEEP_PREFIX + name] for name in config.keep_columns]
     assignments = pa.table([*(rows[name] for name in names), *kept], schema=schema)
     store.put("assignments.parquet", parquet_bytes(assignments))
     store.put("topics.parquet", parquet_bytes(_topics_table(report, source.with_score)))

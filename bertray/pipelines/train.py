@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 import bertray
-from bertray.config import TrainConfig, to_yaml
+from bertray.config import KEYS_OF_METHOD, TrainConfig, to_yaml
 from bertray.console import duration, say
 from bertray.model.bundle import LINEAR_HEADS, BundleInfo, resolve_model, weights_digest, write_bundle
 from bertray.model.calibration import fit_temperature, offsets_to_shares
@@ -40,7 +40,7 @@ from bertray.pipelines.features import FittedHead, fit_on_features
 from bertray.pipelines.inputs import check_length
 from bertray.pipelines.parts import parquet_bytes
 from bertray.pipelines.rank import PROGRESS, TrainJob
-from bertray.pipelines.runs import claimed_output, finished_run, mark_finished, remove_folder
+from bertray.pipelines.runs import claimed_output, finished_run, mark_finished, put_folder, remove_folder
 from bertray.pipelines.workers import history_table, run_workers
 from bertray.reviews.counts import count_without_time
 from bertray.storage.store import LocalStore, Store, open_store
@@ -70,66 +70,68 @@ def run_train(config: TrainConfig) -> int:
         _clean_up(store)  # where a run ended between its last write and this
         say(f"already trained: {store.uri('report.html')}")
         return 0
-    claim = claimed_output(store, "train", run_key, to_yaml(config), CHECKPOINTS)
-    with claim, session_for(config.workers, data.num_rows, ranks=True, imports=IMPORTS) as resources:
-        tokenized = tokenize(config, data, base, store, resources)
-        start, model_folder = distill.student_of(config, model_folder, store)
-        if data.teacher:
-            tokenized = distill.taught(data, tokenized, store, resources)
-        examples = tokenized.examples()
-        check_splits(examples, data)
-        outcome: Outcome | None = None
-        decision: Decision | None = None
-        fitted: FittedHead | None = None
-        if config.training.method == "features":
-            fitted = fit_on_features(config, base, tokenized.keys, examples, store, resources)
-            bundle, info = _write_features_bundle(config, data, fitted, model_folder, store)
-        else:
-            outcome = _fit(config, start, tokenized, run_key, examples, store, resources)
-            decision = _decision(config, examples, outcome)
-            bundle, info = _write_bundle(config, data, run_key, outcome, decision, model_folder, store)
-        rows = _evaluate(config, data, examples, bundle, info, store, resources)
-        of_teacher = distill.evaluate_teacher(config, data, data.teacher, store, resources) if data.teacher else None
-    baselines = _baselines(config, data, examples) if config.report.baselines else None
-    teacher_NC, teacher_facts, speeds = None, {}, {}
-    notes = _notes(config, data, examples, outcome, rows)
-    if decision is not None and config.training.match_shares:
-        notes.append(_moved_in_words(config, decision, info.labels))
-    if data.teacher and of_teacher:
-        teacher_NC = distill.teacher_probs(of_teacher, data.teacher, rows, info.labels)
-        if teacher_NC is None:
-            notes.append("Teacher and student do not give numbers for the same test rows; they are not compared.")
-        sizes = distill.num_weights(resolve_model(data.teacher.model)), distill.num_weights(resolve_model(bundle))
-        speeds = distill.speeds(of_teacher, rows, sizes)
-        teacher_facts = distill.in_words(data.teacher, speeds)
-    history = outcome.history if outcome else []
-    store.put("history.parquet", parquet_bytes(history_table(history, HISTORY)))
-    summary = finish_report(
-        store,
-        rows,
-        data.test or data.validation or data.train,
-        info,
-        split="validation" if data.test is None else "test",
-        title=f"Training run {Path(config.output).name}",
-        config=config,
-        history=history,
-        baselines=baselines,
-        teacher_NC=teacher_NC,
-        also=speeds,
-        notes=notes,
-        facts={
-            **_facts(config, data, examples, info, time.monotonic() - started),
-            **(_training_facts(config, examples, outcome) if outcome else {}),
-            **teacher_facts,
-            **(features.in_words(fitted, config.training.head, config.training.pooling) if fitted else {}),
-        },
-    )
-    mark_finished(store)
-    _clean_up(store)
-    say(summary)
-    say(f"model    {store.uri('model')}")
-    say(f"report   {store.uri('report.html')}")
-    log.info("trained and evaluated in %s", duration(time.monotonic() - started))
+    with claimed_output(store, "train", run_key, to_yaml(config), CHECKPOINTS):
+        with session_for(config.workers, data.num_rows, ranks=True, imports=IMPORTS) as resources:
+            tokenized = tokenize(config, data, base, store, resources)
+            start, model_folder = distill.student_of(config, model_folder, store)
+            if data.teacher:
+                tokenized = distill.taught(data, tokenized, store, resources)
+            examples = tokenized.examples()
+            check_splits(examples, data)
+            outcome: Outcome | None = None
+            decision: Decision | None = None
+            fitted: FittedHead | None = None
+            if config.training.method == "features":
+                fitted = fit_on_features(config, base, tokenized.keys, examples, store, resources)
+                bundle, info = _write_features_bundle(config, data, fitted, model_folder, store)
+            else:
+                outcome = _fit(config, start, tokenized, run_key, examples, store, resources)
+                decision = _decision(config, examples, outcome)
+                bundle, info = _write_bundle(config, data, run_key, outcome, decision, model_folder, store)
+            rows = _evaluate(config, data, examples, bundle, info, store, resources)
+            of_teacher = (
+                distill.evaluate_teacher(config, data, data.teacher, store, resources) if data.teacher else None
+            )
+        baselines = _baselines(config, data, examples) if config.report.baselines else None
+        teacher_NC, teacher_facts, speeds = None, {}, {}
+        notes = _notes(config, data, examples, outcome, rows)
+        if decision is not None and config.training.match_shares:
+            notes.append(_moved_in_words(config, decision, info.labels))
+        if data.teacher and of_teacher:
+            teacher_NC = distill.teacher_probs(of_teacher, data.teacher, rows, info.labels)
+            if teacher_NC is None:
+                notes.append("Teacher and student do not give numbers for the same test rows; they are not compared.")
+            sizes = distill.num_weights(resolve_model(data.teacher.model)), distill.num_weights(resolve_model(bundle))
+            speeds = distill.speeds(of_teacher, rows, sizes)
+            teacher_facts = distill.in_words(data.teacher, speeds)
+        history = outcome.history if outcome else []
+        store.put("history.parquet", parquet_bytes(history_table(history, HISTORY)))
+        summary = finish_report(
+            store,
+            rows,
+            data.test or data.validation or data.train,
+            info,
+            split="validation" if data.test is None else "test",
+            title=f"Training run {Path(config.output).name}",
+            config=config,
+            history=history,
+            baselines=baselines,
+            teacher_NC=teacher_NC,
+            also=speeds,
+            notes=notes,
+            facts={
+                **_facts(config, data, examples, info, time.monotonic() - started),
+                **(_training_facts(config, examples, outcome) if outcome else {}),
+                **teacher_facts,
+                **(features.in_words(fitted, config.training.head, config.training.pooling) if fitted else {}),
+            },
+        )
+        mark_finished(store)
+        _clean_up(store)
+        say(summary)
+        say(f"model    {store.uri('model')}")
+        say(f"report   {store.uri('report.html')}")
+        log.info("trained and evaluated in %s", duration(time.monotonic() - started))
     return 0
 
 
@@ -140,15 +142,11 @@ def _identity(config: TrainConfig) -> dict[str, Any]:
     identity["training"].pop("max_failures")
     if not config.training.match_shares:  # so that runs of before the key are what they were
         identity["training"].pop("match_shares")
-    if config.training.method == "finetune":
-        for name in ("head", "pooling", "max_feature_rows"):
-            identity["training"].pop(name)
-    if config.training.method == "distill":
-        for name in ("head", "pooling", "max_feature_rows", "class_weights"):
-            identity["training"].pop(name)
-    else:
-        for name in ("teacher", "keep_layers", "softness"):
-            identity["training"].pop(name)
+    for method, names in KEYS_OF_METHOD.items():
+        for name in names if method != config.training.method else ():
+            identity["training"].pop(name, None)
+    if config.training.method == "distill":  # which reads no labels to weigh
+        identity["training"].pop("class_weights")
     return identity
 
 
@@ -305,8 +303,7 @@ def _saved(
     with tempfile.TemporaryDirectory() as folder:
         local = Path(folder) / "model"
         info = write_bundle(local, model, tokenizer, info, card, head)
-        for path in sorted(local.iterdir(), key=lambda path: path.name == "bertray.json"):
-            store.put(f"model/{path.name}", path.read_bytes())
+        put_folder(store, local, "model")
     return store.uri("model"), info
 
 

@@ -109,42 +109,42 @@ def run_tune(config: TuneConfig) -> int:
     if finished_run(store, "tune", run_key):
         say(f"already searched: {store.uri('report.html')}")
         return 0
-    claim = claimed_output(store, "tune", run_key, to_yaml(config), TRIALS)
-    with claim, ray_session(config.workers, imports=IMPORTS) as resources:
-        tokenized = tokenize(config, data, weights_digest(model_folder), store, resources)
-        examples = tokenized.examples()
-        check_splits(examples, data)
-        job = _TrialJob(config, tokenized, run_key, resources.device, resources.threads)
-        trials = _search(job, store, resources)
-    metric = config.training.best_metric
-    done = [trial for trial in trials if trial.value(metric) is not None]
-    if not done:
-        raise Diverged(
-            f"tune: all {len(trials)} trials failed, the last one so: {trials[-1].why}",
-            "Narrow `search.space`, in a new output.",
+    with claimed_output(store, "tune", run_key, to_yaml(config), TRIALS):
+        with ray_session(config.workers, imports=IMPORTS) as resources:
+            tokenized = tokenize(config, data, weights_digest(model_folder), store, resources)
+            examples = tokenized.examples()
+            check_splits(examples, data)
+            job = _TrialJob(config, tokenized, run_key, resources.device, resources.threads)
+            trials = _search(job, store, resources)
+        metric = config.training.best_metric
+        done = [trial for trial in trials if trial.value(metric) is not None]
+        if not done:
+            raise Diverged(
+                f"tune: all {len(trials)} trials failed, the last one so: {trials[-1].why}",
+                "Narrow `search.space`, in a new output.",
+            )
+        best = max(done, key=lambda trial: value_of(trial.best(metric), metric))
+        rows = _rows(trials, metric)
+        report = SearchReport(
+            title=f"Search {Path(config.output).name}",
+            metric=metric,
+            rows=rows,
+            keys=tuple(config.search.space),
+            facts=_facts(config, data.train.num_rows, examples, time.monotonic() - started),
+            config=to_yaml(config),
+            best=best.number,
+            has_test=_has_test(config),
         )
-    best = max(done, key=lambda trial: value_of(trial.best(metric), metric))
-    rows = _rows(trials, metric)
-    report = SearchReport(
-        title=f"Search {Path(config.output).name}",
-        metric=metric,
-        rows=rows,
-        keys=tuple(config.search.space),
-        facts=_facts(config, data.train.num_rows, examples, time.monotonic() - started),
-        config=to_yaml(config),
-        best=best.number,
-        has_test=_has_test(config),
-    )
-    store.put("trials.parquet", parquet_bytes(pa.table({name: [row[name] for row in rows] for name in rows[0]})))
-    store.put(BEST, _best_yaml(config, best, metric).encode())
-    store.put("report.html", report.to_html().encode())
-    mark_finished(store)
-    for folder in (TOKENS, "control/ray_tune"):
-        remove_folder(store, folder)
-    _print(report)
-    say(f"config   {store.uri(BEST)}")
-    say(f"report   {store.uri('report.html')}")
-    log.info("searched in %s", duration(time.monotonic() - started))
+        store.put("trials.parquet", parquet_bytes(pa.table({name: [row[name] for row in rows] for name in rows[0]})))
+        store.put(BEST, _best_yaml(config, best, metric).encode())
+        store.put("report.html", report.to_html().encode())
+        mark_finished(store)
+        for folder in (TOKENS, "control/ray_tune"):
+            remove_folder(store, folder)
+        _print(report)
+        say(f"config   {store.uri(BEST)}")
+        say(f"report   {store.uri('report.html')}")
+        log.info("searched in %s", duration(time.monotonic() - started))
     return 0
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow as pa
 
 from bertray.console import Ticker
-from bertray.errors import BertrayError, InfrastructureError
+from bertray.errors import BertrayError
 from bertray.pipelines.cluster import Resources, import_all
 from bertray.pipelines.rank import PROGRESS, TrainJob, train_rank, train_worker
 from bertray.storage.store import LocalStore, Store
@@ -72,7 +72,7 @@ def _trainer(job: TrainJob, store: Store, resources: Resources) -> Any:
             name=f"{job.loop.run_key}-{uuid.uuid4().hex[:8]}",
             storage_path=store.uri("control/ray_train"),
             failure_config=FailureConfig(max_failures=job.loop.training.max_failures),
-            worker_runtime_env=resources.runtime_env.get("runtime_env"),
+            worker_runtime_env=resources.runtime_env,
         ),
     )
 
@@ -132,7 +132,7 @@ def _show_progress(store: Store, ticker: Ticker, shown: dict[str, int]) -> None:
     """Show where training stands; `shown` counts the messages of each start of the worker that have been shown."""
     try:
         state = json.loads(store.get(PROGRESS))
-    except (FileNotFoundError, InfrastructureError):
+    except (FileNotFoundError, BertrayError):
         return
     if shown and state["start"] not in shown:
         log.warning("the training worker was lost; another one goes on from the last checkpoint")

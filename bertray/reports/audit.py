@@ -8,8 +8,8 @@ from typing import Any
 
 from bertray.reports.html import count, percent, render
 from bertray.reports.plain import excerpt, plain
-from bertray.reports.scoring import REASON_WORDS
-from bertray.schema import SCHEMA_VERSION, Reason
+from bertray.reports.scoring import REASON_WORDS, because
+from bertray.schema import SCHEMA_VERSION
 
 WEIGHTS = ("serious", "look", "minor", "none")
 WEIGHT_WORDS = {"serious": "serious", "look": "worth a look", "minor": "minor", "none": "nothing found"}
@@ -243,11 +243,9 @@ class AuditReport:
         for reasons in self.broken.values():
             for reason, number in reasons.items():
                 total[reason] = total.get(reason, 0) + number
-        named = ", ".join(
-            f"{number:,} because {REASON_WORDS[Reason(reason)]}"
-            for reason, number in sorted(total.items(), key=lambda item: -item[1])
+        said = (
+            [f"{rows:,} of {_rows(self.rows_in)} cannot be used ({percent(share)}): {because(total)}."] if rows else []
         )
-        said = [f"{rows:,} of {_rows(self.rows_in)} cannot be used ({percent(share)}): {named}."] if rows else []
         if files:
             said.append(f"{files:,} file{' cannot' if files == 1 else 's cannot'} be read at all.")
         return Finding(

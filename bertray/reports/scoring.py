@@ -39,6 +39,14 @@ REASON_WORDS = {
 }
 
 
+def because(reasons: Mapping[str, int]) -> str:
+    """Rows by reason in words, the most frequent first: `3 because the text is missing, 1 because …`."""
+    return ", ".join(
+        f"{number:,} because {REASON_WORDS[Reason(reason)]}"
+        for reason, number in sorted(reasons.items(), key=lambda item: -item[1])
+    )
+
+
 @dataclass(frozen=True)
 class FileRows:
     """What became of one input file."""

@@ -13,8 +13,6 @@ from bertray.errors import DataRefused
 from bertray.schema import Reason
 
 ROWS_PER_OFFSET = 4096  # text formats: the byte offset of every 4096th row is remembered
-KEEP_PREFIX = "keep:"  # a kept input column travels as `keep:<name>`, so that it never meets one of ours
-CUT = "cut"  # the text was longer than `max_chars`
 
 
 @dataclass(frozen=True)
@@ -97,6 +95,9 @@ class Period:
 
     def times(self, values: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
         """string [N]: values of `column` in one form, null where there is no time."""
+        if pa.types.is_binary(values.type):  # of a text file, where one of them is no valid Unicode
+            said = [None if value is None else value.decode("utf-8", "replace") for value in values.to_pylist()]
+            values = pa.array(said, pa.string())
         text = pc.replace_substring(pc.utf8_trim_whitespace(values.cast(pa.string())), "T", " ", max_replacements=1)
         return pc.if_else(pc.equal(text, ""), None, text)  # as a blank cell of a CSV file reads
 

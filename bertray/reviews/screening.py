@@ -11,10 +11,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from bertray.reviews.clean import clean_texts
-from bertray.reviews.inputs import CUT, KEEP_PREFIX, RawRows, ReadSpec, RowFault, Shard
+from bertray.reviews.inputs import RawRows, ReadSpec, RowFault, Shard
 from bertray.reviews.labels import canonical
 from bertray.reviews.script import dominant_script
-from bertray.schema import ID, LABEL, REFUSED_SCHEMA, ROW_NO, SCRIPT, TEXT, TEXT_PAIR, Reason
+from bertray.schema import CUT, ID, KEEP_PREFIX, LABEL, REFUSED_SCHEMA, ROW_NO, SCRIPT, TEXT, TEXT_PAIR, Reason
 
 # Cleaning sees at most this many times `max_chars` characters: mark-up and white space shrink, megabytes do not matter.
 _CLEANED_PER_KEPT = 5
@@ -76,7 +76,7 @@ def screen(raw: RawRows, shard: Shard, spec: ReadSpec) -> tuple[pa.Table, pa.Tab
 
     faults = [*raw.faults, *_as_faults(verdicts, raw.row_nos, texts)]
     refused_ids = {int(raw.row_nos[row]): _id_or_none(ids, row) for row in verdicts.refused_rows()}
-    kept = _kept_table(raw, spec, verdicts.kept_rows(), texts, pairs, ids)
+    kept = _kept_table(raw, shard, spec, verdicts.kept_rows(), texts, pairs, ids)
     return kept, _refused_table(shard, sorted(faults, key=lambda fault: fault.row_no), refused_ids)
 
 
@@ -224,7 +224,7 @@ def _refused_table(shard: Shard, faults: Sequence[RowFault], ids: dict[int, str 
 
 
 def _kept_table(
-    raw: RawRows, spec: ReadSpec, rows_K: np.ndarray, texts: _Texts, pairs: _Texts | None, ids: pa.Array
+    raw: RawRows, shard: Shard, spec: ReadSpec, rows_K: np.ndarray, texts: _Texts, pairs: _Texts | None, ids: pa.Array
 ) -> pa.Table:
     take = pa.array(rows_K)
     columns: dict[str, pa.Array] = {
@@ -240,7 +240,7 @@ def _kept_table(
     script_U = dominant_script(texts.cleaned)
     columns[SCRIPT] = script_U.take(pa.array(texts.which[rows_K]))
     for name in spec.keep_columns:
-        columns[f"{KEEP_PREFIX}{name}"] = _kept_values(raw.columns[name].take(take))
+        columns[f"{KEEP_PREFIX}{name}"] = _kept_values(raw.columns[name].take(take), shard.file.format)
     return pa.table(columns)
 
 
@@ -257,13 +257,16 @@ def _is_text(stored: pa.DataType) -> bool:
     return bool(pa.types.is_string(stored) or pa.types.is_large_string(stored) or pa.types.is_string_view(stored))
 
 
-def _kept_values(values: pa.Array) -> pa.Array:
-    """Kept values in their kept type; bytes that are no UTF-8 in a string become U+FFFD."""
+def _kept_values(values: pa.Array, file_format: str) -> pa.Array:
+    """Kept values in their kept type; bytes that are no UTF-8 in a string become U+FFFD.
+
+    Text formats hold no bytes but strings, and give them as bytes where one of them is no valid Unicode.
+    """
     if isinstance(values, pa.ExtensionArray):
         values = values.storage
     if pa.types.is_dictionary(values.type):
         values = values.dictionary_decode()
-    if not _is_text(values.type):
+    if not _is_text(values.type) and (file_format == "parquet" or not pa.types.is_binary(values.type)):
         return values
     stored = _as_binary(values)
     text, invalid_N = utf8_or_empty(stored)

@@ -17,8 +17,6 @@ from bertray.errors import ConfigError, InfrastructureError, did_you_mean
 from bertray.reviews import acl_imdb, delimited, jsonl, parquet
 from bertray.reviews.files import REMOTE_SCHEMES, content_digest, scheme_of, stamp
 from bertray.reviews.inputs import (
-    CUT,
-    KEEP_PREFIX,
     ROWS_PER_OFFSET,
     BadFile,
     FileEntry,
@@ -32,11 +30,9 @@ from bertray.reviews.inputs import (
 )
 from bertray.reviews.listing import list_inputs
 from bertray.reviews.screening import id_text, kept_type, screen, utf8_or_empty
-from bertray.schema import ID, LABEL, REFUSED_SCHEMA, ROW_NO, SCRIPT, TEXT, TEXT_PAIR, Reason
+from bertray.schema import CUT, ID, KEEP_PREFIX, LABEL, REFUSED_SCHEMA, ROW_NO, SCRIPT, TEXT, TEXT_PAIR, Reason
 
 __all__ = [
-    "CUT",
-    "KEEP_PREFIX",
     "BadFile",
     "FileEntry",
     "InputFile",

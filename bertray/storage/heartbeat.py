@@ -26,7 +26,8 @@ class Heartbeat:
     """Says every minute, from a thread of its own, that an attempt is alive; takes the file away at the end."""
 
     def __init__(self, store: Store, folder: str, run_id: str) -> None:
-        self._store, self._key, self._run_id = store, f"{folder}/{NAME}", run_id
+        self.key = f"{folder}/{NAME}"
+        self._store, self._run_id = store, run_id
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._keep_beating, name="heartbeat", daemon=True)
 
@@ -40,7 +41,7 @@ class Heartbeat:
     ) -> None:
         self._ended.set()
         self._thread.join()
-        self._tolerant(lambda: self._store.delete(self._key))
+        self._tolerant(lambda: self._store.delete(self.key))
 
     def _keep_beating(self) -> None:
         while not self._ended.wait(EVERY_S):
@@ -55,7 +56,7 @@ class Heartbeat:
     def _beat(self) -> None:
         at = datetime.now(UTC).isoformat()
         mine = {"schema_version": 1, "at": at, "run_id": self._run_id, **_this_process()}
-        self._store.put(self._key, json.dumps(mine).encode())
+        self._store.put(self.key, json.dumps(mine).encode())
 
 
 def live_attempt(store: Store, folder: str) -> str | None:
@@ -85,7 +86,15 @@ def live_attempt(store: Store, folder: str) -> str | None:
 
 def _this_process() -> dict[str, object]:
     boot = Path("/proc/sys/kernel/random/boot_id")
-    host = socket.gethostname() + (f"/{boot.read_text().strip()[:8]}" if boot.exists() else "")
+    # Containers may share the name of their machine; their process numbers mean others.
+    processes = Path("/proc/self/ns/pid")
+    host = "/".join(
+        [
+            socket.gethostname(),
+            *([boot.read_text().strip()[:8]] if boot.exists() else []),
+            *([str(processes.stat().st_ino)] if processes.exists() else []),
+        ]
+    )
     return {"host": host, "pid": os.getpid(), "started": _start_of(os.getpid())}
 
 

@@ -82,8 +82,9 @@ def decide_files(files: Sequence[FileRecord], entries: Sequence[LedgerEntry]) ->
 
 
 def owners(entries: Sequence[LedgerEntry]) -> dict[str, tuple[FileCount, LedgerEntry]]:
-    """Of every path the file as it was scored last, and the entry that did: a repaired file moves to a later slot."""
-    return {file.path: (file, entry) for entry in current(entries) for file in entry.files}
+    """Of every path the file as it was scored last, and the entry that did: a repaired file moves to another slot."""
+    in_order = sorted(current(entries), key=lambda entry: entry.seq)
+    return {file.path: (file, entry) for entry in in_order for file in entry.files}
 
 
 def plan_key(files: Iterable[FileRecord], model_version: str, settings: Mapping[str, Any], *, version: int = 1) -> str:

@@ -277,14 +277,14 @@ class ObjectStore:
     def put(self, key: str, value: bytes) -> None:
         import obstore
 
-        with _storage_errors(self.uri(key)):
+        with _storage_errors(self.uri(key), writes=True):
             obstore.put(self._store, key, value)
 
     def put_new(self, key: str, value: bytes) -> bool:
         import obstore
         from obstore.exceptions import AlreadyExistsError, NotSupportedError
 
-        with _storage_errors(self.uri(key)):
+        with _storage_errors(self.uri(key), writes=True):
             try:
                 obstore.put(self._store, key, value, mode="create")
             except AlreadyExistsError:
@@ -381,9 +381,10 @@ class _storage_errors:  # noqa: N801 - reads as a word in a with statement
             if self._writes:
                 raise ConfigError(f"{self._where}: cannot be created here.", "Choose another `output`.") from error
             return
-        if isinstance(error, PermissionError) or (isinstance(error, OSError) and error.errno == errno.EROFS):
+        if _is_refused(error) and (self._writes or isinstance(error, OSError)):
             raise ConfigError(
-                f"{self._where}: expected a writable output, found {_words(error)}.", "Choose another `output`."
+                f"{self._where}: expected a writable output, found {_words(error)}.",
+                "Choose another `output`, or see to the rights.",
             ) from error
         if isinstance(error, NotADirectoryError | FileExistsError):
             raise ConfigError(
@@ -394,6 +395,13 @@ class _storage_errors:  # noqa: N801 - reads as a word in a with statement
                 f"{self._where}: the storage failed: {_words(error)}.",
                 "Check the storage, then run the same command again.",
             ) from error
+
+
+def _is_refused(error: BaseException) -> bool:
+    """No right to write, on a file system or an object store."""
+    if isinstance(error, PermissionError) or (isinstance(error, OSError) and error.errno == errno.EROFS):
+        return True
+    return type(error).__name__ in ("PermissionDeniedError", "UnauthenticatedError")  # of obstore
 
 
 def _lost(where: str) -> InfrastructureError:

@@ -130,14 +130,29 @@ def _load(store: Store, folder: str, run_key: str) -> Checkpoint | None:
     )
 
 
+def forget_after(store: Store, step: int) -> None:
+    """Delete checkpoints beyond a step: none of them could be read, and each would count as one of the latest."""
+    for folder in checkpoint_folders(store):
+        if _step_of(folder) > step:
+            _remove(store, folder)
+
+
 def prune(store: Store, keep_steps: set[int], *, num_latest: int = 2) -> None:
     """Delete checkpoints beyond the latest two and those in `keep_steps`; manifest first, so none is left half."""
     folders = checkpoint_folders(store)
     for folder in folders[:-num_latest]:
-        if int(folder.rpartition("-")[2]) not in keep_steps:
-            store.delete(f"{folder}/{MANIFEST}")
-            for key in store.keys(folder):
-                store.delete(key)
+        if _step_of(folder) not in keep_steps:
+            _remove(store, folder)
+
+
+def _step_of(folder: str) -> int:
+    return int(folder.rpartition("-")[2])
+
+
+def _remove(store: Store, folder: str) -> None:
+    store.delete(f"{folder}/{MANIFEST}")
+    for key in store.keys(folder):
+        store.delete(key)
 
 
 def model_tensors(model: torch.nn.Module) -> dict[str, torch.Tensor]:

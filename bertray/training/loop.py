@@ -22,6 +22,7 @@ from bertray.storage.store import Store
 from bertray.training.checkpoint import (
     Checkpoint,
     Progress,
+    forget_after,
     load_best,
     load_latest,
     load_model_tensors,
@@ -390,8 +391,11 @@ class _Loop:
         checkpoint = Checkpoint(self.progress, model_tensors(self.raw_model), optimizer, self.settings.run_key)
         save_checkpoint(self.store, checkpoint)
         best = {self.progress.best_step} if self.progress.best_step is not None else set()
+        self._remove_old(lambda: prune(self.store, best))
+
+    def _remove_old(self, remove: Callable[[], None]) -> None:
         try:
-            prune(self.store, best)
+            remove()
         except (BertrayError, OSError) as error:  # what is to be kept is there; older ones only take space
             if not self._prune_failed:
                 log.warning("older checkpoints cannot be removed, training goes on: %s", error)
@@ -408,6 +412,8 @@ class _Loop:
                 "system that shows new files late.",
                 "Run the same command again.",
             )
+        if self.rank == 0:
+            self._remove_old(lambda: forget_after(self.store, step))
         if checkpoint is not None:
             self._restore(checkpoint)
             self.resumed_from = step

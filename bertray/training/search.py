@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias, get_args
 
-from bertray.config import Search, SearchRange, TrainConfig, TuneConfig, build_config, fields_at, keys
+from bertray.config import KEYS_OF_METHOD, Search, SearchRange, TrainConfig, TuneConfig, build_config, fields_at, keys
 from bertray.errors import ConfigError, did_you_mean
 from bertray.training.token_shards import cache_key
 
@@ -19,12 +19,8 @@ MOST_REPEATS = 200  # points in a row that were tried before; then a search ends
 # Of `training`, what a search is not about: where and how safely it runs, what is better, and what other methods have.
 _FIXED = {
     "method",
-    "head",
-    "pooling",
-    "max_feature_rows",
-    "teacher",
-    "keep_layers",
-    "softness",
+    *KEYS_OF_METHOD["features"],
+    *KEYS_OF_METHOD["distill"],
     "best_metric",
     "checkpoint_every_s",
     "max_failures",

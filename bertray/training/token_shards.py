@@ -14,13 +14,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from bertray.schema import GROUP_HASH, ID, INPUT_IDS, LABEL, N_TOKENS, ROW_NO, SECOND_LEN, TEXT_HASH
+from bertray.schema import FEATURES, FILE_NO, GROUP_HASH, ID, INPUT_IDS, LABEL, N_TOKENS, ROW_NO, SECOND_LEN, TEXT_HASH
 
 if TYPE_CHECKING:
     from bertray.storage.store import Store
 
-FILE_NO = "file_no"
-FEATURES = "features"  # what a model gives for an example, a file for each token shard
 COLUMNS = (ID, LABEL, TEXT_HASH, GROUP_HASH, INPUT_IDS, SECOND_LEN, N_TOKENS, ROW_NO, FILE_NO)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from bertray.config import Cleaning
-from bertray.errors import ConfigError, ConflictError
+from bertray.errors import ConfigError, ConflictError, InfrastructureError
 from bertray.model import bundle
 from bertray.model.bundle import (
     BundleInfo,
@@ -203,6 +203,14 @@ def test_a_bundle_takes_the_place_of_a_bundle_and_of_an_empty_folder(folder, tmp
     assert not (target / "left-over.txt").exists()
 
 
+def test_what_a_killed_process_left_of_a_bundle_goes_when_it_is_written_again(folder, tmp_path):
+    left = tmp_path / "run" / ".model.x1y2z3"
+    left.mkdir(parents=True)
+    (left / "model.safetensors").write_bytes(b"half")
+    write(tmp_path / "run" / "model", folder)
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["model"]
+
+
 def test_a_model_of_someone_else_is_not_replaced(folder, make_classifier):
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     with pytest.raises(ConflictError, match="holds a model that bertray did not write"):
@@ -262,3 +270,12 @@ def test_an_encoder_in_an_object_store_is_fetched_once_and_again_when_it_changes
     assert resolve_model("s3://bucket/adapted") == folder
     (stored / "config.json").write_text((stored / "config.json").read_text() + " ")
     assert resolve_model("s3://bucket/adapted") != folder
+    monkeypatch.setattr(pafs, "copy_files", no_room)
+    (stored / "config.json").write_text((stored / "config.json").read_text() + " ")
+    with pytest.raises(InfrastructureError, match="No space left"):
+        resolve_model("s3://bucket/adapted")
+    assert len(list((tmp_path / "cache" / "bertray" / "models").iterdir())) == 2  # a copy that failed leaves nothing
+
+
+def no_room(*_: object, **__: object) -> None:
+    raise OSError(28, "No space left on device")

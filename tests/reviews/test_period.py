@@ -40,6 +40,11 @@ def test_a_moment_may_have_a_time_of_day():
     assert Period("day", "2015-02-22T09:30", after=True).mask(times).to_pylist() == [False, True, False]
 
 
+def test_a_time_that_is_no_unicode_is_refused_as_any_other_that_is_none():
+    with pytest.raises(DataRefused, match="found 'h\ufffdte'"):
+        Period("day", "2015-02-22", after=True).mask(pa.array([b"2015-02-21", b"h\xe9te", None]))
+
+
 @pytest.mark.parametrize("odd", ["yesterday", "22.02.2015", "2015-2-22"])
 def test_what_is_no_time_is_refused(odd):
     with pytest.raises(DataRefused, match=f"'day' to hold times in ISO form.*{odd}"):

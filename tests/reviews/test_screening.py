@@ -101,6 +101,12 @@ def test_kept_columns_travel_under_a_prefix_and_broken_strings_are_mended():
     assert kept.schema.field("keep:stars").type == pa.int8()
 
 
+def test_kept_bytes_of_parquet_stay_bytes():
+    columns = {"id": pa.array(["0"]), "text": pa.array(["a"]), "key": pa.array([b"caf\xe9"], pa.binary())}
+    kept, _ = screen(RawRows(np.arange(1), columns), Shard(file(1), 0, 0, 1), ReadSpec(keep_columns=("key",)))
+    assert kept["keep:key"].to_pylist() == [b"caf\xe9"]
+
+
 def test_invalid_ids_are_refused_as_encoding_faults():
     ids = pa.array([b"ok", b"\xff\xfe"], pa.binary()).view(pa.string())
     raw = RawRows(np.arange(2), {"id": ids, "text": pa.array(["a", "b"])})

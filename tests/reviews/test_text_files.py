@@ -167,6 +167,27 @@ def test_bytes_that_are_no_utf8_cost_one_row(tmp_path, read_all):
     assert row["text_sha256"] == hashlib.sha256(b"caf\xe9").hexdigest()
 
 
+@pytest.mark.parametrize("broken", ["text", "product"])
+@pytest.mark.parametrize("name", ["a.csv", "a.jsonl"])
+def test_a_byte_that_is_no_utf8_leaves_a_kept_column_of_several_batches_a_string(tmp_path, read_all, name, broken):
+    """A broken text is refused and a broken product mended, and the rows read after it are of the same type."""
+    rows = [{"id": str(i), "text": f"good {i}", "product": f"lamp {i}"} for i in range(2100)]
+    rows[7][broken] = "caf\u00e9"
+    lines = [json.dumps(row, ensure_ascii=False) for row in rows]
+    if name == "a.csv":
+        lines = ["id,text,product", *(",".join(row.values()) for row in rows)]
+    batch = read_all(put(tmp_path / name, "\n".join(lines).encode("latin-1")), keep_columns=("text", "product"))
+    rows[7][broken] = "caf\ufffd"
+    kept = [row for row in rows if "\ufffd" not in row["text"]]
+    assert batch.kept.select(["id", "keep:text", "keep:product"]).to_pydict() == {
+        "id": [row["id"] for row in kept],
+        "keep:text": [row["text"] for row in kept],
+        "keep:product": [row["product"] for row in kept],
+    }
+    refused = batch.refused.select(["row_no", "reason"]).to_pylist()
+    assert refused == ([{"row_no": 7, "reason": "text_encoding"}] if broken == "text" else [])
+
+
 def test_a_header_alone_has_no_rows_and_nothing_at_all_is_a_bad_file(tmp_path):
     assert look_at(put(tmp_path / "a.csv", "id,text\n")).num_rows == 0
     assert look_at(put(tmp_path / "b.csv", "\n\n")).reason == Reason.FILE_EMPTY

@@ -11,6 +11,7 @@ from bertray.storage.plan import (
     decide_files,
     next_slot,
     open_plans,
+    owners,
     pin_plan,
     plan_key,
     rows_per_part,
@@ -144,6 +145,21 @@ def test_a_file_that_was_quarantined_whole_is_scored_once_it_is_repaired():
     decisions = decide_files([file("a", size=11, modified="2", digest="new")], [broken])
     assert [(d.verdict, d.why) for d in decisions] == [("score", "repaired since slot dt=1 quarantined it")]
     assert [d.verdict for d in decide_files([file("a", digest=None)], [broken])] == ["scored"]
+
+
+def test_a_repaired_file_that_an_older_slot_took_in_is_that_slots():
+    a, b, bad, repaired = file("a", digest="da"), file("b", digest="db"), file("x", digest=None), file("x", size=11)
+    of_bad = entry("dt=2", b, bad, seq=2)
+    of_bad = of_bad.model_copy(
+        update={"files": [of_bad.files[0], of_bad.files[1].model_copy(update={"reason": "file_corrupt"})]}
+    )
+    entries = [entry("dt=1", a), of_bad, entry("dt=1", a, repaired, seq=3)]
+    assert {path: (found, by.seq) for path, (found, by) in owners(entries).items()} == {
+        "a": (entries[2].files[0], 3),
+        "b": (entries[1].files[0], 2),
+        "x": (entries[2].files[1], 3),
+    }
+    assert [(d.verdict, d.why) for d in decide_files([repaired], entries)] == [("scored", "scored in slot dt=1")]
 
 
 def test_the_same_content_under_another_name_is_not_scored_twice():

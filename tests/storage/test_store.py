@@ -113,3 +113,15 @@ def test_a_uri_without_a_bucket_or_of_no_sense_is_a_config_error(uri):
     assert uri in str(caught.value)
     assert "bucket/folder" in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["PermissionDeniedError", "UnauthenticatedError"])
+def test_an_object_store_that_lets_nobody_write_is_a_matter_of_configuration(kind, monkeypatch):
+    import obstore.exceptions
+
+    def refuse(*_: object, **__: object) -> None:
+        raise getattr(obstore.exceptions, kind)("403 Forbidden")
+
+    monkeypatch.setattr(obstore, "put", refuse)
+    with pytest.raises(ConfigError, match="expected a writable output, found 403 Forbidden"):
+        open_store("s3://bucket/out").put("a", b"")

@@ -17,7 +17,7 @@ from bertray.config import Training
 from bertray.errors import ConfigError, DataRefused, InfrastructureError
 from bertray.storage.store import LocalStore
 from bertray.training.checkpoint import checkpoint_folders, load_latest
-from bertray.training.loop import Examples, LoopSettings, Outcome, run_loop
+from bertray.training.loop import Examples, LoopSettings, Outcome, _Loop, run_loop
 from bertray.training.objectives import Classification, load_classifier
 from bertray.training.token_shards import TokenShards, to_ipc
 from tests.processes import FORKSERVER
@@ -103,21 +103,25 @@ class _Killed(Exception):
     pass
 
 
-@pytest.mark.parametrize("step", [2, 7, 9])
-def test_a_killed_run_resumes_from_its_last_checkpoint_with_bit_equal_losses(tmp_path, tiny_encoder, whole, step):
-    store = LocalStore(tmp_path / "killed")
-    often = settings(checkpoint_every_s=1e-9)  # a checkpoint after every step
-    data = examples(tmp_path)
-    import bertray.training.loop as loop_module
+def dying_at(step: int) -> type[_Loop]:
+    """A loop that ends before it takes a step."""
 
-    class Dying(loop_module._Loop):
+    class Dying(_Loop):
         def _step(self, members, learning_rate):
             if self.progress.step == step:
                 raise _Killed
             return super()._step(members, learning_rate)
 
+    return Dying
+
+
+@pytest.mark.parametrize("step", [2, 7, 9])
+def test_a_killed_run_resumes_from_its_last_checkpoint_with_bit_equal_losses(tmp_path, tiny_encoder, whole, step):
+    store = LocalStore(tmp_path / "killed")
+    often = settings(checkpoint_every_s=1e-9)  # a checkpoint after every step
+    data = examples(tmp_path)
     with pytest.raises(_Killed):
-        Dying(data, tiny_encoder, 0, often, store, "cpu", None).run()
+        dying_at(step)(data, tiny_encoder, 0, often, store, "cpu", None).run()
     resumed = run_loop(data, tiny_encoder, 0, often, store)
     assert resumed.resumed_from == step
     assert losses(resumed) == losses(whole)
@@ -527,3 +531,16 @@ def test_older_checkpoints_that_cannot_be_removed_do_not_end_training(tmp_path, 
     assert outcome.num_steps == 30
     (told,) = [record.message for record in caplog.records]
     assert told.startswith("older checkpoints cannot be removed, training goes on: checkpoints/step-000000")
+
+
+@pytest.mark.parametrize(("damaged", "left"), [(2, [6, 7, 8]), (9, [4, 5])])
+def test_checkpoints_that_cannot_be_read_do_not_count_among_the_latest(tmp_path, tiny_encoder, damaged, left):
+    """Of 9 steps those of the last 2, or of all that are there, are damaged; another run goes on and dies."""
+    store, often, data = LocalStore(tmp_path / "run"), settings(checkpoint_every_s=1e-9), examples(tmp_path)
+    with pytest.raises(_Killed):
+        dying_at(9)(data, tiny_encoder, 0, often, store, "cpu", None).run()
+    for folder in checkpoint_folders(store)[-damaged:]:
+        store.put(f"{folder}/optimizer.safetensors", b"")
+    with pytest.raises(_Killed):
+        dying_at(left[-1])(data, tiny_encoder, 0, often, store, "cpu", None).run()
+    assert [int(folder[-2:]) for folder in checkpoint_folders(store)] == left
