@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,8 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - the name everyone knows
 
 from bertray.errors import ConfigError
-from bertray.model.linear import Linear, PlainLinear
+from bertray.model.kernels import Kernels, fits
+from bertray.model.linear import KernelLinear, Linear, PlainLinear, gelu_kind
 from bertray.model.packing import Group, Pack
 from bertray.model.tokenization import Sequences, ranges
 
@@ -103,6 +105,8 @@ class Layer:
     up: Linear
     down: Linear
     output_norm: Norm
+    feed_forward: Callable[[Tensor, Tensor], Tensor] | None
+    """All that follows attention, from what it gave and what the layer got, as one kernel."""
 
 
 @dataclass(frozen=True)
@@ -126,6 +130,8 @@ class PackedEncoder:
         dtype: of weights and activations.
         device: where they live.
         linear: the linear layers, made from weight, bias and activation.
+        kernels: our own, which then take the place of linear layers and of torch's attention, in bf16 on CPU; the model
+            is one that `fits_kernels`.
     """
 
     def __init__(
@@ -134,14 +140,18 @@ class PackedEncoder:
         dtype: torch.dtype,
         device: torch.device,
         linear: Callable[..., Linear] = PlainLinear,
+        kernels: Kernels | None = None,
     ) -> None:
+        if kernels is not None:
+            linear = partial(KernelLinear, kernels)
         config = model.config
         weights = _find_weights(model)
         to: dict[str, Any] = {"dtype": dtype, "device": device}
         self.dtype, self.device = dtype, device
         self.num_heads = weights.num_heads
-        # Flash kernels take packed input as it is; everything else gets groups.
-        self.varlen = device.type == "cuda" and dtype in (torch.float16, torch.bfloat16)
+        self._kernels = kernels
+        # Flash kernels and ours take packed input as it is; everything else gets groups.
+        self.varlen = kernels is not None or (device.type == "cuda" and dtype in (torch.float16, torch.bfloat16))
 
         self._pad_id = config.pad_token_id if config.model_type in OFFSET_POSITIONS else None
         self.max_length = weights.positions_PD.shape[0] - (0 if self._pad_id is None else self._pad_id + 1)
@@ -156,7 +166,9 @@ class PackedEncoder:
         self._embedding_norm = _norm(weights.embedding_norm, to)
         self._projection = None if weights.projection is None else _linear([weights.projection], to, linear)
         made: dict[int, Layer] = {}  # ALBERT runs the same layer many times
-        self._layers = [made.setdefault(id(found["up"]), _layer(found, to, linear)) for found in weights.layers]
+        self._layers = [
+            made.setdefault(id(found["up"]), _layer(found, to, linear, kernels)) for found in weights.layers
+        ]
 
     def first_tokens(self, pack: PackTensors) -> Tensor:
         """Hidden states of the first token of each sequence, [B, D]; the last layer computes nothing else."""
@@ -192,6 +204,8 @@ class PackedEncoder:
         return self._feed_forward(layer, self._attend(layer, x_TD, pack), x_TD)
 
     def _feed_forward(self, layer: Layer, attended_TD: Tensor, x_TD: Tensor) -> Tensor:
+        if layer.feed_forward is not None:
+            return layer.feed_forward(attended_TD, x_TD)
         x_TD = layer.attended_norm(layer.attended.plus(attended_TD, x_TD))
         return layer.output_norm(layer.down.plus(layer.up.activated(x_TD), x_TD))
 
@@ -200,7 +214,7 @@ class PackedEncoder:
         num_tokens, hidden = x_TD.shape
         if pack.bounds_B1 is not None:
             q_THE, k_THE, v_THE = qkv_T3D.view(num_tokens, 3, self.num_heads, -1).unbind(1)
-            return _varlen(q_THE, k_THE, v_THE, pack.bounds_B1, pack.bounds_B1, pack.max_len, pack.max_len)
+            return self._varlen(q_THE, k_THE, v_THE, pack.bounds_B1, pack.bounds_B1, pack.max_len, pack.max_len)
         out_TD = torch.empty_like(x_TD)
         if pack.groups[-1].stop < num_tokens:
             out_TD[pack.groups[-1].stop :] = 0  # filling: no sequence, but numbers go through the linear layers
@@ -221,7 +235,7 @@ class PackedEncoder:
             k_THE, v_THE = kv_T2D.view(len(x_TD), 2, self.num_heads, -1).unbind(1)
             ones_B1 = torch.arange(len(x_BD) + 1, dtype=torch.int32, device=self.device)
             q_BHE = q_BD.view(len(x_BD), self.num_heads, -1)
-            return _varlen(q_BHE, k_THE, v_THE, ones_B1, pack.bounds_B1, 1, pack.max_len)
+            return self._varlen(q_BHE, k_THE, v_THE, ones_B1, pack.bounds_B1, 1, pack.max_len)
         out_BD = torch.empty_like(x_BD)
         for index in pack.groups:
             chosen = slice(index.group.first, index.group.stop)
@@ -229,6 +243,18 @@ class PackedEncoder:
             q = q_BD[chosen].view(len(k), self.num_heads, 1, -1)
             out_BD[chosen] = F.scaled_dot_product_attention(q, k, v, attn_mask=index.mask).flatten(1)
         return out_BD
+
+    def _varlen(
+        self, q: Tensor, k: Tensor, v: Tensor, bounds_q: Tensor, bounds_k: Tensor, max_q: int, max_k: int
+    ) -> Tensor:
+        """Attention within each sequence of packed [T, H, E] tensors, as [T, D]; 16 bit."""
+        if self._kernels is not None:
+            return self._kernels.attention(q, k, v, bounds_q, bounds_k)
+        from torch.nn.attention.varlen import varlen_attn
+
+        attended = varlen_attn(q, k, v, bounds_q, bounds_k, max_q, max_k)
+        assert isinstance(attended, Tensor)
+        return attended.flatten(1)
 
     def to_tensors(self, pack: Pack, seqs: Sequences, starts_S: NDArray[np.int64]) -> PackTensors:
         """The input of one pack: a few array operations over its tokens, none a sequence.
@@ -307,15 +333,6 @@ def group_index(
         packed_from=to_tensor(packed_from),
         mask=to_tensor(mask).to(dtype),
     )
-
-
-def _varlen(q: Tensor, k: Tensor, v: Tensor, bounds_q: Tensor, bounds_k: Tensor, max_q: int, max_k: int) -> Tensor:
-    """Attention within each sequence of packed [T, H, E] tensors, as [T, D]; CUDA, 16 bit."""
-    from torch.nn.attention.varlen import varlen_attn
-
-    attended = varlen_attn(q, k, v, bounds_q, bounds_k, max_q, max_k)
-    assert isinstance(attended, Tensor)
-    return attended.flatten(1)
 
 
 # --- adapters: where each family keeps its weights -------------------------------------------------------------------
@@ -468,23 +485,49 @@ def _albert_layer(layer: Any) -> dict[str, Any]:
     }
 
 
-def _layer(found: dict[str, Any], to: dict[str, Any], linear: Callable[..., Linear]) -> Layer:
+def fits_kernels(model: Any) -> bool:
+    """Whether our kernels have tiles for all sizes of a packable model."""
+    weights = _find_weights(model)
+    found = [*weights.layers, *([] if weights.projection is None else [{"up": weights.projection, "head": 0}])]
+    for layer in found:
+        inner, hidden = layer["up"].weight.shape
+        if not fits(hidden, inner, layer.get("head", hidden // weights.num_heads)):
+            return False
+    return True
+
+
+def _layer(found: dict[str, Any], to: dict[str, Any], linear: Callable[..., Linear], kernels: Kernels | None) -> Layer:
+    attended, up, down = (
+        _linear([found["attended"]], to, linear),
+        _linear([found["up"]], to, linear, found["activation"]),
+        _linear([found["down"]], to, linear),
+    )
+    feed_forward = None
+    if kernels is not None and gelu_kind(found["activation"]) == "none":
+        assert isinstance(attended, KernelLinear)
+        assert isinstance(up, KernelLinear)
+        assert isinstance(down, KernelLinear)
+        feed_forward = kernels.feed_forward(
+            attended.tiled, found["attended_norm"], up.tiled, down.tiled, found["output_norm"]
+        )
     return Layer(
         query=_linear(found["attention"][:1], to, linear),
         key_value=_linear(found["attention"][1:], to, linear),
         query_key_value=_linear(found["attention"], to, linear),
-        attended=_linear([found["attended"]], to, linear),
+        attended=attended,
         attended_norm=_norm(found["attended_norm"], to),
-        up=_linear([found["up"]], to, linear, found["activation"]),
-        down=_linear([found["down"]], to, linear),
+        up=up,
+        down=down,
         output_norm=_norm(found["output_norm"], to),
+        feed_forward=feed_forward,
     )
 
 
 def _linear(modules: Any, to: dict[str, Any], linear: Callable[..., Linear], activation: Any = None) -> Linear:
     """Linears with the same input as one, their outputs side by side."""
     weight = torch.cat([module.weight.detach() for module in modules]).to(**to)
-    return linear(weight, torch.cat([module.bias.detach() for module in modules]).to(**to), activation)
+    bias = torch.cat([module.bias.detach() for module in modules]).to(device=to["device"])
+    return linear(weight, bias, activation)
 
 
 def _norm(module: torch.nn.LayerNorm, to: dict[str, Any]) -> Norm:

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bertray.errors import ConfigError
-from bertray.model.encoders import PackedEncoder
+from bertray.model.encoders import PackedEncoder, fits_kernels
+from bertray.model.kernels import kernels
 from bertray.model.linear import PlainLinear, PrepackedLinear, QuantizedLinear, can_prepack, can_quantize
 from bertray.model.packing import Pack, plan_packs
 from bertray.model.readout import ClassifierReadout, Readout
@@ -68,6 +69,8 @@ class Engine:
         self.dtype = choose_dtype(precision, self.device)
         self.quantized = precision == "int8"
         """Whether linear layers compute in int8; a model that cannot is computed in fp32."""
+        self.own_kernels = False
+        """Whether our own kernels compute attention and linear layers, which they do in bf16 on CPUs with AMX."""
         if max_tokens_per_pack is None:
             max_tokens_per_pack = CPU_TOKENS_PER_PACK if self.device.type == "cpu" else CUDA_TOKENS_PER_PACK
         self.max_tokens_per_pack = max_tokens_per_pack
@@ -138,7 +141,9 @@ class Engine:
 
     def _packs(self, seqs: Sequences) -> list[Pack]:
         # oneDNN prepares each shape anew.
-        few_shapes = self.device.type == "cpu" and (self.dtype == torch.bfloat16 or self.quantized)
+        few_shapes = (
+            self.device.type == "cpu" and (self.dtype == torch.bfloat16 or self.quantized) and not self.own_kernels
+        )
         return plan_packs(
             seqs.lens_S,
             max_tokens_per_pack=self.max_tokens_per_pack,
@@ -194,11 +199,20 @@ class Engine:
                 _log.warning("Computed in fp32: in int8 logits differ from transformers' own by %.2g.", difference)
                 self._encoder, self.quantized = encoder, False
         elif (dtype, device.type) != (torch.float32, "cpu"):
-            linear = PrepackedLinear if can_prepack(dtype, device) else PlainLinear
-            self._encoder = PackedEncoder(model, dtype, device, linear)
+            tolerance = _FP32_TOLERANCE if dtype == torch.float32 else _BF16_TOLERANCE
+            prepack = can_prepack(dtype, device)
             # The head is small and decides between near classes: it stays in fp32.
             model.to(device)
-            tolerance = _FP32_TOLERANCE if dtype == torch.float32 else _BF16_TOLERANCE
+            if prepack and fits_kernels(model) and (ours := kernels()) is not None:
+                self._encoder, self.own_kernels = PackedEncoder(model, dtype, device, kernels=ours), True
+                difference = _difference(self.logits(seqs), expected_SC)
+                if difference <= tolerance:
+                    return ""
+                _log.warning(
+                    "Our kernels are not used: their logits differ from transformers' own by %.2g.", difference
+                )
+                self.own_kernels = False
+            self._encoder = PackedEncoder(model, dtype, device, PrepackedLinear if prepack else PlainLinear)
             difference = _difference(self.logits(seqs), expected_SC)
             if not difference <= tolerance:
                 return f"its packed logits on {device} in {dtype} differ from transformers' in fp32 by {difference:.2g}"

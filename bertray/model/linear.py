@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - the name everyone knows
 
+from bertray.model.kernels import Kernels, TiledLinear
+
 _ZERO = 128  # the code of zero in an unsigned byte
 _TINY = 1e-30  # what a scale of nothing but zeros is
 
@@ -19,7 +21,10 @@ Activation = Callable[[Tensor], Tensor]
 
 
 class Linear(Protocol):
-    """What a layer of an encoder needs of a linear layer; none changes its input."""
+    """What a layer of an encoder needs of a linear layer; none changes its input.
+
+    Each is made of a weight [O, I] in the precision to compute in, a bias [O] in fp32, and an activation or None.
+    """
 
     def __call__(self, x_TI: Tensor) -> Tensor:
         """[T, O]: the layer alone."""
@@ -35,7 +40,7 @@ class PlainLinear:
     """torch's own linear layer, fastest in fp32 on CPU and on GPU."""
 
     def __init__(self, weight_OI: Tensor, bias_O: Tensor, activation: Any = None) -> None:
-        self._weight_OI, self._bias_O = weight_OI, bias_O
+        self._weight_OI, self._bias_O = weight_OI, bias_O.to(weight_OI.dtype)
         self._activate = in_place(activation, weight_OI.dtype)
 
     def __call__(self, x_TI: Tensor) -> Tensor:
@@ -56,7 +61,7 @@ class PrepackedLinear:
 
     def __init__(self, weight_OI: Tensor, bias_O: Tensor, activation: Any = None) -> None:
         self._weight = torch.ops.mkldnn._reorder_linear_weight(weight_OI, None)
-        self._bias_O = bias_O
+        self._bias_O = bias_O.to(weight_OI.dtype)
         self._gelu = gelu_kind(activation)
         self._activate = in_place(activation, weight_OI.dtype)
 
@@ -73,6 +78,24 @@ class PrepackedLinear:
     def _pointwise(self, x_TI: Tensor, what: str, kind: str) -> Tensor:
         result: Tensor = torch.ops.mkldnn._linear_pointwise(x_TI, self._weight, self._bias_O, what, [], kind)
         return result
+
+
+class KernelLinear:
+    """A linear layer by our kernels, in bf16 on AMX; GELU, residual and norm are added where all of a layer is one."""
+
+    def __init__(self, kernels: Kernels, weight_OI: Tensor, bias_O: Tensor, activation: Any = None) -> None:
+        self._kernels = kernels
+        self.tiled = TiledLinear(weight_OI, bias_O)
+        self._activate = in_place(activation, weight_OI.dtype)
+
+    def __call__(self, x_TI: Tensor) -> Tensor:
+        return self._kernels.linear(x_TI, self.tiled)
+
+    def activated(self, x_TI: Tensor) -> Tensor:
+        return self._activate(self(x_TI))
+
+    def plus(self, x_TI: Tensor, residual_TO: Tensor) -> Tensor:
+        return self(x_TI).add_(residual_TO)
 
 
 class QuantizedLinear:

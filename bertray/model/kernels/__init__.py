@@ -1,0 +1,215 @@
+"""Our own kernels for CPUs with AMX: attention over packed sequences, linear layers, all of a layer behind attention.
+
+They are C++ beside this file, built by the machine's compiler when a process first wants them, which takes some seconds
+once a machine and version: the result is kept in the user's cache. Where AMX, Linux, a compiler or the right sizes are
+missing, or `BERTRAY_KERNELS=off` is in the environment, torch's own operations do the same, more slowly.
+
+Legend: T packed tokens, B sequences, D hidden, H heads, E size of a head, I inputs, O outputs of a linear layer.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import logging
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+_log = logging.getLogger(__name__)
+
+_FLAGS = (
+    *("-std=c++17", "-O3", "-shared", "-fPIC", "-fopenmp"),
+    *("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512bf16", "-mamx-tile", "-mamx-bf16"),
+)
+_NEEDS = ("amx_tile", "amx_bf16", "avx512_f", "avx512_bw", "avx512_dq", "avx512_vl", "avx512_bf16")
+_BUILD_LIMIT_S = 300.0
+
+_WIDE = 32  # numbers in bf16 in a row of a tile
+_MOST_HEAD = 4 * _WIDE
+
+
+class _Linear(ctypes.Structure):
+    _fields_ = (
+        ("tiles", ctypes.c_void_p),
+        ("bias", ctypes.c_void_p),
+        ("inputs", ctypes.c_int64),
+        ("outputs", ctypes.c_int64),
+    )
+
+
+class _Norm(ctypes.Structure):
+    _fields_ = (("weight", ctypes.c_void_p), ("bias", ctypes.c_void_p), ("epsilon", ctypes.c_float))
+
+
+class TiledLinear:
+    """A linear layer whose weights lie in tiles, 32 outputs and 32 inputs at a time.
+
+    Args:
+        weight_OI: both sizes multiples of 32.
+        bias_O: kept in fp32.
+    """
+
+    def __init__(self, weight_OI: Tensor, bias_O: Tensor) -> None:
+        outputs, inputs = weight_OI.shape
+        blocks = weight_OI.to(torch.bfloat16).view(outputs // _WIDE, 2, _WIDE // 2, inputs // _WIDE, _WIDE // 2, 2)
+        self._tiles = blocks.permute(0, 3, 1, 4, 2, 5).contiguous()
+        self._bias_O = bias_O.to(torch.float32).contiguous()
+        self.outputs = outputs
+        self.struct = _Linear(self._tiles.data_ptr(), self._bias_O.data_ptr(), inputs, outputs)
+
+
+class Kernels:
+    """The kernels of one built library; all take and give contiguous bf16 tensors on CPU."""
+
+    def __init__(self, path: Path) -> None:
+        library = ctypes.CDLL(str(path))
+        pointer, size, count = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
+        linear, norm = ctypes.POINTER(_Linear), ctypes.POINTER(_Norm)
+        self._attention = library.bertray_attention
+        self._attention.argtypes = [
+            *(pointer, size, pointer, pointer, size, pointer, pointer),
+            *(size, count, count, pointer, size, count),
+        ]
+        self._linear = library.bertray_linear
+        self._linear.argtypes = [pointer, size, linear, pointer, count]
+        self._feed_forward = library.bertray_feed_forward
+        self._feed_forward.argtypes = [pointer, pointer, size, linear, norm, linear, linear, norm, pointer, count]
+        if library.bertray_allow_tiles() != 0:
+            raise OSError("the operating system does not let this process use AMX")
+
+    def attention(self, q_THE: Tensor, k_THE: Tensor, v_THE: Tensor, bounds_q: Tensor, bounds_k: Tensor) -> Tensor:
+        """Attention within each sequence, [T, H * E].
+
+        Args:
+            q_THE: queries; the heads of a token lie side by side, tokens as far apart as one likes.
+            k_THE, v_THE: keys and values, tokens equally far apart.
+            bounds_q: int32 [B + 1], where the queries of each sequence begin and the last end.
+            bounds_k: likewise keys and values.
+        """
+        num_tokens, num_heads, head = q_THE.shape
+        out_TD = torch.empty(num_tokens, num_heads * head, dtype=torch.bfloat16)
+        failed = self._attention(
+            *(q_THE.data_ptr(), q_THE.stride(0), k_THE.data_ptr(), v_THE.data_ptr(), k_THE.stride(0)),
+            *(bounds_q.data_ptr(), bounds_k.data_ptr(), len(bounds_q) - 1, num_heads, head),
+            *(out_TD.data_ptr(), num_heads * head, torch.get_num_threads()),
+        )
+        return _done(failed, out_TD)
+
+    def linear(self, x_TI: Tensor, layer: TiledLinear) -> Tensor:
+        """[T, O]."""
+        out_TO = torch.empty(len(x_TI), layer.outputs, dtype=torch.bfloat16)
+        failed = self._linear(x_TI.data_ptr(), len(x_TI), layer.struct, out_TO.data_ptr(), torch.get_num_threads())
+        return _done(failed, out_TO)
+
+    def feed_forward(
+        self,
+        attended: TiledLinear,
+        attended_norm: torch.nn.LayerNorm,
+        up: TiledLinear,
+        down: TiledLinear,
+        output_norm: torch.nn.LayerNorm,
+    ) -> Callable[[Tensor, Tensor], Tensor]:
+        """All of a layer of BERT behind attention, [T, D], from what attention gave and the layer got.
+
+        The activation is the exact GELU; the norms are those of `transformers`, in fp32.
+        """
+        norms = [_NormOf(norm) for norm in (attended_norm, output_norm)]
+
+        def run(attended_TD: Tensor, x_TD: Tensor) -> Tensor:
+            out_TD = torch.empty_like(x_TD)
+            failed = self._feed_forward(
+                *(attended_TD.data_ptr(), x_TD.data_ptr(), len(x_TD)),
+                *(attended.struct, norms[0].struct, up.struct, down.struct, norms[1].struct),
+                *(out_TD.data_ptr(), torch.get_num_threads()),
+            )
+            return _done(failed, out_TD)
+
+        return run
+
+
+class _NormOf:
+    """The numbers of a norm, in fp32, for as long as the kernels want them."""
+
+    def __init__(self, norm: torch.nn.LayerNorm) -> None:
+        self._numbers = [tensor.detach().to(torch.float32).contiguous() for tensor in (norm.weight, norm.bias)]
+        self.struct = _Norm(*(tensor.data_ptr() for tensor in self._numbers), norm.eps)
+
+
+def _done(failed: int, result: Tensor) -> Tensor:
+    if failed:
+        raise MemoryError("kernels: not enough memory for a thread's working space")
+    return result
+
+
+def fits(hidden: int, inner: int, head: int) -> bool:
+    """Whether a model of such sizes can run in tiles."""
+    return hidden % _WIDE == inner % _WIDE == head % _WIDE == 0 and head <= _MOST_HEAD
+
+
+@functools.cache
+def kernels() -> Kernels | None:
+    """The kernels of this machine, built if need be; None where torch has to do without them, and the log says why."""
+    if not _supported() or os.environ.get("BERTRAY_KERNELS", "").lower() in ("off", "0", "false"):
+        return None
+    compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++") or shutil.which("c++")
+    if not compiler:
+        _log.info("No C++ compiler: the model runs without our kernels for AMX, more slowly.")
+        return None
+    try:
+        return Kernels(_built(compiler.split()))
+    except (OSError, subprocess.SubprocessError) as error:
+        said = getattr(error, "stderr", None) or str(error)
+        _log.warning("The model runs without our kernels for AMX, more slowly: %s", said.strip()[-500:])
+        return None
+
+
+def _supported() -> bool:
+    if sys.platform != "linux" or platform.machine() != "x86_64":
+        return False
+    capabilities = torch.cpu.get_capabilities()
+    return all(capabilities.get(name) for name in _NEEDS)
+
+
+def _built(compiler: list[str]) -> Path:
+    """The library, from the cache or built into it.
+
+    Raises:
+        OSError, subprocess.SubprocessError: it cannot be built.
+    """
+    folder = Path(__file__).parent
+    sources = sorted(folder.glob("*.cpp"))
+    digest = hashlib.sha256(repr((compiler, _FLAGS)).encode())
+    for path in [*sources, *sorted(folder.glob("*.h"))]:
+        digest.update(path.read_bytes())
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bertray"
+    built = cache / f"kernels-{digest.hexdigest()[:16]}.so"
+    if built.is_file():
+        return built
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        # Built beside its place and renamed, since other processes may be building it too.
+        temporary = tempfile.TemporaryDirectory(dir=cache, prefix="build-")
+    except OSError:  # no home to write to: for this process alone
+        return _compile(compiler, sources, Path(tempfile.mkdtemp(prefix="bertray-")) / "kernels.so")
+    with temporary:
+        _compile(compiler, sources, Path(temporary.name) / "kernels.so").replace(built)
+    return built
+
+
+def _compile(compiler: list[str], sources: list[Path], to: Path) -> Path:
+    start = time.monotonic()
+    command = [*compiler, *_FLAGS, *map(str, sources), "-o", str(to)]
+    subprocess.run(command, check=True, capture_output=True, text=True, timeout=_BUILD_LIMIT_S)  # noqa: S603 - our sources
+    _log.info("built kernels for AMX in %.1f s", time.monotonic() - start)
+    return to

@@ -1,0 +1,339 @@
+// Attention within each of many sequences that lie end to end, in bf16 on AMX.
+//
+// A job is one head of one sequence. Its keys and values are laid out for tiles once. Then, for 16 queries at a time,
+// scores come out of tiles as rows of fp32, become probabilities in vector registers, and go through tiles again as bf16.
+// Nothing is padded beyond the last tile of a sequence, and no sequence depends on another.
+//
+// Legend: T packed tokens, Q queries of a sequence, K its keys, E size of a head.
+
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+#include "tiles.h"
+
+namespace {
+
+constexpr int CHUNK = 4;      // jobs that a thread takes at a time
+constexpr int MOST_WIDE = 4;  // tiles that a head may be wide
+
+// Numbers from row to row: rows at powers of two share few places in a cache.
+inline int64_t stride_of_scores(int64_t keys_in_tiles) { return keys_in_tiles + ROWS; }
+inline int64_t stride_of_probs(int64_t keys_in_tiles) { return keys_in_tiles + WIDE; }
+
+// 2^x for x <= 0, within 3e-6 of itself; 0 far below.
+inline __m512 exp2_of(__m512 x) {
+  const __m512 fraction = _mm512_reduce_ps(x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
+  __m512 y = _mm512_set1_ps(0.0135341606f);
+  y = _mm512_fmadd_ps(y, fraction, _mm512_set1_ps(0.0520114746f));
+  y = _mm512_fmadd_ps(y, fraction, _mm512_set1_ps(0.2414427486f));
+  y = _mm512_fmadd_ps(y, fraction, _mm512_set1_ps(0.6930038360f));
+  y = _mm512_fmadd_ps(y, fraction, _mm512_set1_ps(1.0000025933f));
+  return _mm512_scalef_ps(y, x);  // times 2 to the floor of x
+}
+
+// Lane r of the result is row r reduced by `op`.
+template <typename Op>
+inline __m512 reduce_rows(const __m512* row, Op op) {
+  __m512 quads[4];
+  for (int i = 0; i < 4; ++i) {
+    const __m512 *a = row + 4 * i, *b = a + 1, *c = a + 2, *d = a + 3;
+    const __m512d ab = _mm512_castps_pd(op(_mm512_unpacklo_ps(*a, *b), _mm512_unpackhi_ps(*a, *b)));
+    const __m512d cd = _mm512_castps_pd(op(_mm512_unpacklo_ps(*c, *d), _mm512_unpackhi_ps(*c, *d)));
+    quads[i] = op(_mm512_castpd_ps(_mm512_unpacklo_pd(ab, cd)), _mm512_castpd_ps(_mm512_unpackhi_pd(ab, cd)));
+  }
+  const __m512 low = op(_mm512_shuffle_f32x4(quads[0], quads[1], 0x88), _mm512_shuffle_f32x4(quads[0], quads[1], 0xdd));
+  const __m512 high = op(_mm512_shuffle_f32x4(quads[2], quads[3], 0x88), _mm512_shuffle_f32x4(quads[2], quads[3], 0xdd));
+  return op(_mm512_shuffle_f32x4(low, high, 0x88), _mm512_shuffle_f32x4(low, high, 0xdd));
+}
+
+// The 16 x 16 dwords of `row`, transposed.
+inline void transpose(__m512i* row) {
+  __m512i t[16];
+  for (int i = 0; i < 16; i += 2) {
+    t[i] = _mm512_unpacklo_epi32(row[i], row[i + 1]);
+    t[i + 1] = _mm512_unpackhi_epi32(row[i], row[i + 1]);
+  }
+  for (int i = 0; i < 16; i += 4) {
+    row[i] = _mm512_unpacklo_epi64(t[i], t[i + 2]);
+    row[i + 1] = _mm512_unpackhi_epi64(t[i], t[i + 2]);
+    row[i + 2] = _mm512_unpacklo_epi64(t[i + 1], t[i + 3]);
+    row[i + 3] = _mm512_unpackhi_epi64(t[i + 1], t[i + 3]);
+  }
+  for (int i = 0; i < 4; ++i) {
+    t[i] = _mm512_shuffle_i32x4(row[i], row[i + 4], 0x88);
+    t[i + 4] = _mm512_shuffle_i32x4(row[i], row[i + 4], 0xdd);
+    t[i + 8] = _mm512_shuffle_i32x4(row[i + 8], row[i + 12], 0x88);
+    t[i + 12] = _mm512_shuffle_i32x4(row[i + 8], row[i + 12], 0xdd);
+  }
+  for (int i = 0; i < 8; ++i) {
+    row[i] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0x88);
+    row[i + 8] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0xdd);
+  }
+}
+
+struct Heads {
+  const bf16 *query, *key, *value;
+  int64_t query_stride, key_stride;  // from token to token; values lie as keys do
+  int wide;                          // tiles of WIDE that a head is wide
+  float scale;
+};
+
+// What one thread needs for sequences of at most `most_keys`.
+struct Scratch {
+  Buffer<bf16> keys, values, queries, probs;
+  Buffer<float> scores, mixed;
+
+  Scratch(int64_t most_keys, int64_t head)
+      : keys(round_up(most_keys, WIDE) * head),
+        values(round_up(most_keys, WIDE) * head),
+        queries(2 * ROWS * head),
+        probs(2 * ROWS * stride_of_probs(round_up(most_keys, WIDE))),
+        scores(2 * ROWS * stride_of_scores(round_up(most_keys, WIDE))),
+        mixed(2 * ROWS * head) {}
+
+  bool missing() const {
+    return keys == nullptr || values == nullptr || queries == nullptr || probs == nullptr || scores == nullptr ||
+           mixed == nullptr;
+  }
+};
+
+// Keys as right-hand tiles: of 16 keys, pairs of their numbers, a pair a row. Beyond the last key are zeros.
+void lay_out_keys(const bf16* key, int64_t stride, int64_t num_keys, int wide, bf16* to) {
+  for (int64_t first = 0; first < round_up(num_keys, WIDE); first += ROWS) {
+    for (int part = 0; part < wide; ++part, to += ROWS * WIDE) {
+      __m512i row[ROWS];
+      for (int i = 0; i < ROWS; ++i) {
+        row[i] = first + i < num_keys ? _mm512_loadu_si512(key + (first + i) * stride + part * WIDE) : _mm512_setzero_si512();
+      }
+      transpose(row);
+      for (int i = 0; i < ROWS; ++i) _mm512_store_si512(to + i * WIDE, row[i]);
+    }
+  }
+}
+
+// Values as right-hand tiles: of 32 keys and 16 numbers of each, a pair of keys a row. Beyond the last key are zeros.
+void lay_out_values(const bf16* value, int64_t stride, int64_t num_keys, int wide, bf16* to) {
+  alignas(64) static const uint16_t first_half[32] = {0, 32, 1, 33, 2,  34, 3,  35, 4,  36, 5,  37, 6,  38, 7,  39,
+                                                      8, 40, 9, 41, 10, 42, 11, 43, 12, 44, 13, 45, 14, 46, 15, 47};
+  const __m512i low = _mm512_load_si512(first_half);
+  const __m512i high = _mm512_add_epi16(low, _mm512_set1_epi16(16));
+  const __m512i zero = _mm512_setzero_si512();
+  for (int64_t first = 0; first < num_keys; first += WIDE) {
+    for (int part = 0; part < wide; ++part, to += 2 * ROWS * WIDE) {
+      for (int i = 0; i < ROWS; ++i) {
+        const int64_t at = first + 2 * i;
+        const bf16* from = value + at * stride + part * WIDE;
+        const __m512i even = at < num_keys ? _mm512_loadu_si512(from) : zero;
+        const __m512i odd = at + 1 < num_keys ? _mm512_loadu_si512(from + stride) : zero;
+        _mm512_store_si512(to + i * WIDE, _mm512_permutex2var_epi16(even, low, odd));
+        _mm512_store_si512(to + (ROWS + i) * WIDE, _mm512_permutex2var_epi16(even, high, odd));
+      }
+    }
+  }
+}
+
+// Scores of QUERY_TILES times 16 queries, [., keys in tiles], from `query`, whose rows lie `stride` apart.
+template <int QUERY_TILES>
+void score(const bf16* query, int64_t stride, const bf16* keys, int64_t keys_in_tiles, int wide, float* scores) {
+  const int64_t bytes = stride_of_scores(keys_in_tiles) * sizeof(float);
+  float* lower = scores + ROWS * stride_of_scores(keys_in_tiles);
+  for (int64_t first = 0; first < keys_in_tiles; first += WIDE, keys += 2 * wide * TILE) {
+    _tile_zero(0);
+    _tile_zero(1);
+    if constexpr (QUERY_TILES == 2) {
+      _tile_zero(2);
+      _tile_zero(3);
+    }
+    for (int part = 0; part < wide; ++part) {
+      _tile_loadd(4, query + part * WIDE, stride * sizeof(bf16));
+      _tile_loadd(6, keys + part * TILE, 64);
+      _tile_dpbf16ps(0, 4, 6);
+      _tile_loadd(7, keys + (wide + part) * TILE, 64);
+      _tile_dpbf16ps(1, 4, 7);
+      if constexpr (QUERY_TILES == 2) {
+        _tile_loadd(5, query + ROWS * stride + part * WIDE, stride * sizeof(bf16));
+        _tile_dpbf16ps(2, 5, 6);
+        _tile_dpbf16ps(3, 5, 7);
+      }
+    }
+    _tile_stored(0, scores + first, bytes);
+    _tile_stored(1, scores + first + ROWS, bytes);
+    if constexpr (QUERY_TILES == 2) {
+      _tile_stored(2, lower + first, bytes);
+      _tile_stored(3, lower + first + ROWS, bytes);
+    }
+  }
+}
+
+// Probabilities times their sum, bf16 [16, keys in tiles], of scores; returns one over each row's sum.
+__m512 exponentiate(const float* scores, int64_t num_keys, int64_t keys_in_tiles, int num_queries, float scale, bf16* probs) {
+  const __m512 factor = _mm512_set1_ps(scale * 1.44269504f);
+  const __m512 lowest = _mm512_set1_ps(-INFINITY);
+  __m512 rows[ROWS];
+  for (int r = 0; r < ROWS; ++r) rows[r] = lowest;
+  const int64_t whole = num_keys / ROWS * ROWS;
+  const __mmask16 rest = static_cast<__mmask16>((1u << (num_keys - whole)) - 1);
+  for (int r = 0; r < num_queries; ++r) {
+    const float* row = scores + r * stride_of_scores(keys_in_tiles);
+    __m512 most = lowest;
+    for (int64_t k = 0; k < whole; k += ROWS) most = _mm512_max_ps(most, _mm512_load_ps(row + k));
+    if (rest) most = _mm512_mask_max_ps(most, rest, most, _mm512_load_ps(row + whole));
+    rows[r] = most;
+  }
+  alignas(64) float most_of[ROWS];
+  const auto larger = [](__m512 a, __m512 b) { return _mm512_max_ps(a, b); };
+  _mm512_store_ps(most_of, _mm512_mul_ps(reduce_rows(rows, larger), factor));
+  for (int r = 0; r < ROWS; ++r) rows[r] = _mm512_setzero_ps();
+  for (int r = 0; r < num_queries; ++r) {
+    const float* row = scores + r * stride_of_scores(keys_in_tiles);
+    bf16* to = probs + r * stride_of_probs(keys_in_tiles);
+    const __m512 most = _mm512_set1_ps(most_of[r]);
+    __m512 sum = _mm512_setzero_ps();
+    const auto power = [&](int64_t k) { return exp2_of(_mm512_fmsub_ps(_mm512_load_ps(row + k), factor, most)); };
+    int64_t k = 0;
+    for (; k + WIDE <= num_keys; k += WIDE) {
+      const __m512 a = power(k), b = power(k + ROWS);
+      sum = _mm512_add_ps(sum, _mm512_add_ps(a, b));
+      _mm512_store_si512(to + k, (__m512i)_mm512_cvtne2ps_pbh(b, a));
+    }
+    if (k < num_keys) {
+      const bool second = num_keys - k > ROWS;
+      const __m512 a = _mm512_maskz_mov_ps(second || !rest ? 0xffff : rest, power(k));
+      const __m512 b = _mm512_maskz_mov_ps(second ? rest : 0, power(k + ROWS));
+      sum = _mm512_add_ps(sum, _mm512_add_ps(a, b));
+      _mm512_store_si512(to + k, (__m512i)_mm512_cvtne2ps_pbh(b, a));
+    }
+    rows[r] = sum;
+  }
+  const auto plus = [](__m512 a, __m512 b) { return _mm512_add_ps(a, b); };
+  return _mm512_div_ps(_mm512_set1_ps(1.0f), reduce_rows(rows, plus));
+}
+
+// Values mixed by probabilities, [QUERY_TILES * 16, E].
+template <int QUERY_TILES>
+void mix(const bf16* probs, const bf16* values, int64_t keys_in_tiles, int wide, float* mixed) {
+  const int64_t bytes = stride_of_probs(keys_in_tiles) * sizeof(bf16);
+  const int64_t bytes_out = wide * WIDE * sizeof(float);
+  const bf16* lower = probs + ROWS * stride_of_probs(keys_in_tiles);
+  float* mixed_lower = mixed + ROWS * wide * WIDE;
+  for (int part = 0; part < wide; ++part) {
+    _tile_zero(0);
+    _tile_zero(1);
+    if constexpr (QUERY_TILES == 2) {
+      _tile_zero(2);
+      _tile_zero(3);
+    }
+    const bf16* from = values + 2 * part * TILE;
+    for (int64_t first = 0; first < keys_in_tiles; first += WIDE, from += 2 * wide * TILE) {
+      _tile_loadd(4, probs + first, bytes);
+      _tile_loadd(6, from, 64);
+      _tile_dpbf16ps(0, 4, 6);
+      _tile_loadd(7, from + TILE, 64);
+      _tile_dpbf16ps(1, 4, 7);
+      if constexpr (QUERY_TILES == 2) {
+        _tile_loadd(5, lower + first, bytes);
+        _tile_dpbf16ps(2, 5, 6);
+        _tile_dpbf16ps(3, 5, 7);
+      }
+    }
+    _tile_stored(0, mixed + part * WIDE, bytes_out);
+    _tile_stored(1, mixed + part * WIDE + ROWS, bytes_out);
+    if constexpr (QUERY_TILES == 2) {
+      _tile_stored(2, mixed_lower + part * WIDE, bytes_out);
+      _tile_stored(3, mixed_lower + part * WIDE + ROWS, bytes_out);
+    }
+  }
+}
+
+// What `count` queries, at most QUERY_TILES * 16, attend to.
+template <int QUERY_TILES>
+void attend_from(const bf16* query, int count, const Heads& heads, int64_t num_keys, const Scratch& scratch, bf16* out,
+                 int64_t out_stride) {
+  const int head = heads.wide * WIDE;
+  const int64_t keys_in_tiles = round_up(num_keys, WIDE);
+  int64_t stride = heads.query_stride;
+  if (count < QUERY_TILES * ROWS) {  // tiles read whole rows of 16, and there may be no more
+    for (int r = 0; r < count; ++r) std::memcpy(scratch.queries + r * head, query + r * stride, head * sizeof(bf16));
+    query = scratch.queries;
+    stride = head;
+  }
+  score<QUERY_TILES>(query, stride, scratch.keys, keys_in_tiles, heads.wide, scratch.scores);
+  alignas(64) float share_of[QUERY_TILES * ROWS];
+  for (int first = 0; first < count; first += ROWS) {
+    const __m512 shares = exponentiate(scratch.scores + first * stride_of_scores(keys_in_tiles), num_keys, keys_in_tiles,
+                                       std::min(ROWS, count - first), heads.scale,
+                                       scratch.probs + first * stride_of_probs(keys_in_tiles));
+    _mm512_store_ps(share_of + first, shares);
+  }
+  mix<QUERY_TILES>(scratch.probs, scratch.values, keys_in_tiles, heads.wide, scratch.mixed);
+  for (int r = 0; r < count; ++r) {
+    const __m512 share = _mm512_set1_ps(share_of[r]);
+    for (int e = 0; e < head; e += WIDE) {
+      const __m512 a = _mm512_mul_ps(_mm512_load_ps(scratch.mixed + r * head + e), share);
+      const __m512 b = _mm512_mul_ps(_mm512_load_ps(scratch.mixed + r * head + e + ROWS), share);
+      _mm512_storeu_si512(out + r * out_stride + e, (__m512i)_mm512_cvtne2ps_pbh(b, a));
+    }
+  }
+}
+
+void attend(const Heads& heads, int64_t num_queries, int64_t num_keys, const Scratch& scratch, bf16* out, int64_t out_stride) {
+  lay_out_keys(heads.key, heads.key_stride, num_keys, heads.wide, scratch.keys);
+  lay_out_values(heads.value, heads.key_stride, num_keys, heads.wide, scratch.values);
+  for (int64_t first = 0; first < num_queries; first += 2 * ROWS) {
+    const int count = static_cast<int>(std::min<int64_t>(2 * ROWS, num_queries - first));
+    const bf16* query = heads.query + first * heads.query_stride;
+    const auto run = count > ROWS ? attend_from<2> : attend_from<1>;
+    run(query, count, heads, num_keys, scratch, out + first * out_stride, out_stride);
+  }
+}
+
+}  // namespace
+
+extern "C" {
+
+// Asks the kernel for tiles, which a process may use only then; 0 when it may.
+int bertray_allow_tiles() {
+  constexpr int ARCH_REQ_XCOMP_PERM = 0x1023, XFEATURE_XTILEDATA = 18;
+  return static_cast<int>(syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA));
+}
+
+// Queries, keys and values of head h begin at `+ h * size`; rows of a token lie a stride apart. Sequence b has queries
+// [query_bounds[b], query_bounds[b + 1]) and keys alike. Returns 0, or 1 where a head has no size for tiles or memory is out.
+int bertray_attention(const bf16* query, int64_t query_stride, const bf16* key, const bf16* value, int64_t key_stride,
+                      const int32_t* query_bounds, const int32_t* key_bounds, int64_t num_sequences, int num_heads,
+                      int size, bf16* out, int64_t out_stride, int num_threads) {
+  if (size % WIDE != 0 || size > MOST_WIDE * WIDE) return 1;
+  const int wide = size / WIDE;
+  int64_t most_keys = 0;
+  for (int64_t b = 0; b < num_sequences; ++b) most_keys = std::max<int64_t>(most_keys, key_bounds[b + 1] - key_bounds[b]);
+  const float scale = 1.0f / std::sqrt(static_cast<float>(size));
+  const int64_t num_jobs = num_sequences * num_heads;
+  int failed = 0;
+#pragma omp parallel num_threads(num_threads) reduction(| : failed)
+  {
+    const Tiles tiles;
+    const Scratch scratch(most_keys, size);
+    failed |= scratch.missing();
+#pragma omp for schedule(dynamic, CHUNK)
+    for (int64_t job = 0; job < num_jobs; ++job) {
+      if (failed) continue;
+      const int64_t b = job / num_heads, offset = job % num_heads * size;
+      const int64_t first_query = query_bounds[b], first_key = key_bounds[b];
+      const Heads heads{query + first_query * query_stride + offset,
+                        key + first_key * key_stride + offset,
+                        value + first_key * key_stride + offset,
+                        query_stride,
+                        key_stride,
+                        wide,
+                        scale};
+      attend(heads, query_bounds[b + 1] - first_query, key_bounds[b + 1] - first_key, scratch,
+             out + first_query * out_stride + offset, out_stride);
+    }
+  }
+  return failed;
+}
+}

@@ -1,0 +1,82 @@
+// What the kernels share: tiles of AMX, and pairs of registers of fp32 for a row of a tile in bf16.
+
+#pragma once
+
+#include <immintrin.h>
+
+#include <cstdint>
+#include <cstdlib>
+
+using bf16 = uint16_t;
+
+constexpr int ROWS = 16;        // of a tile, and numbers in fp32 in a row of it
+constexpr int WIDE = 2 * ROWS;  // numbers in bf16 in a row of a tile
+constexpr int64_t TILE = ROWS * WIDE;
+
+struct alignas(64) TileConfig {
+  uint8_t palette = 1, start_row = 0, reserved[14] = {};
+  uint16_t bytes_of_row[16] = {64, 64, 64, 64, 64, 64, 64, 64};
+  uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
+};
+
+// This thread's tiles are ours for as long as it lives.
+class Tiles {
+ public:
+  Tiles() {
+    static const TileConfig config;
+    _tile_loadconfig(&config);
+  }
+  ~Tiles() { _tile_release(); }
+  Tiles(const Tiles&) = delete;
+  Tiles& operator=(const Tiles&) = delete;
+};
+
+// Memory for `count` numbers from the start of a cache line; null where there is none.
+template <typename Number>
+class Buffer {
+ public:
+  explicit Buffer(int64_t count)
+      : numbers_(static_cast<Number*>(std::aligned_alloc(64, (count * sizeof(Number) + 63) / 64 * 64))) {}
+  ~Buffer() { std::free(numbers_); }
+  Buffer(const Buffer&) = delete;
+  Buffer& operator=(const Buffer&) = delete;
+  operator Number*() const { return numbers_; }
+
+ private:
+  Number* numbers_;
+};
+
+inline int64_t round_up(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
+
+// 32 numbers in fp32.
+struct Pair {
+  __m512 low, high;
+};
+
+inline Pair load(const float* from) { return {_mm512_loadu_ps(from), _mm512_loadu_ps(from + ROWS)}; }
+
+inline Pair load(const bf16* from) {
+  const auto widen = [](const bf16* half) {
+    const __m256i narrow = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(half));
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(narrow), 16));
+  };
+  return {widen(from), widen(from + ROWS)};
+}
+
+inline void store(float* to, Pair x) {
+  _mm512_storeu_ps(to, x.low);
+  _mm512_storeu_ps(to + ROWS, x.high);
+}
+
+inline void store(bf16* to, Pair x) { _mm512_storeu_si512(to, (__m512i)_mm512_cvtne2ps_pbh(x.high, x.low)); }
+
+inline Pair operator+(Pair a, Pair b) { return {_mm512_add_ps(a.low, b.low), _mm512_add_ps(a.high, b.high)}; }
+inline Pair operator-(Pair a, Pair b) { return {_mm512_sub_ps(a.low, b.low), _mm512_sub_ps(a.high, b.high)}; }
+inline Pair operator*(Pair a, Pair b) { return {_mm512_mul_ps(a.low, b.low), _mm512_mul_ps(a.high, b.high)}; }
+
+inline Pair pair_of(float x) { return {_mm512_set1_ps(x), _mm512_set1_ps(x)}; }
+inline float sum(Pair x) { return _mm512_reduce_add_ps(_mm512_add_ps(x.low, x.high)); }
+
+inline Pair multiply_add(Pair a, Pair b, Pair c) {
+  return {_mm512_fmadd_ps(a.low, b.low, c.low), _mm512_fmadd_ps(a.high, b.high, c.high)};
+}
