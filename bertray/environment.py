@@ -8,7 +8,7 @@ from collections.abc import Mapping
 # Threads of torch that wait look for work for a moment, then sleep. By default they spin, which beside any other busy
 # process costs it, and them, half of their speed and more; asleep at once they are late for short operations
 # (docs/performance.md). The second is read by libgomp, which torch has on Linux, and there overrules the first.
-THREADS_ENV = {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "1000"}
+THREADS_ENV = {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "4000"}
 
 COMPUTE_ENV = {
     **THREADS_ENV,

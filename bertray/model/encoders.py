@@ -4,7 +4,7 @@ All these models are the same stack (attention, add, norm, feed forward, add, no
 adapter each finds the weights, one encoder runs them. Sequences lie end to end, so linear layers never see padding.
 
 Legend: B sequences of a pack, T packed tokens, D hidden, F feed forward, H heads, P positions, V vocabulary,
-E size of a head, G sequences of a group, W its width.
+E size of a head, G sequences of a group, S their tokens, W its width.
 """
 
 from __future__ import annotations
@@ -46,15 +46,15 @@ class GroupIndex:
     stop: int
     """Its packed tokens are [start, stop)."""
     padded_from: Tensor | None = None
-    """int64 [G*W]: the packed token at each place; padding repeats the sequence's own last token."""
+    """int64 [G*W]: the token at each place, counted from `start`; padding repeats the sequence's own last token."""
     packed_from: Tensor | None = None
     """int64 [stop - start]: the place of each packed token."""
     mask: Tensor | None = None
     """[G, 1, 1, W]: 0, or -inf on padding."""
 
-    def heads(self, x_TK: Tensor, num_parts: int, num_heads: int) -> tuple[Tensor, ...]:
-        """Packed projections side by side, [T, num_parts * H * E], as so many padded tensors [G, H, W, E]."""
-        block = x_TK[self.start : self.stop] if self.padded_from is None else x_TK.index_select(0, self.padded_from)
+    def heads(self, x_SK: Tensor, num_parts: int, num_heads: int) -> tuple[Tensor, ...]:
+        """Projections of the group's S tokens side by side, [S, num_parts * H * E], as padded tensors [G, H, W, E]."""
+        block = x_SK if self.padded_from is None else x_SK.index_select(0, self.padded_from)
         size = self.group.stop - self.group.first
         return block.view(size, self.group.width, num_parts, num_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
 
@@ -219,7 +219,7 @@ class PackedEncoder:
         if pack.groups[-1].stop < num_tokens:
             out_TD[pack.groups[-1].stop :] = 0  # filling: no sequence, but numbers go through the linear layers
         for index in pack.groups:
-            q, k, v = index.heads(qkv_T3D, 3, self.num_heads)
+            q, k, v = index.heads(qkv_T3D[index.start : index.stop], 3, self.num_heads)
             attended = F.scaled_dot_product_attention(q, k, v, attn_mask=index.mask)
             flat = attended.transpose(1, 2).reshape(-1, hidden)
             if index.packed_from is None:
@@ -239,7 +239,7 @@ class PackedEncoder:
         out_BD = torch.empty_like(x_BD)
         for index in pack.groups:
             chosen = slice(index.group.first, index.group.stop)
-            k, v = index.heads(kv_T2D, 2, self.num_heads)
+            k, v = index.heads(kv_T2D[index.start : index.stop], 2, self.num_heads)
             q = q_BD[chosen].view(len(k), self.num_heads, 1, -1)
             out_BD[chosen] = F.scaled_dot_product_attention(q, k, v, attn_mask=index.mask).flatten(1)
         return out_BD
@@ -322,7 +322,7 @@ def group_index(
     places_W = np.arange(group.width)
     # Padding that repeats the sequence itself: a NaN there stays the sequence's own.
     own_GW = np.minimum(places_W, lens_G[:, None] - 1)
-    padded_from = bounds_B1[group.first : group.stop, None] + own_GW
+    padded_from = bounds_B1[group.first : group.stop, None] - start + own_GW
     packed_from = ranges(np.arange(len(lens_G)) * group.width, lens_G)
     mask = np.where(places_W < lens_G[:, None], 0.0, -np.inf).astype(np.float32)[:, None, None, :]
     return GroupIndex(

@@ -33,11 +33,12 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from bertray.training.loop import Examples, LoopSettings
-    from bertray.training.packed import PackedModel
+    from bertray.training.packed import PackedBatch, PackedModel
 
 log = logging.getLogger(__name__)
 
 # What a forward and backward pass costs besides its tokens, in tokens: mostly gradients that are added to those there.
+FEW_SHAPES = 32  # tokens of a packed step in bf16 are a multiple of it
 TOKENS_PER_PASS = {"cpu": 96, "cuda": 4096}
 
 
@@ -143,6 +144,12 @@ class Objective(ABC):
         for positions in within_budget(lens, max_tokens=most, padded=self.packed is None):
             yield numbers[positions]
 
+    def _pack(self, ids: Sequence[np.ndarray], second_lens_B: np.ndarray) -> PackedBatch:
+        from bertray.training.packed import pack
+
+        # oneDNN prepares each shape anew in bf16.
+        return pack(ids, second_lens_B, self.model.config, tokens_multiple=FEW_SHAPES if self.bf16 else 1)
+
     def _padded(self, ids: Sequence[np.ndarray], second_lens_B: np.ndarray) -> dict[str, torch.Tensor]:
         import torch
 
@@ -205,10 +212,8 @@ class Classification(Objective):
         shards = self.examples.shards
         ids, second_lens_B = shards.sequences(batch), shards.second_lens_N[batch]
         if self.packed is not None:
-            from bertray.training.packed import pack
-
             with self._precision():
-                logits_BC: torch.Tensor = net(pack(ids, second_lens_B, self.model.config))
+                logits_BC: torch.Tensor = net(self._pack(ids, second_lens_B))
             return logits_BC.float()
         with self._precision():
             padded_BC: torch.Tensor = net(**self._padded(ids, second_lens_B)).logits
@@ -362,9 +367,7 @@ class MaskedLanguage(Objective):
         second_lens_B = np.zeros(len(texts), np.int64)
         num_places = np.array([len(of_one) for of_one in places])
         if self.packed is not None:
-            from bertray.training.packed import pack
-
-            packed = pack(texts, second_lens_B, self.model.config)
+            packed = self._pack(texts, second_lens_B)
             starts_B = packed.first_tokens_B[packed.places_B].numpy()
             read_M = torch.from_numpy(np.repeat(starts_B, num_places) + np.concatenate(places))
             with self._precision():

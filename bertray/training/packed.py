@@ -32,7 +32,7 @@ from bertray.model.encoders import (
     positions_of,
     why_not_packable,
 )
-from bertray.model.packing import Group
+from bertray.model.packing import Group, round_up
 from bertray.training.order import cheapest_passes
 
 if TYPE_CHECKING:
@@ -56,13 +56,17 @@ class PackedBatch:
     """int64 [B]: where each sequence of the input stands among the packed ones."""
 
 
-def pack(ids: Sequence[NDArray[Any]], second_lens_B: NDArray[Any], config: Any) -> PackedBatch:
+def pack(
+    ids: Sequence[NDArray[Any]], second_lens_B: NDArray[Any], config: Any, *, tokens_multiple: int = 1
+) -> PackedBatch:
     """Lay sequences end to end.
 
     Args:
         ids: token ids of each sequence.
         second_lens_B: trailing tokens of each that belong to a second text.
         config: of the model.
+        tokens_multiple: filling, which nothing reads, makes this or a multiple of it of the tokens, so that few shapes
+            occur.
     """
     lens = np.array([len(row) for row in ids], np.int64)
     cuts = cheapest_passes(lens, max_tokens=1 << 40, tokens_per_pass=TOKENS_PER_GROUP)
@@ -74,11 +78,14 @@ def pack(ids: Sequence[NDArray[Any]], second_lens_B: NDArray[Any], config: Any) 
     for stop, second in zip(bounds_B1[1:], second_lens_B[order_B], strict=True):
         types_T[stop - second : stop] = 1
     pad_id = config.pad_token_id if config.model_type in OFFSET_POSITIONS else None
+    positions_T = positions_of(ids_T, lens_B, bounds_B1, pad_id)
+    filling = round_up(len(ids_T), tokens_multiple) - len(ids_T)
+    ids_T, positions_T, types_T = (np.pad(x_T, (0, filling)) for x_T in (ids_T, positions_T, types_T))
     ends = np.cumsum([len(cut) for cut in cuts])
     groups = [Group(int(end) - len(cut), int(end), int(lens[cut[0]])) for end, cut in zip(ends, cuts, strict=True)]
     return PackedBatch(
         ids_T=torch.from_numpy(ids_T),
-        positions_T=torch.from_numpy(positions_of(ids_T, lens_B, bounds_B1, pad_id)),
+        positions_T=torch.from_numpy(positions_T),
         types_T=torch.from_numpy(types_T),
         first_tokens_B=torch.from_numpy(bounds_B1[:-1]),
         groups=tuple(group_index(group, lens_B, bounds_B1, torch.from_numpy) for group in groups),
@@ -212,9 +219,17 @@ def _attend(
     num_heads = query.shape[1]
     tensors = [x[0].transpose(0, 1).flatten(1).float() for x in (query, key, value)]
     attended = []
-    for index in packed_groups:
-        q, k, v = (index.heads(x_TD, 1, num_heads)[0] for x_TD in tensors)
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=index.mask, dropout_p=dropout, scale=scaling)
-        flat = out.transpose(1, 2).flatten(0, 1)
-        attended.append(flat if index.packed_from is None else flat.index_select(0, index.packed_from))
+    sizes = [index.stop - index.start for index in packed_groups]
+    filling = query.shape[2] - sum(sizes)
+    # Cut all at once: the gradient of a part taken alone is as large as the whole.
+    parts = zip(packed_groups, *(x_TD.split([*sizes, filling]) for x_TD in tensors), strict=False)
+    # Autocast would make bf16 of it again.
+    with torch.autocast(query.device.type, enabled=False):
+        for index, *of_group in parts:
+            q, k, v = (index.heads(x_SD, 1, num_heads)[0] for x_SD in of_group)
+            out = F.scaled_dot_product_attention(q, k, v, attn_mask=index.mask, dropout_p=dropout, scale=scaling)
+            flat = out.transpose(1, 2).flatten(0, 1)
+            attended.append(flat if index.packed_from is None else flat.index_select(0, index.packed_from))
+    if filling:
+        attended.append(tensors[0].new_zeros(filling, num_heads, query.shape[3]))
     return torch.cat(attended)[None].to(dtype), None
