@@ -712,9 +712,10 @@ class BenchmarkConfig(Section):
     rows: int = Field(2048, ge=1, description="reviews that bertray scores, a random sample of the input")
     rival_rows: int = Field(256, ge=1, description="of these, how many the slower ways get")
     rounds: int = Field(3, ge=1, description="runs of each, in turn; the median counts")
-    beside: tuple[Literal["pipeline", "ray", "padded", "openvino", "int8"], ...] = Field(
+    beside: tuple[Literal["pipeline", "ray", "ray_spread", "padded", "openvino", "int8"], ...] = Field(
         ("pipeline", "ray", "padded"),
-        description="transformers' pipeline, Ray's recipe, sorted batches; on CPU openvino, and int8: our engine in it",
+        description="transformers' pipeline, Ray's recipe, the same with rows dealt out to all its actors (ray_spread), "
+        "sorted batches; on CPU openvino, and int8: our engine in it",
     )
     training: bool = Field(False, description="also the training loop, beside that of the tutorials")
     seed: int = Field(0, ge=0, lt=2**32, description="of the sample")

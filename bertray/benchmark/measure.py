@@ -30,6 +30,7 @@ TITLES = {
     "engine": "its engine alone",
     "pipeline": "HF pipeline",
     "ray": "Ray's recipe",
+    "ray_spread": "Ray's, all actors busy",
     "padded": "sorted batches",
     "openvino": "OpenVINO",
     "int8": "its engine in int8",

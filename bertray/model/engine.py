@@ -27,6 +27,7 @@ _log = logging.getLogger(__name__)
 
 # On CPU a pack whose activations stay in the cache is fastest; a GPU wants enough work for every multiprocessor.
 CPU_TOKENS_PER_PACK = 2048
+KERNEL_TOKENS_PER_PACK = 4096  # of our own kernels, which take what stays in the cache from a pack themselves
 CUDA_TOKENS_PER_PACK = 65536
 
 _FP32_TOLERANCE = 1e-3  # of the self-check, where the largest logit is 1 or less, else in proportion
@@ -71,9 +72,8 @@ class Engine:
         """Whether linear layers compute in int8; a model that cannot is computed in fp32."""
         self.own_kernels = False
         """Whether our own kernels compute attention and linear layers, which they do in bf16 on CPUs with AMX."""
-        if max_tokens_per_pack is None:
-            max_tokens_per_pack = CPU_TOKENS_PER_PACK if self.device.type == "cpu" else CUDA_TOKENS_PER_PACK
-        self.max_tokens_per_pack = max_tokens_per_pack
+        default = CPU_TOKENS_PER_PACK if self.device.type == "cpu" else CUDA_TOKENS_PER_PACK
+        self.max_tokens_per_pack = max_tokens_per_pack or default
 
         self._readout: Readout = readout or ClassifierReadout()
         self._model = model = self._readout.load(path)
@@ -88,6 +88,8 @@ class Engine:
         self._padded: _PaddedModel | None = None
 
         self.why_not_packed = self._try_to_pack(model)
+        if max_tokens_per_pack is None and self.own_kernels:
+            self.max_tokens_per_pack = KERNEL_TOKENS_PER_PACK
         if self.why_not_packed:
             _log.warning("%s runs padded, more slowly: %s.", path, self.why_not_packed)
             self.quantized = False
