@@ -714,7 +714,7 @@ class BenchmarkConfig(Section):
     rounds: int = Field(3, ge=1, description="runs of each, in turn; the median counts")
     beside: tuple[Literal["pipeline", "ray", "ray_spread", "padded", "openvino", "int8"], ...] = Field(
         ("pipeline", "ray", "padded"),
-        description="transformers' pipeline, Ray's recipe, the same with rows dealt out to all its actors (ray_spread), "
+        description="transformers' pipeline, Ray's recipe, the same with rows dealt out to its actors (ray_spread), "
         "sorted batches; on CPU openvino, and int8: our engine in it",
     )
     training: bool = Field(False, description="also the training loop, beside that of the tutorials")

@@ -50,7 +50,7 @@ def test_small_work_needs_no_ray_and_gives_what_it_gives_on_ray(trained, tiny_en
     )
     assert done.returncode == 0, done.stderr
     # It has not so much as imported Ray.
-    assert done.stdout.rstrip().endswith("codes [0, 0, 0] ray False spins 1000")
+    assert done.stdout.rstrip().endswith("codes [0, 0, 0] ray False spins 4000")
     learned, on_worker = (
         [row["loss"] for row in pq.read_table(output / "history.parquet").to_pylist()]
         for output in (tmp_path / "run", trained)

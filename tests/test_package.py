@@ -61,7 +61,7 @@ def test_the_environment_of_threads_is_set_before_torch_reads_it(verb):
     )
     env = {name: value for name, value in os.environ.items() if name not in THREADS_ENV}
     for given, told in (
-        (env, "[] ['passive', '1000'] [None, None]"),
+        (env, "[] ['passive', '4000'] [None, None]"),
         # GOMP_SPINCOUNT of ours would overrule it.
         ({**env, "OMP_WAIT_POLICY": "active"}, "[] ['active', None] ['active', None]"),
     ):

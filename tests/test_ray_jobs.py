@@ -102,8 +102,8 @@ def test_workers_of_a_cluster_compute_in_our_environment_and_in_what_a_job_choos
         "print('that computes:', [ray.get(compute.remote(name)) for name in names])"
     )
     run = submit(head, "-c", script, env_vars={"MALLOC_ARENA_MAX": "7"})
-    assert "of a task: ['1000', '7', None]" in run.stdout, run.stdout + run.stderr
-    assert "that computes: ['1000', '7', '268435456']" in run.stdout
+    assert "of a task: ['4000', '7', None]" in run.stdout, run.stdout + run.stderr
+    assert "that computes: ['4000', '7', '268435456']" in run.stdout
 
 
 def test_train_and_score_run_as_submitted_jobs_and_a_failing_one_tells_its_code(head, tiny_encoder, tmp_path):

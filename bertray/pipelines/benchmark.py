@@ -8,7 +8,7 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, replace
 from functools import partial
@@ -68,7 +68,11 @@ def run_benchmark(config: BenchmarkConfig) -> int:
             config, trial, replace(resources, in_process_rows=0)
         )  # however few: the job of a cluster is measured
         recipe = job.documented_recipe
-        in_ray = {"bertray": job.score, "ray": recipe, "ray_spread": partial(recipe, spread=True)}
+        in_ray: dict[str, Callable[[int, Runs], None]] = {
+            "bertray": job.score,
+            "ray": recipe,
+            "ray_spread": partial(recipe, spread=True),
+        }
         ways = {name: in_ray.get(name) for name in ("bertray", "engine", *config.beside)}
         measured = _in_turn(trial, ways, config.rounds, resources.num_workers)
     if config.training:  # when Ray has given the machine back

@@ -70,9 +70,12 @@ def _processor() -> str:
     import torch
 
     from bertray.model.engine import choose_dtype
+    from bertray.model.kernels import kernels
 
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     precision = "bf16" if choose_dtype("auto", torch.device("cpu")) == torch.bfloat16 else "fp32"
+    if precision == "bf16" and kernels() is not None:
+        precision += " by our own kernels"
     found = f"{os.cpu_count()} CPUs ({torch.backends.cpu.get_cpu_capability()}, scoring in {precision})"
     if gpus:
         found += f", {gpus} x {torch.cuda.get_device_name(0)}"

@@ -222,7 +222,7 @@ def _attend(
     sizes = [index.stop - index.start for index in packed_groups]
     filling = query.shape[2] - sum(sizes)
     # Cut all at once: the gradient of a part taken alone is as large as the whole.
-    parts = zip(packed_groups, *(x_TD.split([*sizes, filling]) for x_TD in tensors), strict=False)
+    parts = zip(packed_groups, *(torch.split_with_sizes(x_TD, [*sizes, filling]) for x_TD in tensors), strict=False)
     # Autocast would make bf16 of it again.
     with torch.autocast(query.device.type, enabled=False):
         for index, *of_group in parts:

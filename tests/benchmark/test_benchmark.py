@@ -31,10 +31,11 @@ def argv(tiny_encoder, tmp_path):
 
 @pytest.mark.slow
 def test_every_way_is_measured_and_told(argv, tmp_path, ray_cluster, capsys):
-    assert run([*argv, "training=true", "price_per_hour=3"]) == 0
+    assert run([*argv, "beside=[pipeline,ray,ray_spread,padded]", "training=true", "price_per_hour=3"]) == 0
     found = json.loads((tmp_path / "bench" / "benchmark.json").read_text())
     ways = found["ways"]
-    assert list(ways) == ["bertray", "engine", "pipeline", "ray", "padded", "train_bertray", "train_tutorial"]
+    beside = ["pipeline", "ray", "ray_spread", "padded"]
+    assert list(ways) == ["bertray", "engine", *beside, "train_bertray", "train_tutorial"]
     assert {name: way["rows"] for name, way in ways.items()} == {
         **dict.fromkeys(ways, 24),
         "bertray": 64,

@@ -163,3 +163,43 @@ def test_a_forward_pass_with_other_logits_is_not_used(make_classifier, monkeypat
     assert packed is None
     assert "differ by" in why_not
     assert model.config._attn_implementation == before
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_filling_changes_neither_logits_nor_gradients(family, make_classifier):
+    folder = make_classifier(family, 3)
+    ids, second_lens = sequences()
+    found, gradients = [], []
+    for multiple in (1, 64):
+        model = classifier_of(folder)
+        packed, why_not = PackedModel.of(model)
+        assert packed is not None, why_not
+        packed.eval()
+        batch = pack(ids, second_lens, model.config, tokens_multiple=multiple)
+        assert len(batch.ids_T) % multiple == 0
+        found.append(packed(batch))
+        torch.nn.functional.cross_entropy(found[-1], torch.arange(len(ids)) % 3).backward()
+        gradients.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
+    torch.testing.assert_close(found[1], found[0], atol=1e-5, rtol=0)
+    assert gradients[0].keys() == gradients[1].keys()
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], gradient, atol=1e-5, rtol=0, msg=name)
+
+
+def test_attention_is_computed_in_fp32_under_autocast_too(make_classifier, monkeypatch):
+    model = classifier_of(make_classifier("bert", 3))
+    packed, why_not = PackedModel.of(model)
+    assert packed is not None, why_not
+    attention = torch.nn.functional.scaled_dot_product_attention
+    seen = []
+
+    def seen_attention(query, key, value, **kwargs):
+        # What autocast does to its arguments, it does inside.
+        seen.append((query.dtype, torch.is_autocast_enabled("cpu")))
+        return attention(query, key, value, **kwargs)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", seen_attention)
+    ids, second_lens = sequences()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        packed(pack(ids, second_lens, model.config))
+    assert set(seen) == {(torch.float32, False)}

@@ -167,7 +167,7 @@ def kernels() -> Kernels | None:
         _log.info("No C++ compiler: the model runs without our kernels for AMX, more slowly.")
         return None
     try:
-        return Kernels(_built(compiler.split()))
+        return _loaded(compiler.split())
     except (OSError, subprocess.SubprocessError) as error:
         said = getattr(error, "stderr", None) or str(error)
         _log.warning("The model runs without our kernels for AMX, more slowly: %s", said.strip()[-500:])
@@ -181,33 +181,41 @@ def _supported() -> bool:
     return all(capabilities.get(name) for name in _NEEDS)
 
 
-def _built(compiler: list[str]) -> Path:
-    """The library, from the cache or built into it.
+def _loaded(compiler: list[str]) -> Kernels:
+    """The kernels from the cache, or built into it.
 
     Raises:
-        OSError, subprocess.SubprocessError: it cannot be built.
+        OSError, subprocess.SubprocessError: they cannot be built, or not be loaded.
     """
     folder = Path(__file__).parent
     sources = sorted(folder.glob("*.cpp"))
-    digest = hashlib.sha256(repr((compiler, _FLAGS)).encode())
+    digest = hashlib.sha256(repr((compiler, _FLAGS, platform.libc_ver())).encode())
     for path in [*sources, *sorted(folder.glob("*.h"))]:
         digest.update(path.read_bytes())
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bertray"
-    built = cache / f"kernels-{digest.hexdigest()[:16]}.so"
-    if built.is_file():
-        return built
-    try:
-        cache.mkdir(parents=True, exist_ok=True)
+    cache = _cache()
+    if cache is None:  # for this process alone, which keeps what it has loaded
+        with tempfile.TemporaryDirectory(prefix="bertray-") as private:
+            return Kernels(_compile(compiler, sources, Path(private)))
+    library = cache / f"kernels-{digest.hexdigest()[:16]}.so"
+    if not library.is_file():
         # Built beside its place and renamed, since other processes may be building it too.
-        temporary = tempfile.TemporaryDirectory(dir=cache, prefix="build-")
-    except OSError:  # no home to write to: for this process alone
-        return _compile(compiler, sources, Path(tempfile.mkdtemp(prefix="bertray-")) / "kernels.so")
-    with temporary:
-        _compile(compiler, sources, Path(temporary.name) / "kernels.so").replace(built)
-    return built
+        with tempfile.TemporaryDirectory(dir=cache, prefix="build-") as temporary:
+            _compile(compiler, sources, Path(temporary)).replace(library)
+    return Kernels(library)
 
 
-def _compile(compiler: list[str], sources: list[Path], to: Path) -> Path:
+def _cache() -> Path | None:
+    """The folder of what is built once; None where there is no home, or none to write to."""
+    try:
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bertray"
+        cache.mkdir(parents=True, exist_ok=True)
+    except (OSError, RuntimeError):
+        return None
+    return cache if os.access(cache, os.W_OK) else None
+
+
+def _compile(compiler: list[str], sources: list[Path], folder: Path) -> Path:
+    to = folder / "kernels.so"
     start = time.monotonic()
     command = [*compiler, *_FLAGS, *map(str, sources), "-o", str(to)]
     subprocess.run(command, check=True, capture_output=True, text=True, timeout=_BUILD_LIMIT_S)  # noqa: S603 - our sources
