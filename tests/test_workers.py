@@ -46,6 +46,7 @@ def test_one_and_two_workers_take_the_same_steps_with_the_same_losses(still_enco
     np.testing.assert_allclose(one, two, atol=2e-4)  # gradients are summed in another order, 28 steps in a row
 
 
+@pytest.mark.timeout(600)  # starting a group of workers again has taken minutes on a slow machine
 def test_a_killed_training_worker_is_replaced_and_the_losses_repeat(still_encoder, corpus, tmp_path, ray_cluster):
     words = ["training.epochs=3", "report.baselines=false", "workers.threads=1", "training.checkpoint_every_s=0.001"]
     assert run(train_argv(still_encoder, corpus, tmp_path / "whole", *words)) == 0

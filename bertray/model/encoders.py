@@ -399,6 +399,11 @@ def after_attention(model: Any) -> torch.nn.Module | None:
     return found
 
 
+def query_key_value(model: Any) -> list[tuple[torch.nn.Linear, ...]]:
+    """The linear layers that ask, answer and give in each attention of a packable model, in this order; each once."""
+    return list({id(layer["attention"][0]): layer["attention"] for layer in _find_weights(model).layers}.values())
+
+
 def output_bias(model: Any) -> Tensor:
     """What a sequence classifier of any family adds to its logits last, [C].
 

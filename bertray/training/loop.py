@@ -257,8 +257,11 @@ class _Loop:
         self._check_finite("loss", mean_loss)
         # A finite loss may have a gradient that is not; clipping would spread it over all weights. After the
         # all-reduce every rank has the same norm.
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), training.max_grad_norm)
+        parameters = list(self.model.parameters())
+        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
         self._check_finite("gradient", float(norm))
+        if float(norm) > training.max_grad_norm:  # else clipping would multiply every gradient by 1
+            torch.nn.utils.clip_grads_with_norm_(parameters, training.max_grad_norm, norm)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return mean_loss, save_votes > 0, int(tokens)

@@ -30,6 +30,7 @@ from bertray.model.encoders import (
     is_language_model,
     language_head,
     positions_of,
+    query_key_value,
     why_not_packable,
 )
 from bertray.model.packing import Group, round_up
@@ -160,7 +161,38 @@ class PackedModel(nn.Module):
         if why:
             model.set_attn_implementation(before)
             return None, why
+        for modules in query_key_value(model):
+            _Together(modules)
         return packed, ""
+
+
+class _Together:
+    """Linear layers with the same input, run one after the other, as one: the first computes for all.
+
+    Args:
+        modules: they stay where they are, with their weights.
+    """
+
+    def __init__(self, modules: Sequence[nn.Linear]) -> None:
+        self._modules = modules
+        self._given: Tensor | None = None
+        self._parts: list[Tensor] = []
+        for number, module in enumerate(modules):
+            module.forward = partial(self._run, number)  # type: ignore[method-assign]
+
+    def _run(self, number: int, x: Tensor) -> Tensor:
+        if number == 0:
+            weight = torch.cat([module.weight for module in self._modules])
+            bias = torch.cat([module.bias for module in self._modules])
+            sizes = [module.out_features for module in self._modules]
+            self._given, self._parts = x, list(torch.split_with_sizes(F.linear(x, weight, bias), sizes, dim=-1))
+        if x is not self._given:
+            module = self._modules[number]
+            return F.linear(x, module.weight, module.bias)
+        part = self._parts[number]
+        if number == len(self._modules) - 1:  # nothing is kept that is not asked for
+            self._given, self._parts = None, []
+        return part
 
 
 class PaddedLanguageModel(nn.Module):

@@ -203,3 +203,22 @@ def test_attention_is_computed_in_fp32_under_autocast_too(make_classifier, monke
     with torch.autocast("cpu", dtype=torch.bfloat16):
         packed(pack(ids, second_lens, model.config))
     assert set(seen) == {(torch.float32, False)}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_query_key_and_value_are_one_product(family, make_classifier, monkeypatch):
+    model = classifier_of(make_classifier(family, 3))
+    packed, why_not = PackedModel.of(model)
+    assert packed is not None, why_not
+    hidden = model.config.hidden_size
+    linear = torch.nn.functional.linear
+    products = []
+
+    def counted(x, weight, bias=None):
+        products.append(tuple(weight.shape))
+        return linear(x, weight, bias)
+
+    monkeypatch.setattr(torch.nn.functional, "linear", counted)
+    packed(pack(*sequences(), model.config))
+    assert products.count((3 * hidden, hidden)) == model.config.num_hidden_layers
+    assert products.count((hidden, hidden)) <= model.config.num_hidden_layers + 2  # behind attention, and the head's
