@@ -195,15 +195,20 @@ def test_what_a_review_gets_does_not_depend_on_those_beside_it(models):
 
 @needs_tiles
 def test_kernels_that_compute_something_else_are_not_used(models, monkeypatch, caplog):
-    right = module.Kernels.attention
-    monkeypatch.setattr(module.Kernels, "attention", lambda *given: right(*given) + 1)
+    from safetensors.torch import load_file, save_file
+
     folder, seqs = models("bert"), some_sequences()
+    weights = load_file(folder / "model.safetensors")
+    weights["classifier.weight"] *= 100  # what nobody trained hardly tells sequences apart
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    right = module.Kernels.attention
+    monkeypatch.setattr(module.Kernels, "attention", lambda *given: right(*given).roll(1, dims=1) * 100)
     with caplog.at_level(logging.WARNING):
         engine = Engine(folder)
     assert not engine.own_kernels
     assert engine.packed
     assert "Our kernels are not used: their logits differ" in caplog.text
-    np.testing.assert_allclose(engine.logits(seqs), Engine(folder, precision="fp32").logits(seqs), atol=0.02)
+    np.testing.assert_allclose(engine.logits(seqs), Engine(folder, precision="fp32").logits(seqs), atol=0.1)
 
 
 @needs_tiles

@@ -220,5 +220,6 @@ def test_query_key_and_value_are_one_product(family, make_classifier, monkeypatc
 
     monkeypatch.setattr(torch.nn.functional, "linear", counted)
     packed(pack(*sequences(), model.config))
-    assert products.count((3 * hidden, hidden)) == model.config.num_hidden_layers
-    assert products.count((hidden, hidden)) <= model.config.num_hidden_layers + 2  # behind attention, and the head's
+    num_layers = model.config.num_hidden_layers * getattr(model.config, "inner_group_num", 1)
+    assert products.count((3 * hidden, hidden)) == num_layers
+    assert products.count((hidden, hidden)) <= num_layers + 2  # behind attention, and the head's
