@@ -38,7 +38,7 @@ def still_encoder(tiny_encoder, tmp_path_factory):
 
 
 def test_one_and_two_workers_take_the_same_steps_with_the_same_losses(still_encoder, corpus, tmp_path, ray_cluster):
-    words = ["training.epochs=2", "report.baselines=false", "workers.threads=1"]
+    words = ["training.epochs=2", "training.precision=fp32", "report.baselines=false", "workers.threads=1"]
     assert run(train_argv(still_encoder, corpus, tmp_path / "one", *words)) == 0
     assert run(train_argv(still_encoder, corpus, tmp_path / "two", *words, "workers.num_workers=2")) == 0
     one, two = losses(tmp_path / "one"), losses(tmp_path / "two")
@@ -48,7 +48,8 @@ def test_one_and_two_workers_take_the_same_steps_with_the_same_losses(still_enco
 
 @pytest.mark.timeout(600)  # starting a group of workers again has taken minutes on a slow machine
 def test_a_killed_training_worker_is_replaced_and_the_losses_repeat(still_encoder, corpus, tmp_path, ray_cluster):
-    words = ["training.epochs=3", "report.baselines=false", "workers.threads=1", "training.checkpoint_every_s=0.001"]
+    words = ["training.epochs=3", "training.precision=fp32", "report.baselines=false", "workers.threads=1"]
+    words.append("training.checkpoint_every_s=0.001")
     assert run(train_argv(still_encoder, corpus, tmp_path / "whole", *words)) == 0
     killed: list[int] = []
     killer = threading.Thread(target=_kill_worker_once, args=(tmp_path / "killed" / "checkpoints", killed))
