@@ -24,7 +24,14 @@ from tests.processes import FORKSERVER
 
 SETTINGS = LoopSettings(
     labels=("bad", "good"),
-    training=Training(epochs=2, batch_size=8, learning_rate=1e-3, max_tokens_per_microbatch=64, best_metric="accuracy"),
+    training=Training(
+        epochs=2,
+        batch_size=8,
+        learning_rate=1e-3,
+        max_tokens_per_microbatch=64,
+        best_metric="accuracy",
+        precision="fp32",  # losses are compared; the ranks' own processes do not see conftest's default
+    ),
     seed=3,
     run_key="run",
     threads=1,
