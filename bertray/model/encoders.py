@@ -29,6 +29,7 @@ from bertray.model.tokenization import Sequences, ranges
 _BERT_LIKE = ("bert", "roberta", "xlm-roberta", "camembert", "electra")
 _PACKABLE = (*_BERT_LIKE, "distilbert", "albert")
 # These number positions from pad_token_id + 1 and skip padding tokens, wherever they stand.
+_LINEAR = ("attended", "up", "down")  # layers of each layer besides those of attention
 OFFSET_POSITIONS = ("roberta", "xlm-roberta", "camembert")
 
 # --- one pack, as tensors --------------------------------------------------------------------------------------------
@@ -402,6 +403,23 @@ def after_attention(model: Any) -> torch.nn.Module | None:
 def query_key_value(model: Any) -> list[tuple[torch.nn.Linear, ...]]:
     """The linear layers that ask, answer and give in each attention of a packable model, in this order; each once."""
     return list({id(layer["attention"][0]): layer["attention"] for layer in _find_weights(model).layers}.values())
+
+
+def linear_layers(model: Any) -> list[torch.nn.Linear]:
+    """The linear layers of a packable model's layers but those that `query_key_value` gives; each once."""
+    return list({id(layer[name]): layer[name] for layer in _find_weights(model).layers for name in _LINEAR}.values())
+
+
+def activations(model: Any) -> list[Any]:
+    """What lies between the two linear layers of each feed forward of a packable model; each once."""
+    return list({id(layer["activation"]): layer["activation"] for layer in _find_weights(model).layers}.values())
+
+
+def outputs(model: Any) -> list[Any]:
+    """The modules of a packable model that are `LayerNorm(dropout(dense(x)) + residual)`, where it has such."""
+    if model.config.model_type not in _BERT_LIKE:
+        return []
+    return [output for layer in model.base_model.encoder.layer for output in (layer.attention.output, layer.output)]
 
 
 def output_bias(model: Any) -> Tensor:

@@ -85,7 +85,7 @@ class KernelLinear:
 
     def __init__(self, kernels: Kernels, weight_OI: Tensor, bias_O: Tensor, activation: Any = None) -> None:
         self._kernels = kernels
-        self.tiled = TiledLinear(weight_OI, bias_O)
+        self.tiled = TiledLinear.of(weight_OI, bias_O)
         self._activate = in_place(activation, weight_OI.dtype)
 
     def __call__(self, x_TI: Tensor) -> Tensor:

@@ -126,6 +126,9 @@ class _Loop:
         import torch
         import torch.distributed as dist
 
+        from bertray.model.kernels import kernels
+        from bertray.training.adamw import AdamW, give_rows_gradients
+
         if len(examples.train) == 0 or len(examples.validation) == 0:
             raise DataRefused(
                 f"data.train: {len(examples.train)} train and {len(examples.validation)} validation examples; "
@@ -144,9 +147,11 @@ class _Loop:
         self.raw_model: torch.nn.Module = self.objective.model
         self.net: torch.nn.Module = self.objective.net
         self.model = self.net  # or, on several workers, that in DDP
-        self.optimizer = torch.optim.AdamW(
-            _parameter_groups(self.raw_model, training.weight_decay), lr=training.learning_rate, fused=True
-        )
+        own = kernels() if device == "cpu" else None
+        groups = _parameter_groups(self.raw_model, training.weight_decay)
+        self.optimizer = AdamW(groups, lr=training.learning_rate, kernels=own)
+        if own is not None and self.world_size == 1:  # workers sum whole gradients
+            give_rows_gradients(self.raw_model)
         self.steps_per_epoch = num_steps(len(examples.train), training.batch_size)
         self.total_steps = self.steps_per_epoch * training.epochs
         self.log_every = -(-self.total_steps // MAX_HISTORY_ROWS)
@@ -257,12 +262,9 @@ class _Loop:
         self._check_finite("loss", mean_loss)
         # A finite loss may have a gradient that is not; clipping would spread it over all weights. After the
         # all-reduce every rank has the same norm.
-        parameters = list(self.model.parameters())
-        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        norm = self.optimizer.gradient_norm()
         self._check_finite("gradient", float(norm))
-        if float(norm) > training.max_grad_norm:  # else clipping would multiply every gradient by 1
-            torch.nn.utils.clip_grads_with_norm_(parameters, training.max_grad_norm, norm)
-        self.optimizer.step()
+        self.optimizer.clipped_step(training.max_grad_norm, norm)
         self.optimizer.zero_grad(set_to_none=True)
         return mean_loss, save_votes > 0, int(tokens)
 

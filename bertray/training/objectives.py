@@ -85,7 +85,7 @@ class Objective(ABC):
         if device == "cpu":
             from bertray.training.packed import PackedModel
 
-            self.packed, why_not = PackedModel.of(self.model)
+            self.packed, why_not = PackedModel.of(self.model, bf16=self.bf16)
             if self.packed is None and says:
                 log.info("trains on padded batches, more slowly: %s", why_not)
         self.net: torch.nn.Module = self.packed or self._padded_net()
@@ -147,8 +147,9 @@ class Objective(ABC):
     def _pack(self, ids: Sequence[np.ndarray], second_lens_B: np.ndarray) -> PackedBatch:
         from bertray.training.packed import pack
 
-        # oneDNN prepares each shape anew in bf16.
-        return pack(ids, second_lens_B, self.model.config, tokens_multiple=FEW_SHAPES if self.bf16 else 1)
+        # oneDNN prepares each shape anew in bf16; our kernels do not.
+        few = self.bf16 and self.packed is not None and not self.packed.own_kernels
+        return pack(ids, second_lens_B, self.model.config, tokens_multiple=FEW_SHAPES if few else 1)
 
     def _padded(self, ids: Sequence[np.ndarray], second_lens_B: np.ndarray) -> dict[str, torch.Tensor]:
         import torch

@@ -10,7 +10,8 @@ K what comes out: classes, or words of the vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -24,24 +25,33 @@ from torch.nn import functional as F  # noqa: N812 - the name everyone knows
 from bertray.model.encoders import (
     OFFSET_POSITIONS,
     GroupIndex,
+    activations,
     after_attention,
     classification_head,
+    fits_kernels,
     group_index,
     is_language_model,
     language_head,
+    linear_layers,
+    outputs,
     positions_of,
     query_key_value,
     why_not_packable,
 )
+from bertray.model.kernels.training import TrainedLinear, TrainingKernels, training_kernels
+from bertray.model.linear import gelu_kind
 from bertray.model.packing import Group, round_up
 from bertray.training.order import cheapest_passes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+log = logging.getLogger(__name__)
+
 ATTENTION = "bertray_packed"  # as transformers' configs name it
 TOKENS_PER_GROUP = 128  # what a group of sequences costs in attention besides its tokens, in tokens
 _TOLERANCE = 1e-4  # of the self-check
+_KERNELS_TOLERANCE = 0.1  # of bf16; only a fault is farther off
 
 
 @dataclass(frozen=True)
@@ -53,6 +63,8 @@ class PackedBatch:
     types_T: Tensor
     first_tokens_B: Tensor
     groups: tuple[GroupIndex, ...]
+    bounds_B1: Tensor
+    """int32 [B + 1]: where each sequence begins and the last one ends."""
     places_B: Tensor
     """int64 [B]: where each sequence of the input stands among the packed ones."""
 
@@ -90,6 +102,7 @@ def pack(
         types_T=torch.from_numpy(types_T),
         first_tokens_B=torch.from_numpy(bounds_B1[:-1]),
         groups=tuple(group_index(group, lens_B, bounds_B1, torch.from_numpy) for group in groups),
+        bounds_B1=torch.from_numpy(bounds_B1.astype(np.int32)),
         places_B=torch.from_numpy(np.argsort(order_B)),
     )
 
@@ -99,15 +112,21 @@ class PackedModel(nn.Module):
 
     Args:
         model: one for which `of` found nothing against.
+        kernels: ours, for attention.
     """
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    def __init__(self, model: PreTrainedModel, kernels: TrainingKernels | None = None) -> None:
         super().__init__()
-        self.model = model
+        self.model, self._kernels = model, kernels
         self._head = language_head(model) if is_language_model(model) else classification_head(model)
         self._takes_types = getattr(model.config, "type_vocab_size", 0) > 1
         # A layer that runs again in the backward pass would see all tokens there.
         self._narrows = not any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
+
+    @property
+    def own_kernels(self) -> bool:
+        """Whether our kernels compute its layers; they want no filling."""
+        return self._kernels is not None
 
     def forward(self, batch: PackedBatch, read_M: Tensor | None = None) -> Tensor:
         """Logits [M, K] at some packed tokens; by default [B, K] at the first of each sequence, as they came."""
@@ -127,14 +146,17 @@ class PackedModel(nn.Module):
         return self._head(hidden_MD)
 
     def _hidden(self, inputs: dict[str, Tensor], batch: PackedBatch) -> Tensor:
-        hidden_TD: Tensor = self.model.base_model(**inputs, packed_groups=batch.groups).last_hidden_state[0]
+        hidden_TD: Tensor = self.model.base_model(**inputs, packed=batch, kernels=self._kernels).last_hidden_state[0]
         return hidden_TD
 
     @classmethod
-    def of(cls, model: PreTrainedModel) -> tuple[PackedModel | None, str]:
+    def of(cls, model: PreTrainedModel, *, bf16: bool = False) -> tuple[PackedModel | None, str]:
         """The model packed, or one sentence on why not.
 
         It is tried on a few made-up sequences: the logits have to be those that the model gives alone for each.
+
+        Args:
+            bf16: whether it will train under autocast, where our kernels take the place of its layers if they can.
         """
         if reason := why_not_packable(model):
             return None, reason
@@ -148,22 +170,80 @@ class PackedModel(nn.Module):
         second_lens = np.array([0, min(3, longest), 0, 0, 2])
         with torch.inference_mode():
             expected = torch.cat([_alone(model, *pair) for pair in zip(ids, second_lens, strict=True)])
+            batch = pack(ids, second_lens, model.config)
             try:
                 model.set_attn_implementation(ATTENTION)
                 packed = cls(model)
-                found = packed(pack(ids, second_lens, model.config))
+                found = packed(batch)
             except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
                 found, why = None, f"its forward pass takes no packed input ({type(error).__name__}: {error})"
         if found is not None:
-            difference = float((found - expected).abs().max() / expected.abs().max().clamp(min=1))
+            difference = _difference(found, expected)
             why = "" if difference <= _TOLERANCE else f"its packed logits differ by {difference:.2g}"
+        if not why:
+            with_kernels = cls._with_kernels(model, batch, expected) if bf16 else None
+            if with_kernels is None:
+                for modules in query_key_value(model):
+                    _Together(modules)
+            else:
+                packed = with_kernels
         model.train(was_training)
         if why:
             model.set_attn_implementation(before)
             return None, why
-        for modules in query_key_value(model):
-            _Together(modules)
         return packed, ""
+
+    @classmethod
+    def _with_kernels(cls, model: PreTrainedModel, batch: PackedBatch, expected: Tensor) -> PackedModel | None:
+        """The packed model with our kernels in place of its layers; None, and all as it was, where they do not fit."""
+        ours = training_kernels()
+        if ours is None or not fits_kernels(model):
+            return None
+        changed = _use_kernels(model, ours)
+        packed = cls(model, ours)
+        with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16):
+            difference = _difference(packed(batch).float(), expected)
+        if difference <= _KERNELS_TOLERANCE:
+            return packed
+        log.warning("trains without our kernels, more slowly: with them its logits differ by %.2g", difference)
+        for module in changed:
+            del module.forward
+        return None
+
+
+def _difference(found: Tensor, expected: Tensor) -> float:
+    """Largest difference of logits, as a share of the largest expected one where that is above 1."""
+    return float((found - expected).abs().max() / expected.abs().max().clamp(min=1))
+
+
+def _use_kernels(model: PreTrainedModel, ours: TrainingKernels) -> list[nn.Module]:
+    """Let the layers of a model be computed by our kernels; the modules whose `forward` is another now."""
+    changed: list[nn.Module] = []
+
+    def change(module: nn.Module, forward: Callable[..., Tensor]) -> None:
+        module.forward = forward
+        changed.append(module)
+
+    for modules in query_key_value(model):
+        _Together(modules, partial(_linear, ours, TrainedLinear(modules)))
+        changed += modules
+    for module in linear_layers(model):
+        change(module, partial(_linear, ours, TrainedLinear([module])))
+    for activation in activations(model):
+        if gelu_kind(activation) == "none":
+            change(activation, ours.gelu)
+    for output in outputs(model):
+        change(output, partial(_add_norm, ours, output))
+    return changed
+
+
+def _linear(ours: TrainingKernels, layer: TrainedLinear, x: Tensor) -> Tensor:
+    return ours.linear(x, layer)
+
+
+def _add_norm(ours: TrainingKernels, output: Any, x: Tensor, residual: Tensor) -> Tensor:
+    dropped = output.dropout.p if output.training else 0.0
+    return ours.add_norm(output.dense(x), residual, output.LayerNorm, dropped)
 
 
 class _Together:
@@ -171,10 +251,12 @@ class _Together:
 
     Args:
         modules: they stay where they are, with their weights.
+        product: what all of them give of an input, side by side; by default by torch.
     """
 
-    def __init__(self, modules: Sequence[nn.Linear]) -> None:
+    def __init__(self, modules: Sequence[nn.Linear], product: Callable[[Tensor], Tensor] | None = None) -> None:
         self._modules = modules
+        self._product = product or self._by_torch
         self._given: Tensor | None = None
         self._parts: list[Tensor] = []
         for number, module in enumerate(modules):
@@ -182,10 +264,8 @@ class _Together:
 
     def _run(self, number: int, x: Tensor) -> Tensor:
         if number == 0:
-            weight = torch.cat([module.weight for module in self._modules])
-            bias = torch.cat([module.bias for module in self._modules])
             sizes = [module.out_features for module in self._modules]
-            self._given, self._parts = x, list(torch.split_with_sizes(F.linear(x, weight, bias), sizes, dim=-1))
+            self._given, self._parts = x, list(torch.split_with_sizes(self._product(x), sizes, dim=-1))
         if x is not self._given:
             module = self._modules[number]
             return F.linear(x, module.weight, module.bias)
@@ -193,6 +273,11 @@ class _Together:
         if number == len(self._modules) - 1:  # nothing is kept that is not asked for
             self._given, self._parts = None, []
         return part
+
+    def _by_torch(self, x: Tensor) -> Tensor:
+        weight = torch.cat([module.weight for module in self._modules])
+        bias = torch.cat([module.bias for module in self._modules])
+        return F.linear(x, weight, bias)
 
 
 class PaddedLanguageModel(nn.Module):
@@ -240,21 +325,25 @@ def _attend(
     value: Tensor,
     attention_mask: Tensor | None,
     *,
-    packed_groups: tuple[GroupIndex, ...],
+    packed: PackedBatch,
+    kernels: TrainingKernels | None,
     dropout: float = 0.0,
     scaling: float | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
     """Attention within each sequence: [1, H, T, E] to [1, T, H, E]."""
+    if kernels is not None and not dropout:
+        q_THE, k_THE, v_THE = (x[0].transpose(0, 1) for x in (query, key, value))
+        return kernels.attention(q_THE, k_THE, v_THE, packed.bounds_B1)[None], None
     dtype = query.dtype
     # In fp32: the bf16 kernel has a backward pass on CPU that is several times slower.
     num_heads = query.shape[1]
     tensors = [x[0].transpose(0, 1).flatten(1).float() for x in (query, key, value)]
     attended = []
-    sizes = [index.stop - index.start for index in packed_groups]
+    sizes = [index.stop - index.start for index in packed.groups]
     filling = query.shape[2] - sum(sizes)
     # Cut all at once: the gradient of a part taken alone is as large as the whole.
-    parts = zip(packed_groups, *(torch.split_with_sizes(x_TD, [*sizes, filling]) for x_TD in tensors), strict=False)
+    parts = zip(packed.groups, *(torch.split_with_sizes(x_TD, [*sizes, filling]) for x_TD in tensors), strict=False)
     # Autocast would make bf16 of it again.
     with torch.autocast(query.device.type, enabled=False):
         for index, *of_group in parts:

@@ -106,7 +106,7 @@ def test_a_linear_layer_for_any_number_of_tokens(ours, num_tokens):
     torch.manual_seed(0)
     weight, bias, x = torch.randn(96, 64).bfloat16(), torch.randn(96), torch.randn(num_tokens, 64).bfloat16()
     expected = F.linear(x.float(), weight.float(), bias)
-    assert distance(ours.linear(x, TiledLinear(weight, bias)), expected) < ROUNDING
+    assert distance(ours.linear(x, TiledLinear.of(weight, bias)), expected) < ROUNDING
 
 
 @needs_tiles
@@ -122,7 +122,7 @@ def test_a_layer_behind_attention(ours, num_tokens):
         torch.nn.init.normal_(norm.weight)
         torch.nn.init.normal_(norm.bias)
     attended, x = (torch.randn(num_tokens, hidden).bfloat16() for _ in range(2))
-    attended_linear, up, down = (TiledLinear(*pair) for pair in zip(weights, biases, strict=True))
+    attended_linear, up, down = (TiledLinear.of(*pair) for pair in zip(weights, biases, strict=True))
     with torch.inference_mode():
         found = ours.feed_forward(attended_linear, norms[0], up, down, norms[1])(attended, x)
         linear = [
@@ -136,7 +136,7 @@ def test_a_layer_behind_attention(ours, num_tokens):
 @needs_tiles
 def test_the_threads_make_no_difference(ours, monkeypatch):
     torch.manual_seed(0)
-    layer, x = TiledLinear(torch.randn(64, 64).bfloat16(), torch.randn(64)), torch.randn(333, 64).bfloat16()
+    layer, x = TiledLinear.of(torch.randn(64, 64).bfloat16(), torch.randn(64)), torch.randn(333, 64).bfloat16()
     several = ours.linear(x, layer)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
     assert torch.equal(ours.linear(x, layer), several)

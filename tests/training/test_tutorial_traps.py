@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from sklearn.metrics import matthews_corrcoef
+from torch.optim.optimizer import register_optimizer_step_post_hook
 from transformers import AutoModelForSequenceClassification
 
 from bertray.storage.store import LocalStore
@@ -18,17 +19,12 @@ from bertray.training.packed import PackedModel
 from tests.training.test_loop import SETTINGS, examples, settings
 
 
-def test_the_optimizer_steps_once_a_batch(tmp_path, tiny_encoder, monkeypatch):
+def test_the_optimizer_steps_once_a_batch(tmp_path, tiny_encoder):
     steps = []
-    step = torch.optim.AdamW.step
-
-    def counted(self, *args, **kwargs):
-        steps.append(1)
-        return step(self, *args, **kwargs)
-
-    monkeypatch.setattr(torch.optim.AdamW, "step", counted)
+    hook = register_optimizer_step_post_hook(lambda *_: steps.append(1))
     data = examples(tmp_path)
     run_loop(data, tiny_encoder, 0, settings(epochs=2, batch_size=8), LocalStore(tmp_path / "run"))
+    hook.remove()
     assert len(steps) == 2 * math.ceil(len(data.train) / 8) == 12
 
 
@@ -96,7 +92,7 @@ def test_the_epoch_is_chosen_on_validation_rows_and_on_nothing_else(tmp_path, ti
 def test_a_text_is_padded_to_its_batch_not_to_the_longest_of_the_set(tmp_path, tiny_encoder, monkeypatch, packed):
     """What linear layers compute: every token once where the model can be packed, else little more."""
     if not packed:
-        monkeypatch.setattr(PackedModel, "of", lambda classifier: (None, "not today"))
+        monkeypatch.setattr(PackedModel, "of", lambda classifier, bf16: (None, "not today"))
     data = examples(tmp_path, 160)
     loop = loop_module._Loop(data, tiny_encoder, 0, settings(epochs=1), LocalStore(tmp_path / "run"), "cpu", None)
     computed = []

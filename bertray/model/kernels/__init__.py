@@ -1,4 +1,4 @@
-"""Our own kernels for CPUs with AMX: attention over packed sequences, linear layers, all of a layer behind attention.
+"""Our kernels for CPUs with AMX: attention over packed sequences, linear layers, what follows in a layer, AdamW.
 
 They are C++ beside this file, built by the machine's compiler when a process first wants them, which takes some seconds
 once a machine and version: the result is kept in the user's cache. Where AMX, Linux, a compiler or the right sizes are
@@ -20,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -52,28 +52,58 @@ class _Norm(ctypes.Structure):
     _fields_ = (("weight", ctypes.c_void_p), ("bias", ctypes.c_void_p), ("epsilon", ctypes.c_float))
 
 
+class AdamWWeight(ctypes.Structure):
+    """A weight, its averages and its gradient, all fp32, as addresses; what `adamw.cpp` says of each."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("weight", "mean", "square", "gradient")),
+        *((name, ctypes.c_int64) for name in ("rows", "width")),
+        *((name, ctypes.c_void_p) for name in ("place", "moved")),
+        ("kept", ctypes.c_float),
+    )
+
+
+class AdamWStep(ctypes.Structure):
+    """What is equal for all weights of a step."""
+
+    _fields_ = tuple(
+        (name, ctypes.c_float)
+        for name in (
+            *("size", "of_gradient", "beta_square", "of_new_square"),
+            *("epsilon", "root_of_correction", "gradient_scale"),
+        )
+    )
+
+
 class TiledLinear:
     """A linear layer whose weights lie in tiles, 32 outputs and 32 inputs at a time.
 
     Args:
-        weight_OI: both sizes multiples of 32.
-        bias_O: kept in fp32.
+        tiles: bf16, `of` lays them out.
+        bias_O: kept in fp32; None adds nothing.
+        inputs, outputs: multiples of 32.
     """
 
-    def __init__(self, weight_OI: Tensor, bias_O: Tensor) -> None:
+    def __init__(self, tiles: Tensor, bias_O: Tensor | None, inputs: int, outputs: int) -> None:
+        self._tiles = tiles
+        self._bias_O = None if bias_O is None else bias_O.to(torch.float32).contiguous()
+        self.outputs = outputs
+        bias = None if self._bias_O is None else self._bias_O.data_ptr()
+        self.struct = _Linear(tiles.data_ptr(), bias, inputs, outputs)
+
+    @classmethod
+    def of(cls, weight_OI: Tensor, bias_O: Tensor) -> TiledLinear:
+        """The layer of these weights."""
         outputs, inputs = weight_OI.shape
         blocks = weight_OI.to(torch.bfloat16).view(outputs // _WIDE, 2, _WIDE // 2, inputs // _WIDE, _WIDE // 2, 2)
-        self._tiles = blocks.permute(0, 3, 1, 4, 2, 5).contiguous()
-        self._bias_O = bias_O.to(torch.float32).contiguous()
-        self.outputs = outputs
-        self.struct = _Linear(self._tiles.data_ptr(), self._bias_O.data_ptr(), inputs, outputs)
+        return cls(blocks.permute(0, 3, 1, 4, 2, 5).contiguous(), bias_O, inputs, outputs)
 
 
 class Kernels:
     """The kernels of one built library; all take and give contiguous bf16 tensors on CPU."""
 
     def __init__(self, path: Path) -> None:
-        library = ctypes.CDLL(str(path))
+        library = self.library = ctypes.CDLL(str(path))
         pointer, size, count = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
         linear, norm = ctypes.POINTER(_Linear), ctypes.POINTER(_Norm)
         self._attention = library.bertray_attention
@@ -82,9 +112,12 @@ class Kernels:
             *(size, count, count, pointer, size, count),
         ]
         self._linear = library.bertray_linear
-        self._linear.argtypes = [pointer, size, linear, pointer, count]
+        self._linear.argtypes = [pointer, count, size, linear, pointer, count, count]
         self._feed_forward = library.bertray_feed_forward
         self._feed_forward.argtypes = [pointer, pointer, size, linear, norm, linear, linear, norm, pointer, count]
+        self._adamw = library.bertray_adamw
+        self._adamw.argtypes = [ctypes.POINTER(AdamWWeight), size, ctypes.POINTER(AdamWStep), count]
+        self._adamw.restype = None
         if library.bertray_allow_tiles() != 0:
             raise OSError("the operating system does not let this process use AMX")
 
@@ -104,13 +137,16 @@ class Kernels:
             *(bounds_q.data_ptr(), bounds_k.data_ptr(), len(bounds_q) - 1, num_heads, head),
             *(out_TD.data_ptr(), num_heads * head, torch.get_num_threads()),
         )
-        return _done(failed, out_TD)
+        return done(failed, out_TD)
 
-    def linear(self, x_TI: Tensor, layer: TiledLinear) -> Tensor:
-        """[T, O]."""
-        out_TO = torch.empty(len(x_TI), layer.outputs, dtype=torch.bfloat16)
-        failed = self._linear(x_TI.data_ptr(), len(x_TI), layer.struct, out_TO.data_ptr(), torch.get_num_threads())
-        return _done(failed, out_TO)
+    def linear(self, x_TI: Tensor, layer: TiledLinear, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+        """[T, O] in bf16 or fp32, of either."""
+        out_TO = torch.empty(len(x_TI), layer.outputs, dtype=dtype)
+        failed = self._linear(
+            *(x_TI.data_ptr(), x_TI.dtype == torch.float32, len(x_TI), layer.struct),
+            *(out_TO.data_ptr(), dtype == torch.float32, torch.get_num_threads()),
+        )
+        return done(failed, out_TO)
 
     def feed_forward(
         self,
@@ -133,9 +169,13 @@ class Kernels:
                 *(attended.struct, norms[0].struct, up.struct, down.struct, norms[1].struct),
                 *(out_TD.data_ptr(), torch.get_num_threads()),
             )
-            return _done(failed, out_TD)
+            return done(failed, out_TD)
 
         return run
+
+    def adamw(self, weights: Sequence[AdamWWeight], step: AdamWStep) -> None:
+        """Moves all weights one step on, in place."""
+        self._adamw((AdamWWeight * len(weights))(*weights), len(weights), step, torch.get_num_threads())
 
 
 class _NormOf:
@@ -146,7 +186,8 @@ class _NormOf:
         self.struct = _Norm(*(tensor.data_ptr() for tensor in self._numbers), norm.eps)
 
 
-def _done(failed: int, result: Tensor) -> Tensor:
+def done(failed: int, result: Tensor) -> Tensor:
+    """The result of a kernel, where it has not failed."""
     if failed:
         raise MemoryError("kernels: not enough memory for a thread's working space")
     return result

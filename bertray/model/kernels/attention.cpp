@@ -13,7 +13,7 @@
 #include <cmath>
 #include <cstring>
 
-#include "tiles.h"
+#include "products.h"
 
 namespace {
 
@@ -23,17 +23,6 @@ constexpr int MOST_WIDE = 4;  // tiles that a head may be wide
 // Numbers from row to row: rows at powers of two share few places in a cache.
 inline int64_t stride_of_scores(int64_t keys_in_tiles) { return keys_in_tiles + ROWS; }
 inline int64_t stride_of_probs(int64_t keys_in_tiles) { return keys_in_tiles + WIDE; }
-
-// 2^x for x <= 0, within 3e-6 of itself; 0 far below.
-inline __m512 exp2_of(__m512 x) {
-  const __m512 fraction = _mm512_reduce_ps(x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
-  __m512 y = _mm512_set1_ps(0.0135341606f);
-  y = _mm512_fmadd_ps(y, fraction, _mm512_set1_ps(0.0520114746f));
-  y = _mm512_fmadd_ps(y, fraction, _mm512_set1_ps(0.2414427486f));
-  y = _mm512_fmadd_ps(y, fraction, _mm512_set1_ps(0.6930038360f));
-  y = _mm512_fmadd_ps(y, fraction, _mm512_set1_ps(1.0000025933f));
-  return _mm512_scalef_ps(y, x);  // times 2 to the floor of x
-}
 
 // Lane r of the result is row r reduced by `op`.
 template <typename Op>
@@ -48,31 +37,6 @@ inline __m512 reduce_rows(const __m512* row, Op op) {
   const __m512 low = op(_mm512_shuffle_f32x4(quads[0], quads[1], 0x88), _mm512_shuffle_f32x4(quads[0], quads[1], 0xdd));
   const __m512 high = op(_mm512_shuffle_f32x4(quads[2], quads[3], 0x88), _mm512_shuffle_f32x4(quads[2], quads[3], 0xdd));
   return op(_mm512_shuffle_f32x4(low, high, 0x88), _mm512_shuffle_f32x4(low, high, 0xdd));
-}
-
-// The 16 x 16 dwords of `row`, transposed.
-inline void transpose(__m512i* row) {
-  __m512i t[16];
-  for (int i = 0; i < 16; i += 2) {
-    t[i] = _mm512_unpacklo_epi32(row[i], row[i + 1]);
-    t[i + 1] = _mm512_unpackhi_epi32(row[i], row[i + 1]);
-  }
-  for (int i = 0; i < 16; i += 4) {
-    row[i] = _mm512_unpacklo_epi64(t[i], t[i + 2]);
-    row[i + 1] = _mm512_unpackhi_epi64(t[i], t[i + 2]);
-    row[i + 2] = _mm512_unpacklo_epi64(t[i + 1], t[i + 3]);
-    row[i + 3] = _mm512_unpackhi_epi64(t[i + 1], t[i + 3]);
-  }
-  for (int i = 0; i < 4; ++i) {
-    t[i] = _mm512_shuffle_i32x4(row[i], row[i + 4], 0x88);
-    t[i + 4] = _mm512_shuffle_i32x4(row[i], row[i + 4], 0xdd);
-    t[i + 8] = _mm512_shuffle_i32x4(row[i + 8], row[i + 12], 0x88);
-    t[i + 12] = _mm512_shuffle_i32x4(row[i + 8], row[i + 12], 0xdd);
-  }
-  for (int i = 0; i < 8; ++i) {
-    row[i] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0x88);
-    row[i + 8] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0xdd);
-  }
 }
 
 struct Heads {
@@ -110,28 +74,19 @@ void lay_out_keys(const bf16* key, int64_t stride, int64_t num_keys, int wide, b
         row[i] = first + i < num_keys ? _mm512_loadu_si512(key + (first + i) * stride + part * WIDE) : _mm512_setzero_si512();
       }
       transpose(row);
-      for (int i = 0; i < ROWS; ++i) _mm512_store_si512(to + i * WIDE, row[i]);
+      store_tile(to, row);
     }
   }
 }
 
 // Values as right-hand tiles: of 32 keys and 16 numbers of each, a pair of keys a row. Beyond the last key are zeros.
 void lay_out_values(const bf16* value, int64_t stride, int64_t num_keys, int wide, bf16* to) {
-  alignas(64) static const uint16_t first_half[32] = {0, 32, 1, 33, 2,  34, 3,  35, 4,  36, 5,  37, 6,  38, 7,  39,
-                                                      8, 40, 9, 41, 10, 42, 11, 43, 12, 44, 13, 45, 14, 46, 15, 47};
-  const __m512i low = _mm512_load_si512(first_half);
-  const __m512i high = _mm512_add_epi16(low, _mm512_set1_epi16(16));
-  const __m512i zero = _mm512_setzero_si512();
+  __m512i low[ROWS], high[ROWS];
   for (int64_t first = 0; first < num_keys; first += WIDE) {
-    for (int part = 0; part < wide; ++part, to += 2 * ROWS * WIDE) {
-      for (int i = 0; i < ROWS; ++i) {
-        const int64_t at = first + 2 * i;
-        const bf16* from = value + at * stride + part * WIDE;
-        const __m512i even = at < num_keys ? _mm512_loadu_si512(from) : zero;
-        const __m512i odd = at + 1 < num_keys ? _mm512_loadu_si512(from + stride) : zero;
-        _mm512_store_si512(to + i * WIDE, _mm512_permutex2var_epi16(even, low, odd));
-        _mm512_store_si512(to + (ROWS + i) * WIDE, _mm512_permutex2var_epi16(even, high, odd));
-      }
+    for (int part = 0; part < wide; ++part, to += 2 * TILE) {
+      pair_rows(value + first * stride + part * WIDE, stride, num_keys - first, low, high);
+      store_tile(to, low);
+      store_tile(to + TILE, high);
     }
   }
 }
@@ -291,6 +246,130 @@ void attend(const Heads& heads, int64_t num_queries, int64_t num_keys, const Scr
   }
 }
 
+// --- backward ---------------------------------------------------------------------------------------------------------
+
+// What one thread needs besides; 32 queries at a time.
+struct BackwardScratch {
+  Buffer<bf16> values_as_keys, keys_as_values, upstream, queries_in_pairs, upstream_in_pairs, score_gradients;
+  Buffer<float> prob_gradients, key_gradients, value_gradients;
+
+  BackwardScratch(int64_t most_keys, int64_t head)
+      : values_as_keys(round_up(most_keys, WIDE) * head),
+        keys_as_values(round_up(most_keys, WIDE) * head),
+        upstream(WIDE * head),
+        queries_in_pairs(WIDE * head),
+        upstream_in_pairs(WIDE * head),
+        score_gradients(WIDE * stride_of_probs(round_up(most_keys, WIDE))),
+        prob_gradients(WIDE * stride_of_scores(round_up(most_keys, WIDE))),
+        key_gradients(round_up(most_keys, WIDE) * head),
+        value_gradients(round_up(most_keys, WIDE) * head) {}
+
+  bool missing() const {
+    return values_as_keys == nullptr || keys_as_values == nullptr || upstream == nullptr ||
+           queries_in_pairs == nullptr || upstream_in_pairs == nullptr || score_gradients == nullptr ||
+           prob_gradients == nullptr || key_gradients == nullptr || value_gradients == nullptr;
+  }
+};
+
+// 32 rows of a head, zeros behind the last.
+void copy_rows(const bf16* from, int64_t stride, int count, int head, bf16* to) {
+  for (int r = 0; r < WIDE; ++r) {
+    if (r < count) {
+      std::memcpy(to + r * head, from + r * stride, head * sizeof(bf16));
+    } else {
+      std::memset(to + r * head, 0, head * sizeof(bf16));
+    }
+  }
+}
+
+// Turns powers, times `share`, into probabilities in place, and the gradients of those into the gradients of scores.
+void backward_of_softmax(bf16* probs, const float* prob_gradients, int64_t keys_in_tiles, float share, float scale,
+                         bf16* score_gradients) {
+  const Pair shares = pair_of(share);
+  Pair together = pair_of(0);
+  for (int64_t k = 0; k < keys_in_tiles; k += WIDE) {
+    together = multiply_add(load(probs + k) * shares, load(prob_gradients + k), together);
+  }
+  const Pair mean = pair_of(sum(together)), scales = pair_of(scale);
+  for (int64_t k = 0; k < keys_in_tiles; k += WIDE) {
+    const Pair prob = load(probs + k) * shares;
+    store(score_gradients + k, prob * scales * (load(prob_gradients + k) - mean));
+    store(probs + k, prob);
+  }
+}
+
+// sums [keys in tiles, E] += weights^T right, over 32 queries; `right` as right-hand tiles.
+void add_transposed(const bf16* weights, int64_t keys_in_tiles, const bf16* right, int wide, float* sums) {
+  alignas(64) bf16 left[2 * TILE];
+  __m512i low[ROWS], high[ROWS];
+  for (int64_t first = 0; first < keys_in_tiles; first += WIDE, sums += WIDE * wide * WIDE) {
+    pair_rows(weights + first, stride_of_probs(keys_in_tiles), WIDE, low, high);
+    transpose(low);
+    transpose(high);
+    store_tile(left, low);
+    store_tile(left + TILE, high);
+    for (int part = 0; part < wide; ++part) {
+      multiply<true>(left, right + 2 * part * TILE, WIDE, sums + part * WIDE, wide * WIDE * sizeof(float), [](int64_t) {});
+    }
+  }
+}
+
+struct HeadGradients {
+  const bf16* upstream;
+  int64_t upstream_stride;
+  bf16 *query, *key, *value;
+  int64_t stride;
+};
+
+void attend_backward(const Heads& heads, int64_t length, const HeadGradients& to, const Scratch& scratch,
+                     const BackwardScratch& back) {
+  const int head = heads.wide * WIDE;
+  const int64_t keys_in_tiles = round_up(length, WIDE), probs_stride = stride_of_probs(keys_in_tiles);
+  lay_out_keys(heads.key, heads.key_stride, length, heads.wide, scratch.keys);
+  lay_out_keys(heads.value, heads.key_stride, length, heads.wide, back.values_as_keys);
+  lay_out_values(heads.key, heads.key_stride, length, heads.wide, back.keys_as_values);
+  std::memset(back.key_gradients, 0, keys_in_tiles * head * sizeof(float));
+  std::memset(back.value_gradients, 0, keys_in_tiles * head * sizeof(float));
+  for (int64_t first = 0; first < length; first += WIDE) {
+    const int count = static_cast<int>(std::min<int64_t>(WIDE, length - first));
+    copy_rows(heads.query + first * heads.query_stride, heads.query_stride, count, head, scratch.queries);
+    copy_rows(to.upstream + first * to.upstream_stride, to.upstream_stride, count, head, back.upstream);
+    lay_out_values(scratch.queries, head, WIDE, heads.wide, back.queries_in_pairs);
+    lay_out_values(back.upstream, head, WIDE, heads.wide, back.upstream_in_pairs);
+    score<2>(scratch.queries, head, scratch.keys, keys_in_tiles, heads.wide, scratch.scores);
+    score<2>(back.upstream, head, back.values_as_keys, keys_in_tiles, heads.wide, back.prob_gradients);
+    alignas(64) float share_of[WIDE];
+    for (int half = 0; half < WIDE; half += ROWS) {
+      const __m512 shares = exponentiate(scratch.scores + half * stride_of_scores(keys_in_tiles), length, keys_in_tiles,
+                                         std::clamp(count - half, 0, ROWS), heads.scale, scratch.probs + half * probs_stride);
+      _mm512_store_ps(share_of + half, shares);
+    }
+    for (int r = 0; r < WIDE; ++r) {
+      bf16* probs = scratch.probs + r * probs_stride;
+      bf16* gradients = back.score_gradients + r * probs_stride;
+      if (r < count) {
+        const float* of_probs = back.prob_gradients + r * stride_of_scores(keys_in_tiles);
+        backward_of_softmax(probs, of_probs, keys_in_tiles, share_of[r], heads.scale, gradients);
+      } else {
+        std::memset(probs, 0, keys_in_tiles * sizeof(bf16));
+        std::memset(gradients, 0, keys_in_tiles * sizeof(bf16));
+      }
+    }
+    add_transposed(scratch.probs, keys_in_tiles, back.upstream_in_pairs, heads.wide, back.value_gradients);
+    add_transposed(back.score_gradients, keys_in_tiles, back.queries_in_pairs, heads.wide, back.key_gradients);
+    mix<2>(back.score_gradients, back.keys_as_values, keys_in_tiles, heads.wide, scratch.mixed);
+    for (int r = 0; r < count; ++r) {
+      for (int e = 0; e < head; e += WIDE) store(to.query + (first + r) * to.stride + e, load(scratch.mixed + r * head + e));
+    }
+  }
+  for (int64_t k = 0; k < length; ++k) {
+    for (int e = 0; e < head; e += WIDE) {
+      store(to.key + k * to.stride + e, load(back.key_gradients + k * head + e));
+      store(to.value + k * to.stride + e, load(back.value_gradients + k * head + e));
+    }
+  }
+}
+
 }  // namespace
 
 extern "C" {
@@ -332,6 +411,38 @@ int bertray_attention(const bf16* query, int64_t query_stride, const bf16* key, 
                         scale};
       attend(heads, query_bounds[b + 1] - first_query, key_bounds[b + 1] - first_key, scratch,
              out + first_query * out_stride + offset, out_stride);
+    }
+  }
+  return failed;
+}
+
+// Gradients of queries, keys and values, whose rows lie `gradient_stride` apart, from that of what attention gave. All of a
+// sequence's tokens ask and are asked.
+int bertray_attention_gradient(const bf16* query, const bf16* key, const bf16* value, int64_t stride, const bf16* upstream,
+                               int64_t upstream_stride, const int32_t* bounds, int64_t num_sequences, int num_heads,
+                               int size, bf16* query_gradient, bf16* key_gradient, bf16* value_gradient,
+                               int64_t gradient_stride, int num_threads) {
+  if (size % WIDE != 0 || size > MOST_WIDE * WIDE) return 1;
+  int64_t longest = 0;
+  for (int64_t b = 0; b < num_sequences; ++b) longest = std::max<int64_t>(longest, bounds[b + 1] - bounds[b]);
+  const float scale = 1.0f / std::sqrt(static_cast<float>(size));
+  const int64_t num_jobs = num_sequences * num_heads;
+  int failed = 0;
+#pragma omp parallel num_threads(num_threads) reduction(| : failed)
+  {
+    const Tiles tiles;
+    const Scratch scratch(longest, size);
+    const BackwardScratch back(longest, size);
+    failed |= scratch.missing() || back.missing();
+#pragma omp for schedule(dynamic, CHUNK)
+    for (int64_t job = 0; job < num_jobs; ++job) {
+      if (failed) continue;
+      const int64_t b = job / num_heads, offset = job % num_heads * size, first = bounds[b];
+      const int64_t from = first * stride + offset, to = first * gradient_stride + offset;
+      const Heads heads{query + from, key + from, value + from, stride, stride, size / WIDE, scale};
+      const HeadGradients gradients{upstream + first * upstream_stride + offset, upstream_stride, query_gradient + to,
+                                    key_gradient + to, value_gradient + to, gradient_stride};
+      attend_backward(heads, bounds[b + 1] - first, gradients, scratch, back);
     }
   }
   return failed;

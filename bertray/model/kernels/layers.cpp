@@ -9,7 +9,7 @@
 #include <cmath>
 #include <cstring>
 
-#include "tiles.h"
+#include "products.h"
 
 namespace {
 
@@ -19,7 +19,7 @@ constexpr int64_t MOST_ROWS = 128;  // of a block: what lies between its layers 
 
 extern "C" {
 
-// For each 32 outputs and each 32 inputs two tiles, 16 outputs each: pairs of inputs a row. The bias is in fp32.
+// For each 32 outputs and each 32 inputs two tiles, 16 outputs each: pairs of inputs a row. The bias is in fp32, or null.
 struct Linear {
   const bf16* tiles;
   const float* bias;
@@ -48,39 +48,6 @@ inline Pair gelu(Pair x) {
   for (int i = 1; i < 9; ++i) y = multiply_add(y, square, pair_of(coefficients[i]));
   const Pair half = x * pair_of(0.5f);
   return multiply_add(half * z, y, half);
-}
-
-// Numbers of a row of 16 and of another, 16 rows below, lie in two tiles side by side, those of the next inputs behind.
-inline int64_t in_tiles(int64_t r, int64_t i, int64_t width) {
-  return r / WIDE * WIDE * width + i / WIDE * 2 * TILE + r % WIDE * WIDE;
-}
-
-// Sums over all inputs of 32 rows for 32 outputs, [32, .] in fp32, whose rows lie so many bytes apart. Calls `beside(r)` for
-// each of 32 numbers r in turn: work for the vector units, which would wait for the tiles otherwise.
-template <typename Beside>
-inline void multiply(const bf16* x, const bf16* tiles, int64_t inputs, float* sums, int64_t sums_bytes, Beside beside) {
-  float* sums_lower = reinterpret_cast<float*>(reinterpret_cast<uint8_t*>(sums) + ROWS * sums_bytes);
-  _tile_zero(0);
-  _tile_zero(1);
-  _tile_zero(2);
-  _tile_zero(3);
-  const int64_t steps = inputs / WIDE;
-  int64_t r = 0;
-  for (int64_t step = 1; step <= steps; ++step, x += 2 * TILE, tiles += 2 * TILE) {
-    _tile_loadd(4, x, 64);
-    _tile_loadd(6, tiles, 64);
-    _tile_dpbf16ps(0, 4, 6);
-    _tile_loadd(7, tiles + TILE, 64);
-    _tile_dpbf16ps(1, 4, 7);
-    _tile_loadd(5, x + TILE, 64);
-    _tile_dpbf16ps(2, 5, 6);
-    _tile_dpbf16ps(3, 5, 7);
-    for (; r * steps < step * WIDE; ++r) beside(r);
-  }
-  _tile_stored(0, sums, sums_bytes);
-  _tile_stored(1, sums + ROWS, sums_bytes);
-  _tile_stored(2, sums_lower, sums_bytes);
-  _tile_stored(3, sums_lower + ROWS, sums_bytes);
 }
 
 // Calls `row(o, r, sums)` for each row r of `x` and each 32 outputs from o on with their sums, without the bias. Rows come in
@@ -141,45 +108,46 @@ void add_and_norm(float* sums, const Linear& linear, const Norm& norm, Residual 
   }
 }
 
-// `count` rows in tiles, filled up with zeros.
-void lay_out(const bf16* x, int64_t count, int64_t width, bf16* to) {
-  for (int64_t r = 0; r < round_up(count, WIDE); ++r) {
-    for (int64_t i = 0; i < width; i += WIDE) {
-      const __m512i numbers = r < count ? _mm512_loadu_si512(x + r * width + i) : _mm512_setzero_si512();
-      _mm512_store_si512(to + in_tiles(r, i, width), numbers);
-    }
-  }
-}
-
 // So that every thread has work.
 int64_t block_of(int64_t num_rows, int num_threads) {
   return std::min(MOST_ROWS, round_up((num_rows + num_threads - 1) / num_threads, WIDE));
+}
+
+template <typename In, typename Out>
+int linear_of(const void* from, int64_t num_rows, const Linear& linear, void* to, int num_threads) {
+  const In* x = static_cast<const In*>(from);
+  Out* out = static_cast<Out*>(to);
+  const int64_t block = block_of(num_rows, num_threads);
+  int failed = 0;
+#pragma omp parallel num_threads(num_threads) reduction(| : failed)
+  {
+    const Tiles tiles;
+    const Buffer<bf16> copy(block * linear.inputs);
+    failed |= copy == nullptr;
+#pragma omp for schedule(dynamic, 1)
+    for (int64_t first = 0; first < num_rows; first += block) {
+      if (failed) continue;
+      const int64_t count = std::min(block, num_rows - first);
+      lay_out(x + first * linear.inputs, count, linear.inputs, copy);
+      for_each_sum(linear, copy, round_up(count, WIDE), [&](int64_t o, int64_t r, Pair sums) {
+        if (r >= count) return;
+        store(out + (first + r) * linear.outputs + o, linear.bias ? sums + load(linear.bias + o) : sums);
+      });
+    }
+  }
+  return failed;
 }
 
 }  // namespace
 
 extern "C" {
 
-// out = x W^T + b; rows of both lie end to end. Returns 0, or 1 where memory is out.
-int bertray_linear(const bf16* x, int64_t num_rows, const Linear* linear, bf16* out, int num_threads) {
-  const int64_t block = block_of(num_rows, num_threads);
-  int failed = 0;
-#pragma omp parallel num_threads(num_threads) reduction(| : failed)
-  {
-    const Tiles tiles;
-    const Buffer<bf16> copy(block * linear->inputs);
-    failed |= copy == nullptr;
-#pragma omp for schedule(dynamic, 1)
-    for (int64_t first = 0; first < num_rows; first += block) {
-      if (failed) continue;
-      const int64_t count = std::min(block, num_rows - first);
-      lay_out(x + first * linear->inputs, count, linear->inputs, copy);
-      for_each_sum(*linear, copy, round_up(count, WIDE), [&](int64_t o, int64_t r, Pair sums) {
-        if (r < count) store(out + (first + r) * linear->outputs + o, sums + load(linear->bias + o));
-      });
-    }
-  }
-  return failed;
+// out = x W^T + b; rows of both lie end to end, each in fp32 where it is `wide`. Returns 0, or 1 where memory is out.
+int bertray_linear(const void* x, int x_is_wide, int64_t num_rows, const Linear* linear, void* out, int out_is_wide,
+                   int num_threads) {
+  const auto run = x_is_wide ? (out_is_wide ? linear_of<float, float> : linear_of<float, bf16>)
+                             : (out_is_wide ? linear_of<bf16, float> : linear_of<bf16, bf16>);
+  return run(x, num_rows, *linear, out, num_threads);
 }
 
 // What follows attention in a layer: y = norm(attended W^T + b + x), out = norm(W2 gelu(W1 y + b1) + b2 + y).

@@ -63,6 +63,13 @@ inline Pair load(const bf16* from) {
   return {widen(from), widen(from + ROWS)};
 }
 
+// 32 numbers as bf16.
+inline __m512i rounded(const bf16* from) { return _mm512_loadu_si512(from); }
+inline __m512i rounded(const float* from) {
+  const Pair x = load(from);
+  return (__m512i)_mm512_cvtne2ps_pbh(x.high, x.low);
+}
+
 inline void store(float* to, Pair x) {
   _mm512_storeu_ps(to, x.low);
   _mm512_storeu_ps(to + ROWS, x.high);
@@ -79,4 +86,40 @@ inline float sum(Pair x) { return _mm512_reduce_add_ps(_mm512_add_ps(x.low, x.hi
 
 inline Pair multiply_add(Pair a, Pair b, Pair c) {
   return {_mm512_fmadd_ps(a.low, b.low, c.low), _mm512_fmadd_ps(a.high, b.high, c.high)};
+}
+
+// 2^x for x <= 0, within 3e-6 of itself; 0 far below.
+inline __m512 exp2_of(__m512 x) {
+  const __m512 fraction = _mm512_reduce_ps(x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
+  __m512 y = _mm512_set1_ps(0.0135341606f);
+  y = _mm512_fmadd_ps(y, fraction, _mm512_set1_ps(0.0520114746f));
+  y = _mm512_fmadd_ps(y, fraction, _mm512_set1_ps(0.2414427486f));
+  y = _mm512_fmadd_ps(y, fraction, _mm512_set1_ps(0.6930038360f));
+  y = _mm512_fmadd_ps(y, fraction, _mm512_set1_ps(1.0000025933f));
+  return _mm512_scalef_ps(y, x);  // times 2 to the floor of x
+}
+
+// The 16 x 16 dwords of `row`, transposed.
+inline void transpose(__m512i* row) {
+  __m512i t[16];
+  for (int i = 0; i < 16; i += 2) {
+    t[i] = _mm512_unpacklo_epi32(row[i], row[i + 1]);
+    t[i + 1] = _mm512_unpackhi_epi32(row[i], row[i + 1]);
+  }
+  for (int i = 0; i < 16; i += 4) {
+    row[i] = _mm512_unpacklo_epi64(t[i], t[i + 2]);
+    row[i + 1] = _mm512_unpackhi_epi64(t[i], t[i + 2]);
+    row[i + 2] = _mm512_unpacklo_epi64(t[i + 1], t[i + 3]);
+    row[i + 3] = _mm512_unpackhi_epi64(t[i + 1], t[i + 3]);
+  }
+  for (int i = 0; i < 4; ++i) {
+    t[i] = _mm512_shuffle_i32x4(row[i], row[i + 4], 0x88);
+    t[i + 4] = _mm512_shuffle_i32x4(row[i], row[i + 4], 0xdd);
+    t[i + 8] = _mm512_shuffle_i32x4(row[i + 8], row[i + 12], 0x88);
+    t[i + 12] = _mm512_shuffle_i32x4(row[i + 8], row[i + 12], 0xdd);
+  }
+  for (int i = 0; i < 8; ++i) {
+    row[i] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0x88);
+    row[i + 8] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0xdd);
+  }
 }

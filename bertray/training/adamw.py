@@ -1,0 +1,146 @@
+"""AdamW for CPUs, in one pass through memory: the optimizer costs what it reads and writes, a fifth of a short step.
+
+With our kernels a gradient is clipped as it is read, and that of an embedding is only the rows of the tokens of a step:
+of a vocabulary of 30,000 words a step meets a few hundred. What it does to the weights is what torch's AdamW does, rows
+without a gradient included, whose averages decay like all others; its state is torch's too, so that a run may resume
+with the one or the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from bertray.model.kernels import AdamWStep, AdamWWeight, Kernels
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+class AdamW(torch.optim.AdamW):
+    """torch's AdamW with a step that clips.
+
+    Args:
+        groups: of parameters, as torch takes them.
+        lr: learning rate.
+        kernels: for fp32 weights on CPU; None leaves it to torch.
+    """
+
+    def __init__(self, groups: Iterable[dict[str, Any]], lr: float, kernels: Kernels | None) -> None:
+        super().__init__(groups, lr=lr, fused=True)
+        self._kernels = kernels
+        self._gradient_scale = 1.0
+        self._moved: dict[Tensor, Tensor] = {}
+
+    def gradient_norm(self) -> Tensor:
+        """2-norm of all gradients together."""
+        gradients = []
+        for weight in self._with_gradient():
+            assert weight.grad is not None
+            if weight.grad.is_sparse:
+                weight.grad = weight.grad.coalesce()  # sums what the same token has at several places
+            gradients.append(weight.grad.values() if weight.grad.is_sparse else weight.grad)
+        return torch.nn.utils.get_total_norm(gradients)
+
+    def clipped_step(self, most: float, norm: Tensor) -> None:
+        """One step with gradients whose norm, together `norm`, is made `most` where it is larger."""
+        scale = min(1.0, float(most / (norm + 1e-6)))  # as torch's clipping
+        if self._kernels is not None:
+            self._gradient_scale = scale
+        elif scale < 1:  # else clipping would multiply every gradient by 1
+            torch.nn.utils.clip_grads_with_norm_(self._with_gradient(), most, norm)
+        self.step()
+        self._gradient_scale = 1.0
+
+    def step(self, closure: Any = None) -> Any:
+        """One step with gradients as they are."""
+        if self._kernels is None:
+            return super().step(closure)
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        self._step_with(self._kernels)
+        return loss
+
+    def _with_gradient(self) -> list[Tensor]:
+        return [weight for group in self.param_groups for weight in group["params"] if weight.grad is not None]
+
+    @torch.no_grad()
+    def _step_with(self, kernels: Kernels) -> None:
+        steps: dict[tuple[Any, ...], list[AdamWWeight]] = {}
+        alive = []  # what the kernel reads and nothing else holds
+        for group in self.param_groups:
+            for weight in group["params"]:
+                if weight.grad is None:
+                    continue
+                state = self._state_of(weight)
+                state["step"] += 1
+                torch.autograd.graph.increment_version(weight)
+                struct = AdamWWeight(
+                    weight=weight.data_ptr(),
+                    mean=state["exp_avg"].data_ptr(),
+                    square=state["exp_avg_sq"].data_ptr(),
+                    rows=1,
+                    width=weight.numel(),
+                    kept=1 - group["lr"] * group["weight_decay"],
+                )
+                if weight.grad.is_sparse:
+                    of_rows = weight.grad.coalesce()
+                    rows = of_rows.indices()[0]
+                    place = torch.full((len(weight),), -1, dtype=torch.int32)
+                    place[rows] = torch.arange(len(rows), dtype=torch.int32)
+                    gradient, moved = of_rows.values().contiguous(), self._moved_of(weight)
+                    struct.rows, struct.width = weight.shape
+                    struct.place, struct.moved = place.data_ptr(), moved.data_ptr()
+                    alive += [place, gradient]
+                else:
+                    gradient = weight.grad.contiguous()
+                    alive.append(gradient)
+                struct.gradient = gradient.data_ptr()
+                beta_mean, beta_square = group["betas"]
+                alike = (float(state["step"]), group["lr"], beta_mean, beta_square, group["eps"])
+                steps.setdefault(alike, []).append(struct)
+        for (step, rate, beta_mean, beta_square, epsilon), structs in steps.items():
+            kernels.adamw(
+                structs,
+                AdamWStep(
+                    size=rate / (1 - beta_mean**step),
+                    of_gradient=1 - beta_mean,
+                    beta_square=beta_square,
+                    of_new_square=1 - beta_square,
+                    epsilon=epsilon,
+                    root_of_correction=(1 - beta_square**step) ** 0.5,
+                    gradient_scale=self._gradient_scale,
+                ),
+            )
+
+    def _state_of(self, weight: Tensor) -> dict[str, Tensor]:
+        state: dict[str, Tensor] = self.state[weight]
+        if not state:
+            state["step"] = torch.zeros(())
+            state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(weight), torch.zeros_like(weight)
+        return state
+
+    def _moved_of(self, weight: Tensor) -> Tensor:
+        """uint8 [rows]: whether the averages of a row are other than zero."""
+        if weight not in self._moved:
+            state = self.state[weight]
+            moved = (state["exp_avg"] != 0).any(1) | (state["exp_avg_sq"] != 0).any(1)
+            self._moved[weight] = moved.to(torch.uint8)
+        return self._moved[weight]
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        self._moved = {}
+
+
+def give_rows_gradients(model: PreTrainedModel) -> None:
+    """Let the gradient of a model's word embeddings be the rows of a step's tokens, where it can be."""
+    words: Any = model.get_input_embeddings()
+    output: Any = model.get_output_embeddings()
+    if type(words) is nn.Embedding and (output is None or output.weight is not words.weight):
+        words.sparse = True

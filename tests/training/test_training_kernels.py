@@ -1,0 +1,265 @@
+"""Our kernels for training: torch's values and gradients in fp64, but for rounding; and the loop that runs on them."""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import partial
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from bertray.model.encoders import outputs
+from bertray.model.kernels.training import TrainedLinear, TrainingKernels, training_kernels
+from bertray.storage.store import LocalStore
+from bertray.training import packed as packed_module
+from bertray.training.dropout import use_fast_dropout
+from bertray.training.loop import run_loop
+from bertray.training.packed import PackedModel, pack
+from tests.model.test_kernels import ROUNDING, needs_tiles
+from tests.training.test_loop import SETTINGS, examples, losses
+from tests.training.test_packed import FAMILIES, classifier_of, sequences
+
+pytestmark = needs_tiles
+SIZES = {"hidden_size": 64, "num_attention_heads": 2, "intermediate_size": 96}
+SIZES_OF = {
+    "distilbert": {"dim": 64, "n_heads": 2, "hidden_dim": 96},
+    **dict.fromkeys(("albert", "electra"), SIZES | {"embedding_size": 32}),
+}
+TO_COUNT = 100_000
+
+
+@pytest.fixture
+def ours() -> TrainingKernels:
+    found = training_kernels()
+    assert found is not None, "AMX is here, but the kernels could not be built"
+    return found
+
+
+def distance(found: torch.Tensor, expected: torch.Tensor) -> float:
+    return float((found.detach().double() - expected.detach()).norm() / expected.detach().norm())
+
+
+def exact(x: torch.Tensor) -> torch.Tensor:
+    """The same numbers in fp64, with a gradient of their own."""
+    return x.detach().double().requires_grad_()
+
+
+# --- each operation --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("num_tokens", [1, 31, 32, 33, 700, 1100])  # a gradient sums 512 tokens at a time
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_linear_layers_with_one_input(ours, num_tokens, dtype):
+    torch.manual_seed(0)
+    layers = [torch.nn.Linear(96, 64) for _ in range(3)]
+    x, upstream = torch.randn(1, num_tokens, 96, dtype=dtype).requires_grad_(), torch.randn(1, num_tokens, 192)
+    out = ours.linear(x, TrainedLinear(layers))
+    out.backward(upstream.bfloat16())
+    weights, biases = ([exact(getattr(layer, name)) for layer in layers] for name in ("weight", "bias"))
+    exact_x = exact(x)
+    expected = F.linear(exact_x, torch.cat(weights), torch.cat(biases))
+    expected.backward(upstream.bfloat16().double())
+    assert (out.dtype, x.grad.dtype) == (torch.bfloat16, dtype)
+    assert distance(out, expected) < ROUNDING
+    assert distance(x.grad, exact_x.grad) < ROUNDING
+    for layer, weight, bias in zip(layers, weights, biases, strict=True):
+        assert distance(layer.weight.grad, weight.grad) < ROUNDING
+        assert distance(layer.bias.grad, bias.grad) < 1e-6
+
+
+@pytest.mark.parametrize(("num_heads", "head"), [(12, 32), (3, 64), (2, 96), (1, 128)])
+def test_attention_within_sequences_of_any_length(ours, num_heads, head):
+    torch.manual_seed(0)
+    lengths = [1, 2, 15, 16, 17, 31, 32, 33, 64, 65, 200, 512]
+    bounds = np.cumsum([0, *lengths])
+    qkv = torch.randn(bounds[-1], 3, num_heads, head).bfloat16().requires_grad_()
+    upstream = torch.randn(bounds[-1], num_heads, head).bfloat16()
+    out = ours.attention(*qkv.unbind(1), torch.tensor(bounds, dtype=torch.int32))
+    out.backward(upstream)
+    exact_qkv = exact(qkv)
+    parts = [exact_qkv[first:stop].permute(1, 2, 0, 3) for first, stop in pairwise(bounds)]
+    expected = torch.cat([F.scaled_dot_product_attention(*part).transpose(0, 1) for part in parts])
+    expected.backward(upstream.double())
+    assert distance(out, expected) < ROUNDING
+    for part in range(3):
+        assert distance(qkv.grad[:, part], exact_qkv.grad[:, part]) < ROUNDING
+
+
+def test_gelu(ours):
+    x = torch.linspace(-12, 12, 64 * 100).bfloat16().requires_grad_()
+    upstream = torch.linspace(1, 2, x.numel()).bfloat16()
+    exact_x = exact(x)
+    out, expected = ours.gelu(x), F.gelu(exact_x)
+    out.backward(upstream)
+    expected.backward(upstream.double())
+    torch.testing.assert_close(out.double(), expected, rtol=ROUNDING, atol=1e-6)
+    torch.testing.assert_close(x.grad.double(), exact_x.grad, rtol=ROUNDING, atol=1e-6)
+
+
+@pytest.mark.parametrize("dropped", [0.0, 0.1])
+@pytest.mark.parametrize("num_tokens", [1, 3, 700])
+def test_dropout_sum_and_norm(ours, num_tokens, dropped):
+    torch.manual_seed(0)
+    norm = torch.nn.LayerNorm(96, eps=1e-3)
+    torch.nn.init.normal_(norm.weight)
+    torch.nn.init.normal_(norm.bias)
+    x = torch.randn(num_tokens, 96).bfloat16().requires_grad_()
+    residual, upstream = torch.randn(num_tokens, 96).requires_grad_(), torch.randn(num_tokens, 96)
+    out = ours.add_norm(x, residual, norm, dropped)
+    out.backward(upstream)
+    kept = x.grad != 0
+    assert abs(float(kept.float().mean()) - (1 - dropped)) <= (0 if dropped == 0 else 3 * (0.09 / kept.numel()) ** 0.5)
+    exact_x, exact_residual, exact_norm = exact(x), exact(residual), torch.nn.LayerNorm(96, eps=1e-3).double()
+    exact_norm.load_state_dict(norm.state_dict())
+    expected = exact_norm(exact_x * kept / (1 - dropped) + exact_residual)
+    expected.backward(upstream.double())
+    assert distance(out, expected) < 1e-6
+    assert distance(residual.grad, exact_residual.grad) < 1e-6
+    assert distance(x.grad, exact_x.grad) < ROUNDING
+    for name in ("weight", "bias"):
+        assert distance(getattr(norm, name).grad, getattr(exact_norm, name).grad) < 1e-6
+
+
+def test_what_drops_out_is_drawn_anew_and_from_torchs_seed(ours):
+    def kept() -> torch.Tensor:
+        x = torch.ones(1, TO_COUNT // 32 * 32).bfloat16().requires_grad_()
+        norm = torch.nn.LayerNorm(x.shape[1])
+        ours.add_norm(x, torch.randn(x.shape), norm, 0.25).backward(torch.randn(x.shape))
+        return x.grad[0] != 0
+
+    torch.manual_seed(5)
+    first, second = kept(), kept()
+    torch.manual_seed(5)
+    assert torch.equal(kept(), first)
+    # Five deviations; what is kept tells nothing of the next number, of one 16 or a row further, nor of the next draw.
+    chance = 5 * (0.25 * 0.75 / TO_COUNT) ** 0.5
+    assert abs(float(first.double().mean()) - 0.75) < chance
+    others = [second, *(first.roll(by) for by in (1, 2, 16, 32, 768))]
+    for other in others:
+        assert abs(float((first & other).double().mean()) - 0.75**2) < chance
+
+
+def test_weights_are_laid_out_anew_when_they_change(ours):
+    torch.manual_seed(0)
+    layer, x = torch.nn.Linear(64, 32), torch.randn(5, 64)
+    trained = TrainedLinear([layer])
+    before = ours.linear(x, trained)
+    assert trained.tiled(ours, backward=True)[0] is trained.tiled(ours, backward=True)[0]
+    layer.load_state_dict({"weight": layer.weight * 2, "bias": layer.bias * 2})
+    assert distance(ours.linear(x, trained), 2 * before.detach().double()) < 0.01
+
+
+# --- a model ---------------------------------------------------------------------------------------------------------
+
+
+def still(model: torch.nn.Module) -> torch.nn.Module:
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    return model
+
+
+def in_bf16(net: PackedModel, batch) -> torch.Tensor:
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        return net(batch).float()
+
+
+@pytest.mark.parametrize("again", [False, True], ids=["once", "layers run again"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_model_on_our_kernels_is_as_near_to_fp32_as_on_torch(family, again, make_classifier, monkeypatch):
+    folder = make_classifier(family, 3, **SIZES_OF.get(family, SIZES))
+    ids, second_lens = sequences()
+    logits, gradients = {}, {}
+    for way in ("fp32", "torch", "ours"):
+        model = still(classifier_of(folder))
+        if again and family != "albert":
+            model.activation_checkpointing_enable()
+        monkeypatch.setattr(packed_module, "training_kernels", (lambda: None) if way == "torch" else training_kernels)
+        net, why_not = PackedModel.of(model, bf16=way != "fp32")
+        assert net is not None, why_not
+        assert net.own_kernels == (way == "ours")
+        net.train()
+        batch = pack(ids, second_lens, model.config)
+        out = net(batch) if way == "fp32" else in_bf16(net, batch)
+        F.cross_entropy(out, torch.arange(len(ids)) % 3).backward()
+        logits[way] = out.detach()
+        gradients[way] = {name: value.grad for name, value in model.named_parameters() if value.grad is not None}
+    assert gradients["ours"].keys() == gradients["fp32"].keys()
+    whole = {way: torch.cat([value.flatten() for value in found.values()]) for way, found in gradients.items()}
+    for found in (logits, whole):  # made-up weights: the last families make much of each rounding
+        expected = found["fp32"].double()
+        assert distance(found["ours"], expected) < 1.5 * distance(found["torch"], expected)
+
+
+def test_dropout_of_a_model_works_on_our_kernels(make_classifier):
+    model = classifier_of(make_classifier("bert", 3, **SIZES))
+    use_fast_dropout(model)
+    net, _ = PackedModel.of(model, bf16=True)
+    batch = pack(*sequences(), model.config)
+    with torch.no_grad():
+        net.eval()
+        assert torch.equal(in_bf16(net, batch), in_bf16(net, batch))
+        net.train()
+        for module in model.modules():
+            if hasattr(module, "p"):
+                module.p = 0.0
+        assert torch.equal(in_bf16(net, batch), in_bf16(net, batch))
+        for output in outputs(model):  # each of them by itself
+            output.dropout.p = 0.5
+            assert not torch.equal(in_bf16(net, batch), in_bf16(net, batch))
+            output.dropout.p = 0.0
+
+
+def test_a_model_of_other_sizes_trains_without_them(make_classifier, caplog):
+    net, _ = PackedModel.of(classifier_of(make_classifier("bert", 3)), bf16=True)
+    assert not net.own_kernels
+    assert caplog.messages == []
+
+
+def test_a_model_with_other_logits_on_the_kernels_stays_as_it_was(make_classifier, monkeypatch, caplog):
+    monkeypatch.setattr(TrainingKernels, "gelu", lambda _, x: x + 1)
+    folder = make_classifier("bert", 3, **SIZES)
+    net, other = (PackedModel.of(classifier_of(folder), bf16=bf16)[0].eval() for bf16 in (True, False))
+    assert not net.own_kernels
+    assert "trains without our kernels, more slowly: with them its logits differ by" in caplog.text
+    batch = pack(*sequences(), net.model.config)
+    torch.testing.assert_close(net(batch), other(batch))
+
+
+# --- the loop --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory):
+    from transformers import BertConfig, BertForMaskedLM
+
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("encoder")
+    none = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    BertForMaskedLM(BertConfig(vocab_size=60, num_hidden_layers=2, **SIZES, **none)).save_pretrained(folder)
+    return folder
+
+
+def of(precision: str):
+    return dataclasses.replace(SETTINGS, training=SETTINGS.training.model_copy(update={"precision": precision}))
+
+
+def test_the_loop_on_our_kernels_has_the_losses_of_fp32(tmp_path, encoder, monkeypatch):
+    nets = []
+    monkeypatch.setattr(PackedModel, "of", partial(_remembered, nets, PackedModel.of))
+    data = examples(tmp_path, 52)
+    found = [run_loop(data, encoder, 0, of(name), LocalStore(tmp_path / name)) for name in ("fp32", "bf16")]
+    assert [net.own_kernels for net in nets] == [False, True]
+    np.testing.assert_allclose(losses(found[1]), losses(found[0]), atol=2e-3)
+    assert losses(found[1])[-1] < losses(found[1])[0]
+    again = run_loop(data, encoder, 0, of("bf16"), LocalStore(tmp_path / "again"))
+    assert losses(again) == losses(found[1])
+
+
+def _remembered(nets, make, *args, **kwargs):
+    net, why_not = make(*args, **kwargs)
+    nets.append(net)
+    return net, why_not
