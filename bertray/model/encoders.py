@@ -28,8 +28,8 @@ from bertray.model.tokenization import Sequences, ranges
 
 _BERT_LIKE = ("bert", "roberta", "xlm-roberta", "camembert", "electra")
 _PACKABLE = (*_BERT_LIKE, "distilbert", "albert")
+_LINEAR = ("attended", "up", "down")  # linear layers of each layer besides those of attention
 # These number positions from pad_token_id + 1 and skip padding tokens, wherever they stand.
-_LINEAR = ("attended", "up", "down")  # layers of each layer besides those of attention
 OFFSET_POSITIONS = ("roberta", "xlm-roberta", "camembert")
 
 # --- one pack, as tensors --------------------------------------------------------------------------------------------

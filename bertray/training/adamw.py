@@ -31,6 +31,9 @@ class AdamW(torch.optim.AdamW):
 
     def __init__(self, groups: Iterable[dict[str, Any]], lr: float, kernels: Kernels | None) -> None:
         super().__init__(groups, lr=lr, fused=True)
+        weights = [weight for group in self.param_groups for weight in group["params"]]
+        if kernels is not None and not all(w.dtype == torch.float32 and w.is_contiguous() for w in weights):
+            raise ValueError("AdamW: our kernel expects contiguous weights in fp32")
         self._kernels = kernels
         self._gradient_scale = 1.0
         self._moved: dict[Tensor, Tensor] = {}
@@ -52,8 +55,10 @@ class AdamW(torch.optim.AdamW):
             self._gradient_scale = scale
         elif scale < 1:  # else clipping would multiply every gradient by 1
             torch.nn.utils.clip_grads_with_norm_(self._with_gradient(), most, norm)
-        self.step()
-        self._gradient_scale = 1.0
+        try:
+            self.step()
+        finally:
+            self._gradient_scale = 1.0
 
     def step(self, closure: Any = None) -> Any:
         """One step with gradients as they are."""
@@ -86,7 +91,7 @@ class AdamW(torch.optim.AdamW):
                     square=state["exp_avg_sq"].data_ptr(),
                     rows=1,
                     width=weight.numel(),
-                    kept=1 - group["lr"] * group["weight_decay"],
+                    share_left=1 - group["lr"] * group["weight_decay"],
                 )
                 if weight.grad.is_sparse:
                     of_rows = weight.grad.coalesce()
@@ -98,6 +103,7 @@ class AdamW(torch.optim.AdamW):
                     struct.place, struct.moved = place.data_ptr(), moved.data_ptr()
                     alive += [place, gradient]
                 else:
+                    self._moved.pop(weight, None)  # any row may have
                     gradient = weight.grad.contiguous()
                     alive.append(gradient)
                 struct.gradient = gradient.data_ptr()
@@ -108,10 +114,10 @@ class AdamW(torch.optim.AdamW):
             kernels.adamw(
                 structs,
                 AdamWStep(
-                    size=rate / (1 - beta_mean**step),
-                    of_gradient=1 - beta_mean,
+                    corrected_rate=rate / (1 - beta_mean**step),
+                    one_minus_beta_mean=1 - beta_mean,
                     beta_square=beta_square,
-                    of_new_square=1 - beta_square,
+                    one_minus_beta_square=1 - beta_square,
                     epsilon=epsilon,
                     root_of_correction=(1 - beta_square**step) ** 0.5,
                     gradient_scale=self._gradient_scale,
@@ -121,12 +127,12 @@ class AdamW(torch.optim.AdamW):
     def _state_of(self, weight: Tensor) -> dict[str, Tensor]:
         state: dict[str, Tensor] = self.state[weight]
         if not state:
-            state["step"] = torch.zeros(())
+            state["step"] = torch.zeros((), dtype=torch.float32)
             state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(weight), torch.zeros_like(weight)
         return state
 
     def _moved_of(self, weight: Tensor) -> Tensor:
-        """uint8 [rows]: whether the averages of a row are other than zero."""
+        """uint8 [rows]: whether the averages of a row may be other than zero."""
         if weight not in self._moved:
             state = self.state[weight]
             moved = (state["exp_avg"] != 0).any(1) | (state["exp_avg_sq"] != 0).any(1)

@@ -148,6 +148,8 @@ class _Loop:
         self.net: torch.nn.Module = self.objective.net
         self.model = self.net  # or, on several workers, that in DDP
         own = kernels() if device == "cpu" else None
+        if self._sum_over_ranks(float(own is not None)) != (self.world_size,):
+            own = None  # all of them or none, lest weights drift apart by rounding
         groups = _parameter_groups(self.raw_model, training.weight_decay)
         self.optimizer = AdamW(groups, lr=training.learning_rate, kernels=own)
         if own is not None and self.world_size == 1:  # workers sum whole gradients

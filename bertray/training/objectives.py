@@ -37,8 +37,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# What a forward and backward pass costs besides its tokens, in tokens: mostly gradients that are added to those there.
 FEW_SHAPES = 32  # tokens of a packed step in bf16 are a multiple of it
+# What a forward and backward pass costs besides its tokens, in tokens: mostly gradients that are added to those there.
 TOKENS_PER_PASS = {"cpu": 96, "cuda": 4096}
 
 

@@ -1,8 +1,9 @@
 """A model of `transformers` that trains on sequences laid end to end: no linear layer computes padding.
 
-Its own modules do the work, dropout included; only attention is replaced, by torch's fused one in groups of near
-length, and the head reads hidden states where they lie: that of the first token of each sequence in a classifier, those
-of masked tokens in a language model. Of the last layer, what comes after attention is computed for these tokens alone.
+Its own modules do the work, dropout included. Only attention is replaced, by torch's fused one in groups of near
+length; or, in bf16 on CPUs with AMX, all of a layer by our kernels. The head reads hidden states where they lie: that
+of the first token of each sequence in a classifier, those of masked tokens in a language model. Of the last layer, what
+comes after attention is computed for these tokens alone.
 
 Legend: B sequences of a pass, T their tokens end to end, H heads, E size of a head, D hidden, M tokens read,
 K what comes out: classes, or words of the vocabulary.
@@ -51,6 +52,7 @@ log = logging.getLogger(__name__)
 ATTENTION = "bertray_packed"  # as transformers' configs name it
 TOKENS_PER_GROUP = 128  # what a group of sequences costs in attention besides its tokens, in tokens
 _TOLERANCE = 1e-4  # of the self-check
+_NOT_PACKED = (AttributeError, KeyError, RuntimeError, TypeError, ValueError)  # of a model whose code is another
 _KERNELS_TOLERANCE = 0.1  # of bf16; only a fault is farther off
 
 
@@ -112,7 +114,7 @@ class PackedModel(nn.Module):
 
     Args:
         model: one for which `of` found nothing against.
-        kernels: ours, for attention.
+        kernels: ours, where they compute its layers.
     """
 
     def __init__(self, model: PreTrainedModel, kernels: TrainingKernels | None = None) -> None:
@@ -175,7 +177,7 @@ class PackedModel(nn.Module):
                 model.set_attn_implementation(ATTENTION)
                 packed = cls(model)
                 found = packed(batch)
-            except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+            except _NOT_PACKED as error:
                 found, why = None, f"its forward pass takes no packed input ({type(error).__name__}: {error})"
         if found is not None:
             difference = _difference(found, expected)
@@ -201,11 +203,16 @@ class PackedModel(nn.Module):
             return None
         changed = _use_kernels(model, ours)
         packed = cls(model, ours)
-        with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16):
-            difference = _difference(packed(batch).float(), expected)
-        if difference <= _KERNELS_TOLERANCE:
-            return packed
-        log.warning("trains without our kernels, more slowly: with them its logits differ by %.2g", difference)
+        try:
+            with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16):
+                difference = _difference(packed(batch).float(), expected)
+        except _NOT_PACKED as error:
+            why = f"its layers are called in another way ({type(error).__name__}: {error})"
+        else:
+            why = f"with them its logits differ by {difference:.2g}"
+            if difference <= _KERNELS_TOLERANCE:
+                return packed
+        log.warning("trains without our kernels, more slowly: %s", why)
         for module in changed:
             del module.forward
         return None
@@ -333,7 +340,7 @@ def _attend(
 ) -> tuple[Tensor, None]:
     """Attention within each sequence: [1, H, T, E] to [1, T, H, E]."""
     if kernels is not None and not dropout:
-        q_THE, k_THE, v_THE = (x[0].transpose(0, 1) for x in (query, key, value))
+        q_THE, k_THE, v_THE = (x.squeeze(0).transpose(0, 1) for x in (query, key, value))
         return kernels.attention(q_THE, k_THE, v_THE, packed.bounds_B1)[None], None
     dtype = query.dtype
     # In fp32: the bf16 kernel has a backward pass on CPU that is several times slower.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import platform
 import shutil
 import subprocess
@@ -20,7 +21,10 @@ from bertray.model.kernels import TiledLinear, fits, kernels
 from bertray.model.readout import PooledReadout
 from bertray.model.tokenization import Sequences
 
-needs_tiles = pytest.mark.skipif(not module._supported(), reason="this CPU has no AMX")
+turned_off = os.environ.get("BERTRAY_KERNELS", "").lower() in ("off", "0", "false")
+needs_tiles = pytest.mark.skipif(
+    turned_off or not module._supported(), reason="this CPU has no AMX, or BERTRAY_KERNELS is off"
+)
 needs_compiler = pytest.mark.skipif(
     sys.platform != "linux" or platform.machine() != "x86_64" or not shutil.which("g++"),
     reason="no g++ for x86-64 on Linux here",
@@ -225,6 +229,13 @@ def test_sizes_that_fit():
     assert not fits(1024, 4096, 256)
 
 
+@pytest.mark.skipif(sys.platform != "linux" or platform.machine() != "x86_64", reason="no Linux on x86-64")
+def test_what_linux_says_of_amx_is_what_torch_says():
+    said = Path("/proc/cpuinfo").read_text().split()
+    names = {"avx512_f": "avx512f", "avx512_bw": "avx512bw", "avx512_dq": "avx512dq", "avx512_vl": "avx512vl"}
+    assert module._supported() == all(names.get(need, need) in said for need in module._NEEDS)
+
+
 # --- building them ---------------------------------------------------------------------------------------------------
 
 
@@ -264,6 +275,14 @@ def test_they_are_built_once_a_machine(building, loading, tmp_path):
     assert first[1] > 0
     assert list((tmp_path / "cache" / "bertray").iterdir()) == [first[0]]
     assert building == [compiler]
+
+
+@needs_compiler
+def test_what_another_has_built_needs_no_compiler_and_no_right_to_write(loading, monkeypatch):
+    module._loaded([shutil.which("g++")])
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    module._loaded(None)
+    assert loading[0] == loading[1]
 
 
 @needs_compiler

@@ -34,6 +34,7 @@ class Model(torch.nn.Module):
 def optimizer_of(model: Model, ours: bool) -> AdamW:
     matrices = [p for p in model.parameters() if p.ndim > 1]
     groups = [{"params": matrices, "weight_decay": 0.01}, {"params": [model.shift, model.unused], "weight_decay": 0.0}]
+    assert kernels() is not None, "AMX is here, but the kernels could not be built"
     return AdamW(groups, lr=2e-3, kernels=kernels() if ours else None)
 
 
@@ -104,6 +105,24 @@ def test_a_step_calls_hooks_and_closures_as_torchs_does():
 
     assert torch.equal(optimizer.step(closure), Model(rows=True).loss(0))
     assert called == ["hook"]
+
+
+def test_averages_that_fade_end_at_zero():
+    model = Model(rows=True)
+    optimizer = optimizer_of(model, True)
+    model.loss(0).backward()
+    for step in range(2000):  # a thousand after the mean of the first step has left the usual form of fp32
+        optimizer.clipped_step(1.0, optimizer.gradient_norm() if step == 0 else torch.zeros(()))
+        model.words.weight.grad = torch.sparse_coo_tensor(
+            [[0]], torch.zeros(1, 33), (WORDS, 33), check_invariants=False
+        )
+    means = optimizer.state[model.words.weight]["exp_avg"]
+    assert not means.any()
+
+
+def test_weights_of_another_kind_are_refused():
+    with pytest.raises(ValueError, match="contiguous weights in fp32"):
+        AdamW([{"params": [torch.nn.Parameter(torch.ones(3, 5).T)]}], lr=1e-3, kernels=kernels())
 
 
 def test_only_embeddings_of_their_own_have_rows_as_gradients():

@@ -19,7 +19,7 @@ from bertray.training.dropout import use_fast_dropout
 from bertray.training.loop import run_loop
 from bertray.training.packed import PackedModel, pack
 from tests.model.test_kernels import ROUNDING, needs_tiles
-from tests.training.test_loop import SETTINGS, examples, losses
+from tests.training.test_loop import SETTINGS, _Killed, dying_at, examples, losses
 from tests.training.test_packed import FAMILIES, classifier_of, sequences
 
 pytestmark = needs_tiles
@@ -142,6 +142,37 @@ def test_what_drops_out_is_drawn_anew_and_from_torchs_seed(ours):
         assert abs(float((first & other).double().mean()) - 0.75**2) < chance
 
 
+def test_a_dropout_of_all_leaves_the_residual(ours):
+    torch.manual_seed(0)
+    norm, residual = torch.nn.LayerNorm(96), torch.randn(50, 96)
+    x = torch.randn(50, 96).bfloat16().requires_grad_()
+    out = ours.add_norm(x, residual, norm, 1.0)
+    out.sum().backward()
+    torch.testing.assert_close(out, norm(residual))
+    assert not x.grad.any()
+
+
+def test_no_tokens_are_no_trouble(ours):
+    layer, norm = torch.nn.Linear(64, 32), torch.nn.LayerNorm(32)
+    x = torch.empty(1, 0, 64, requires_grad=True)
+    out = ours.add_norm(ours.gelu(ours.linear(x, TrainedLinear([layer]))), torch.empty(1, 0, 32), norm, 0.1)
+    out.sum().backward()
+    assert (out.shape, x.grad.shape) == ((1, 0, 32), (1, 0, 64))
+    for weight in (*layer.parameters(), *norm.parameters()):
+        assert not weight.grad.any()
+
+
+def test_attention_refuses_what_it_would_misread(ours):
+    qkv, bounds = torch.randn(40, 3, 2, 32).bfloat16(), torch.tensor([0, 40], dtype=torch.int32)
+    q, k, v = qkv.unbind(1)
+    with pytest.raises(
+        ValueError, match=r"expected 40 tokens equally far apart, found 40 at strides of \(192, 32, 1\)"
+    ):
+        ours.attention(q, k.contiguous(), v, bounds)
+    with pytest.raises(ValueError, match="expected 39 tokens equally far apart, found 40"):
+        ours.attention(q, k, v, bounds - torch.tensor([0, 1], dtype=torch.int32))
+
+
 def test_weights_are_laid_out_anew_when_they_change(ours):
     torch.manual_seed(0)
     layer, x = torch.nn.Linear(64, 32), torch.randn(5, 64)
@@ -194,6 +225,52 @@ def test_a_model_on_our_kernels_is_as_near_to_fp32_as_on_torch(family, again, ma
         assert distance(found["ours"], expected) < 1.5 * distance(found["torch"], expected)
 
 
+def test_each_gradient_points_the_way_of_fp32(make_classifier):
+    ids, second_lens = sequences()
+    gradients = []
+    for bf16 in (False, True):
+        model = still(classifier_of(make_classifier("bert", 3, **SIZES)))
+        net, _ = PackedModel.of(model, bf16=bf16)
+        net.train()
+        batch = pack(ids, second_lens, model.config)
+        F.cross_entropy(in_bf16(net, batch) if bf16 else net(batch), torch.arange(len(ids)) % 3).backward()
+        gradients.append({name: weight.grad.flatten() for name, weight in model.named_parameters()})
+    for name, expected in gradients[0].items():
+        if not name.endswith("key.bias"):  # which a softmax does not see: its gradient is rounding alone
+            assert float(F.cosine_similarity(gradients[1][name], expected, dim=0)) > 0.99, name
+
+
+def test_layers_that_run_again_drop_out_the_same(make_classifier):
+    gradients = []
+    for again in (False, True):
+        model = classifier_of(make_classifier("bert", 3, **SIZES))
+        use_fast_dropout(model)
+        if again:
+            model.activation_checkpointing_enable()
+        net, _ = PackedModel.of(model, bf16=True)
+        net.train()
+        net._narrows = False
+        torch.manual_seed(1)
+        in_bf16(net, pack(*sequences(), model.config)).square().sum().backward()
+        gradients.append({name: weight.grad for name, weight in model.named_parameters()})
+    torch.testing.assert_close(gradients[1], gradients[0], atol=0, rtol=0)
+
+
+def test_dropout_of_attention_is_left_to_torch(make_classifier):
+    model = still(classifier_of(make_classifier("bert", 3, **SIZES)))
+    net, _ = PackedModel.of(model, bf16=True)
+    net.train()
+    batch = pack(*sequences(), model.config)
+    with torch.no_grad():
+        without = in_bf16(net, batch)
+        for layer in model.bert.encoder.layer:
+            layer.attention.self.dropout.p = 0.5
+        torch.manual_seed(0)
+        found = [in_bf16(net, batch) for _ in range(2)]
+    assert not torch.equal(found[0], found[1])
+    assert not torch.equal(found[0], without)
+
+
 def test_dropout_of_a_model_works_on_our_kernels(make_classifier):
     model = classifier_of(make_classifier("bert", 3, **SIZES))
     use_fast_dropout(model)
@@ -217,6 +294,15 @@ def test_a_model_of_other_sizes_trains_without_them(make_classifier, caplog):
     net, _ = PackedModel.of(classifier_of(make_classifier("bert", 3)), bf16=True)
     assert not net.own_kernels
     assert caplog.messages == []
+
+
+def test_a_model_whose_modules_are_called_in_another_way_trains_without_them(make_classifier, monkeypatch, caplog):
+    monkeypatch.setattr(TrainingKernels, "gelu", lambda: None)
+    model = classifier_of(make_classifier("bert", 3, **SIZES))
+    net, _ = PackedModel.of(model, bf16=True)
+    assert not net.own_kernels
+    assert "more slowly: its layers are called in another way (TypeError" in caplog.text
+    assert "forward" not in vars(model.bert.encoder.layer[0].output)
 
 
 def test_a_model_with_other_logits_on_the_kernels_stays_as_it_was(make_classifier, monkeypatch, caplog):
@@ -257,6 +343,24 @@ def test_the_loop_on_our_kernels_has_the_losses_of_fp32(tmp_path, encoder, monke
     assert losses(found[1])[-1] < losses(found[1])[0]
     again = run_loop(data, encoder, 0, of("bf16"), LocalStore(tmp_path / "again"))
     assert losses(again) == losses(found[1])
+
+
+@pytest.mark.parametrize("step", [2, 9])
+def test_a_killed_run_on_our_kernels_resumes_with_bit_equal_losses(tmp_path, step):
+    from transformers import BertConfig, BertForMaskedLM
+
+    torch.manual_seed(0)
+    folder = tmp_path / "encoder"
+    BertForMaskedLM(BertConfig(vocab_size=60, num_hidden_layers=2, **SIZES)).save_pretrained(folder)  # with dropout
+    data, bf16 = examples(tmp_path), of("bf16")
+    whole = run_loop(data, folder, 0, bf16, LocalStore(tmp_path / "whole"))
+    often = dataclasses.replace(bf16, training=bf16.training.model_copy(update={"checkpoint_every_s": 1e-9}))
+    store = LocalStore(tmp_path / "killed")
+    with pytest.raises(_Killed):
+        dying_at(step)(data, folder, 0, often, store, "cpu", None).run()
+    resumed = run_loop(data, folder, 0, often, store)
+    assert resumed.resumed_from == step
+    assert losses(resumed) == losses(whole)
 
 
 def _remembered(nets, make, *args, **kwargs):

@@ -59,7 +59,7 @@ class AdamWWeight(ctypes.Structure):
         *((name, ctypes.c_void_p) for name in ("weight", "mean", "square", "gradient")),
         *((name, ctypes.c_int64) for name in ("rows", "width")),
         *((name, ctypes.c_void_p) for name in ("place", "moved")),
-        ("kept", ctypes.c_float),
+        ("share_left", ctypes.c_float),
     )
 
 
@@ -69,7 +69,7 @@ class AdamWStep(ctypes.Structure):
     _fields_ = tuple(
         (name, ctypes.c_float)
         for name in (
-            *("size", "of_gradient", "beta_square", "of_new_square"),
+            *("corrected_rate", "one_minus_beta_mean", "beta_square", "one_minus_beta_square"),
             *("epsilon", "root_of_correction", "gradient_scale"),
         )
     )
@@ -100,7 +100,7 @@ class TiledLinear:
 
 
 class Kernels:
-    """The kernels of one built library; all take and give contiguous bf16 tensors on CPU."""
+    """The kernels of one built library, for tensors on CPU; what is not said otherwise is contiguous bf16."""
 
     def __init__(self, path: Path) -> None:
         library = self.library = ctypes.CDLL(str(path))
@@ -189,7 +189,7 @@ class _NormOf:
 def done(failed: int, result: Tensor) -> Tensor:
     """The result of a kernel, where it has not failed."""
     if failed:
-        raise MemoryError("kernels: not enough memory for a thread's working space")
+        raise MemoryError("kernels: not enough memory for a thread's working space, or a head of no size for tiles")
     return result
 
 
@@ -204,11 +204,8 @@ def kernels() -> Kernels | None:
     if not _supported() or os.environ.get("BERTRAY_KERNELS", "").lower() in ("off", "0", "false"):
         return None
     compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++") or shutil.which("c++")
-    if not compiler:
-        _log.info("No C++ compiler: the model runs without our kernels for AMX, more slowly.")
-        return None
     try:
-        return _loaded(compiler.split())
+        return _loaded(compiler.split() if compiler else None)
     except (OSError, subprocess.SubprocessError) as error:
         said = getattr(error, "stderr", None) or str(error)
         _log.warning("The model runs without our kernels for AMX, more slowly: %s", said.strip()[-500:])
@@ -222,43 +219,46 @@ def _supported() -> bool:
     return all(capabilities.get(name) for name in _NEEDS)
 
 
-def _loaded(compiler: list[str]) -> Kernels:
-    """The kernels from the cache, or built into it.
+def _loaded(compiler: list[str] | None) -> Kernels | None:
+    """The kernels from the cache, or built into it; None where they are not there and no compiler is.
 
     Raises:
         OSError, subprocess.SubprocessError: they cannot be built, or not be loaded.
     """
     folder = Path(__file__).parent
     sources = sorted(folder.glob("*.cpp"))
-    digest = hashlib.sha256(repr((compiler, _FLAGS, platform.libc_ver())).encode())
+    digest = hashlib.sha256(repr((_FLAGS, platform.libc_ver())).encode())
     for path in [*sources, *sorted(folder.glob("*.h"))]:
         digest.update(path.read_bytes())
     cache = _cache()
-    if cache is None:  # for this process alone, which keeps what it has loaded
-        with tempfile.TemporaryDirectory(prefix="bertray-") as private:
-            return Kernels(_compile(compiler, sources, Path(private)))
-    library = cache / f"kernels-{digest.hexdigest()[:16]}.so"
-    if not library.is_file():
-        # Built beside its place and renamed, since other processes may be building it too.
-        with tempfile.TemporaryDirectory(dir=cache, prefix="build-") as temporary:
-            _compile(compiler, sources, Path(temporary)).replace(library)
-    return Kernels(library)
+    library = None if cache is None else cache / f"kernels-{digest.hexdigest()[:16]}.so"
+    if library is not None and library.is_file():
+        return Kernels(library)
+    if compiler is None:
+        _log.info("No C++ compiler: the model runs without our kernels for AMX, more slowly.")
+        return None
+    writable = library is not None and os.access(library.parent, os.W_OK)
+    # Built beside its place and renamed, since other processes may be building it too; where there is no place for it,
+    # for this process alone, which keeps what it has loaded.
+    with tempfile.TemporaryDirectory(dir=cache if writable else None, prefix="bertray-build-") as temporary:
+        built = _compile(compiler, sources, Path(temporary))
+        return Kernels(built.replace(library) if library is not None and writable else built)
 
 
 def _cache() -> Path | None:
-    """The folder of what is built once; None where there is no home, or none to write to."""
+    """The folder of what is built once; None where there is no home."""
     try:
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bertray"
         cache.mkdir(parents=True, exist_ok=True)
     except (OSError, RuntimeError):
         return None
-    return cache if os.access(cache, os.W_OK) else None
+    return cache
 
 
 def _compile(compiler: list[str], sources: list[Path], folder: Path) -> Path:
     to = folder / "kernels.so"
     start = time.monotonic()
     command = [*compiler, *_FLAGS, *map(str, sources), "-o", str(to)]
-    subprocess.run(command, check=True, capture_output=True, text=True, timeout=_BUILD_LIMIT_S)  # noqa: S603 - our sources
+    subprocess.run(command, check=True, capture_output=True, text=True, errors="replace", timeout=_BUILD_LIMIT_S)  # noqa: S603 - our sources
     _log.info("built kernels for AMX in %.1f s", time.monotonic() - start)
     return to

@@ -1,6 +1,6 @@
 // Attention within each of many sequences that lie end to end, in bf16 on AMX.
 //
-// A job is one head of one sequence. Its keys and values are laid out for tiles once. Then, for 16 queries at a time,
+// A job is one head of one sequence. Its keys and values are laid out for tiles once. Then, for 16 or 32 queries at a time,
 // scores come out of tiles as rows of fp32, become probabilities in vector registers, and go through tiles again as bf16.
 // Nothing is padded beyond the last tile of a sequence, and no sequence depends on another.
 //
@@ -96,6 +96,7 @@ template <int QUERY_TILES>
 void score(const bf16* query, int64_t stride, const bf16* keys, int64_t keys_in_tiles, int wide, float* scores) {
   const int64_t bytes = stride_of_scores(keys_in_tiles) * sizeof(float);
   float* lower = scores + ROWS * stride_of_scores(keys_in_tiles);
+  before_loads();
   for (int64_t first = 0; first < keys_in_tiles; first += WIDE, keys += 2 * wide * TILE) {
     _tile_zero(0);
     _tile_zero(1);
@@ -175,6 +176,7 @@ void mix(const bf16* probs, const bf16* values, int64_t keys_in_tiles, int wide,
   const int64_t bytes_out = wide * WIDE * sizeof(float);
   const bf16* lower = probs + ROWS * stride_of_probs(keys_in_tiles);
   float* mixed_lower = mixed + ROWS * wide * WIDE;
+  before_loads();
   for (int part = 0; part < wide; ++part) {
     _tile_zero(0);
     _tile_zero(1);

@@ -110,7 +110,7 @@ void add_and_norm(float* sums, const Linear& linear, const Norm& norm, Residual 
 
 // So that every thread has work.
 int64_t block_of(int64_t num_rows, int num_threads) {
-  return std::min(MOST_ROWS, round_up((num_rows + num_threads - 1) / num_threads, WIDE));
+  return std::clamp(round_up((num_rows + num_threads - 1) / num_threads, WIDE), int64_t{WIDE}, MOST_ROWS);
 }
 
 template <typename In, typename Out>
@@ -172,7 +172,7 @@ int bertray_feed_forward(const bf16* attended, const bf16* x, int64_t num_rows, 
       lay_out(attended + first * hidden, count, hidden, copy);
       all_sums(*attended_linear, copy, whole, sums, sums_stride);
       for (int64_t r = 0; r < whole; ++r) {
-        const int64_t row = first + std::min(r, count - 1);  // filling repeats the last row
+        const int64_t row = first + std::min(r, count - 1);  // what fills the block repeats the last row, and is thrown away
         add_and_norm(sums + r * sums_stride, *attended_linear, *attended_norm,
                      [&](int64_t i) { return load(x + row * hidden + i); },
                      [&](int64_t i, Pair y) { store(middle + in_tiles(r, i, hidden), y); });

@@ -14,6 +14,7 @@ inline int64_t in_tiles(int64_t r, int64_t i, int64_t width) {
 template <bool ADD = false, typename Beside>
 inline void multiply(const bf16* x, const bf16* tiles, int64_t inputs, float* sums, int64_t sums_bytes, Beside beside) {
   float* sums_lower = reinterpret_cast<float*>(reinterpret_cast<uint8_t*>(sums) + ROWS * sums_bytes);
+  before_loads();
   if constexpr (ADD) {
     _tile_loadd(0, sums, sums_bytes);
     _tile_loadd(1, sums + ROWS, sums_bytes);

@@ -4,6 +4,7 @@
 
 #include <immintrin.h>
 
+#include <atomic>
 #include <cstdint>
 #include <cstdlib>
 
@@ -30,6 +31,9 @@ class Tiles {
   Tiles(const Tiles&) = delete;
   Tiles& operator=(const Tiles&) = delete;
 };
+
+// What was written before is in memory: to the compiler a tile's load does not look like one.
+inline void before_loads() { std::atomic_signal_fence(std::memory_order_seq_cst); }
 
 // Memory for `count` numbers from the start of a cache line; null where there is none.
 template <typename Number>

@@ -11,7 +11,7 @@
 
 namespace {
 
-constexpr int64_t ROWS_AT_A_TIME = 512;  // so many rows of both sides of a gradient fit a second-level cache
+constexpr int64_t ROWS_AT_A_TIME = 512;  // of both sides of a gradient, so that they stay in or near the second-level cache
 
 // Lays out 32 columns of some rows as right-hand tiles that sum over rows, or, TRANSPOSED, as left-hand tiles of columns.
 template <bool TRANSPOSED, typename Number>

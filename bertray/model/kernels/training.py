@@ -12,8 +12,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
-from bertray.model.kernels import Kernels, TiledLinear, done, fits, kernels
+from bertray.model.kernels import Kernels, TiledLinear, done, kernels
 
 _POINTER, _SIZE, _COUNT, _REAL = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_float
 _RANDOM_LEVELS = 1 << 32
@@ -66,7 +67,7 @@ class TrainingKernels:
     def linear(self, x: Tensor, layer: TrainedLinear) -> Tensor:
         """[..., O] in bf16, of [..., I] in either."""
         weights_and_biases = [tensor for module in layer.modules for tensor in (module.weight, module.bias)]
-        out: Tensor = _Linear.apply(self, layer, x, *weights_and_biases)  # type: ignore[no-untyped-call]
+        out: Tensor = _LinearOp.apply(self, layer, x, *weights_and_biases)  # type: ignore[no-untyped-call]
         return out
 
     def lay_out(self, weight_OI: Tensor, bias_O: Tensor, *, backward: bool) -> tuple[TiledLinear, TiledLinear | None]:
@@ -84,7 +85,7 @@ class TrainingKernels:
     def weight_gradient(self, upstream_TO: Tensor, x_TI: Tensor) -> tuple[Tensor, Tensor]:
         """[O, I] and the sums of columns [O], fp32."""
         (num_rows, outputs), inputs = upstream_TO.shape, x_TI.shape[1]
-        gradient_OI, bias_O = torch.empty(outputs, inputs), torch.empty(outputs)
+        gradient_OI, bias_O = (torch.empty(size, dtype=torch.float32) for size in ((outputs, inputs), outputs))
         failed = self._weight_gradient(
             *(upstream_TO.data_ptr(), upstream_TO.dtype == torch.float32),
             *(x_TI.data_ptr(), x_TI.dtype == torch.float32, num_rows, outputs, inputs),
@@ -101,14 +102,19 @@ class TrainingKernels:
             q_THE, k_THE, v_THE: bf16; heads of a token lie side by side, tokens equally far apart in all three.
             bounds_B1: int32, where each sequence begins and the last ends, which is T.
         """
-        out: Tensor = _Attention.apply(self, q_THE, k_THE, v_THE, bounds_B1)  # type: ignore[no-untyped-call]
+        if not q_THE.stride() == k_THE.stride() == v_THE.stride() or int(bounds_B1[-1]) != len(q_THE):
+            raise ValueError(
+                f"attention: expected {int(bounds_B1[-1])} tokens equally far apart, found {len(q_THE)} at strides of "
+                f"{q_THE.stride()}, {k_THE.stride()} and {v_THE.stride()}"
+            )
+        out: Tensor = _AttentionOp.apply(self, q_THE, k_THE, v_THE, bounds_B1)  # type: ignore[no-untyped-call]
         return out
 
     # --- what works on each token by itself --------------------------------------------------------------------------
 
     def gelu(self, x: Tensor) -> Tensor:
         """The exact GELU of bf16."""
-        out: Tensor = _Gelu.apply(self, x)  # type: ignore[no-untyped-call]
+        out: Tensor = _GeluOp.apply(self, x)  # type: ignore[no-untyped-call]
         return out
 
     def add_norm(self, x: Tensor, residual: Tensor, norm: nn.LayerNorm, dropped: float) -> Tensor:
@@ -117,7 +123,7 @@ class TrainingKernels:
         Args:
             dropped: probability of a number of x to become 0. Which do is drawn from torch's generator.
         """
-        out: Tensor = _AddNorm.apply(  # type: ignore[no-untyped-call]
+        out: Tensor = _AddNormOp.apply(  # type: ignore[no-untyped-call]
             self, x, residual.float(), norm.weight, norm.bias, norm.eps, dropped
         )
         return out
@@ -133,6 +139,8 @@ def training_kernels() -> TrainingKernels | None:
 class TrainedLinear:
     """Linear layers with the same input as one, whose weights are laid out in tiles when they have changed.
 
+    What is written through a weight's `.data` is not seen, since torch does not count it as a change.
+
     Args:
         modules: with all sizes multiples of 32.
     """
@@ -144,7 +152,8 @@ class TrainedLinear:
 
     def tiled(self, kernels: TrainingKernels, *, backward: bool) -> tuple[TiledLinear, TiledLinear | None]:
         """As `lay_out` gives it."""
-        of = (*((module.weight._version, module.weight.data_ptr(), module.bias._version) for module in self.modules),)
+        tensors = [tensor for module in self.modules for tensor in (module.weight, module.bias)]
+        of = tuple((tensor.data_ptr(), tensor._version) for tensor in tensors)
         if of != self._of or (backward and self._tiled[1] is None):
             weights, biases = ([getattr(module, name) for module in self.modules] for name in ("weight", "bias"))
             weight_OI, bias_O = (
@@ -154,12 +163,8 @@ class TrainedLinear:
             self._of = of
         return self._tiled
 
-    @staticmethod
-    def takes(module: nn.Linear) -> bool:
-        return module.bias is not None and fits(module.in_features, module.out_features, 0)
 
-
-class _Linear(torch.autograd.Function):
+class _LinearOp(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, ours: TrainingKernels, layer: TrainedLinear, x: Tensor, *_: Tensor) -> Tensor:
         backward = any(ctx.needs_input_grad)
@@ -171,6 +176,7 @@ class _Linear(torch.autograd.Function):
         return ours._kernels.linear(x_TI, tiled).view(*x.shape[:-1], tiled.outputs)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Any, ...]:
         (x_TI,) = ctx.saved_tensors
         upstream_TO = upstream[0].flatten(0, -2).contiguous()
@@ -180,11 +186,11 @@ class _Linear(torch.autograd.Function):
         if not any(ctx.needs_input_grad[3:]):
             return None, None, gradient, *[None] * len(ctx.needs_input_grad[3:])
         sizes = [module.out_features for module in ctx.layer.modules]
-        both = (tensor.split(sizes) for tensor in ctx.ours.weight_gradient(upstream_TO, x_TI))
-        return None, None, gradient, *(part for pair in zip(*both, strict=True) for part in pair)
+        weights, biases = (whole.split(sizes) for whole in ctx.ours.weight_gradient(upstream_TO, x_TI))
+        return None, None, gradient, *(each for both in zip(weights, biases, strict=True) for each in both)
 
 
-class _Attention(torch.autograd.Function):
+class _AttentionOp(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, ours: TrainingKernels, q_THE: Tensor, k_THE: Tensor, v_THE: Tensor, bounds_B1: Tensor
@@ -194,6 +200,7 @@ class _Attention(torch.autograd.Function):
         return ours._kernels.attention(q_THE, k_THE, v_THE, bounds_B1, bounds_B1).view(q_THE.shape)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Any, ...]:
         q_THE, k_THE, v_THE, bounds_B1 = ctx.saved_tensors
         num_tokens, num_heads, head = q_THE.shape
@@ -209,7 +216,7 @@ class _Attention(torch.autograd.Function):
         return None, q, k, v, None
 
 
-class _Gelu(torch.autograd.Function):
+class _GeluOp(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, ours: TrainingKernels, x: Tensor) -> Tensor:
         x = x.contiguous()
@@ -220,6 +227,7 @@ class _Gelu(torch.autograd.Function):
         return out
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *upstream: Tensor) -> tuple[None, Tensor]:
         (x,) = ctx.saved_tensors
         given, out = upstream[0].contiguous(), torch.empty_like(x)
@@ -227,7 +235,7 @@ class _Gelu(torch.autograd.Function):
         return None, out
 
 
-class _AddNorm(torch.autograd.Function):
+class _AddNormOp(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
@@ -243,9 +251,9 @@ class _AddNorm(torch.autograd.Function):
         level = round(dropped * _RANDOM_LEVELS)
         dropout = _Dropout(seed=0, dropped=0, scale=1.0)
         if level:
-            level = min(level, _RANDOM_LEVELS - 1)
             seed = int(torch.empty((), dtype=torch.int64).random_()) * 2 + 1
-            dropout = _Dropout(seed=seed, dropped=level, scale=_RANDOM_LEVELS / (_RANDOM_LEVELS - level))
+            scale = _RANDOM_LEVELS / (_RANDOM_LEVELS - level) if level < _RANDOM_LEVELS else 0.0  # none stays
+            dropout = _Dropout(seed=seed, dropped=min(level, _RANDOM_LEVELS - 1), scale=scale)
         sums, out = torch.empty_like(residual), torch.empty_like(residual)
         width = residual.shape[-1]
         ours._add_norm(
@@ -258,12 +266,13 @@ class _AddNorm(torch.autograd.Function):
         return out
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Any, ...]:
         sums, weight_D = ctx.saved_tensors
         given, width = upstream[0].contiguous(), sums.shape[-1]
         x_gradient = torch.empty(sums.shape, dtype=torch.bfloat16)
         residual_gradient = torch.empty_like(sums)
-        weight_gradient, bias_gradient = torch.empty(width), torch.empty(width)
+        weight_gradient, bias_gradient = (torch.empty(width, dtype=torch.float32) for _ in range(2))
         failed = ctx.ours._add_norm_gradient(
             *(given.data_ptr(), sums.data_ptr(), sums.numel() // width, width, ctx.dropout),
             *(weight_D.data_ptr(), ctx.epsilon, x_gradient.data_ptr(), residual_gradient.data_ptr()),
