@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import dataclasses
+import socket
+import zlib
 from functools import partial
 from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
+import torch.multiprocessing as mp
 from torch.nn import functional as F
 
+from bertray.model import kernels as kernels_module
 from bertray.model.encoders import outputs
+from bertray.model.kernels import training as training_module
 from bertray.model.kernels.training import TrainedLinear, TrainingKernels, training_kernels
 from bertray.storage.store import LocalStore
 from bertray.training import packed as packed_module
 from bertray.training.dropout import use_fast_dropout
-from bertray.training.loop import run_loop
+from bertray.training.loop import _Loop, run_loop
 from bertray.training.packed import PackedModel, pack
 from tests.model.test_kernels import ROUNDING, needs_tiles
-from tests.training.test_loop import SETTINGS, _Killed, dying_at, examples, losses
+from tests.training.test_loop import FORKSERVER, SETTINGS, _Killed, dying_at, examples, losses
 from tests.training.test_packed import FAMILIES, classifier_of, sequences
 
 pytestmark = needs_tiles
@@ -361,6 +366,40 @@ def test_a_killed_run_on_our_kernels_resumes_with_bit_equal_losses(tmp_path, ste
     resumed = run_loop(data, folder, 0, often, store)
     assert resumed.resumed_from == step
     assert losses(resumed) == losses(whole)
+
+
+def _rank(rank: int, port: int, folder, encoder, queue) -> None:
+    """One of two ranks: a run on our kernels, and one for which only rank 0 has them; says losses and weights."""
+    torch.set_num_threads(1)
+    address = f"tcp://127.0.0.1:{port}"
+    torch.distributed.init_process_group("gloo", init_method=address, rank=rank, world_size=2)
+    mine = folder / f"rank-{rank}"  # each rank writes its own copy of the same token shards
+    mine.mkdir()
+    data, said = examples(mine, 52), []
+    for name in ("all", "one"):
+        if name == "one" and rank == 1:
+            kernels_module.kernels = training_module.kernels = lambda: None
+            training_kernels.cache_clear()
+        loop = _Loop(data, encoder, 0, of("bf16"), LocalStore(folder / name), "cpu", None)
+        outcome = loop.run()
+        weights = [(key, zlib.crc32(weight.numpy().tobytes())) for key, weight in loop.raw_model.state_dict().items()]
+        said.append((loop.objective.packed.own_kernels, losses(outcome), weights))
+    queue.put((rank, said))
+    torch.distributed.destroy_process_group()
+
+
+def test_two_ranks_on_our_kernels_learn_what_one_does_and_keep_the_same_weights(tmp_path, encoder):
+    queue = FORKSERVER.SimpleQueue()
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    mp.start_processes(_rank, args=(port, tmp_path, encoder, queue), nprocs=2, start_method="forkserver")
+    (_, first), (_, second) = sorted(queue.get() for _ in range(2))
+    alone = run_loop(examples(tmp_path, 52), encoder, 0, of("bf16"), LocalStore(tmp_path / "alone"))
+    for (_, found, weights), (_, _, others) in zip(first, second, strict=True):
+        np.testing.assert_allclose(found, losses(alone), atol=2e-3)
+        assert weights == others
+    assert [[own for own, _, _ in said] for said in (first, second)] == [[True, True], [True, False]]
 
 
 def _remembered(nets, make, *args, **kwargs):
