@@ -7,6 +7,7 @@ Shape letters: N examples, V what is held out, K numbers kept of each.
 from __future__ import annotations
 
 import contextlib
+import gc
 import logging
 import time
 from collections.abc import Callable
@@ -166,11 +167,21 @@ class _Loop:
 
     def run(self) -> Outcome:
         self._resume()
-        if self.world_size > 1:
-            import torch
+        if self.world_size == 1:
+            return self._train()
+        import torch
 
-            ids = [torch.cuda.current_device()] if self.device.startswith("cuda") else None
-            self.model = torch.nn.parallel.DistributedDataParallel(self.net, device_ids=ids)
+        ids = [torch.cuda.current_device()] if self.device.startswith("cuda") else None
+        self.model = torch.nn.parallel.DistributedDataParallel(self.net, device_ids=ids)
+        try:
+            return self._train()
+        finally:
+            # DDP lies in a cycle and holds the process group. Were it the last to, collecting it would end the group
+            # with the interpreter's lock held, and wait for ever for a thread of gloo's that waits for that lock.
+            self.model = self.net
+            gc.collect()
+
+    def _train(self) -> Outcome:
         for row in self.progress.history:
             if row["kind"] == "eval":
                 self._tell_epoch(row)

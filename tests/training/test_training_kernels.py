@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import socket
 import zlib
 from functools import partial
@@ -371,8 +372,13 @@ def test_a_killed_run_on_our_kernels_resumes_with_bit_equal_losses(tmp_path, ste
 def _rank(rank: int, port: int, folder, encoder, queue) -> None:
     """One of two ranks: a run on our kernels, and one for which only rank 0 has them; says losses and weights."""
     torch.set_num_threads(1)
-    address = f"tcp://127.0.0.1:{port}"
-    torch.distributed.init_process_group("gloo", init_method=address, rank=rank, world_size=2)
+    torch.distributed.init_process_group(
+        "gloo",
+        init_method=f"tcp://127.0.0.1:{port}",
+        rank=rank,
+        world_size=2,
+        timeout=datetime.timedelta(seconds=180),
+    )
     mine = folder / f"rank-{rank}"  # each rank writes its own copy of the same token shards
     mine.mkdir()
     data, said = examples(mine, 52), []
