@@ -105,19 +105,21 @@ def test_what_is_not_finite_stays_in_its_own_sequence(ours):
 
 
 @needs_tiles
-@pytest.mark.parametrize("num_tokens", [1, 31, 32, 33, 128, 200])
-def test_a_linear_layer_for_any_number_of_tokens(ours, num_tokens):
+@pytest.mark.parametrize("inputs", [64, 384, 672])  # the last in turns of 256, 256 and 160
+@pytest.mark.parametrize("num_tokens", [1, 31, 32, 33, 128, 200, 900])
+def test_a_linear_layer_for_any_number_of_tokens(ours, num_tokens, inputs):
     torch.manual_seed(0)
-    weight, bias, x = torch.randn(96, 64).bfloat16(), torch.randn(96), torch.randn(num_tokens, 64).bfloat16()
+    weight, bias = torch.randn(96, inputs).bfloat16(), torch.randn(96)
+    x = torch.randn(num_tokens, inputs).bfloat16()
     expected = F.linear(x.float(), weight.float(), bias)
     assert distance(ours.linear(x, TiledLinear.of(weight, bias)), expected) < ROUNDING
 
 
 @needs_tiles
-@pytest.mark.parametrize("num_tokens", [1, 31, 200])
-def test_a_layer_behind_attention(ours, num_tokens):
+@pytest.mark.parametrize(("hidden", "inner"), [(64, 160), (96, 64), (416, 992)])
+@pytest.mark.parametrize("num_tokens", [1, 31, 200, 1300])
+def test_a_layer_behind_attention(ours, num_tokens, hidden, inner):
     torch.manual_seed(0)
-    hidden, inner = 64, 160
     sizes = ((hidden, hidden), (inner, hidden), (hidden, inner))
     weights = [(torch.randn(size) / size[1] ** 0.5).bfloat16() for size in sizes]
     biases = [torch.randn(size[0]) for size in sizes]

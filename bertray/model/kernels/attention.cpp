@@ -311,7 +311,7 @@ void add_transposed(const bf16* weights, int64_t keys_in_tiles, const bf16* righ
     store_tile(left, low);
     store_tile(left + TILE, high);
     for (int part = 0; part < wide; ++part) {
-      multiply<true>(left, right + 2 * part * TILE, WIDE, sums + part * WIDE, wide * WIDE * sizeof(float), [](int64_t) {});
+      multiply<true>(left, right + 2 * part * TILE, WIDE, sums + part * WIDE, wide * WIDE * sizeof(float), [] {});
     }
   }
 }

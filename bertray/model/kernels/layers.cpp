@@ -13,7 +13,10 @@
 
 namespace {
 
-constexpr int64_t MOST_ROWS = 128;  // of a block: what lies between its layers fits a second-level cache
+constexpr int64_t GROUP = 2;                   // rows whose sums are handed on together
+constexpr int64_t MOST_ROWS = 512;             // of a block
+constexpr int64_t ROWS_OF_ONE = 128;           // of a block of one linear layer, whose outputs go to memory
+constexpr int64_t MOST_BYTES = 3 << 19;        // of what lies between its layers: three quarters of a second-level cache
 
 }  // namespace
 
@@ -24,6 +27,10 @@ struct Linear {
   const bf16* tiles;
   const float* bias;
   int64_t inputs, outputs;
+
+  Weights weights() const { return {tiles, inputs * WIDE, inputs, outputs}; }
+  Weights outputs_from(int64_t o, int64_t count) const { return {tiles + o * inputs, inputs * WIDE, inputs, count}; }
+  Weights inputs_from(int64_t i, int64_t count) const { return {tiles + i * WIDE, inputs * WIDE, count, outputs}; }
 };
 
 struct Norm {
@@ -50,88 +57,105 @@ inline Pair gelu(Pair x) {
   return multiply_add(half * z, y, half);
 }
 
-// Calls `row(o, r, sums)` for each row r of `x` and each 32 outputs from o on with their sums, without the bias. Rows come in
-// whole blocks of 32, in tiles.
-template <typename Row>
-void for_each_sum(const Linear& linear, const bf16* x, int64_t num_rows, Row row) {
-  alignas(64) float sums[2][WIDE * WIDE];
-  const bf16* tiles = linear.tiles;
-  int64_t made = 0, o_before = 0, first_before = 0;
-  const auto hand_on = [&](int64_t r) {
-    row(o_before, first_before + r, load(sums[(made - 1) % 2] + r * WIDE));
-  };
-  for (int64_t o = 0; o < linear.outputs; o += WIDE, tiles += linear.inputs * WIDE) {
-    for (int64_t first = 0; first < num_rows; first += WIDE) {
-      float* const to = sums[made % 2];
-      if (made == 0) {
-        multiply(x + first * linear.inputs, tiles, linear.inputs, to, WIDE * sizeof(float), [](int64_t) {});
-      } else {
-        multiply(x + first * linear.inputs, tiles, linear.inputs, to, WIDE * sizeof(float), hand_on);
-      }
-      ++made;
-      o_before = o;
-      first_before = first;
-    }
-  }
-  for (int64_t r = 0; r < WIDE; ++r) hand_on(r);
-}
-
-// Sums of all outputs of the rows of `x`, [num_rows, outputs] in fp32, without the bias.
-void all_sums(const Linear& linear, const bf16* x, int64_t num_rows, float* sums, int64_t sums_stride) {
-  const bf16* tiles = linear.tiles;
-  for (int64_t o = 0; o < linear.outputs; o += WIDE, tiles += linear.inputs * WIDE) {
-    for (int64_t first = 0; first < num_rows; first += WIDE) {
-      multiply(x + first * linear.inputs, tiles, linear.inputs, sums + first * sums_stride + o,
-               sums_stride * sizeof(float), [](int64_t) {});
+// Calls `take(o, r, sums)` for each GROUP of rows of `x` from r on and each 32 outputs from o on with their sums, [GROUP, 32] in
+// fp32 without the bias. Rows come in whole blocks of 32, in tiles; `waiting` holds 64 numbers a row.
+template <typename Take>
+void for_each_sum(const Weights& weights, const bf16* x, int64_t num_rows, float* waiting, Take take) {
+  const int64_t inputs = weights.inputs, blocks = num_rows / WIDE;
+  // Sums of a block wait until the next is made; where their inputs come in turns, until that of the same rows is.
+  const int64_t lag = inputs <= MOST_INPUTS ? 1 : blocks;
+  const auto waiting_of = [=](int64_t block) { return waiting + block % (2 * lag) * WIDE * WIDE; };
+  multiply_all<false>(
+      x, num_rows, weights, [=](int64_t o, int64_t first) { return waiting_of((o * blocks + first) / WIDE); },
+      WIDE * sizeof(float), [=](int64_t o, int64_t first, int64_t i) {
+        const int64_t made = (o * blocks + first) / WIDE, block = std::max(made - lag, int64_t{0});
+        const int64_t o_before = block / blocks * WIDE, first_before = block % blocks * WIDE;
+        const float* const from = waiting_of(block);
+        // Of the 32 rows as large a share as of the inputs.
+        int64_t r = made < lag ? WIDE : round_up((i * WIDE + inputs - 1) / inputs, GROUP);
+        return [=]() mutable {
+          i += WIDE;
+          for (; r * inputs < i * WIDE; r += GROUP) take(o_before, first_before + r, from + r * WIDE);
+        };
+      });
+  const int64_t made = weights.outputs / WIDE * blocks;
+  for (int64_t block = made - lag; block < made; ++block) {
+    for (int64_t r = 0; r < WIDE; r += GROUP) {
+      take(block / blocks * WIDE, block % blocks * WIDE + r, waiting_of(block) + r * WIDE);
     }
   }
 }
 
-// Normalizes sums + bias + residual over a row; takes residuals from `residual(i)` and hands on numbers by `to(i, ...)`.
+// Sums of rows lie 32 x 32 at a time, those of the next outputs behind, a little apart: rows at powers of two share few
+// places in a cache.
+constexpr int64_t SUMS_APART = WIDE * WIDE + WIDE;
+
+inline int64_t in_blocks(int64_t r, int64_t o, int64_t width) {
+  return (r / WIDE * (width / WIDE) + o / WIDE) * SUMS_APART + r % WIDE * WIDE;
+}
+
+// Sums of all outputs of the rows of `x`, without the bias; ADD: added to what is there.
+template <bool ADD = false>
+void all_sums(const Weights& weights, const bf16* x, int64_t num_rows, float* sums) {
+  multiply_all<ADD>(
+      x, num_rows, weights, [&](int64_t o, int64_t first) { return sums + in_blocks(first, o, weights.outputs); },
+      WIDE * sizeof(float), [](int64_t, int64_t, int64_t) { return [] {}; });
+}
+
+// Normalizes sums + bias + residual over row r; takes residuals from `residual(i)` and hands on numbers by `to(i, ...)`.
 template <typename Residual, typename To>
-void add_and_norm(float* sums, const Linear& linear, const Norm& norm, Residual residual, To to) {
+void add_and_norm(float* sums, int64_t r, const Linear& linear, const Norm& norm, Residual residual, To to) {
   const int64_t width = linear.outputs;
+  float* const row = sums + in_blocks(r, 0, width);
+  const auto at = [&](int64_t i) { return row + i / WIDE * SUMS_APART; };
   Pair total = pair_of(0), squares = pair_of(0);
   for (int64_t i = 0; i < width; i += WIDE) {
-    const Pair x = load(sums + i) + load(linear.bias + i) + residual(i);
-    store(sums + i, x);
+    const Pair x = load(at(i)) + load(linear.bias + i) + residual(i);
+    store(at(i), x);
     total = total + x;
   }
   const Pair mean = pair_of(sum(total) / width);
   for (int64_t i = 0; i < width; i += WIDE) {
-    const Pair off = load(sums + i) - mean;
+    const Pair off = load(at(i)) - mean;
     squares = multiply_add(off, off, squares);
   }
   const Pair scale = pair_of(1.0f / std::sqrt(sum(squares) / width + norm.epsilon));
   for (int64_t i = 0; i < width; i += WIDE) {
-    to(i, multiply_add((load(sums + i) - mean) * scale, load(norm.weight + i), load(norm.bias + i)));
+    to(i, multiply_add((load(at(i)) - mean) * scale, load(norm.weight + i), load(norm.bias + i)));
   }
 }
 
-// So that every thread has work.
-int64_t block_of(int64_t num_rows, int num_threads) {
-  return std::clamp(round_up((num_rows + num_threads - 1) / num_threads, WIDE), int64_t{WIDE}, MOST_ROWS);
+// Rows of a block, at most so many: every thread has as much to do.
+int64_t block_of(int64_t num_rows, int64_t most, int num_threads) {
+  most = std::clamp(most / WIDE * WIDE, int64_t{WIDE}, MOST_ROWS);
+  const int64_t rounds = (num_rows + most * num_threads - 1) / (most * num_threads);
+  const int64_t blocks = std::max(rounds * num_threads, int64_t{1});
+  return std::max(round_up((num_rows + blocks - 1) / blocks, WIDE), int64_t{WIDE});
 }
 
 template <typename In, typename Out>
 int linear_of(const void* from, int64_t num_rows, const Linear& linear, void* to, int num_threads) {
   const In* x = static_cast<const In*>(from);
   Out* out = static_cast<Out*>(to);
-  const int64_t block = block_of(num_rows, num_threads);
+  const int64_t block = block_of(num_rows, ROWS_OF_ONE, num_threads);
   int failed = 0;
 #pragma omp parallel num_threads(num_threads) reduction(| : failed)
   {
     const Tiles tiles;
     const Buffer<bf16> copy(block * linear.inputs);
-    failed |= copy == nullptr;
+    const Buffer<float> waiting(2 * block * WIDE);
+    failed |= copy == nullptr || waiting == nullptr;
 #pragma omp for schedule(dynamic, 1)
     for (int64_t first = 0; first < num_rows; first += block) {
       if (failed) continue;
       const int64_t count = std::min(block, num_rows - first);
       lay_out(x + first * linear.inputs, count, linear.inputs, copy);
-      for_each_sum(linear, copy, round_up(count, WIDE), [&](int64_t o, int64_t r, Pair sums) {
-        if (r >= count) return;
-        store(out + (first + r) * linear.outputs + o, linear.bias ? sums + load(linear.bias + o) : sums);
+      for_each_sum(linear.weights(), copy, round_up(count, WIDE), waiting, [&](int64_t o, int64_t r, const float* sums) {
+        const Pair bias = linear.bias ? load(linear.bias + o) : pair_of(0);
+        Out* row = out + (first + r) * linear.outputs + o;
+        for (const float* end = sums + std::min(GROUP, count - r) * WIDE; sums < end; sums += WIDE, row += linear.outputs) {
+          store(row, load(sums) + bias);
+        }
       });
     }
   }
@@ -156,33 +180,40 @@ int bertray_feed_forward(const bf16* attended, const bf16* x, int64_t num_rows, 
                          const Norm* attended_norm, const Linear* up, const Linear* down, const Norm* output_norm,
                          bf16* out, int num_threads) {
   const int64_t hidden = up->inputs, inner = up->outputs;
-  const int64_t block = block_of(num_rows, num_threads);
-  const int64_t sums_stride = hidden + ROWS;  // rows at powers of two share few places in a cache
+  const int64_t block = block_of(num_rows, MOST_BYTES / (hidden * (2 * sizeof(bf16) + sizeof(float))), num_threads);
   int failed = 0;
 #pragma omp parallel num_threads(num_threads) reduction(| : failed)
   {
     const Tiles tiles;
-    const Buffer<bf16> copy(block * hidden), middle(block * hidden), activated(block * inner);
-    const Buffer<float> sums(block * sums_stride);
-    failed |= copy == nullptr || middle == nullptr || activated == nullptr || sums == nullptr;
+    const Buffer<bf16> copy(block * hidden), middle(block * hidden);
+    const Buffer<float> sums(in_blocks(block, 0, hidden)), waiting(2 * block * WIDE);
+    failed |= copy == nullptr || middle == nullptr || sums == nullptr || waiting == nullptr;
 #pragma omp for schedule(dynamic, 1)
     for (int64_t first = 0; first < num_rows; first += block) {
       if (failed) continue;
       const int64_t count = std::min(block, num_rows - first), whole = round_up(count, WIDE);
       lay_out(attended + first * hidden, count, hidden, copy);
-      all_sums(*attended_linear, copy, whole, sums, sums_stride);
+      all_sums(attended_linear->weights(), copy, whole, sums);
       for (int64_t r = 0; r < whole; ++r) {
         const int64_t row = first + std::min(r, count - 1);  // what fills the block repeats the last row, and is thrown away
-        add_and_norm(sums + r * sums_stride, *attended_linear, *attended_norm,
+        add_and_norm(sums, r, *attended_linear, *attended_norm,
                      [&](int64_t i) { return load(x + row * hidden + i); },
                      [&](int64_t i, Pair y) { store(middle + in_tiles(r, i, hidden), y); });
       }
-      for_each_sum(*up, middle, whole, [&](int64_t o, int64_t r, Pair part) {
-        store(activated + in_tiles(r, o, inner), gelu(part + load(up->bias + o)));
-      });
-      all_sums(*down, activated, whole, sums, sums_stride);
+      // As many of the inner numbers at a time as there are hidden ones, in the place of what attention gave.
+      for (int64_t i = 0; i < inner; i += hidden) {
+        const int64_t width = std::min(hidden, inner - i);
+        bf16* const activated = copy;
+        for_each_sum(up->outputs_from(i, width), middle, whole, waiting, [&](int64_t o, int64_t r, const float* part) {
+          const Pair bias = load(up->bias + i + o);
+          bf16* row = activated + in_tiles(r, o, width);
+          for (int64_t g = 0; g < GROUP; ++g) store(row + g * WIDE, gelu(load(part + g * WIDE) + bias));
+        });
+        const auto add = i == 0 ? all_sums<false> : all_sums<true>;
+        add(down->inputs_from(i, width), activated, whole, sums);
+      }
       for (int64_t r = 0; r < count; ++r) {
-        add_and_norm(sums + r * sums_stride, *down, *output_norm,
+        add_and_norm(sums, r, *down, *output_norm,
                      [&](int64_t i) { return load(middle + in_tiles(r, i, hidden)); },
                      [&](int64_t i, Pair y) { store(out + (first + r) * hidden + i, y); });
       }

@@ -2,6 +2,8 @@
 
 #pragma once
 
+#include <algorithm>
+
 #include "tiles.h"
 
 // Numbers of a row of 16 and of another, 16 rows below, lie in two tiles side by side, those of the next inputs behind.
@@ -10,7 +12,7 @@ inline int64_t in_tiles(int64_t r, int64_t i, int64_t width) {
 }
 
 // Sums over all inputs of 32 rows for 32 outputs, [32, .] in fp32, whose rows lie so many bytes apart; ADD: added to what is
-// there. Calls `beside(r)` for each of 32 numbers r in turn: work for the vector units, which would wait for tiles otherwise.
+// there. Calls `beside()` for each 32 inputs: work for the vector units, which would wait for tiles otherwise.
 template <bool ADD = false, typename Beside>
 inline void multiply(const bf16* x, const bf16* tiles, int64_t inputs, float* sums, int64_t sums_bytes, Beside beside) {
   float* sums_lower = reinterpret_cast<float*>(reinterpret_cast<uint8_t*>(sums) + ROWS * sums_bytes);
@@ -26,9 +28,7 @@ inline void multiply(const bf16* x, const bf16* tiles, int64_t inputs, float* su
     _tile_zero(2);
     _tile_zero(3);
   }
-  const int64_t steps = inputs / WIDE;
-  int64_t r = 0;
-  for (int64_t step = 1; step <= steps; ++step, x += 2 * TILE, tiles += 2 * TILE) {
+  for (int64_t i = 0; i < inputs; i += WIDE, x += 2 * TILE, tiles += 2 * TILE) {
     _tile_loadd(4, x, 64);
     _tile_loadd(6, tiles, 64);
     _tile_dpbf16ps(0, 4, 6);
@@ -37,12 +37,53 @@ inline void multiply(const bf16* x, const bf16* tiles, int64_t inputs, float* su
     _tile_loadd(5, x + TILE, 64);
     _tile_dpbf16ps(2, 5, 6);
     _tile_dpbf16ps(3, 5, 7);
-    for (; r * steps < step * WIDE; ++r) beside(r);
+    beside();
   }
   _tile_stored(0, sums, sums_bytes);
   _tile_stored(1, sums + ROWS, sums_bytes);
   _tile_stored(2, sums_lower, sums_bytes);
   _tile_stored(3, sums_lower + ROWS, sums_bytes);
+}
+
+// Weights in tiles of some inputs of a linear layer; those of 32 outputs and of the next 32 lie `stride` apart.
+struct Weights {
+  const bf16* tiles;
+  int64_t stride, inputs, outputs;
+};
+
+// Of 32 outputs the weights of so many inputs stay in a first-level cache while all rows pass by.
+constexpr int64_t MOST_INPUTS = 384, INPUTS_AT_A_TIME = 256;
+
+// Sums of 32 rows of `x` for 32 outputs go to `place(o, first)`, [32, .] in fp32, for all outputs and all rows; ADD: are
+// added to what is there. `x` lies in tiles, in whole blocks of 32 rows. What `beside(o, first, i)` returns is called for each
+// 32 inputs of these from i on.
+template <bool ADD, typename Place, typename Beside>
+void multiply_all(const bf16* x, int64_t num_rows, const Weights& weights, Place place, int64_t sums_bytes, Beside beside) {
+  const int64_t inputs = weights.inputs, at_a_time = inputs <= MOST_INPUTS ? inputs : INPUTS_AT_A_TIME;
+  const int64_t lines_a_step = (WIDE * WIDE + num_rows - 1) / num_rows;
+  for (int64_t o = 0; o < weights.outputs; o += WIDE) {
+    const bf16* const panel = weights.tiles + o / WIDE * weights.stride;
+    for (int64_t i = 0; i < inputs; i += at_a_time) {
+      const int64_t count = std::min(at_a_time, inputs - i);
+      // The next weights come into the second-level cache meanwhile.
+      const bool last = i + count == inputs;
+      const bf16* ahead = last ? panel + weights.stride : panel + (i + count) * WIDE;
+      const int64_t lines = last && o + WIDE == weights.outputs ? 0 : lines_a_step;
+      for (int64_t first = 0; first < num_rows; first += WIDE) {
+        auto also = beside(o, first, i);
+        const auto each_step = [&] {
+          for (int64_t line = 0; line < lines; ++line, ahead += WIDE) _mm_prefetch(ahead, _MM_HINT_T1);
+          also();
+        };
+        const bf16* const rows = x + first * inputs + i * WIDE;
+        if (ADD || i > 0) {
+          multiply<true>(rows, panel + i * WIDE, count, place(o, first), sums_bytes, each_step);
+        } else {
+          multiply(rows, panel + i * WIDE, count, place(o, first), sums_bytes, each_step);
+        }
+      }
+    }
+  }
 }
 
 // `count` rows in tiles, filled up with zeros.

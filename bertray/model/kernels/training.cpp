@@ -65,7 +65,7 @@ int weight_gradient_of(const void* upstream_, const void* x_, int64_t num_rows, 
       for (int64_t o = 0; o < outputs; o += WIDE) {
         for (int64_t i = 0; i < inputs; i += WIDE) {
           float* to = gradient + o * inputs + i;
-          const auto nothing = [](int64_t) {};
+          const auto nothing = [] {};
           if (first == 0) {
             multiply(left + o * whole, right + i * whole, whole, to, inputs * sizeof(float), nothing);
           } else {
