@@ -239,6 +239,28 @@ def _train_bertray(task: Task) -> Run:
     return run
 
 
+# --- what the machine could do at best -------------------------------------------------------------------------------
+
+
+def _limit(task: Task) -> Run:
+    """Matrix products of the model's own shapes, in the precision that we pick: the seconds of 1e12 operations."""
+    from transformers import AutoConfig
+
+    from bertray.benchmark.limit import ModelShape, matmul_rate
+    from bertray.model.engine import choose_dtype
+
+    device = torch.device(task.device)
+    shape, dtype = ModelShape.of(AutoConfig.from_pretrained(task.model)), choose_dtype("auto", device)
+
+    def run() -> float:
+        seconds = 1e12 / matmul_rate(shape, dtype, device)
+        if device.type == "cuda":
+            torch.cuda.empty_cache()  # the ways that take turns with it want the memory
+        return seconds
+
+    return run
+
+
 # --- running them ----------------------------------------------------------------------------------------------------
 
 
@@ -273,6 +295,7 @@ CONTESTANTS: dict[str, Callable[[Task], Run]] = {
     "int8": _scoring(partial(_engine, precision="int8")),
     "train_tutorial": _train_tutorial,
     "train_bertray": _train_bertray,
+    "limit": _limit,
 }
 
 

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 import bertray
 from bertray.benchmark.contestants import Contestant, Task
 from bertray.benchmark.gpu import visible_gpus, watched_gpus
-from bertray.benchmark.limit import ModelShape, matmul_rate
+from bertray.benchmark.limit import ModelShape
 from bertray.benchmark.memory import watched
 from bertray.config import Cleaning
 from bertray.environment import COMPUTE_ENV, unless_chosen
@@ -51,6 +51,7 @@ class Runs:
     tokens: int  # padding not counted
     flops: float  # of the whole model, over these tokens
     seconds: list[float] = field(default_factory=list)  # at work; start-up is apart
+    limits: list[float] = field(default_factory=list)  # FLOP/s of matrix products just before each run
     start_up_s: list[float] = field(default_factory=list)
     gpu_busy: list[float] = field(default_factory=list)  # share of these seconds, of runs of which it is known
     peak_mb: int = 0
@@ -72,8 +73,9 @@ class Runs:
         return float(self.tokens / np.median(self.seconds))
 
     @property
-    def flops_per_s(self) -> float:
-        return float(self.flops / np.median(self.seconds))
+    def share_of_limit(self) -> float:
+        """Of what matrix products reached just before each run; the median, since the machine's speed moves."""
+        return float(np.median(self.flops / np.array(self.seconds) / np.array(self.limits)))
 
 
 @dataclass(frozen=True)
@@ -208,11 +210,13 @@ def in_turn(
     measured = {name: trial.runs(name) for name in ways}
     with ExitStack() as stack:
         processes = {name: stack.enter_context(trial.contestant(name)) for name, way in ways.items() if way is None}
+        limit = processes["limit"] = stack.enter_context(trial.contestant("limit"))
         others = frozenset(process.pid for process in processes.values())
         gpus = visible_gpus(trial.device)
         for number in range(rounds):
             for name, way in ways.items():
                 runs = measured[name]
+                runs.limits.append(1e12 / limit.seconds())
                 with watched_gpus(gpus[: num_gpus if way else 1]) as busy:
                     if way is None:
                         runs.seconds.append(processes[name].seconds())
@@ -240,8 +244,6 @@ def to_json(
     from bertray.model.engine import choose_dtype
 
     device = torch.device(trial.device)
-    dtype = choose_dtype("auto", device)
-    limit = matmul_rate(trial.shape, dtype, device)
     own = measured.get("bertray") or measured["engine"]
     minutes = 1e6 / own.rows_per_s / 60
     ways = {}
@@ -256,7 +258,7 @@ def to_json(
             "gpu_busy": runs.gpu_busy,
             "rows_per_s": runs.rows_per_s,
             "tokens_per_s": runs.tokens_per_s,
-            "share_of_limit": runs.flops_per_s / limit,
+            "share_of_limit": runs.share_of_limit,
             "bertray_is_faster_by": ours.faster_by(runs),
             "peak_mb": runs.peak_mb or None,
             "agreement": agreement(trial, name),
@@ -269,13 +271,13 @@ def to_json(
             "cores": os.cpu_count(),
             "device": trial.device,
             "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
-            "precision": str(dtype).removeprefix("torch."),
+            "precision": str(choose_dtype("auto", device)).removeprefix("torch."),
         },
         "model": model,
         "max_length": trial.max_length,
         "rounds": rounds,
         "tokens_per_review": float(trial.lens_N.mean()),
-        "limit_tflops": limit / 1e12,
+        "limit_tflops": float(np.median(own.limits)) / 1e12,
         "ways": ways,
         "job_share_of_engine": own.faster_by(measured["engine"]),
         "minutes_per_million_reviews": minutes,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 
 import pyarrow as pa
@@ -69,7 +70,7 @@ def test_each_run_of_a_way_tells_how_busy_the_gpu_was(driver, tiny_encoder, tmp_
         max_length=16,
         few_rows=1,
         device="cpu",
-        environment={},
+        environment=os.environ,
         seed=0,
     )
 
@@ -79,6 +80,8 @@ def test_each_run_of_a_way_tells_how_busy_the_gpu_was(driver, tiny_encoder, tmp_
 
     (runs,) = measure.in_turn(trial, {"bertray": way}, 2, lambda _: None, num_gpus=2).values()
     assert runs.gpu_busy == pytest.approx([0.4, 0.4])
+    assert all(1e8 < limit < 1e14 for limit in runs.limits)
+    assert len(runs.limits) == 2
     assert "--id=GPU-a,GPU-b\n" in (tmp_path / "asked").read_text()
 
 

@@ -12,3 +12,8 @@ def test_a_ratio_is_of_runs_of_the_same_round_so_that_a_slow_minute_slows_both()
     theirs = Runs(rows=5, tokens=50, flops=1.0, seconds=[1.5, 15.0, 8.0])
     assert ours.faster_by(theirs) == pytest.approx(3.0)  # of medians: 8
     assert ours.faster_by(ours) == 1.0
+
+
+def test_the_share_of_the_limit_is_of_what_the_machine_could_do_at_that_moment():
+    runs = Runs(rows=10, tokens=100, flops=6.0, seconds=[1.0, 2.0, 1.0], limits=[12.0, 6.0, 8.0])
+    assert runs.share_of_limit == pytest.approx(0.5)  # of medians: 0.75
