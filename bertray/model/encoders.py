@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - the name everyone knows
 
 from bertray.errors import ConfigError
-from bertray.model.kernels import Kernels, fits
+from bertray.model.kernels import Kernels, TiledLinear, fits
 from bertray.model.linear import KernelLinear, Linear, PlainLinear, gelu_kind
 from bertray.model.packing import Group, Pack
 from bertray.model.tokenization import Sequences, ranges
@@ -100,12 +100,15 @@ class Layer:
 
     query: Linear
     key_value: Linear
-    query_key_value: Linear
+    query_key_value: Linear | None
+    """None where `attend` has it."""
     attended: Linear
     attended_norm: Norm
     up: Linear
     down: Linear
     output_norm: Norm
+    attend: Callable[[Tensor, Tensor], Tensor] | None
+    """Attention with what goes before it as one kernel, from what the layer got and `PackTensors.bounds_B1`."""
     feed_forward: Callable[[Tensor, Tensor], Tensor] | None
     """All that follows attention, from what it gave and what the layer got, as one kernel."""
 
@@ -168,7 +171,8 @@ class PackedEncoder:
         self._projection = None if weights.projection is None else _linear([weights.projection], to, linear)
         made: dict[int, Layer] = {}  # ALBERT runs the same layer many times
         self._layers = [
-            made.setdefault(id(found["up"]), _layer(found, to, linear, kernels)) for found in weights.layers
+            made.setdefault(id(found["up"]), _layer(found, to, linear, kernels, self.num_heads))
+            for found in weights.layers
         ]
 
     def first_tokens(self, pack: PackTensors) -> Tensor:
@@ -211,6 +215,10 @@ class PackedEncoder:
         return layer.output_norm(layer.down.plus(layer.up.activated(x_TD), x_TD))
 
     def _attend(self, layer: Layer, x_TD: Tensor, pack: PackTensors) -> Tensor:
+        if layer.attend is not None:
+            assert pack.bounds_B1 is not None
+            return layer.attend(x_TD, pack.bounds_B1)
+        assert layer.query_key_value is not None
         qkv_T3D = layer.query_key_value(x_TD)
         num_tokens, hidden = x_TD.shape
         if pack.bounds_B1 is not None:
@@ -519,13 +527,17 @@ def fits_kernels(model: Any) -> bool:
     return True
 
 
-def _layer(found: dict[str, Any], to: dict[str, Any], linear: Callable[..., Linear], kernels: Kernels | None) -> Layer:
+def _layer(
+    found: dict[str, Any], to: dict[str, Any], linear: Callable[..., Linear], kernels: Kernels | None, num_heads: int
+) -> Layer:
     attended, up, down = (
         _linear([found["attended"]], to, linear),
         _linear([found["up"]], to, linear, found["activation"]),
         _linear([found["down"]], to, linear),
     )
-    feed_forward = None
+    attend = feed_forward = None
+    if kernels is not None:
+        attend = kernels.self_attention(_tiled_by_head(found["attention"], num_heads), num_heads)
     if kernels is not None and gelu_kind(found["activation"]) == "none":
         assert isinstance(attended, KernelLinear)
         assert isinstance(up, KernelLinear)
@@ -536,12 +548,13 @@ def _layer(found: dict[str, Any], to: dict[str, Any], linear: Callable[..., Line
     return Layer(
         query=_linear(found["attention"][:1], to, linear),
         key_value=_linear(found["attention"][1:], to, linear),
-        query_key_value=_linear(found["attention"], to, linear),
+        query_key_value=None if attend else _linear(found["attention"], to, linear),
         attended=attended,
         attended_norm=_norm(found["attended_norm"], to),
         up=up,
         down=down,
         output_norm=_norm(found["output_norm"], to),
+        attend=attend,
         feed_forward=feed_forward,
     )
 
@@ -551,6 +564,16 @@ def _linear(modules: Any, to: dict[str, Any], linear: Callable[..., Linear], act
     weight = torch.cat([module.weight.detach() for module in modules]).to(**to)
     bias = torch.cat([module.bias.detach() for module in modules]).to(device=to["device"])
     return linear(weight, bias, activation)
+
+
+def _tiled_by_head(modules: Any, num_heads: int) -> TiledLinear:
+    """Queries, keys and values as one linear layer for our kernels: those of the first head, then of the next."""
+
+    def by_head(tensors: list[Tensor]) -> Tensor:
+        heads = [tensor.detach().view(num_heads, -1, *tensor.shape[1:]) for tensor in tensors]
+        return torch.cat(heads, dim=1).flatten(0, 1)
+
+    return TiledLinear.of(by_head([module.weight for module in modules]), by_head([module.bias for module in modules]))
 
 
 def _norm(module: torch.nn.LayerNorm, to: dict[str, Any]) -> Norm:

@@ -140,6 +140,24 @@ def test_a_layer_behind_attention(ours, num_tokens, hidden, inner):
 
 
 @needs_tiles
+@pytest.mark.parametrize(("num_heads", "head"), [(3, 32), (2, 64), (7, 96)])
+@pytest.mark.parametrize("lens", [[1], [5, 40, 1, 31, 32, 33, 64], [700, 3, 3], [30] * 60])
+def test_attention_with_the_linear_layer_before_it(ours, num_heads, head, lens):
+    torch.manual_seed(0)
+    hidden = num_heads * head
+    parts = [(torch.randn(hidden, hidden) / hidden**0.5, torch.randn(hidden)) for _ in range(3)]
+    by_head = [
+        torch.cat([p.unflatten(0, (num_heads, head)) for p in kind], 1).flatten(0, 1)
+        for kind in zip(*parts, strict=True)
+    ]
+    bounds = torch.tensor(np.cumsum([0, *lens]), dtype=torch.int32)
+    x = torch.randn(sum(lens), hidden).bfloat16()
+    found = ours.self_attention(TiledLinear.of(by_head[0], by_head[1]), num_heads)(x, bounds)
+    apart = [ours.linear(x, TiledLinear.of(*part)).view(-1, num_heads, head) for part in parts]
+    assert torch.equal(found, ours.attention(*apart, bounds, bounds))
+
+
+@needs_tiles
 def test_the_threads_make_no_difference(ours, monkeypatch):
     torch.manual_seed(0)
     layer, x = TiledLinear.of(torch.randn(64, 64).bfloat16(), torch.randn(64)), torch.randn(333, 64).bfloat16()

@@ -111,6 +111,8 @@ class Kernels:
             *(pointer, size, pointer, pointer, size, pointer, pointer),
             *(size, count, count, pointer, size, count),
         ]
+        self._self_attention = library.bertray_self_attention
+        self._self_attention.argtypes = [pointer, linear, pointer, size, count, pointer, count]
         self._linear = library.bertray_linear
         self._linear.argtypes = [pointer, count, size, linear, pointer, count, count]
         self._feed_forward = library.bertray_feed_forward
@@ -138,6 +140,23 @@ class Kernels:
             *(out_TD.data_ptr(), num_heads * head, torch.get_num_threads()),
         )
         return done(failed, out_TD)
+
+    def self_attention(self, layer: TiledLinear, num_heads: int) -> Callable[[Tensor, Tensor], Tensor]:
+        """Attention within each sequence with the linear layer before it, [T, D], from what goes in and the bounds.
+
+        `layer` is [H * 3 * E, D]: queries, keys and values of the first of `num_heads`, then those of the next; bounds
+        are int32 [B + 1], where each sequence begins and the last ends, the first of them 0.
+        """
+
+        def run(x_TD: Tensor, bounds_B1: Tensor) -> Tensor:
+            out_TD = torch.empty_like(x_TD)
+            failed = self._self_attention(
+                *(x_TD.data_ptr(), layer.struct, bounds_B1.data_ptr(), len(bounds_B1) - 1),
+                *(num_heads, out_TD.data_ptr(), torch.get_num_threads()),
+            )
+            return done(failed, out_TD)
+
+        return run
 
     def linear(self, x_TI: Tensor, layer: TiledLinear, dtype: torch.dtype = torch.bfloat16) -> Tensor:
         """[T, O] in bf16 or fp32, of either."""

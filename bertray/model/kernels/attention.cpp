@@ -418,6 +418,56 @@ int bertray_attention(const bf16* query, int64_t query_stride, const bf16* key, 
   return failed;
 }
 
+// Attention within each sequence of `x`, [T, D], by queries, keys and values that `linear` makes of it: those of the first
+// head side by side, then those of the next. What a thread makes of some sequences stays in its cache. Returns 0, or 1 where
+// memory is out or a head has no size for tiles.
+int bertray_self_attention(const bf16* x, const Linear* linear, const int32_t* bounds, int64_t num_sequences, int num_heads,
+                           bf16* out, int num_threads) {
+  const int64_t hidden = linear->inputs, size = linear->outputs / num_heads / 3, num_rows = bounds[num_sequences];
+  if (size % WIDE != 0 || size > MOST_WIDE * WIDE) return 1;
+  const int64_t stride = 3 * size;
+  // A sequence belongs to the block in which it begins.
+  const int64_t block = block_of(num_rows, MOST_ROWS, num_threads), num_blocks = (num_rows + block - 1) / block;
+  const auto begin_of = [=](int64_t number) {
+    return std::lower_bound(bounds, bounds + num_sequences, static_cast<int32_t>(std::min(number * block, num_rows))) - bounds;
+  };
+  int64_t longest = 0, most = 0;
+  for (int64_t b = 0; b < num_sequences; ++b) longest = std::max<int64_t>(longest, bounds[b + 1] - bounds[b]);
+  for (int64_t n = 0; n < num_blocks; ++n) most = std::max<int64_t>(most, bounds[begin_of(n + 1)] - bounds[begin_of(n)]);
+  most = round_up(most, WIDE);
+  const float scale = 1.0f / std::sqrt(static_cast<float>(size));
+  int failed = 0;
+#pragma omp parallel num_threads(num_threads) reduction(| : failed)
+  {
+    const Tiles tiles;
+    const Scratch scratch(longest, size);
+    const Buffer<bf16> copy(most * hidden), made(most * stride);
+    const Buffer<float> waiting(2 * most * WIDE);
+    failed |= scratch.missing() || copy == nullptr || made == nullptr || waiting == nullptr;
+#pragma omp for schedule(dynamic, 1)
+    for (int64_t n = 0; n < num_blocks; ++n) {
+      const int64_t begin = begin_of(n), end = begin_of(n + 1), first = bounds[begin], count = bounds[end] - first;
+      if (failed || count == 0) continue;
+      lay_out(x + first * hidden, count, hidden, copy);
+      for (int head = 0; head < num_heads; ++head) {
+        const float* bias = linear->bias ? linear->bias + head * stride : nullptr;
+        for_each_sum(linear->outputs_from(head * stride, stride), copy, round_up(count, WIDE), waiting,
+                     [&](int64_t o, int64_t r, const float* sums) {
+                       const Pair add = bias ? load(bias + o) : pair_of(0);
+                       for (int64_t g = 0; g < GROUP; ++g) store(made + (r + g) * stride + o, load(sums + g * WIDE) + add);
+                     });
+        for (int64_t b = begin; b < end; ++b) {
+          const int64_t row = bounds[b], length = bounds[b + 1] - row;
+          const bf16* query = made + (row - first) * stride;
+          const Heads heads{query, query + size, query + 2 * size, stride, stride, static_cast<int>(size / WIDE), scale};
+          attend(heads, length, length, scratch, out + row * hidden + head * size, hidden);
+        }
+      }
+    }
+  }
+  return failed;
+}
+
 // Gradients of queries, keys and values, whose rows lie `gradient_stride` apart, from that of what attention gave. All of a
 // sequence's tokens ask and are asked.
 int bertray_attention_gradient(const bf16* query, const bf16* key, const bf16* value, int64_t stride, const bf16* upstream,

@@ -13,25 +13,12 @@
 
 namespace {
 
-constexpr int64_t GROUP = 2;                   // rows whose sums are handed on together
-constexpr int64_t MOST_ROWS = 512;             // of a block
-constexpr int64_t ROWS_OF_ONE = 128;           // of a block of one linear layer, whose outputs go to memory
-constexpr int64_t MOST_BYTES = 3 << 19;        // of what lies between its layers: three quarters of a second-level cache
+constexpr int64_t ROWS_OF_ONE = 128;     // of a block of one linear layer, whose outputs go to memory
+constexpr int64_t MOST_BYTES = 3 << 19;  // of what lies between a block's layers: three quarters of a second-level cache
 
 }  // namespace
 
 extern "C" {
-
-// For each 32 outputs and each 32 inputs two tiles, 16 outputs each: pairs of inputs a row. The bias is in fp32, or null.
-struct Linear {
-  const bf16* tiles;
-  const float* bias;
-  int64_t inputs, outputs;
-
-  Weights weights() const { return {tiles, inputs * WIDE, inputs, outputs}; }
-  Weights outputs_from(int64_t o, int64_t count) const { return {tiles + o * inputs, inputs * WIDE, inputs, count}; }
-  Weights inputs_from(int64_t i, int64_t count) const { return {tiles + i * WIDE, inputs * WIDE, count, outputs}; }
-};
 
 struct Norm {
   const float *weight, *bias;
@@ -55,35 +42,6 @@ inline Pair gelu(Pair x) {
   for (int i = 1; i < 9; ++i) y = multiply_add(y, square, pair_of(coefficients[i]));
   const Pair half = x * pair_of(0.5f);
   return multiply_add(half * z, y, half);
-}
-
-// Calls `take(o, r, sums)` for each GROUP of rows of `x` from r on and each 32 outputs from o on with their sums, [GROUP, 32] in
-// fp32 without the bias. Rows come in whole blocks of 32, in tiles; `waiting` holds 64 numbers a row.
-template <typename Take>
-void for_each_sum(const Weights& weights, const bf16* x, int64_t num_rows, float* waiting, Take take) {
-  const int64_t inputs = weights.inputs, blocks = num_rows / WIDE;
-  // Sums of a block wait until the next is made; where their inputs come in turns, until that of the same rows is.
-  const int64_t lag = inputs <= MOST_INPUTS ? 1 : blocks;
-  const auto waiting_of = [=](int64_t block) { return waiting + block % (2 * lag) * WIDE * WIDE; };
-  multiply_all<false>(
-      x, num_rows, weights, [=](int64_t o, int64_t first) { return waiting_of((o * blocks + first) / WIDE); },
-      WIDE * sizeof(float), [=](int64_t o, int64_t first, int64_t i) {
-        const int64_t made = (o * blocks + first) / WIDE, block = std::max(made - lag, int64_t{0});
-        const int64_t o_before = block / blocks * WIDE, first_before = block % blocks * WIDE;
-        const float* const from = waiting_of(block);
-        // Of the 32 rows as large a share as of the inputs.
-        int64_t r = made < lag ? WIDE : round_up((i * WIDE + inputs - 1) / inputs, GROUP);
-        return [=]() mutable {
-          i += WIDE;
-          for (; r * inputs < i * WIDE; r += GROUP) take(o_before, first_before + r, from + r * WIDE);
-        };
-      });
-  const int64_t made = weights.outputs / WIDE * blocks;
-  for (int64_t block = made - lag; block < made; ++block) {
-    for (int64_t r = 0; r < WIDE; r += GROUP) {
-      take(block / blocks * WIDE, block % blocks * WIDE + r, waiting_of(block) + r * WIDE);
-    }
-  }
 }
 
 // Sums of rows lie 32 x 32 at a time, those of the next outputs behind, a little apart: rows at powers of two share few
@@ -123,14 +81,6 @@ void add_and_norm(float* sums, int64_t r, const Linear& linear, const Norm& norm
   for (int64_t i = 0; i < width; i += WIDE) {
     to(i, multiply_add((load(at(i)) - mean) * scale, load(norm.weight + i), load(norm.bias + i)));
   }
-}
-
-// Rows of a block, at most so many: every thread has as much to do.
-int64_t block_of(int64_t num_rows, int64_t most, int num_threads) {
-  most = std::clamp(most / WIDE * WIDE, int64_t{WIDE}, MOST_ROWS);
-  const int64_t rounds = (num_rows + most * num_threads - 1) / (most * num_threads);
-  const int64_t blocks = std::max(rounds * num_threads, int64_t{1});
-  return std::max(round_up((num_rows + blocks - 1) / blocks, WIDE), int64_t{WIDE});
 }
 
 template <typename In, typename Out>
