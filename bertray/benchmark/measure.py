@@ -51,7 +51,7 @@ class Runs:
     tokens: int  # padding not counted
     flops: float  # of the whole model, over these tokens
     seconds: list[float] = field(default_factory=list)  # at work; start-up is apart
-    limits: list[float] = field(default_factory=list)  # FLOP/s of matrix products just before each run
+    limits: list[float] = field(default_factory=list)  # FLOP/s of matrix products, the best of each round
     start_up_s: list[float] = field(default_factory=list)
     gpu_busy: list[float] = field(default_factory=list)  # share of these seconds, of runs of which it is known
     peak_mb: int = 0
@@ -74,7 +74,7 @@ class Runs:
 
     @property
     def share_of_limit(self) -> float:
-        """Of what matrix products reached just before each run; the median, since the machine's speed moves."""
+        """Of what matrix products reached in the round of each run; the median, since the machine's speed moves."""
         return float(np.median(self.flops / np.array(self.seconds) / np.array(self.limits)))
 
 
@@ -214,9 +214,10 @@ def in_turn(
         others = frozenset(process.pid for process in processes.values())
         gpus = visible_gpus(trial.device)
         for number in range(rounds):
+            limits = []  # an ending cluster slows what is measured right after it, so that the best of a round counts
             for name, way in ways.items():
                 runs = measured[name]
-                runs.limits.append(1e12 / limit.seconds())
+                limits.append(1e12 / limit.seconds())
                 with watched_gpus(gpus[: num_gpus if way else 1]) as busy:
                     if way is None:
                         runs.seconds.append(processes[name].seconds())
@@ -229,6 +230,8 @@ def in_turn(
                 if share is not None and name != "train_bertray":
                     runs.gpu_busy.append(share)
                 on_run(name)
+            for runs in measured.values():
+                runs.limits.append(max(limits))
     return measured
 
 
@@ -278,6 +281,7 @@ def to_json(
         "rounds": rounds,
         "tokens_per_review": float(trial.lens_N.mean()),
         "limit_tflops": float(np.median(own.limits)) / 1e12,
+        "limit_tflops_of_rounds": [limit / 1e12 for limit in own.limits],
         "ways": ways,
         "job_share_of_engine": own.faster_by(measured["engine"]),
         "minutes_per_million_reviews": minutes,

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-_EVERY_S = 0.5
+_EVERY_S = 1.0  # it must not slow what it watches
 
 
 def private_mb(pid: int) -> int:
@@ -21,18 +21,23 @@ def private_mb(pid: int) -> int:
     return int(after.split()[0]) // 1024 if after else 0
 
 
-def processes_below(pid: int) -> list[int]:
-    """Processes that a process has started, and those that they have."""
-    parents = {}
+def processes_below(pid: int, *, apart: frozenset[int] = frozenset()) -> list[int]:
+    """Processes that a process has started, and those that they have.
+
+    Args:
+        pid: of the process.
+        apart: processes, with what is below them, that do not count.
+    """
+    children: dict[int, list[int]] = {}
     for entry in Path("/proc").glob("[0-9]*"):
         try:
             stat = (entry / "stat").read_text(encoding="utf-8", errors="replace")
         except OSError:
             continue  # it has just ended
-        parents[int(entry.name)] = int(stat.rpartition(")")[2].split()[1])
+        children.setdefault(int(stat.rpartition(")")[2].split()[1]), []).append(int(entry.name))
     found = [pid]
     for parent in found:
-        found += [child for child, its_parent in parents.items() if its_parent == parent]
+        found += [child for child in children.get(parent, ()) if child not in apart]
     return found[1:]
 
 
@@ -44,7 +49,7 @@ class Peak:
 
 @contextmanager
 def watched(*, apart: frozenset[int] = frozenset()) -> Iterator[Peak]:
-    """Look at this process and those below it twice a second.
+    """Look at this process and those below it once a second.
 
     Args:
         apart: processes, with what is below them, that do not count.
@@ -53,8 +58,7 @@ def watched(*, apart: frozenset[int] = frozenset()) -> Iterator[Peak]:
 
     def look() -> None:
         while not ended.wait(_EVERY_S):
-            others = {below for pid in apart for below in (pid, *processes_below(pid))}
-            pids = {os.getpid(), *processes_below(os.getpid())} - others
+            pids = (os.getpid(), *processes_below(os.getpid(), apart=apart))
             peak.mb = max(peak.mb, sum(map(private_mb, pids)))
 
     watcher = threading.Thread(target=look, name="memory", daemon=True)

@@ -100,8 +100,9 @@ void multiply_all(const bf16* x, int64_t num_rows, const Weights& weights, Place
   }
 }
 
-constexpr int64_t GROUP = 2;        // rows whose sums are handed on together
-constexpr int64_t MOST_ROWS = 512;  // that a thread takes through a linear layer at a time
+constexpr int64_t GROUP = 2;  // rows whose sums are handed on together
+// Rows that a thread takes through a linear layer at a time: so few that others soon make up for one that was held up.
+constexpr int64_t MOST_ROWS = 256;
 
 // Calls `take(o, r, sums)` for each GROUP of rows of `x` from r on and each 32 outputs from o on with their sums, [GROUP, 32] in
 // fp32 without the bias. Rows come in whole blocks of 32, in tiles; `waiting` holds 64 numbers a row.
