@@ -18,6 +18,7 @@ from torch import Tensor
 from bertray.errors import ConfigError
 from bertray.model.encoders import PackedEncoder, fits_kernels
 from bertray.model.kernels import kernels
+from bertray.model.lanes import Lanes
 from bertray.model.linear import PlainLinear, PrepackedLinear, QuantizedLinear, can_prepack, can_quantize
 from bertray.model.packing import Pack, plan_packs
 from bertray.model.readout import ClassifierReadout, Readout
@@ -28,6 +29,9 @@ _log = logging.getLogger(__name__)
 # On CPU a pack whose activations stay in the cache is fastest; a GPU wants enough work for every multiprocessor.
 CPU_TOKENS_PER_PACK = 2048
 KERNEL_TOKENS_PER_PACK = 4096  # of our own kernels, which take what stays in the cache from a pack themselves
+# Lanes are to end at the same time: each has several packs to take, unless they become too small.
+PACKS_OF_A_LANE = 8
+LEAST_TOKENS_PER_PACK = 512
 CUDA_TOKENS_PER_PACK = 65536
 
 _FP32_TOLERANCE = 1e-3  # of the self-check, where the largest logit is 1 or less, else in proportion
@@ -84,6 +88,7 @@ class Engine:
         self.vocab_size: int = model.get_input_embeddings().weight.shape[0]
         self.max_length: int | None = getattr(config, "max_position_embeddings", None)
         """Longest sequence that the model can read, in tokens; None: it has no limit of its own."""
+        self._lanes = Lanes(1)
         self._encoder: PackedEncoder | None = None
         self._padded: _PaddedModel | None = None
 
@@ -114,10 +119,14 @@ class Engine:
         if not len(seqs.lens_S):
             return logits_SC
         packs, starts_S = self._packs(seqs), np.cumsum(seqs.lens_S) - seqs.lens_S
-        with torch.inference_mode():
-            # Stays on the device until all is done: a copy each pack would make a GPU wait for the CPU.
-            parts = [self._run(pack, seqs, starts_S) for pack in packs]
-            logits_SC[np.concatenate([pack.sequences_B for pack in packs])] = torch.cat(parts).cpu().numpy()
+
+        def run(pack: Pack) -> Tensor:
+            with torch.inference_mode():
+                return self._run(pack, seqs, starts_S)
+
+        # Stays on the device until all is done: a copy each pack would make a GPU wait for the CPU.
+        parts = self._lanes.map(run, packs)
+        logits_SC[np.concatenate([pack.sequences_B for pack in packs])] = torch.cat(parts).cpu().numpy()
         return logits_SC
 
     def token_vectors(self, seqs: Sequences) -> NDArray[np.float32]:
@@ -130,25 +139,34 @@ class Engine:
         vectors_TD = np.empty((len(seqs.ids_T), self.width), np.float32)
         if not len(seqs.lens_S):
             return vectors_TD
-        starts_S = np.cumsum(seqs.lens_S) - seqs.lens_S
-        with torch.inference_mode():
-            for pack in self._packs(seqs):
+        packs, starts_S = self._packs(seqs), np.cumsum(seqs.lens_S) - seqs.lens_S
+
+        def run(pack: Pack) -> None:
+            with torch.inference_mode():
                 if self._padded is not None:
                     hidden_TD = self._padded.token_vectors(pack, seqs, starts_S)
                 else:
                     assert self._encoder is not None
                     hidden_TD = self._encoder.tokens(self._encoder.to_tensors(pack, seqs, starts_S))
                 vectors_TD[ranges(starts_S[pack.sequences_B], pack.lens_B)] = hidden_TD.float().cpu().numpy()
+
+        self._lanes.map(run, packs)
         return vectors_TD
 
     def _packs(self, seqs: Sequences) -> list[Pack]:
+        tokens = self.max_tokens_per_pack
+        if self.own_kernels and self._lanes.num_threads != torch.get_num_threads():
+            self._lanes = Lanes(torch.get_num_threads())
+        if self._lanes.count > 1:
+            share = int(seqs.lens_S.sum()) // (PACKS_OF_A_LANE * self._lanes.count)
+            tokens = min(tokens, max(share, LEAST_TOKENS_PER_PACK))
         # oneDNN prepares each shape anew.
         few_shapes = (
             self.device.type == "cpu" and (self.dtype == torch.bfloat16 or self.quantized) and not self.own_kernels
         )
         return plan_packs(
             seqs.lens_S,
-            max_tokens_per_pack=self.max_tokens_per_pack,
+            max_tokens_per_pack=tokens,
             padded=not self.packed,
             width_multiple=16 if few_shapes else 1,
             slots_multiple=64 if few_shapes else 1,

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import logging
 import shutil
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ import torch
 from bertray.errors import ConfigError
 from bertray.model import encoders, engine
 from bertray.model.engine import Engine, choose_dtype
+from bertray.model.lanes import Lanes
 from bertray.model.linear import can_quantize
 from bertray.model.tokenization import ReviewTokenizer, Sequences, sequences
 
@@ -78,6 +80,18 @@ def test_logits_equal_transformers_own(make_classifier, family, num_labels):
     logits = model.logits(seqs)
     assert logits.dtype == np.float32
     np.testing.assert_allclose(logits, transformers_logits(folder, seqs), atol=TOLERANCE, rtol=0)
+
+
+def test_packs_that_lanes_take_give_each_sequence_its_own_logits(make_classifier, monkeypatch):
+    folder = make_classifier("bert", 2)
+    monkeypatch.setattr(engine, "LEAST_TOKENS_PER_PACK", 64)
+    seqs, model = mixed_sequences(), Engine(folder, precision="fp32")
+    model._lanes = Lanes(2)  # as where our own kernels compute
+    ran, run = [], model._run
+    monkeypatch.setattr(model, "_run", lambda *of: ran.append(threading.current_thread().name) or run(*of))
+    np.testing.assert_allclose(model.logits(seqs), transformers_logits(folder, seqs), atol=TOLERANCE)
+    assert len(ran) >= 2 * engine.PACKS_OF_A_LANE
+    assert all(name.startswith("lane") for name in ran)
 
 
 @pytest.mark.parametrize("family", ["bert", "roberta", "deberta-v2"])
