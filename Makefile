@@ -5,7 +5,7 @@ BIN := .venv/bin
 export HF_HUB_OFFLINE ?= 1
 export RAY_USAGE_STATS_ENABLED ?= 0
 
-.PHONY: demo test test-slow soak scale recipes compare-kills lint format install clean
+.PHONY: demo test test-slow test-without-kernels soak scale recipes compare-kills lint format install clean
 
 demo: install
 	$(BIN)/bertray demo
@@ -13,6 +13,13 @@ demo: install
 test: lint
 	$(BIN)/pytest -n 2 --dist loadfile -m "not slow and not soak and not scale and not ray" --durations=12
 	$(BIN)/pytest -m "ray and not slow and not soak" --durations=12
+
+# Where this CPU runs our kernels, the tests of the rooms that use them once more, as every other CPU runs them.
+test-without-kernels: install
+	@if $(BIN)/python -c 'import sys; from bertray.model.kernels import kernels; sys.exit(kernels() is None)'; then \
+	  BERTRAY_KERNELS=off $(BIN)/pytest -n 2 --dist loadfile -m "not slow and not soak and not scale and not ray" \
+	    tests/model tests/training tests/benchmark; \
+	else echo "our kernels are not in use here: make test has run without them"; fi
 
 test-slow: install
 	$(BIN)/pytest -m "slow and not soak" --durations=12

@@ -23,20 +23,16 @@ if TYPE_CHECKING:
 class AdamW(torch.optim.AdamW):
     """torch's AdamW with a step that clips.
 
+    It has no `step` of its own: torch wraps the `step` of every class of optimizers to run hooks, so an override that
+    called torch's would run them twice, once torch's own AdamW has been made in the same process.
+
     Args:
         groups: of parameters, as torch takes them.
         lr: learning rate.
-        kernels: for fp32 weights on CPU; None leaves it to torch.
     """
 
-    def __init__(self, groups: Iterable[dict[str, Any]], lr: float, kernels: Kernels | None) -> None:
+    def __init__(self, groups: Iterable[dict[str, Any]], lr: float) -> None:
         super().__init__(groups, lr=lr, fused=True)
-        weights = [weight for group in self.param_groups for weight in group["params"]]
-        if kernels is not None and not all(w.dtype == torch.float32 and w.is_contiguous() for w in weights):
-            raise ValueError("AdamW: our kernel expects contiguous weights in fp32")
-        self._kernels = kernels
-        self._gradient_scale = 1.0
-        self._moved: dict[Tensor, Tensor] = {}
 
     def gradient_norm(self) -> Tensor:
         """2-norm of all gradients together."""
@@ -49,12 +45,38 @@ class AdamW(torch.optim.AdamW):
         return torch.nn.utils.get_total_norm(gradients)
 
     def clipped_step(self, most: float, norm: Tensor) -> None:
-        """One step with gradients whose norm, together `norm`, is made `most` where it is larger."""
-        scale = min(1.0, float(most / (norm + 1e-6)))  # as torch's clipping
-        if self._kernels is not None:
-            self._gradient_scale = scale
-        elif scale < 1:  # else clipping would multiply every gradient by 1
+        """One step with gradients scaled so that their norm, now `norm`, is at most `most`."""
+        if _clipping_scale(most, norm) < 1:  # else clipping would multiply every gradient by 1
             torch.nn.utils.clip_grads_with_norm_(self._with_gradient(), most, norm)
+        self.step()
+
+    def _with_gradient(self) -> list[Tensor]:
+        return [weight for group in self.param_groups for weight in group["params"] if weight.grad is not None]
+
+
+class KernelAdamW(AdamW):
+    """AdamW on our kernels, for fp32 weights on CPU.
+
+    Args:
+        groups, lr: as for `AdamW`.
+        kernels: those of this machine.
+
+    Raises:
+        ValueError: a weight is not contiguous or not fp32.
+    """
+
+    def __init__(self, groups: Iterable[dict[str, Any]], lr: float, kernels: Kernels) -> None:
+        super().__init__(groups, lr=lr)
+        weights = [weight for group in self.param_groups for weight in group["params"]]
+        if not all(w.dtype == torch.float32 and w.is_contiguous() for w in weights):
+            raise ValueError("AdamW: our kernel expects contiguous weights in fp32")
+        self._kernels = kernels
+        self._gradient_scale = 1.0
+        self._moved: dict[Tensor, Tensor] = {}
+
+    def clipped_step(self, most: float, norm: Tensor) -> None:
+        """One step that scales each gradient as it is read."""
+        self._gradient_scale = _clipping_scale(most, norm)
         try:
             self.step()
         finally:
@@ -62,20 +84,15 @@ class AdamW(torch.optim.AdamW):
 
     def step(self, closure: Any = None) -> Any:
         """One step with gradients as they are."""
-        if self._kernels is None:
-            return super().step(closure)
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        self._step_with(self._kernels)
+        self._step_with_kernels()
         return loss
 
-    def _with_gradient(self) -> list[Tensor]:
-        return [weight for group in self.param_groups for weight in group["params"] if weight.grad is not None]
-
     @torch.no_grad()
-    def _step_with(self, kernels: Kernels) -> None:
+    def _step_with_kernels(self) -> None:
         steps: dict[tuple[Any, ...], list[AdamWWeight]] = {}
         alive = []  # what the kernel reads and nothing else holds
         for group in self.param_groups:
@@ -111,7 +128,7 @@ class AdamW(torch.optim.AdamW):
                 alike = (float(state["step"]), group["lr"], beta_mean, beta_square, group["eps"])
                 steps.setdefault(alike, []).append(struct)
         for (step, rate, beta_mean, beta_square, epsilon), structs in steps.items():
-            kernels.adamw(
+            self._kernels.adamw(
                 structs,
                 AdamWStep(
                     corrected_rate=rate / (1 - beta_mean**step),
@@ -142,6 +159,11 @@ class AdamW(torch.optim.AdamW):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         super().load_state_dict(state_dict)
         self._moved = {}
+
+
+def _clipping_scale(most: float, norm: Tensor) -> float:
+    """Factor of the gradients, at most 1, as torch's clipping computes it."""
+    return min(1.0, float(most / (norm + 1e-6)))
 
 
 def give_rows_gradients(model: PreTrainedModel) -> None:

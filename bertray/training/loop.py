@@ -128,7 +128,7 @@ class _Loop:
         import torch.distributed as dist
 
         from bertray.model.kernels import kernels
-        from bertray.training.adamw import AdamW, give_rows_gradients
+        from bertray.training.adamw import AdamW, KernelAdamW, give_rows_gradients
 
         if len(examples.train) == 0 or len(examples.validation) == 0:
             raise DataRefused(
@@ -152,7 +152,8 @@ class _Loop:
         if self._sum_over_ranks(float(own is not None)) != (self.world_size,):
             own = None  # all of them or none, lest weights drift apart by rounding
         groups = _parameter_groups(self.raw_model, training.weight_decay)
-        self.optimizer = AdamW(groups, lr=training.learning_rate, kernels=own)
+        rate = training.learning_rate
+        self.optimizer = AdamW(groups, rate) if own is None else KernelAdamW(groups, rate, own)
         if own is not None and self.world_size == 1:  # workers sum whole gradients
             give_rows_gradients(self.raw_model)
         self.steps_per_epoch = num_steps(len(examples.train), training.batch_size)

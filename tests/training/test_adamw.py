@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from bertray.model.kernels import kernels
-from bertray.training.adamw import AdamW, give_rows_gradients
+from bertray.training.adamw import AdamW, KernelAdamW, give_rows_gradients
 from tests.model.test_kernels import needs_tiles
 
-pytestmark = needs_tiles
+ON_KERNELS = pytest.param(True, marks=needs_tiles)
 WORDS, MET = 100, 40  # of an embedding, and those that any step meets
 
 
@@ -34,8 +34,11 @@ class Model(torch.nn.Module):
 def optimizer_of(model: Model, ours: bool) -> AdamW:
     matrices = [p for p in model.parameters() if p.ndim > 1]
     groups = [{"params": matrices, "weight_decay": 0.01}, {"params": [model.shift, model.unused], "weight_decay": 0.0}]
-    assert kernels() is not None, "AMX is here, but the kernels could not be built"
-    return AdamW(groups, lr=2e-3, kernels=kernels() if ours else None)
+    if not ours:
+        return AdamW(groups, lr=2e-3)
+    found = kernels()
+    assert found is not None, "AMX is here, but the kernels could not be built"
+    return KernelAdamW(groups, lr=2e-3, kernels=found)
 
 
 def steps(model: Model, optimizer: AdamW, numbers: range) -> None:
@@ -57,6 +60,7 @@ def assert_alike(found: tuple[Model, AdamW], expected: tuple[Model, AdamW]) -> N
             torch.testing.assert_close(dict(states[0]), dict(states[1]), rtol=1e-5, atol=1e-7)
 
 
+@needs_tiles
 @pytest.mark.parametrize("rows", [True, False], ids=["rows", "whole"])
 def test_weights_and_averages_are_those_of_torch(rows):
     found, expected = Model(rows=rows), Model(rows=False)
@@ -69,6 +73,7 @@ def test_weights_and_averages_are_those_of_torch(rows):
     assert not torch.equal(found.words.weight[MET:], Model(rows=False).words.weight[MET:])
 
 
+@needs_tiles
 @pytest.mark.parametrize("first_ours", [True, False])
 def test_the_one_goes_on_where_the_other_stopped(first_ours):
     whole, first = Model(rows=False), Model(rows=first_ours)
@@ -84,6 +89,7 @@ def test_the_one_goes_on_where_the_other_stopped(first_ours):
     assert_alike((second, resumed), pair)
 
 
+@needs_tiles
 def test_the_norm_counts_a_word_met_twice_once_with_the_sum_of_its_gradients():
     norms = []
     for rows in (True, False):
@@ -93,9 +99,11 @@ def test_the_norm_counts_a_word_met_twice_once_with_the_sum_of_its_gradients():
     torch.testing.assert_close(norms[0], norms[1])
 
 
-def test_a_step_calls_hooks_and_closures_as_torchs_does():
-    model = Model(rows=True)
-    optimizer, called = optimizer_of(model, True), []
+@pytest.mark.parametrize("ours", [False, ON_KERNELS])
+def test_a_step_calls_hooks_and_closures_as_torchs_does(ours):
+    torch.optim.AdamW([torch.nn.Parameter(torch.ones(1))])  # torch wraps the `step` of a class when one is made
+    model = Model(rows=ours)
+    optimizer, called = optimizer_of(model, ours), []
     optimizer.register_step_post_hook(lambda *_: called.append("hook"))
 
     def closure() -> torch.Tensor:
@@ -103,10 +111,11 @@ def test_a_step_calls_hooks_and_closures_as_torchs_does():
         loss.backward()
         return loss
 
-    assert torch.equal(optimizer.step(closure), Model(rows=True).loss(0))
+    assert torch.equal(optimizer.step(closure), Model(rows=ours).loss(0))
     assert called == ["hook"]
 
 
+@needs_tiles
 def test_averages_that_fade_end_at_zero():
     model = Model(rows=True)
     optimizer = optimizer_of(model, True)
@@ -120,9 +129,10 @@ def test_averages_that_fade_end_at_zero():
     assert not means.any()
 
 
+@needs_tiles
 def test_weights_of_another_kind_are_refused():
     with pytest.raises(ValueError, match="contiguous weights in fp32"):
-        AdamW([{"params": [torch.nn.Parameter(torch.ones(3, 5).T)]}], lr=1e-3, kernels=kernels())
+        KernelAdamW([{"params": [torch.nn.Parameter(torch.ones(3, 5).T)]}], lr=1e-3, kernels=kernels())
 
 
 def test_only_embeddings_of_their_own_have_rows_as_gradients():
