@@ -6,6 +6,7 @@ Sources are applied in order: `-c a.yaml`, `-c b.yaml`, then the overrides. Mapp
 
 from __future__ import annotations
 
+import difflib
 import math
 import re
 from collections.abc import Hashable, Mapping, Sequence
@@ -19,7 +20,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from bertray.errors import ConfigError, did_you_mean
+from bertray.errors import ConfigError
 
 MAX_CONFIG_BYTES = 1 << 20
 SLOT_PATTERN = re.compile(r"^(?!\.+$)[A-Za-z0-9_.=-]{1,128}$")
@@ -1001,19 +1002,67 @@ def fields_at(config: type[Section], path: Sequence[str]) -> dict[str, FieldInfo
     return dict(getattr(section, "model_fields", {}))
 
 
+# Names that other tools give to our keys, and usual short forms; the first key that the verb has is suggested.
+_SYNONYMS: dict[str, tuple[str, ...]] = {
+    "lr": ("training.learning_rate",),
+    "bs": ("training.batch_size",),
+    "train_batch_size": ("training.batch_size",),
+    "num_train_epochs": ("training.epochs",),
+    "per_device_train_batch_size": ("training.batch_size",),
+    "dropout": ("training.attention_dropout",),
+    "patience": ("training.early_stopping_patience",),
+    "warmup": ("training.warmup_ratio",),
+    "warmup_steps": ("training.warmup_ratio",),
+    "wd": ("training.weight_decay",),
+    "max_len": ("max_length",),
+    "max_seq_length": ("max_length",),
+    "model_name_or_path": ("model",),
+    "train_file": ("data.train",),
+    "val": ("data.validation",),
+    "dev": ("data.validation",),
+    "eval": ("data.validation",),
+    "eval_file": ("data.validation",),
+    "validation_file": ("data.validation",),
+    "test_file": ("data.test",),
+    "data": ("input",),
+    "input": ("data.train",),
+    "input_path": ("input", "data.train"),
+    "out": ("output",),
+    "text_column": ("columns.text",),
+    "label_column": ("columns.label",),
+    "id_column": ("columns.id",),
+    "gpu": ("workers.use_gpu",),
+    "gpus": ("workers.use_gpu",),
+    "num_gpus": ("workers.use_gpu",),
+    "device": ("workers.use_gpu",),
+    "fp16": ("precision", "training.precision"),
+    "bf16": ("precision", "training.precision"),
+    "int8": ("precision",),
+    "quantize": ("precision",),
+    "sep": ("reader.delimiter",),
+    "threshold": ("needs_review_below",),
+    "keep": ("keep_columns",),
+}
+_ALIKE, _ALIKE_ELSEWHERE = 0.6, 0.75  # ratios of difflib; in the section where the key was looked for, and in others
+
+
 def _suggest(config: type[Section], where: list[str]) -> str:
-    """The nearest key at the same level, else the nearest anywhere in the config."""
-    near = did_you_mean(where[-1], fields_at(config, where[:-1]))
-    if near:
-        return near.replace("'", f"'{'.'.join([*where[:-1], ''])}", 1) if len(where) > 1 else near
-    return did_you_mean(".".join(where), keys(config)) or did_you_mean_leaf(where[-1], config)
+    """` Did you mean 'training.learning_rate'?` for a key that is not there, or an empty string.
 
-
-def did_you_mean_leaf(word: str, config: type[Section]) -> str:
-    """Suggest the full key whose last part is `word` (`epochs` means `training.epochs`)."""
-    full = {key.split(".")[-1]: key for key in keys(config)}
-    near = did_you_mean(word, full)
-    return f" Did you mean '{full[near.split(chr(39))[1]]}'?" if near else ""
+    The key that other tools call so, else the likest one, of this section sooner than of another.
+    """
+    *section, word = where
+    full, prefix = keys(config), ".".join([*section, ""])
+    known = [key for key in _SYNONYMS.get(word.lower(), ()) if key in full]
+    if not known:
+        here = {f"{prefix if section else ''}{name}" for name in fields_at(config, section)}
+        likeness = {}
+        for key in dict.fromkeys([*here, *full]):
+            ratio = difflib.SequenceMatcher(None, word, key.split(".")[-1]).ratio()
+            if ratio >= (_ALIKE if key in here else _ALIKE_ELSEWHERE):
+                likeness[key] = ratio + (0.1 if section else 0.05) * (key in here)
+        known = sorted(likeness, key=lambda key: (-likeness[key], key))
+    return f" Did you mean {known[0]!r}?" if known else ""
 
 
 def _description(config: type[Section], where: list[str]) -> str:

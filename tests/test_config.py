@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from bertray.config import CONFIGS, build_config, guess_verb, json_schema, keys, load_config, to_yaml
+from bertray.config import _SYNONYMS, CONFIGS, build_config, guess_verb, json_schema, keys, load_config, to_yaml
 from bertray.errors import ConfigError
 
 TRAIN = ["data.train=a.parquet", "output=run"]
@@ -91,6 +91,46 @@ def test_a_wrong_override_is_a_config_error_that_says_what_was_expected(words, m
         load_config("train", [], [*TRAIN, *words])
     assert message in str(caught.value)
     assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("verb", "key", "meant"),
+    [
+        ("train", "lr", "training.learning_rate"),
+        ("train", "training.lr", "training.learning_rate"),
+        ("train", "bs", "training.batch_size"),
+        ("train", "epochs", "training.epochs"),
+        ("train", "num_train_epochs", "training.epochs"),
+        ("train", "learning_rat", "training.learning_rate"),
+        ("train", "max_len", "max_length"),
+        ("train", "training.max_len", "max_length"),
+        ("train", "label", "columns.label"),
+        ("train", "lables", "labels"),
+        ("train", "columns.labels", "columns.label"),
+        ("train", "data.dev", "data.validation"),
+        ("train", "fp16", "training.precision"),
+        ("score", "fp16", "precision"),
+        ("score", "sep", "reader.delimiter"),
+        ("score", "header", "reader.header"),
+        ("score", "num_workers", "workers.num_workers"),
+        ("score", "data.train", "input"),
+    ],
+)
+def test_a_key_that_people_type_is_told_what_it_is_called_here(verb, key, meant):
+    with pytest.raises(ConfigError) as caught:
+        load_config(verb, [], ["output=o", f"{key}=1"])
+    assert f"no such key. Did you mean {meant!r}?" in str(caught.value)
+
+
+def test_a_key_that_is_like_no_other_is_not_told_another():
+    with pytest.raises(ConfigError) as caught:
+        load_config("score", [], ["model=m", "input=i", "output=o", "learning_rat=1"])
+    assert str(caught.value).startswith("score config: learning_rat: no such key. `bertray config schema score`")
+
+
+def test_every_synonym_is_of_a_key_that_a_verb_has():
+    known = {key for config in CONFIGS.values() for key in keys(config)}
+    assert {key for named in _SYNONYMS.values() for key in named} <= known
 
 
 def test_every_wrong_key_is_named_at_once():
