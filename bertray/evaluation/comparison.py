@@ -5,6 +5,7 @@ Shape letters: N rows, C classes, R draws, K cells of the table (given, predicti
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -13,7 +14,9 @@ import numpy as np
 from bertray.evaluation.intervals import Estimate, percentile_estimate, resampled_counts
 from bertray.evaluation.metrics import averages, cell_sums
 
-COMPARED = {"accuracy": "accuracy", "macro_f1": "macro F1", "mcc": "MCC"}
+FIGURES = {"accuracy": "accuracy", "macro_f1": "macro F1", "mcc": "MCC"}  # those compared, as sentences call them
+# Figures that decide which of two models is better, by `training.best_metric`.
+JUDGED_BY: dict[str, tuple[str, ...]] = {"loss": ("accuracy", "macro_f1"), **{name: (name,) for name in FIGURES}}
 MIN_DISAGREEMENTS = 6  # with fewer rows that only one of the two gets right, no sign test can reach 5 %
 
 Verdict = Literal["better", "worse", "undecided", "mixed"]
@@ -40,26 +43,31 @@ class Comparison:
     rows: int
     only_a_right: int
     only_b_right: int
-    differences: dict[str, Difference]  # keys of COMPARED
+    differences: dict[str, Difference]  # keys of FIGURES
     verdict: Verdict
+    judged_by: tuple[str, ...] = JUDGED_BY["loss"]
+
+    @property
+    def numbers(self) -> str:
+        """Two figures of both models with the interval of their difference, those that decide first."""
+        shown = [*self.judged_by, *(name for name in JUDGED_BY["loss"] if name not in self.judged_by)][:2]
+        return "; ".join(_told(name, self.differences[name]) for name in shown)
 
     @property
     def sentence(self) -> str:
         """The verdict in plain words, with the numbers."""
-        accuracy, macro_f1 = self.differences["accuracy"], self.differences["macro_f1"]
-        numbers = f"{_told('accuracy', accuracy)}; {_told('macro F1', macro_f1)}"
-        a, b = self.name_a, self.name_b
+        a, b, numbers = self.name_a, self.name_b, self.numbers
         if self.verdict == "undecided" and self.only_a_right + self.only_b_right < MIN_DISAGREEMENTS:
             few = self.only_a_right + self.only_b_right
             return (
-                f"{_capital(a)} does not beat {b}: the two cannot be told apart on {_rows(self.rows)}, of which "
+                f"{capital(a)} does not beat {b}: the two cannot be told apart on {_rows(self.rows)}, of which "
                 f"{few or 'none'} {'is' if few == 1 else 'are'} right with one and wrong with the other ({numbers})."
             )
         opening = {
-            "better": f"{_capital(a)} beats {b}",
-            "worse": f"{_capital(a)} does not beat {b}: it is worse",
-            "undecided": f"{_capital(a)} does not beat {b}: the two cannot be told apart on {_rows(self.rows)}",
-            "mixed": f"{_capital(a)} does not clearly beat {b}: better in one figure, worse in the other",
+            "better": f"{capital(a)} beats {b}",
+            "worse": f"{capital(a)} does not beat {b}: it is worse",
+            "undecided": f"{capital(a)} does not beat {b}: the two cannot be told apart on {_rows(self.rows)}",
+            "mixed": f"{capital(a)} does not clearly beat {b}: better in one figure, worse in the other",
         }[self.verdict]
         return f"{opening} ({numbers})."
 
@@ -85,12 +93,14 @@ def compare(
     name_a: str,
     name_b: str,
     seed: int,
+    best_metric: str = "loss",
 ) -> Comparison:
     """Paired comparison of two classifiers on the same rows.
 
     The intervals resample the table of (given, prediction of A, prediction of B), which is the paired row bootstrap.
-    A is better when its accuracy or macro F1 is higher with an interval above 0 and neither is lower with an interval
-    below 0; worse the other way round; mixed when the two contradict each other.
+    A is better when a figure that decides is higher with an interval above 0 and none is lower with an interval below
+    0; worse the other way round; mixed when two contradict each other. `best_metric` decides, and where that is the
+    loss, which is no figure of predictions, accuracy and macro F1.
 
     Raises:
         ValueError: lengths differ or there is no row.
@@ -107,7 +117,7 @@ def compare(
         return averages(*(cell_sums(draws_RK, classes_K, num_classes) for classes_K in (hits_K, given_K, predicted_K)))
 
     value_a, value_b = figures(counts_K[None], a_K), figures(counts_K[None], b_K)
-    drawn: dict[str, list[np.ndarray]] = {name: [] for name in COMPARED}
+    drawn: dict[str, list[np.ndarray]] = {name: [] for name in FIGURES}
     for draws_RK in resampled_counts(counts_K, seed):
         draws_a, draws_b = figures(draws_RK, a_K), figures(draws_RK, b_K)
         for name, chunks in drawn.items():
@@ -118,12 +128,14 @@ def compare(
         differences[name] = Difference(a, b, percentile_estimate(a - b, np.concatenate(chunks)))
     only_a = int(counts_K[(a_K == given_K) & (b_K != given_K)].sum())
     only_b = int(counts_K[(b_K == given_K) & (a_K != given_K)].sum())
-    verdict = _verdict(differences) if only_a + only_b >= MIN_DISAGREEMENTS else "undecided"
-    return Comparison(name_a, name_b, len(label_ids_N), only_a, only_b, differences, verdict)
+    judged_by = JUDGED_BY[best_metric]
+    verdict: Verdict = "undecided"
+    if only_a + only_b >= MIN_DISAGREEMENTS:
+        verdict = _verdict([differences[name].difference for name in judged_by])
+    return Comparison(name_a, name_b, len(label_ids_N), only_a, only_b, differences, verdict, judged_by)
 
 
-def _verdict(differences: dict[str, Difference]) -> Verdict:
-    judged = [differences[name].difference for name in ("accuracy", "macro_f1")]
+def _verdict(judged: Sequence[Estimate]) -> Verdict:
     higher, lower = any(d.low > 0 for d in judged), any(d.high < 0 for d in judged)
     if higher and lower:
         return "mixed"
@@ -131,8 +143,21 @@ def _verdict(differences: dict[str, Difference]) -> Verdict:
 
 
 def _told(name: str, d: Difference) -> str:
-    low, high = _points(d.difference.low), _points(d.difference.high)
-    return f"{name} {d.a:.3f} against {d.b:.3f}, {_points(d.difference.value)} points, 95 % interval {low} to {high}"
+    if name == "mcc":  # a correlation, not a share
+        value, low, high = (_signed(each) for each in (d.difference.value, d.difference.low, d.difference.high))
+        compared = f"difference {value}"
+    else:
+        value, low, high = (_points(each) for each in (d.difference.value, d.difference.low, d.difference.high))
+        compared = f"{value} points"
+    return f"{FIGURES[name]} {_plain(d.a)} against {_plain(d.b)}, {compared}, 95 % interval {low} to {high}"
+
+
+def _plain(value: float) -> str:
+    return f"{value + 0.0:.3f}".replace("-", "−")
+
+
+def _signed(difference: float) -> str:
+    return f"{difference + 0.0:+.3f}".replace("-", "−")
 
 
 def _points(difference: float) -> str:
@@ -143,5 +168,5 @@ def _rows(count: int) -> str:
     return f"{count:,} row{'' if count == 1 else 's'}"
 
 
-def _capital(name: str) -> str:
+def capital(name: str) -> str:
     return "The" + name[3:] if name.startswith("the ") else name

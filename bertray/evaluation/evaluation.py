@@ -17,6 +17,7 @@ from bertray.evaluation.curves import Curves, curves
 from bertray.evaluation.intervals import Estimate
 from bertray.evaluation.metrics import ClassMetrics, all_metrics, check_rows, class_metrics, confusion_matrix
 from bertray.evaluation.slices import SliceMetrics, Values, slice_metrics
+from bertray.evaluation.verdicts import Finding, PageKind, judge
 from bertray.schema import SCHEMA_VERSION
 
 
@@ -34,6 +35,23 @@ class Evaluation:
     baselines: dict[str, dict[str, Estimate]]
     comparisons: dict[str, Comparison]  # the model beside each baseline
     curves: Curves
+    kind: PageKind = "evaluation"
+    model_name: str = "the model"  # as sentences call it
+    speedup: float | None = None  # of a distilled student over its teacher
+
+    @property
+    def findings(self) -> list[Finding]:
+        """Verdicts, the worst first."""
+        columns = zip(*self.confusion_matrix, strict=True)
+        return judge(
+            self.metrics,
+            self.comparisons,
+            given={label: row.support for label, row in self.per_class.items()},
+            predicted={label: sum(column) for label, column in zip(self.labels, columns, strict=True)},
+            kind=self.kind,
+            name=self.model_name,
+            speedup=self.speedup,
+        )
 
     def to_json(self) -> dict[str, Any]:
         """The content of metrics.json."""
@@ -63,6 +81,9 @@ def evaluate_predictions(
     slices: Mapping[str, Values] | None = None,
     baselines: Mapping[str, np.ndarray] | None = None,
     model_name: str = "the model",
+    kind: PageKind = "evaluation",
+    best_metric: str = "loss",
+    speedup: float | None = None,
 ) -> Evaluation:
     """Evaluate a classifier; every interval follows from `seed`.
 
@@ -74,7 +95,10 @@ def evaluate_predictions(
         seed: of all resampling.
         slices: column -> its N values.
         baselines: name (see `baselines.TITLES`) -> probabilities [N, C] on the same rows.
-        model_name: how the sentence against the baselines calls the model.
+        model_name: of the model in sentences.
+        kind: page that the evaluation is for.
+        best_metric: value of `training.best_metric`, which decides comparisons.
+        speedup: rows per second of a student, those of its teacher being 1.
 
     Raises:
         ValueError: rows that cannot be evaluated (see `check_rows`).
@@ -96,6 +120,7 @@ def evaluate_predictions(
             name_a=model_name,
             name_b=TITLES.get(name, name),
             seed=seed,
+            best_metric=best_metric,
         )
     return Evaluation(
         split=split,
@@ -111,6 +136,9 @@ def evaluate_predictions(
         baselines=baseline_metrics,
         comparisons=comparisons,
         curves=curves(label_ids_N, probs_NC, labels),
+        kind=kind,
+        model_name=model_name,
+        speedup=speedup,
     )
 
 

@@ -30,6 +30,15 @@ def losses_by_epoch(history: Sequence[Mapping[str, Any]]) -> tuple[list[float], 
     return training, validation
 
 
+def seconds_by_epoch(history: Sequence[Mapping[str, Any]]) -> list[float] | None:
+    """Seconds of each epoch, its evaluation included, from rows of `history.parquet`; None where a row lacks them."""
+    ends = [row.get("seconds") for row in history if row["kind"] == "eval"]
+    known = [float(end) for end in ends if end is not None]
+    if len(known) < len(ends):
+        return None
+    return [end - start for start, end in zip([0.0, *known], known, strict=False)]
+
+
 def overfitting_note(training_loss: Sequence[float], validation_loss: Sequence[float]) -> str | None:
     """A sentence when validation loss rises since some epoch while training loss still falls, else None.
 

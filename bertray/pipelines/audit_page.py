@@ -16,6 +16,7 @@ from bertray.config import AuditConfig
 from bertray.evaluation.label_errors import Suspects
 from bertray.pipelines.audit_tables import Audited, first_of_group
 from bertray.reports.audit import AuditReport, BrokenFile, Example, Leak, Repeats, SplitRows
+from bertray.reports.html import data_title
 from bertray.reviews.findings import AuditRows, labels_differ
 from bertray.reviews.marks import MARKS, bits
 from bertray.reviews.repeats import ALONE, Leaks, num_groups, repeats
@@ -43,7 +44,7 @@ def audit_report(
         conflicts |= {name: _counted(found.conflicts_in[number]) for number, name in enumerate(in_split)}
     is_pair = config.columns.text_pair is not None
     return AuditReport(
-        title=f"Audit {Path(config.output).name}",
+        title=f"Audit of {data_title([path for paths in config.splits.values() for path in paths])}",
         splits=_split_rows(audited, in_split),
         repeats={name: _duplicates(audited, at) for name, at in in_split.items()},
         near=near,

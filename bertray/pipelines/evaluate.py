@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import logging
 import time
-from pathlib import Path
 
 import bertray
 from bertray.config import EvaluateConfig, to_yaml
 from bertray.console import duration, say
 from bertray.pipelines.cluster import check_precision, session_for
-from bertray.pipelines.evaluation import NOT_INT8, STAGING, evaluate_shards, finish_report
+from bertray.pipelines.evaluation import NOT_INT8, STAGING, evaluate_shards, finish_report, in_words
 from bertray.pipelines.inputs import label_map, open_inputs, open_model, read_spec
 from bertray.pipelines.runs import claimed_output, finished_run, mark_finished
+from bertray.reports.html import data_title, model_title
 from bertray.reviews.counts import count_labels
 from bertray.reviews.sources import check_slices
 from bertray.storage.store import open_store
@@ -55,13 +55,13 @@ def run_evaluate(config: EvaluateConfig) -> int:
                 long_text=config.long_text,
             )
         seconds = time.monotonic() - started
-        summary = finish_report(
+        evaluation = finish_report(
             store,
             rows,
             inputs,
             info,
             split="input",
-            title=f"Evaluation of {Path(config.model).name}",
+            title=f"Evaluation of {model_title(config.model)} on {data_title(config.input)}",
             config=config,
             notes=[NOT_INT8] if config.precision == "int8" and rows.int8 is None else [],
             facts={
@@ -76,6 +76,6 @@ def run_evaluate(config: EvaluateConfig) -> int:
         mark_finished(store)
         for key in store.keys(STAGING):
             store.delete(key)
-        say(summary)
+        say(in_words(evaluation))
         say(f"report   {store.uri('report.html')}")
     return 0

@@ -19,9 +19,10 @@ from bertray import schema as s
 from bertray.config import EvaluateConfig, ScoringPrecision, TrainConfig, to_yaml
 from bertray.console import Ticker, timed
 from bertray.errors import DataRefused
-from bertray.evaluation.baselines import TEACHER, TFIDF_LOGREG, TfidfLogreg, fit_tfidf_logreg, majority
+from bertray.evaluation.baselines import MAJORITY, TEACHER, TFIDF_LOGREG, TfidfLogreg, fit_tfidf_logreg, majority
 from bertray.evaluation.evaluation import Evaluation, evaluate_predictions
 from bertray.evaluation.slices import length_bands
+from bertray.evaluation.verdicts import PageKind, kept_sentence
 from bertray.model.bundle import BundleInfo
 from bertray.pipelines.cluster import Resources
 from bertray.pipelines.inputs import Inputs
@@ -237,8 +238,8 @@ def _baseline_probs(baselines: Baselines, rows: EvaluatedRows, inputs: Inputs) -
     for shard, where in _rows_by_shard(inputs, rows.file_no_N, rows.row_no_N):
         tfidf_NC[where] = baselines.tfidf.probs(_texts(shard, inputs, rows.row_no_N[where]))
     return {
-        "majority": majority(baselines.train_label_ids, num_classes, rows.num_rows),
-        "tfidf_logreg": tfidf_NC,
+        MAJORITY: majority(baselines.train_label_ids, num_classes, rows.num_rows),
+        TFIDF_LOGREG: tfidf_NC,
     }
 
 
@@ -295,11 +296,19 @@ def evaluate_rows(
     *,
     split: str,
     seed: int,
+    kind: PageKind,
     baselines: Baselines | None = None,
     teacher_NC: np.ndarray | None = None,
+    best_metric: str = "loss",
+    speedup: float | None = None,
 ) -> Evaluation:
-    """All figures of some rows: overall, per class, by length, script and configured columns, beside the baselines."""
+    """All figures of some rows: overall, per class, by length, script and configured columns, beside the baselines.
+
+    Without rows of a train split, the majority class is that of the rows themselves.
+    """
     others: dict[str, np.ndarray] = {}
+    if kind != "training":
+        others[MAJORITY] = majority(rows.label_ids_N, len(info.labels), rows.num_rows)
     if baselines is not None and inputs is not None:
         others |= _baseline_probs(baselines, rows, inputs)
     if teacher_NC is not None:
@@ -313,7 +322,10 @@ def evaluate_rows(
         seed=seed,
         slices=slices,
         baselines=others,
-        model_name="BERT",
+        model_name="the model" if teacher_NC is None else "the student",
+        kind=kind,
+        best_metric=best_metric,
+        speedup=speedup,
     )
 
 
@@ -332,20 +344,31 @@ def finish_report(
     baselines: Baselines | None = None,
     teacher_NC: np.ndarray | None = None,
     also: Mapping[str, Any] | None = None,
-) -> str:
-    """Write predictions.parquet, report.html and, last, metrics.json; returns the figures in a few lines.
+    speedup: float | None = None,
+) -> Evaluation:
+    """Write predictions.parquet, report.html and, last, metrics.json; returns the figures.
 
     Args:
         also: goes into metrics.json.
+        speedup: rows per second of a student, those of its teacher being 1.
     """
+    best_metric = config.training.best_metric if isinstance(config, TrainConfig) else "loss"
     with timed("figures"):
         evaluation = evaluate_rows(
-            rows, inputs, info, split=split, seed=config.seed, baselines=baselines, teacher_NC=teacher_NC
+            rows,
+            inputs,
+            info,
+            split=split,
+            seed=config.seed,
+            kind="training" if isinstance(config, TrainConfig) else "evaluation",
+            baselines=baselines,
+            teacher_NC=teacher_NC,
+            best_metric=best_metric,
+            speedup=speedup,
         )
     report = EvaluationReport(
         title=title,
         evaluation=evaluation,
-        model_name="BERT",
         history=list(history),
         mistakes=confident_mistakes(rows, inputs, info.labels, config.report.num_mistakes),
         notes=[*notes, *row_notes(rows), *_baseline_notes(baselines)],
@@ -358,7 +381,7 @@ def finish_report(
         store.put("report.html", report.to_html().encode())
     figures = evaluation.to_json() | dict(also or {})
     store.put("metrics.json", json.dumps(figures, indent=1, ensure_ascii=False).encode())
-    return in_words(evaluation)
+    return evaluation
 
 
 def row_notes(rows: EvaluatedRows) -> list[str]:
@@ -396,14 +419,14 @@ def _baseline_notes(baselines: Baselines | None) -> list[str]:
 
 
 def in_words(evaluation: Evaluation) -> str:
-    """Accuracy, macro F1 and the sentence against the baselines."""
+    """Accuracy, macro F1, MCC and the verdicts, the worst first."""
     lines = [
         f"{evaluation.rows:,} rows of {evaluation.split}: "
         + ", ".join(f"{name.replace('_', ' ')} {evaluation.metrics[name]}" for name in ("accuracy", "macro_f1", "mcc"))
     ]
-    for name in (TFIDF_LOGREG, TEACHER):
-        if name in evaluation.comparisons:
-            lines.append(evaluation.comparisons[name].sentence)
+    if TEACHER in evaluation.comparisons:
+        lines.append(kept_sentence(evaluation.comparisons[TEACHER], evaluation.speedup))
+    lines += [f"{finding.severity}: {finding.sentence}" for finding in evaluation.findings]
     return "\n".join(lines)
 
 

@@ -30,6 +30,7 @@ from bertray.pipelines.rank import PROGRESS, TrainJob
 from bertray.pipelines.runs import claimed_output, finished_run, mark_finished, put_folder, remove_folder
 from bertray.pipelines.shards import ReadSettings, read_texts
 from bertray.pipelines.workers import history_table, run_workers
+from bertray.reports.html import data_title, model_title
 from bertray.reports.pretraining import PretrainingReport
 from bertray.schema import SCHEMA_VERSION
 from bertray.storage.store import Store, open_store
@@ -265,8 +266,9 @@ def _report(
     if outcome.resumed_from is not None:
         notes.append(f"The run was interrupted and resumed at step {outcome.resumed_from}.")
     lens_N = examples.shards.lens_N
+    base = "a new encoder" if config.from_scratch else model_title(config.model)
     return PretrainingReport(
-        title=f"Pretraining {Path(config.output).name}",
+        title=f"Pretraining of {base} on {data_title(config.input)}",
         before=evals[0],
         after=next(row for row in evals if row["step"] == outcome.best_step),
         history=outcome.history,

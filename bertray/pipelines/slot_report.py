@@ -141,12 +141,11 @@ def _evaluation(
         rows = collect(store, keys, info, labels, entry.settings["slices"], entry.rows_quarantined)
     except DataRefused:  # the column is there, but none of its values is a class of the model
         return None
-    evaluation = evaluate_rows(rows, inputs, info, split=f"slot {entry.slot}", seed=seed)
+    evaluation = evaluate_rows(rows, inputs, info, split=f"slot {entry.slot}", seed=seed, kind="night")
     mistakes = [] if inputs is None else confident_mistakes(rows, inputs, info.labels, options.num_mistakes)
     return EvaluationReport(
         title=f"Labelled reviews of {entry.slot}",
         evaluation=evaluation,
-        model_name="BERT",
         mistakes=mistakes,
         notes=row_notes(rows),
     )

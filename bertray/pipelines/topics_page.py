@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,6 +22,7 @@ from bertray.pipelines.topic_rows import (
 )
 from bertray.pipelines.topics_found import Found
 from bertray.pipelines.topics_source import Source, kept_schema_of
+from bertray.reports.html import data_title, model_title
 from bertray.reports.topics import GroupComparison, Topic, TopicsReport, name_of
 from bertray.reviews.labels import canonical
 from bertray.storage.store import Store
@@ -73,10 +73,11 @@ def topics_report(
         "time from start to report": duration(seconds),
         "bertray": bertray.__version__,
     }
+    named = [config.scored] if config.scored is not None else config.input or ("reviews",)
     with timed("comparison"):
         comparisons = _comparisons(config, source, found, rows)
     return TopicsReport(
-        title=f"Topics of {_named(config)}",
+        title=f"Topics of {data_title(named)}, model {model_title(config.model)}",
         rows=len(topic_N),
         rows_refused=sum(embedded.reasons.values()),
         sampled=len(found.sampled),
@@ -92,12 +93,6 @@ def topics_report(
         config=to_yaml(config),
         created=f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
     )
-
-
-def _named(config: TopicsConfig) -> str:
-    """What the reviews are called: their folder or file, by the last part of its path."""
-    first, *others = [config.scored] if config.scored is not None else config.input or ("reviews",)
-    return Path(first.rstrip("/")).name + (f" and {len(others)} more" if others else "")
 
 
 def _ids(source: Source, rows: pa.Table) -> np.ndarray:

@@ -15,7 +15,7 @@ import numpy as np
 import bertray
 from bertray.config import KEYS_OF_METHOD, TrainConfig, to_yaml
 from bertray.console import duration, say
-from bertray.model.bundle import LINEAR_HEADS, BundleInfo, resolve_model, weights_digest, write_bundle
+from bertray.model.bundle import CARD_FILE, LINEAR_HEADS, BundleInfo, resolve_model, weights_digest, write_bundle
 from bertray.model.calibration import fit_temperature, offsets_to_shares
 from bertray.model.making import check_shallow
 from bertray.pipelines import distill, features
@@ -25,6 +25,7 @@ from bertray.pipelines.evaluation import (
     EvaluatedRows,
     evaluate_shards,
     finish_report,
+    in_words,
     train_baselines,
 )
 from bertray.pipelines.examples import (
@@ -38,10 +39,12 @@ from bertray.pipelines.examples import (
 )
 from bertray.pipelines.features import FittedHead, fit_on_features
 from bertray.pipelines.inputs import check_length
+from bertray.pipelines.model_card import model_card
 from bertray.pipelines.parts import parquet_bytes
 from bertray.pipelines.rank import PROGRESS, TrainJob
 from bertray.pipelines.runs import claimed_output, finished_run, mark_finished, put_folder, remove_folder
 from bertray.pipelines.workers import history_table, run_workers
+from bertray.reports.html import data_title, model_title
 from bertray.reviews.counts import count_without_time
 from bertray.storage.store import LocalStore, Store, open_store
 from bertray.training.checkpoint import FOLDER as CHECKPOINTS
@@ -83,11 +86,11 @@ def run_train(config: TrainConfig) -> int:
             fitted: FittedHead | None = None
             if config.training.method == "features":
                 fitted = fit_on_features(config, base, tokenized.keys, examples, store, resources)
-                bundle, info = _write_features_bundle(config, data, fitted, model_folder, store)
+                bundle, info, how = _write_features_bundle(config, data, fitted, model_folder, store)
             else:
                 outcome = _fit(config, start, tokenized, run_key, examples, store, resources)
                 decision = _decision(config, examples, outcome)
-                bundle, info = _write_bundle(config, data, run_key, outcome, decision, model_folder, store)
+                bundle, info, how = _write_bundle(config, data, run_key, outcome, decision, model_folder, store)
             rows = _evaluate(config, data, examples, bundle, info, store, resources)
             of_teacher = (
                 distill.evaluate_teacher(config, data, data.teacher, store, resources) if data.teacher else None
@@ -106,18 +109,19 @@ def run_train(config: TrainConfig) -> int:
             teacher_facts = distill.in_words(data.teacher, speeds)
         history = outcome.history if outcome else []
         store.put("history.parquet", parquet_bytes(history_table(history, HISTORY)))
-        summary = finish_report(
+        evaluation = finish_report(
             store,
             rows,
             data.test or data.validation or data.train,
             info,
             split="validation" if data.test is None else "test",
-            title=f"Training run {Path(config.output).name}",
+            title=_title(config),
             config=config,
             history=history,
             baselines=baselines,
             teacher_NC=teacher_NC,
             also=speeds,
+            speedup=distill.speedup(speeds) if speeds else None,
             notes=notes,
             facts={
                 **_facts(config, data, examples, info, time.monotonic() - started),
@@ -126,9 +130,10 @@ def run_train(config: TrainConfig) -> int:
                 **(features.in_words(fitted, config.training.head, config.training.pooling) if fitted else {}),
             },
         )
+        store.put(f"model/{CARD_FILE}", model_card(config, data, info, how, model_folder, evaluation, rows).encode())
         mark_finished(store)
         _clean_up(store)
-        say(summary)
+        say(in_words(evaluation))
         say(f"model    {store.uri('model')}")
         say(f"report   {store.uri('report.html')}")
         log.info("trained and evaluated in %s", duration(time.monotonic() - started))
@@ -238,8 +243,8 @@ def _write_bundle(
     decision: Decision,
     model_folder: Path,
     store: Store,
-) -> tuple[str, BundleInfo]:
-    """The best checkpoint as a bundle, its decision moved; returns where it lies and its info."""
+) -> tuple[str, BundleInfo, str]:
+    """The best checkpoint as a bundle, its decision moved; returns where it lies, its info and how it came about."""
     checkpoint = load_best(store, outcome.best_step, run_key)
     as_given = config.training.model_copy(update={"attention_dropout": True})  # config.json keeps what the base has
     model = load_classifier(model_folder, data.labels.names, as_given, bf16=False, device="cpu")
@@ -252,13 +257,13 @@ def _write_bundle(
         bias_C.data += bias_C.new_tensor(decision.offsets_C)
         how += f"; decision moved to the shares of validation, logits by {decision.told(data.labels.names)}"
     info = _info(config, data, decision.temperature)
-    return _saved(config, data, model, model_folder, info, how, store)
+    return *_saved(config, data, model, model_folder, info, how, store), how
 
 
 def _write_features_bundle(
     config: TrainConfig, data: LabelledData, fitted: FittedHead, model_folder: Path, store: Store
-) -> tuple[str, BundleInfo]:
-    """The encoder as it is, with the head beside it."""
+) -> tuple[str, BundleInfo, str]:
+    """The encoder as it is, with the head beside it; returns where it lies, its info and how it came about."""
     from bertray.model.readout import PooledReadout
 
     model = PooledReadout(config.training.pooling).load(model_folder)
@@ -266,7 +271,7 @@ def _write_features_bundle(
     model.config.label2id = {name: number for number, name in enumerate(data.labels.names)}
     info = replace(_info(config, data, fitted.temperature), head=LINEAR_HEADS[config.training.pooling])
     how = "a linear head on the frozen encoder"
-    return _saved(config, data, model, model_folder, info, how, store, features.to_tensors(fitted.head))
+    return *_saved(config, data, model, model_folder, info, how, store, features.to_tensors(fitted.head)), how
 
 
 def _info(config: TrainConfig, data: LabelledData, temperature: float) -> BundleInfo:
@@ -297,7 +302,8 @@ def _saved(
     """Write a bundle to the output; returns where it lies and its info."""
     from transformers import AutoTokenizer
 
-    tokenizer, card = AutoTokenizer.from_pretrained(model_folder), _card(config, data, how)
+    tokenizer = AutoTokenizer.from_pretrained(model_folder)
+    card = model_card(config, data, info, how, model_folder)
     if isinstance(store, LocalStore):
         return store.uri("model"), write_bundle(Path(store.uri("model")), model, tokenizer, info, card, head)
     with tempfile.TemporaryDirectory() as folder:
@@ -307,38 +313,15 @@ def _saved(
     return store.uri("model"), info
 
 
-def _card(config: TrainConfig, data: LabelledData, how: str) -> str:
-    labels = "\n".join(f"- `{name}`" for name in data.labels.names)
-    training = config.training
-    steps = (
-        f"; {training.epochs} epochs planned, learning rate {training.learning_rate}, {training.batch_size} a step"
-        if training.method != "features"
-        else ""
-    )
-    source = (
-        f"Fine-tuned from `{config.model}`"
-        if training.teacher is None
-        else (f"Distilled from `{training.teacher}`, starting as `{config.model}`")
-    )
-    return f"""---
-library_name: transformers
-pipeline_tag: text-classification
-tags: [bertray]
----
-# Review classifier
-
-{source} with bertray {bertray.__version__}; model version `{{model_version}}`.
-
-Classes, in id order:
-{labels}
-
-- data: {data.train.num_rows} rows read for training, fingerprint `{data.fingerprint}`
-- {how}; seed {config.seed}{steps}
-- reviews are cleaned as `bertray.json` says and cut to {config.max_length} tokens (`{config.long_text}`)
-
-How good it is, with intervals and baselines: `report.html` and `metrics.json` beside this folder.
-Meant for reviews like those it was trained on; on other text its scores are not calibrated.
-"""
+def _title(config: TrainConfig) -> str:
+    """Method, model and data."""
+    base = model_title(config.model)
+    done = {
+        "finetune": f"Fine-tuning of {base}",
+        "features": f"A linear head on {base}",
+        "distill": f"Distillation of {model_title(config.training.teacher or '')} into {base}",
+    }[config.training.method]
+    return f"{done} on {data_title(config.data.train or ())}"
 
 
 def _evaluate(

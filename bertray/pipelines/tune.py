@@ -12,8 +12,8 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
 from importlib import import_module
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -31,6 +31,7 @@ from bertray.pipelines.examples import TOKENS, TokenizedData, check_splits, open
 from bertray.pipelines.parts import parquet_bytes
 from bertray.pipelines.runs import claimed_output, finished_run, mark_finished, remove_folder
 from bertray.pipelines.train import check_train, run_key_of
+from bertray.reports.html import data_title, model_title
 from bertray.reports.search import SearchReport, shown
 from bertray.storage.store import Store, open_store
 from bertray.training import search as searching
@@ -126,7 +127,7 @@ def run_tune(config: TuneConfig) -> int:
         best = max(done, key=lambda trial: value_of(trial.best(metric), metric))
         rows = _rows(trials, metric)
         report = SearchReport(
-            title=f"Search {Path(config.output).name}",
+            title=f"Hyperparameter search: {model_title(config.model)} on {data_title(config.data.train or ())}",
             metric=metric,
             rows=rows,
             keys=tuple(config.search.space),
@@ -134,6 +135,7 @@ def run_tune(config: TuneConfig) -> int:
             config=to_yaml(config),
             best=best.number,
             has_test=_has_test(config),
+            created=f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
         )
         store.put("trials.parquet", parquet_bytes(pa.table({name: [row[name] for row in rows] for name in rows[0]})))
         store.put(BEST, _best_yaml(config, best, metric).encode())

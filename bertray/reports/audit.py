@@ -207,7 +207,7 @@ class AuditReport:
         return self.examples.get(name, ())
 
     def _leak(self, leak: Leak) -> Finding:
-        title = f"{leak.later} rows that stand in {leak.earlier}"
+        title = f"leakage of {leak.later} rows into {leak.earlier}"
         share = (leak.exact_rows + leak.near_rows) / max(leak.later_rows, 1)
         near = "" if self.near is None else f", {leak.near_rows:,} more nearly so ({self._alike} or more alike)"
         if not leak.exact_rows and not leak.near_rows:
@@ -262,7 +262,7 @@ class AuditReport:
     def _conflicts(self, conflicts: Mapping[str, Repeats]) -> Finding:
         found = conflicts["all"]
         share = found.rows / max(self.rows, 1)
-        title = "Contradicting labels"
+        title = "Conflicting labels"
         if not found.groups:
             return Finding("conflicts", title, "none", 0.0, ("No text has two different labels.",))
         said = f"{_texts(found.groups)} in {_rows(found.rows)} with different labels"
@@ -280,7 +280,7 @@ class AuditReport:
         )
 
     def _doubt(self, doubt: Doubt) -> Finding:
-        title = "Labels that are probably wrong"
+        title = "Probable label errors"
         if doubt.skipped:
             return Finding("label_errors", title, "minor", 0.0, (doubt.skipped,))
         share = doubt.suspected / max(doubt.judged, 1)
@@ -379,7 +379,7 @@ class AuditReport:
     def _balance(self) -> Finding:
         split, counts = next(((name, counts) for name, counts in self.labels.items() if counts), ("", {}))
         if not counts:
-            return Finding("labels", "Balance of classes", "serious", 0.0, ("No usable row has a label.",))
+            return Finding("labels", "Class balance", "serious", 0.0, ("No usable row has a label.",))
         total = sum(counts.values())
         label, most = max(counts.items(), key=lambda item: item[1])
         share = most / max(total, 1)
@@ -396,7 +396,7 @@ class AuditReport:
             if share > 1.5 / max(len(counts), 1)
             else ""
         )
-        return Finding("labels", "Balance of classes", weight, 0.0, (said, *missing), advice)
+        return Finding("labels", "Class balance", weight, 0.0, (said, *missing), advice)
 
     def _length(self) -> Finding:
         cut = sum(split.truncated for split in self.splits)
@@ -406,7 +406,7 @@ class AuditReport:
         if cut:
             said = f"{cut:,} of {_rows(self.rows)} ({percent(share)}) have {than}: a model would not see their end."
         advice = "Raise max_length, or set long_text=head_tail: verdicts often stand at the end." if cut else ""
-        return Finding("length", "Texts longer than max_length", _by(cut, share, _CUT), share, (said,), advice)
+        return Finding("length", "Truncated texts", _by(cut, share, _CUT), share, (said,), advice)
 
     def _damage(self) -> Finding:
         total = {mark: sum(counts.get(mark, 0) for counts in self.marks.values()) for mark in MARK_WORDS}
@@ -415,10 +415,10 @@ class AuditReport:
         found = [f"{_rows(rows)} with {MARK_WORDS[mark]}" for mark, rows in total.items() if rows]
         if not found:
             said = "No control characters, mark-up, entities, links or addresses."
-            return Finding("marks", "What does not belong into a text", "none", 0.0, (said,))
+            return Finding("marks", "Control characters, markup, links and addresses", "none", 0.0, (said,))
         return Finding(
             "marks",
-            "What does not belong into a text",
+            "Control characters, markup, links and addresses",
             _by(damaged, share, _FEW) if damaged else "minor",
             share,
             ("; ".join(found) + ".",),
@@ -481,6 +481,7 @@ class AuditReport:
             "audit.html.j2",
             report=self,
             title=self.title,
+            intervals=False,
             findings=self.findings,
             mark_words=MARK_WORDS,
             reason_words=REASON_WORDS,

@@ -1,4 +1,4 @@
-"""Charts as inline SVG that take the colours of the page, light or dark; drawn from numbers only, never from text.
+"""Charts as inline SVG that take the colours of the page, light or dark; drawn from numbers, and names of topics.
 
 Names of classes stand in the HTML beside a chart, where they are escaped and every script has its glyphs.
 """
@@ -8,14 +8,16 @@ from __future__ import annotations
 import contextlib
 import io
 import itertools
+import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from bertray.evaluation.curves import Curve, ReliabilityBin
+from bertray.reports.plain import visible
 
 if TYPE_CHECKING:  # it takes half a second, which every command would wait for
     from matplotlib.figure import Figure
@@ -31,7 +33,9 @@ _VARIABLES = {_INK: "--ink", _MUTED: "--muted", _GRID: "--line"} | {
 }
 _DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2)), (0, (8, 2)), (0, (3, 1, 1, 1)))
 MAX_SERIES = len(SERIES)
-MAX_TOPIC_COLOURS = 12  # --topic-0 to --topic-11 of the style sheet
+MAX_TOPIC_COLOURS = 40  # smaller topics are grey
+_HUE_STEP = 137.5  # degrees, the golden angle: hues of any number of topics lie far apart
+_NAME_HEIGHT, _NAME_WIDTH = 8.0, 3.7  # of a line and of a letter of a topic's name on the map, in its units
 _MAP_WIDTH, _MAP_HEIGHT = 440, 330
 _RC: dict[Any, Any] = {
     "svg.fonttype": "none",
@@ -86,14 +90,17 @@ class Charts:
             figure, axes = _figure()
             axes.plot(*zip(*points, strict=True), color=SERIES[0], linestyle="", marker="o", markersize=4)
             axes.plot(*best, color=SERIES[1], linestyle="", marker="D", markersize=7)
+            # Five plain labels at most: those of matplotlib run into each other.
+            axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
             if log:
+                decades = math.log10(max(x for x, _ in points) / min(x for x, _ in points))
                 axes.set_xscale("log")
-                # Three plain labels a decade: those of matplotlib run into each other.
-                axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+                subs = (1, 2, 5) if decades <= 1 else (1, 3) if decades <= 2 else (1,)
+                axes.xaxis.set_major_locator(LogLocator(subs=subs, numticks=5))
                 axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
                 axes.xaxis.set_minor_locator(NullLocator())
-            elif all(isinstance(x, int) for x, _ in points):
-                axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+            else:
+                axes.xaxis.set_major_locator(MaxNLocator(nbins=4, integer=all(isinstance(x, int) for x, _ in points)))
             axes.set(xlabel=xlabel, ylabel=ylabel)
             return self._svg(figure, f"Trials: {ylabel} by {xlabel}")
 
@@ -163,10 +170,20 @@ class Charts:
         return Markup(_inlined(buffer.getvalue(), f"chart{next(self._numbers)}", title))  # noqa: S704 - numbers only
 
 
-def topic_map(points: Sequence[tuple[float, float, int]]) -> Markup:
-    """Reviews as dots in two dimensions, (x, y, topic): the largest topics in colours with their numbers.
+def topic_colour(topic: int) -> str:
+    """CSS colour of a topic: hues by the golden angle, in three lightnesses that the style sheet sets."""
+    return f"oklch(var(--topic-{topic % 3}) .15 {topic * _HUE_STEP % 360:.0f})"
 
-    Written by hand, a dot in about a dozen bytes. What lies far off is drawn at the edge.
+
+def topic_map(points: Sequence[tuple[float, float, int]], names: Mapping[int, str]) -> Markup:
+    """Reviews as dots in two dimensions, (x, y, topic): the largest topics in colours with their numbers and names.
+
+    Written by hand, a dot in about a dozen bytes. What lies far off is drawn at the edge. A name that would cover that
+    of a larger topic is left out; the legend has all.
+
+    Args:
+        points: reviews; topic -1 are outliers.
+        names: of topics, by number.
     """
     xy_N2 = np.array([(x, y) for x, y, _ in points], np.float64)
     topic_N = np.array([topic for _, _, topic in points])
@@ -175,23 +192,43 @@ def topic_map(points: Sequence[tuple[float, float, int]]) -> Markup:
     unit_N2 = np.clip((xy_N2 - low_2) / np.maximum(high_2 - low_2, 1e-9), 0, 1)
     size_2, margin = np.array([_MAP_WIDTH, _MAP_HEIGHT]), 10
     place_N2 = margin + unit_N2 * (size_2 - 2 * margin)
-    dots, numbers = [], []
+    dots: list[str] = []
+    places: dict[int, tuple[float, float]] = {}
     for topic in (-1, *sorted(set(topic_N.tolist()) - {-1}, reverse=True)):
         mine_M2 = place_N2[topic_N == topic]
         if not len(mine_M2):
             continue
-        colour = "--faint" if topic < 0 else f"--topic-{topic}" if topic < MAX_TOPIC_COLOURS else "--muted"
+        colour = "var(--faint)" if topic < 0 else topic_colour(topic) if topic < MAX_TOPIC_COLOURS else "var(--muted)"
         path = "".join(f"M{x:.1f} {y:.1f}h0" for x, y in mine_M2)
         width = 2.4 if topic < 0 else 3.4
-        dots.append(f'<path d="{path}" style="stroke: var({colour}); stroke-width: {width}"/>')
+        dots.append(f'<path d="{path}" style="stroke: {colour}; stroke-width: {width}"/>')
         if 0 <= topic < MAX_TOPIC_COLOURS:
-            x, y = np.median(mine_M2, axis=0)
-            numbers.append(f'<text x="{x:.1f}" y="{y:.1f}">{topic}</text>')
+            x, y = np.median(mine_M2, axis=0).tolist()
+            places[topic] = x, y
     svg = (
         f'<svg class="map" viewBox="0 0 {_MAP_WIDTH} {_MAP_HEIGHT}" role="img" aria-label="Map of reviews by topic">'
-        f'<g class="dots">{"".join(dots)}</g><g class="numbers">{"".join(numbers)}</g></svg>'
+        f'<g class="dots">{"".join(dots)}</g><g class="numbers">{"".join(_topic_labels(places, names))}</g></svg>'
     )
-    return Markup(svg)  # noqa: S704 - numbers only
+    return Markup(svg)  # noqa: S704 - numbers, and names that are escaped
+
+
+def _topic_labels(places: Mapping[int, tuple[float, float]], names: Mapping[int, str]) -> Iterator[str]:
+    """A number at the centre of each topic, and its name beside it, right or left, where that covers no other label."""
+    taken = [(topic, x - 5, x + 5, y) for topic, (x, y) in places.items()]
+    for topic, (x, y) in sorted(places.items()):
+        yield f'<text x="{x:.1f}" y="{y:.1f}">{topic}</text>'
+        name = visible(names.get(topic, ""))
+        width = _NAME_WIDTH * len(name)
+        for side, low, high in (("start", x + 6, x + 6 + width), ("end", x - 6 - width, x - 6)):
+            free = all(
+                topic == other or high < start or end < low or abs(y - other_y) > _NAME_HEIGHT
+                for other, start, end, other_y in taken
+            )
+            if free and low >= 0 and high <= _MAP_WIDTH:
+                taken.append((topic, low, high, y))
+                at = low if side == "start" else high
+                yield f'<text class="name {side}" x="{at:.1f}" y="{y:.1f}">{escape(name)}</text>'
+                break
 
 
 @contextlib.contextmanager

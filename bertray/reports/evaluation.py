@@ -6,12 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from bertray.evaluation.baselines import TITLES
-from bertray.evaluation.comparison import Comparison
+from bertray.evaluation.baselines import MAJORITY, TEACHER, TITLES
+from bertray.evaluation.comparison import capital
 from bertray.evaluation.curves import Curve
 from bertray.evaluation.evaluation import Evaluation
-from bertray.evaluation.learning import losses_by_epoch, overfitting_note
+from bertray.evaluation.learning import losses_by_epoch, overfitting_note, seconds_by_epoch
 from bertray.evaluation.slices import SMALL_ROWS
+from bertray.evaluation.verdicts import kept_sentence, worst
 from bertray.reports.charts import MAX_SERIES, Charts
 from bertray.reports.html import render
 from bertray.reports.plain import excerpt, plain
@@ -21,7 +22,7 @@ MAX_MATRIX_CLASSES = 30
 MAX_CONFUSIONS = 10
 VALIDATION_FIGURES = {"accuracy": "accuracy", "macro_f1": "macro F1", "mcc": "MCC"}
 COLUMN_TITLES = {"length": "length in tokens", "script": "language script"}
-BASELINE_ROWS = {"majority": "Majority class", "tfidf_logreg": "TF-IDF + logistic regression", "teacher": "The teacher"}
+BASELINE_ROWS = {"tfidf_logreg": "TF-IDF + logistic regression", "teacher": "Teacher"}
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,6 @@ class EvaluationReport:
 
     title: str
     evaluation: Evaluation
-    model_name: str
     facts: Mapping[str, object] = field(default_factory=dict)  # run and data, in the order to show
     config: str = ""  # the resolved config as YAML
     history: Sequence[Mapping[str, Any]] = ()  # rows of history.parquet
@@ -49,9 +49,10 @@ class EvaluationReport:
                 "schema_version": SCHEMA_VERSION,
                 "kind": "evaluation",
                 "title": self.title,
-                "model": self.model_name,
+                "model": self.evaluation.model_name,
                 "created": self.created,
                 "headline": self.headline,
+                "findings": self.evaluation.findings,
                 "notes": self.all_notes,
                 "metrics": self.metrics_json(),
                 "comparisons": {name: c.to_json() for name, c in self.evaluation.comparisons.items()},
@@ -66,30 +67,25 @@ class EvaluationReport:
 
     def to_html(self) -> str:
         """A page that needs nothing but itself."""
-        return render("evaluation.html.j2", report=self, title=self.title, part=self.part(Charts()))
+        return render("evaluation.html.j2", report=self, title=self.title, intervals=True, part=self.part(Charts()))
 
     @property
     def headline(self) -> str:
-        """What was evaluated, on how many rows, with what outcome."""
+        """What was evaluated, on how many rows, with what outcome; of a student first what it keeps of its teacher."""
         accuracy = self.evaluation.metrics["accuracy"]
-        rows = self.evaluation.rows
-        return (
-            f"On {rows:,} {self.split_words}{'' if rows == 1 else 's'}, {self.model_name} is right on "
+        rows, name = self.evaluation.rows, self.evaluation.model_name
+        right = (
+            f"On {rows:,} {self.split_words}{'' if rows == 1 else 's'}, {name} is right on "
             f"{100 * accuracy.value:.1f} % (95 % interval {100 * accuracy.low:.1f} to {100 * accuracy.high:.1f} %)."
         )
+        beside_teacher = self.evaluation.comparisons.get(TEACHER)
+        if beside_teacher is None:
+            return right
+        return f"{kept_sentence(beside_teacher, self.evaluation.speedup)} {right}"
 
     @property
     def split_words(self) -> str:
         return {"test": "test review", "validation": "validation review"}.get(self.evaluation.split, "labelled review")
-
-    @property
-    def hardest(self) -> Comparison | None:
-        """The baseline that is hardest to beat: the sentence of the page is about it."""
-        return min(
-            self.evaluation.comparisons.values(),
-            key=lambda comparison: comparison.differences["accuracy"].difference.value,
-            default=None,
-        )
 
     @property
     def all_notes(self) -> list[str]:
@@ -99,6 +95,11 @@ class EvaluationReport:
     @property
     def shown_mistakes(self) -> list[dict[str, Any]]:
         return [{**mistake, "text": excerpt(str(mistake["text"]))} for mistake in self.mistakes]
+
+    def _baseline_title(self, name: str) -> str:
+        if name == MAJORITY:
+            return f"Majority class of {'the training rows' if self.evaluation.kind == 'training' else 'these rows'}"
+        return BASELINE_ROWS.get(name, TITLES.get(name, name))
 
     def part(self, charts: Charts) -> dict[str, Any]:
         """What the templates need of this evaluation; `charts` is that of the whole page."""
@@ -110,8 +111,9 @@ class EvaluationReport:
         return {
             "report": self,
             "evaluation": evaluation,
-            "comparison": self.hardest,
-            "baseline_rows": {name: BASELINE_ROWS.get(name, TITLES.get(name, name)) for name in evaluation.baselines},
+            "severity": worst(evaluation.findings),
+            "model_title": capital(evaluation.model_name),
+            "baseline_rows": {name: self._baseline_title(name) for name in evaluation.baselines},
             "column_titles": {column: COLUMN_TITLES.get(column, column) for column in evaluation.slices},
             "small_rows": SMALL_ROWS,
             "confusions": _confusions(evaluation),
@@ -150,6 +152,7 @@ def _learning_charts(history: Sequence[Mapping[str, Any]], charts: Charts) -> di
     epochs = [float(row["epoch"]) for row in evals]
     train_loss, validation_loss = losses_by_epoch(history)
     figures = [name for name in VALIDATION_FIGURES if evals and all(row.get(name) is not None for row in evals)]
+    seconds = seconds_by_epoch(history)
     series = [[(float(row["epoch"]), float(row[name])) for row in evals] for name in figures]
     return {
         "losses_chart": charts.losses(
@@ -159,13 +162,17 @@ def _learning_charts(history: Sequence[Mapping[str, Any]], charts: Charts) -> di
         else None,
         "validation_chart": charts.validation(series) if series and len(evals) > 1 else None,
         "validation_figures": [VALIDATION_FIGURES[name] for name in figures],
+        "with_seconds": seconds is not None,
         "evals": [
             {
                 "epoch": row["epoch"],
                 "train_loss": train,
                 "loss": validation,
                 "figures": [row[name] for name in figures],
+                "seconds": spent,
             }
-            for row, train, validation in zip(evals, train_loss, validation_loss, strict=True)
+            for row, train, validation, spent in zip(
+                evals, train_loss, validation_loss, seconds or [0.0] * len(evals), strict=True
+            )
         ],
     }

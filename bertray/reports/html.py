@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,21 @@ from bertray.evaluation.intervals import Estimate
 from bertray.reports.plain import visible
 
 TEMPLATES = Path(__file__).parent / "templates"
+BUNDLED = "all-MiniLM-L6-v2"  # name of the model behind `bundled`
 
 
-def render(template: str, **values: Any) -> str:
-    """Fill `templates/<template>`."""
-    return _environment().get_template(template).render(**values)
+def render(template: str, *, report: Any, title: str, intervals: bool, **values: Any) -> str:
+    """Fill `templates/<template>`.
+
+    Args:
+        report: `created`, a date first, is added to a title that does not hold it.
+        title: model and data of the page.
+        intervals: whether the page shows any, so that the footer explains them.
+        values: the rest of the template's.
+    """
+    date = report.created[:10]
+    dated = title if date in title else f"{title}, {date}"
+    return _environment().get_template(template).render(report=report, title=dated, intervals=intervals, **values)
 
 
 @cache
@@ -45,6 +56,24 @@ def _environment() -> Environment:
 
 def _shown(value: Any) -> Any:
     return visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+
+def model_title(model: str) -> str:
+    """A `model` value as titles call it: a hub id, a run's name, a folder's name."""
+    if model == "bundled":
+        return BUNDLED
+    parts = [part for part in model.rstrip("/").split("/") if part]
+    if len(parts) > 1 and parts[-1] == "model":  # of a run: every run calls it so
+        return parts[-2]
+    is_hub_id = len(parts) == 2 and not model.startswith(("/", ".", "~"))
+    return "/".join(parts) if is_hub_id else (parts or [model])[-1]
+
+
+def data_title(paths: Sequence[str]) -> str:
+    """Files, folders or globs as titles call them: the first by its folder and name, the others by their number."""
+    first, *others = paths
+    name = "/".join(part for part in first.rstrip("/").split("/") if part and ":" not in part)
+    return "/".join(name.split("/")[-2:]) + (f" and {len(others)} more" if others else "")
 
 
 def count(value: float) -> str:

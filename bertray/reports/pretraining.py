@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from math import isfinite
 from typing import Any
 
 from bertray.evaluation.learning import losses_by_epoch
@@ -53,12 +54,18 @@ class PretrainingReport:
     def headline(self) -> str:
         """Pseudo-perplexity before and after, and what of the tokens was guessed."""
         before, after = (shown(row["perplexity"]) for row in (self.before, self.after))
-        low, high = shown(self.after["perplexity_low"]), shown(self.after["perplexity_high"])
+        interval = self.interval(self.after)
+        between = f" (95 % interval {interval})" if interval else ""
         guessed = f"{percent(self.before['accuracy'])} before, {percent(self.after['accuracy'])} after"
         return (
-            f"Pseudo-perplexity of held-out text: {before} before, {after} after [{low}, {high}]. "
-            f"Tokens guessed: {guessed}."
+            f"Pseudo-perplexity of held-out text: {before} before, {after} after{between}. Tokens guessed: {guessed}."
         )
+
+    @staticmethod
+    def interval(row: Mapping[str, Any]) -> str:
+        """The 95 % interval of a row's pseudo-perplexity; empty where all held-out tokens are of one text."""
+        low, high = row["perplexity_low"], row["perplexity_high"]
+        return f"{shown(low)} to {shown(high)}" if isfinite(low) and isfinite(high) else ""
 
     def to_html(self) -> str:
         """A page that needs nothing but itself."""
@@ -76,6 +83,7 @@ class PretrainingReport:
             "pretraining.html.j2",
             report=self,
             title=self.title,
+            intervals=any(map(self.interval, evals)),
             chart=chart,
             rows=list(zip(evals, [None, *train_loss], strict=True)),
             shown=shown,

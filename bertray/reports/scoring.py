@@ -9,9 +9,10 @@ from itertools import accumulate
 from os.path import commonprefix
 from typing import Any
 
+from bertray.evaluation.verdicts import Finding, worst, worst_first
 from bertray.reports.charts import Charts
 from bertray.reports.evaluation import EvaluationReport
-from bertray.reports.html import render
+from bertray.reports.html import data_title, model_title, percent, render
 from bertray.reports.plain import plain
 from bertray.schema import SCHEMA_VERSION, Reason
 
@@ -95,6 +96,7 @@ class ScoringReport:
     created: str = ""
     evaluation: EvaluationReport | None = None  # where the input has labels
     verb: str = "scored"  # what was done with the rows: scored, embedded
+    verdicts: Sequence[Finding] = ()  # on the rows; those on a labelled slot's model are in `evaluation`
     vectors: str = ""  # of embedded rows: what was written, in words
 
     @property
@@ -148,6 +150,45 @@ class ScoringReport:
         return said
 
     @property
+    def title(self) -> str:
+        """Data, model and slot."""
+        paths = [file.path for file in self.files]
+        if self.common_folder:
+            data = f"{len(paths):,} files of {data_title([self.common_folder])}"
+        else:
+            data = data_title(paths) if paths else "no file"
+        return f"{self.verb.capitalize()} reviews: {data}, model {model_title(self.model)}, slot {self.slot}"
+
+    @property
+    def findings(self) -> list[Finding]:
+        """Verdicts on the rows and, where there are labels, on the model; the worst first."""
+        found = list(self.verdicts)
+        if not self.adds_up:
+            found.append(
+                Finding(
+                    "bad",
+                    f"It does not add up: {self.rows_in:,} rows in, {self.rows_scored:,} {self.verb}, "
+                    f"{self.rows_quarantined:,} quarantined. Look at the table of files before you use these rows.",
+                )
+            )
+        return worst_first([*found, *(self.evaluation.evaluation.findings if self.evaluation else [])])
+
+    @property
+    def length_sentence(self) -> str:
+        """Mean and percentiles of the lengths in tokens; percentiles beyond the last bound as the share above it."""
+        words = {"p50": "half", "p90": "90 %", "p99": "99 %"}
+        found = self.token_percentiles
+        told = [(words[name], f"at most {bound:,}") for name, bound in found.items() if bound is not None]
+        if len(told) < len(found):
+            beyond = self.token_histogram[-1] / sum(self.token_histogram)
+            told.append((percent(beyond), f"more than {self.token_bounds[-1]:,}"))
+        mean = f"{self.tokens / self.rows_scored:,.0f} tokens on average"
+        if not told:
+            return f"{mean}."
+        (share, length), *others = told
+        return f"{mean}; {share} of the reviews have {length}{''.join(f', {s} {t}' for s, t in others)}."
+
+    @property
     def token_bands(self) -> list[tuple[str, int]]:
         """(`17-32`, rows) of each bin of the token histogram."""
         starts = [1, *(bound + 1 for bound in self.token_bounds)]
@@ -180,6 +221,7 @@ class ScoringReport:
                 "model_version": self.model_version,
                 "created": self.created,
                 "headline": self.headline,
+                "findings": self.findings,
                 "notes": self.notes,
                 "rows_in": self.rows_in,
                 "rows_scored": self.rows_scored,
@@ -211,7 +253,9 @@ class ScoringReport:
         return render(
             "scoring.html.j2",
             report=self,
-            title=f"{self.verb.capitalize()} reviews, {self.slot}",
+            title=self.title,
+            intervals=self.evaluation is not None,
+            severity=worst(self.findings),
             reason_words=REASON_WORDS,
             files_shown=FILES_SHOWN,
             scores_chart=charts.scores(self.score_histogram, None) if self.rows_scored and self.label_counts else None,

@@ -118,6 +118,7 @@ class SearchReport:
             "search.html.j2",
             report=self,
             title=self.title,
+            intervals=True,
             ranked=ranked,
             names={key: name(key) for key in self.keys},
             shown=shown,

@@ -8,7 +8,7 @@ from typing import Any
 
 from bertray.evaluation.groups import TITLES, Agreement
 from bertray.evaluation.intervals import Estimate, wilson_estimate
-from bertray.reports.charts import MAX_TOPIC_COLOURS, topic_map
+from bertray.reports.charts import MAX_TOPIC_COLOURS, topic_colour, topic_map
 from bertray.reports.html import render
 from bertray.reports.plain import excerpt, plain
 from bertray.schema import SCHEMA_VERSION
@@ -195,6 +195,7 @@ class TopicsReport:
             "topics.html.j2",
             report=self,
             title=self.title,
+            intervals=bool(self.comparisons or (self.labels and len(self.labels) <= MAX_INTERVAL_LABELS)),
             shown=list(self.topics[:TOPICS_SHOWN]),
             excerpt=excerpt,
             figures=TITLES,
@@ -203,7 +204,8 @@ class TopicsReport:
             with_intervals=len(self.labels) <= MAX_INTERVAL_LABELS,
             with_score=any(topic.mean_score is not None for topic in self.topics),
             coloured=min(MAX_TOPIC_COLOURS, len(self.topics)),
-            map=topic_map(self.points) if self.points else None,
+            map=topic_map(self.points, {topic.number: topic.name for topic in self.topics}) if self.points else None,
+            topic_colour=topic_colour,
             verdict=self._verdict(),
         )
 

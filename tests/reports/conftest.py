@@ -52,7 +52,9 @@ HISTORY = (
 def make_report():
     """Builds an evaluation report; every text in it can be replaced."""
 
-    def make(labels=("negative", "neutral", "positive"), num_rows=120, text="fine", name="BERT", **options):
+    def make(
+        labels=("negative", "neutral", "positive"), num_rows=120, text="fine", name="BERT", baselines=True, **options
+    ):
         rng = np.random.default_rng(0)
         num_classes = len(labels)
         label_ids_N = rng.integers(0, num_classes, num_rows)
@@ -65,13 +67,13 @@ def make_report():
             split="test",
             seed=0,
             slices={"length": length_bands(rng.integers(1, 700, num_rows)), text: [text] * num_rows},
-            baselines={"majority": majority(label_ids_N, num_classes, num_rows)},
+            baselines={"majority": majority(label_ids_N, num_classes, num_rows)} if baselines else {},
+            kind="training",
             model_name=name,
         )
         mistake = {"id": text, "text": text, "label": labels[0], "prediction": labels[1], "score": 0.987}
         defaults = {
             "title": f"Evaluation of {name}",
-            "model_name": name,
             "facts": {"model": name, "rows": 120},
             "config": f"model: {text}\n",
             "history": HISTORY,

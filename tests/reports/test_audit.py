@@ -133,7 +133,7 @@ def test_every_finding_has_its_count_and_the_weightiest_come_first():
     weights = [each.weight for each in DIRTY.findings]
     assert weights == sorted(weights, key=["serious", "look", "minor", "none"].index)
     assert DIRTY.headline.startswith(
-        "200 rows in 2 files (train 100, test 100). Serious: test rows that stand in train; contradicting labels."
+        "200 rows in 2 files (train 100, test 100). Serious: leakage of test rows into train; conflicting labels."
     )
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import re
+
+import pytest
 
 from bertray.evaluation.curves import Curve, ReliabilityBin
 from bertray.evaluation.intervals import Estimate
@@ -55,3 +58,33 @@ def test_a_chart_carries_no_address_date_or_style_sheet():
         assert svg.startswith('<svg viewBox="0 0 ')
         for word in ("http", "xmlns", "<metadata", "<style", "<?xml", "<!", "DejaVu"):
             assert word not in svg
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        [1e-5, 2.65e-4],
+        [4.22e-5, 5e-5, 2.65e-4],
+        [1e-6, 1e-2],
+        [1e-7, 1e1],
+        [0.01, 0.0871],
+        [0.0, 0.1],
+        [16, 32],
+        [1, 2, 3, 1000],
+        [0.00001234, 0.00001235],
+        [100_000, 900_000],
+    ],
+)
+def test_labels_of_a_setting_do_not_run_into_each_other(values):
+    log = min(values) > 0 and max(values) / min(values) > 8
+    points = [(value, 0.5 + 0.1 * n) for n, value in enumerate(values)]
+    svg = Charts().tried(points, points[0], xlabel="setting", ylabel="accuracy", log=log)
+    axis = svg[svg.index('-matplotlib.axis_1"') : svg.index('-matplotlib.axis_2"')]
+    labels = [
+        (float(x), text)
+        for style, x, text in re.findall(r'<text style="([^"]*)" x="([\d.]+)"[^>]*>([^<]*)</text>', axis)
+        if "middle" in style and text != "setting"
+    ]
+    ends = [(x - 0.3 * 10.5 * len(text), x + 0.3 * 10.5 * len(text)) for x, text in labels]  # 0.6 em a letter
+    assert 1 <= len(labels) <= 6
+    assert all(right < left for (_, right), (left, _) in itertools.pairwise(ends)), labels

@@ -22,7 +22,8 @@ def test_the_headline_comes_first_with_rows_accuracy_interval_and_the_sentence(m
     )
     sentence = report.evaluation.comparisons["majority"].sentence
     assert sentence.startswith("BERT beats the majority baseline (accuracy ")
-    assert text.index("Evaluation of BERT") < text.index(headline) < text.index(sentence) < text.index("Classes")
+    title = text.index("Evaluation of BERT, 2026-11-20 ")
+    assert title < text.index(headline) < text.index(f"Good. {sentence}") < text.index("Metrics by class")
 
 
 def test_every_figure_of_metrics_json_stands_on_the_page(make_report, read_page):
@@ -111,6 +112,8 @@ def test_json_is_strict_and_holds_metrics_json(make_report):
     assert content["metrics"] == json.loads(json.dumps(report.metrics_json()))
     assert (content["kind"], content["title"], content["headline"]) == ("evaluation", report.title, report.headline)
     assert content["comparisons"]["majority"]["verdict"] == "better"
+    sentence = report.evaluation.comparisons["majority"].sentence
+    assert content["findings"] == [{"severity": "good", "sentence": sentence}]
     assert content["mistakes"][0]["score"] == 0.987
 
 
@@ -136,22 +139,80 @@ def test_many_classes_are_shown_by_their_confusions_and_weakest_curves(make_repo
     report = make_report(labels=labels, num_rows=1000)
     page = safe_page(report.to_html())
     assert "Confusion matrix" not in page.text
-    assert "The most frequent confusions." in page.text
+    assert "Most frequent confusions" in page.text
     weakest = sorted(labels, key=lambda label: report.evaluation.curves.roc[label].area)[:6]
     legend = page.text[page.text.index("Precision against recall") : page.text.index("Shown are the 6 of 40 classes")]
     assert {label for label in labels if label in legend} == set(weakest)
 
 
-def test_the_sentence_is_about_the_baseline_that_is_hardest_to_beat(make_report):
-    report = make_report()
+def beside(report, **verdicts):
+    """The same report beside other models."""
     easy = report.evaluation.comparisons["majority"]
-    gain = easy.differences["accuracy"]
-    hard = replace(
-        easy,
-        name_b="the TF-IDF baseline",
-        differences={**easy.differences, "accuracy": replace(gain, difference=replace(gain.difference, value=0.01))},
+    made = {name: replace(easy, name_b=f"the {name}", verdict=verdict) for name, verdict in verdicts.items()}
+    return replace(report, evaluation=replace(report.evaluation, comparisons=made))
+
+
+def page_text(page):
+    return " ".join(page.text.replace("\u00a0", " ").split())
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "colours"),
+    [
+        ({"majority": "better", "tfidf_logreg": "better"}, ["good", "good", "good"]),
+        ({"majority": "better", "tfidf_logreg": "undecided"}, ["warning", "warning", "good"]),
+        ({"majority": "better", "tfidf_logreg": "worse"}, ["bad", "bad", "good"]),
+        ({"majority": "undecided", "tfidf_logreg": "worse"}, ["bad", "bad", "warning"]),
+    ],
+)
+def test_the_worst_verdict_comes_first_and_gives_the_headline_its_colour(make_report, read_page, verdicts, colours):
+    report = beside(make_report(), **verdicts)
+    page = read_page(report.to_html())
+    classes = [value.split() for value in page.values("class") if "verdict" in value.split()]
+    assert [value[-1] for value in classes] == colours
+    first = report.evaluation.findings[0]
+    assert f"{report.headline} {first.severity.capitalize()}. {first.sentence}" in page_text(page)
+
+
+def test_a_student_is_headed_by_what_it_keeps_of_its_teacher(make_report, read_page):
+    report = make_report(name="the student")
+    evaluation = report.evaluation
+    easy = evaluation.comparisons["majority"]
+    accuracy = replace(easy.differences["accuracy"], a=0.873, b=0.9)
+    differences = {**easy.differences, "accuracy": accuracy}
+    comparison = replace(easy, name_b="its teacher", verdict="worse", differences=differences)
+    report = replace(report, evaluation=replace(evaluation, comparisons={"teacher": comparison}, speedup=2.54))
+    assert report.headline.startswith(
+        "The student keeps 97.0 % of the teacher's accuracy (0.873 of 0.900) at 2.5 times the speed. "
+        "On 120 test reviews, the student is right on "
     )
-    report = replace(
-        report, evaluation=replace(report.evaluation, comparisons={"majority": easy, "tfidf_logreg": hard})
-    )
-    assert report.hardest == hard
+    assert report.headline in page_text(read_page(report.to_html()))
+
+
+def test_headings_are_the_words_that_people_look_for(make_report, read_page):
+    html = make_report().to_html()
+    assert re.findall(r"<h2>(.*?)</h2>", html) == [
+        "Metrics by class",
+        "Confusion matrix",
+        "Learning curves",
+        "Calibration",
+        "ROC and precision-recall curves",
+        "Metrics by slice",
+        "Most confident errors",
+        "Baselines",
+        "Run and data",
+    ]
+    text = page_text(read_page(html))
+    assert "class precision recall F1 ROC AUC average precision support" in text
+    assert "Intervals are 95 % confidence intervals" in text
+
+
+def test_each_epoch_has_its_own_time(make_report, read_page):
+    evals = [
+        {"kind": "eval", "step": n, "epoch": float(n), "loss": 0.5, "train_loss": 0.5, "seconds": end}
+        for n, end in enumerate((75.0, 135.0), 1)
+    ]
+    text = page_text(read_page(make_report(history=evals).to_html()))
+    assert "epoch training loss validation loss time 1 0.500 0.500 1 min 15 s 2 0.500 0.500 1 min 0 s" in text
+    without = [{**row, "seconds": None} for row in evals]
+    assert "validation loss time" not in page_text(read_page(make_report(history=without).to_html()))

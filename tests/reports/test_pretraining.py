@@ -28,7 +28,7 @@ def test_the_page_says_what_was_guessed_before_and_after(safe_page):
     assert report.figures["after"]["perplexity"] == {"value": 40.0, "low": 36.0, "high": 44.0}
     page = safe_page(report.to_html())
     text = " ".join(page.text.split())
-    assert "Pseudo-perplexity of held-out text: 31,204 before, 40 after [36, 44]." in text
+    assert "Pseudo-perplexity of held-out text: 31,204 before, 40 after (95 % interval 36 to 44)." in text
     assert "Tokens guessed: 0.1 % before, 35.0 % after." in text
     for said in (
         "Pretraining <b>shops",

@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import re
 
+import pytest
+
+from bertray.evaluation.verdicts import Finding, worst_first
 from bertray.reports.scoring import REASON_WORDS, FileRows
 from bertray.schema import Reason
 
@@ -29,7 +32,14 @@ def test_a_lost_row_is_an_alarm_at_the_file_that_lost_it(make_night):
     report = make_night(files=files)
     html = report.to_html()
     assert not report.adds_up
-    assert "It does not add up:" in html
+    assert report.findings == [
+        Finding(
+            "bad",
+            "It does not add up: 121 rows in, 118 scored, 2 quarantined. Look at the table of files before you use "
+            "these rows.",
+        )
+    ]
+    assert '<p class="lead verdict bad">' in html
     assert re.search(r"a\.parquet <span class=\"tag\">does not add up", html)
     assert not re.search(r"b\.parquet <span", html)
     assert json.loads(json.dumps(report.to_json()))["adds_up"] is False
@@ -50,10 +60,69 @@ def test_shares_speed_and_lengths_are_told(make_night, read_page):
     assert "negative 25.4 % 30 positive 74.6 % 88" in text
     assert "Needs review 4 score below 0.6" in text
     assert "150 rows/s at work, 2.0 s in all" in text
-    assert (
-        "20 tokens on average. Half of the reviews have at most 16 tokens; 90 % of the reviews have at most 64" in text
-    )
-    assert "99 % of the reviews have up to more than 64 tokens. 9 were longer than the model reads." in text
+    assert "9 were longer than the model reads." in text
+
+
+@pytest.mark.parametrize(
+    ("histogram", "sentence"),
+    [
+        (
+            (59, 50, 9),
+            "20 tokens on average; half of the reviews have at most 16, 90 % at most 64, 7.6 % more than 64.",
+        ),
+        ((59, 59, 0), "20 tokens on average; half of the reviews have at most 16, 90 % at most 64, 99 % at most 64."),
+        ((20, 20, 78), "20 tokens on average; 66.1 % of the reviews have more than 64."),
+        ((0, 0, 118), "20 tokens on average; 100.0 % of the reviews have more than 64."),
+    ],
+)
+def test_lengths_are_told_in_a_sentence_that_is_true(make_night, read_page, histogram, sentence):
+    report = make_night(token_histogram=histogram)
+    assert sentence in words(read_page(report.to_html()))
+
+
+def test_the_title_says_data_model_and_slot(make_night):
+    one = [FileRows("s3://shop/in/reviews/a.parquet", 118, 118, 0)]
+    assert make_night().title == "Scored reviews: 3 files of in/reviews, model imdb, slot dt=2026-11-20"
+    night = make_night(files=one, verb="embedded", slot="day", created="2026-11-21T04:00:00Z")
+    assert night.title == "Embedded reviews: reviews/a.parquet, model imdb, slot day"
+    assert re.findall(r"<(?:h1|title)>(.*?)<", night.to_html()) == [
+        f"{night.title}, 2026-11-21 · bertray",
+        f"{night.title}, 2026-11-21",
+    ]
+    assert make_night(files=[]).title == "Scored reviews: no file, model imdb, slot dt=2026-11-20"
+
+
+def test_headings_are_the_words_that_people_look_for(make_night):
+    assert re.findall(r"<h2>(.*?)</h2>", make_night().to_html()) == [
+        "Label distribution",
+        "Text length",
+        "Input files",
+        "Quarantine",
+        "Run and data",
+    ]
+
+
+def test_intervals_are_explained_where_there_are_any(make_night, make_report):
+    explained = "Intervals are 95 % confidence intervals"
+    assert explained not in make_night().to_html()
+    assert explained in make_night(evaluation=make_report()).to_html()
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "colours"),
+    [
+        ((), []),
+        ((Finding("note", "a"),), ["note", "note"]),
+        ((Finding("good", "a"), Finding("warning", "b")), ["warning", "warning", "good"]),
+    ],
+)
+def test_the_headline_takes_the_colour_of_the_worst_finding(make_night, read_page, verdicts, colours):
+    report = make_night(verdicts=verdicts)
+    page = read_page(report.to_html())
+    assert [value.split()[-1] for value in page.values("class") if "verdict" in value.split()] == colours
+    assert report.to_json()["findings"] == [
+        {"severity": f.severity, "sentence": f.sentence} for f in worst_first(verdicts)
+    ]
 
 
 def test_token_percentiles_are_read_off_the_bins(make_night):
@@ -112,7 +181,8 @@ def test_a_labelled_night_holds_the_evaluation_with_unique_ids(make_night, make_
     report = make_night(evaluation=make_report())
     page = safe_page(report.to_html())
     assert page.elements["svg"] == 7
-    assert "BERT beats the majority baseline" in page.text
+    assert page.text.count("BERT beats the majority baseline") == 2  # at the top, and beside the baselines
+    assert report.findings == report.evaluation.evaluation.findings
     levels = [tag for tag in page.elements if re.fullmatch(r"h\d", tag)]
     assert sorted(levels) == ["h1", "h2", "h3"]
     content = json.loads(json.dumps(report.to_json(), allow_nan=False))

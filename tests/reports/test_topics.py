@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from bertray.evaluation.groups import compare_groupings
-from bertray.reports.charts import MAX_TOPIC_COLOURS, topic_map
+from bertray.reports.charts import MAX_TOPIC_COLOURS, topic_colour, topic_map
 from bertray.reports.topics import GroupComparison, Topic, TopicsReport, name_of
 
 BAD = "<script>alert('x')</script>"
@@ -122,17 +122,41 @@ def test_the_map_draws_every_dot_once_in_the_colour_of_its_topic():
     random = np.random.default_rng(1)
     topics = [-1] * 30 + [0] * 20 + [MAX_TOPIC_COLOURS + 2] * 10
     points = [(float(x), float(y), t) for (x, y), t in zip(random.normal(size=(60, 2)), topics, strict=True)]
-    svg = str(topic_map(points))
+    svg = str(topic_map(points, {0: BAD, MAX_TOPIC_COLOURS + 2: "small"}))
     drawn = {
         colour: path.count("M")
-        for path, colour in re.findall(r'<path d="([^"]*)" style="stroke: var\((--[\w-]+)\)', svg)
+        for path, colour in re.findall(r'<path d="([^"]*)" style="stroke: ([^;]*); stroke-width', svg)
     }
-    assert drawn == {"--faint": 30, "--topic-0": 20, "--muted": 10}
-    assert re.findall(r"<text[^>]*>(.*?)</text>", svg) == ["0"]
+    assert drawn == {"var(--faint)": 30, topic_colour(0): 20, "var(--muted)": 10}
+    assert re.findall(r"<text[^>]*>(.*?)</text>", svg) == ["0", "&lt;script&gt;alert(&#39;x&#39;)&lt;/script&gt;"]
     places = [(float(x), float(y)) for x, y in re.findall(r"M([\d.]+) ([\d.]+)h0", svg)]
     assert all(0 <= x <= 440 and 0 <= y <= 330 for x, y in places)
 
 
+def test_each_topic_of_the_map_has_a_colour_of_its_own():
+    colours = [topic_colour(topic) for topic in range(MAX_TOPIC_COLOURS)]
+    assert len(set(colours)) == MAX_TOPIC_COLOURS == 40
+    page = make_report().to_html()
+    for name in ("--topic-0", "--topic-1", "--topic-2"):
+        assert page.count(f"{name}: ") == 2  # light and dark
+
+
+def test_names_on_the_map_cover_no_other_label():
+    # Two centres side by side and two far off: names as long as 40 % of the map fit on one side at most.
+    centres = {0: (50.0, 50.0), 1: (52.0, 50.0), 2: (0.0, 0.0), 3: (100.0, 100.0)}
+    points = [(x + dx, y, topic) for topic, (x, y) in centres.items() for dx in (-0.1, 0.0, 0.1)]
+    svg = str(topic_map(points, {topic: f"name {topic} " + "x" * 40 for topic in centres}))
+    boxes = []
+    for side, x, y, text in re.findall(r'<text class="name (\w+)" x="([\d.]+)" y="([\d.]+)">(.*?)<', svg):
+        width = 3.7 * len(text)
+        low = float(x) if side == "start" else float(x) - width
+        assert -0.1 <= low < low + width <= 440.1  # coordinates are rounded to a tenth
+        boxes.append((low, low + width, float(y)))
+    assert len(boxes) == 4
+    for n, (low, high, y) in enumerate(boxes):
+        assert all(high < other[0] or other[1] < low or abs(y - other[2]) > 7.9 for other in boxes[:n])
+
+
 def test_a_map_of_four_thousand_reviews_is_light():
     points = [(float(n % 97), float(n % 89), n % 20 - 1) for n in range(4000)]
-    assert len(topic_map(points)) < 80_000
+    assert len(topic_map(points, {n: f"topic {n}" for n in range(20)})) < 80_000
