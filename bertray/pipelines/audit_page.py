@@ -6,7 +6,6 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -16,7 +15,7 @@ from bertray.config import AuditConfig
 from bertray.evaluation.label_errors import Suspects
 from bertray.pipelines.audit_tables import Audited, first_of_group
 from bertray.reports.audit import AuditReport, BrokenFile, Example, Leak, Repeats, SplitRows
-from bertray.reports.html import data_title
+from bertray.reports.html import data_title, model_title
 from bertray.reviews.findings import AuditRows, labels_differ
 from bertray.reviews.marks import MARKS, bits
 from bertray.reviews.repeats import ALONE, Leaks, num_groups, repeats
@@ -65,7 +64,7 @@ def audit_report(
         },
         scripts={name: dict(audited.scripts[number].most_common()) for number, name in enumerate(in_split)},
         max_length=config.max_length,
-        tokenizer=Path(config.model).name,
+        tokenizer=model_title(config.model),
         examples=examples,
         notes=notes,
         facts={

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from bertray.evaluation.intervals import Estimate
 from bertray.reports.plain import visible
 
 TEMPLATES = Path(__file__).parent / "templates"
+_CODE = re.compile("`([^`]+)`")
 BUNDLED = "all-MiniLM-L6-v2"  # name of the model behind `bundled`
 
 
@@ -49,6 +51,7 @@ def _environment() -> Environment:
         "percent_range": percent_range,
         "range": value_range,
         "seconds": duration,
+        "prose": prose,
         "tight": tight,
     }
     return environment
@@ -108,6 +111,12 @@ def percent(share: float) -> str:
 def percent_range(estimate: Estimate) -> str:
     """`86.4 to 87.4 %`."""
     return tight(f"{100 * estimate.low:.1f} to {100 * estimate.high:.1f} %")
+
+
+def prose(text: str) -> Markup:
+    """A sentence with what stands in backticks as code; everything else of it is escaped."""
+    escaped = str(escape(visible(tight(text))))
+    return Markup(_CODE.sub(r"<code>\1</code>", escaped))  # noqa: S704 - escaped above
 
 
 def tight(text: str) -> str:

@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from bertray.reports.html import TEMPLATES, data_title, model_title
+from bertray.reports.html import TEMPLATES, data_title, model_title, prose
 
 CSS = (TEMPLATES / "style.css").read_text("utf-8")
 LIGHT, DARK = (
@@ -116,3 +116,8 @@ def test_a_title_gets_the_date_once(make_report):
         "Evaluation of a on b, 2026-11-20",
     ]
     assert headings("Slot dt=2026-11-20") == ["Slot dt=2026-11-20 · bertray", "Slot dt=2026-11-20"]
+
+
+def test_backticks_are_code_and_nothing_else_is_markup():
+    said = prose("Set `labels={<a>: b}` to 5 %, <script>`x` & `unclosed")
+    assert said == ("Set <code>labels={&lt;a&gt;: b}</code> to 5\u00a0%, &lt;script&gt;<code>x</code> &amp; `unclosed")
