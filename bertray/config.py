@@ -53,6 +53,8 @@ Delimiter = Annotated[
     str, Field(min_length=1, max_length=1), BeforeValidator(lambda v: "\t" if v in ("\\t", "tab") else v)
 ]
 
+Escape = Annotated[str, Field(max_length=1)]
+
 
 class Section(BaseModel):
     """Base of every part of a config: frozen, no unknown keys."""
@@ -79,7 +81,17 @@ class TextFormat(Section):
         None, description=r"field separator (a tab: \t or tab); by default ',' for .csv and a tab for .tsv"
     )
     header: bool = Field(True, description="the first row holds the column names")
-    quoting: bool = Field(True, description='double quotes enclose fields; false reads every " as a character')
+    skip_lines: int = Field(0, ge=0, description="lines above the header or first row, such as the title of a report")
+    quoting: bool | None = Field(
+        None,
+        description='double quotes enclose fields; false reads every " as a character; by default what the first rows '
+        "of each file show, and for tabs false unless they enclose fields",
+    )
+    escape: Escape | None = Field(
+        None,
+        description=r"character that takes away the meaning of a quote, a delimiter or itself behind it, as Spark's "
+        r"and MySQL's \ does; '' for none; by default what the first rows of each file show",
+    )
     encoding: str = Field("utf-8", description="text encoding of CSV, TSV, JSON Lines and folder files")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -32,6 +33,67 @@ class FileEntry:
 
 
 @dataclass(frozen=True)
+class Dialect:
+    """How one delimited file is written: decided once, from its first rows, for every shard of it.
+
+    Attributes:
+        escape: a character before a quote, a delimiter or itself takes away its meaning; empty: none.
+        spaces_before_quotes: spaces behind a delimiter are no part of the field, so that a quote may follow them.
+        skip_lines: lines before the first row.
+        width: number of columns.
+        header_as_written: names of the columns; () without a header.
+        header: the same in lower case, without spaces around.
+        extra_empty: rows may end with more delimiters than the header.
+        marks: (column, regular expression) of the columns whose values tell a row from a line of text.
+        rising: column of whole numbers that grow by at most `largest_step` from row to row.
+    """
+
+    delimiter: str = ","
+    quoting: bool = True
+    escape: str = ""
+    spaces_before_quotes: bool = False
+    skip_lines: int = 0
+    width: int = 0
+    header_as_written: tuple[str, ...] = ()
+    header: tuple[str, ...] = ()
+    extra_empty: bool = False
+    marks: tuple[tuple[int, str], ...] = ()
+    rising: int | None = None
+    largest_step: int = 0
+
+    def unescaped(self, line: str) -> str:
+        """A line for the csv module, for which an escape before any other character has to be escaped itself."""
+        if self.escape not in line:
+            return line
+        after = {self.escape, '"', self.delimiter, "\r", "\n"}
+        pairs = re.finditer(f"{re.escape(self.escape)}(.?)|[^{re.escape(self.escape)}]+", line, re.DOTALL)
+        return "".join(
+            self.escape + pair[0] if pair[1] is not None and pair[1] not in after else pair[0] for pair in pairs
+        )
+
+    def columns_marked(self, lo: int = 0, hi: int | None = None) -> list[tuple[int, str]]:
+        """Marks of the columns [lo, hi)."""
+        return [mark for mark in self.marks if lo <= mark[0] < (self.width if hi is None else hi)]
+
+    def matches(
+        self, fields: list[str], marks: list[tuple[int, str]], *, first: int = 0, before: list[str] | None = None
+    ) -> bool:
+        """Do the fields of a line have the marks?
+
+        Args:
+            fields: of columns from `first` on.
+            marks: some of `marks`.
+            before: fields of the row before, after which a rising number has to go on.
+        """
+        if not all(re.fullmatch(pattern, fields[at - first].strip().strip('"')) for at, pattern in marks):
+            return False
+        if before is None or self.rising is None or self.rising not in [at for at, _ in marks]:
+            return True
+        step = int(fields[self.rising - first].strip().strip('"')) - int(before[self.rising].strip().strip('"'))
+        return 0 < step <= 4 * self.largest_step
+
+
+@dataclass(frozen=True)
 class InputFile:
     """A file that can be read: its rows are counted and its columns known."""
 
@@ -44,6 +106,8 @@ class InputFile:
     columns: dict[str, str]  # name -> Arrow type as text; "repeated" for a name that stands twice
     row_offsets: tuple[int, ...] = ()  # byte offset of rows 0, 4096, 8192, ...; () where a file has to be streamed
     digest: str | None = None  # sha256 of the content, where `with_digests` was asked for it
+    dialect: Dialect | None = None  # of a delimited file
+    notes: tuple[str, ...] = ()  # what a person should know of the file, such as a header that stands twice
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""JSON Lines: one object a line; columns are the keys seen in the first thousand rows."""
+"""JSON Lines: objects, one a line or end to end; columns are the keys of all rows, null where a row has none."""
 
 from __future__ import annotations
 
@@ -10,34 +10,39 @@ from typing import Any
 import numpy as np
 
 from bertray.config import TextFormat
-from bertray.reviews import records
+from bertray.reviews import dialects, records
 from bertray.reviews.files import DATA_ERRORS, is_store_failure, reading, short
 from bertray.reviews.inputs import BadFile, FileEntry, InputFile, RawRows, RowFault, Shard
 from bertray.schema import Reason
 
 _ROWS_LOOKED_AT = 1000
 _KINDS = {str: "string", bool: "bool", int: "int64", float: "double", type(None): "null", list: "json", dict: "json"}
+_AS_LINES = "write one JSON object a line: pandas' to_json(..., orient='records', lines=True), or `jq -c`"
 
 
 def _open(path: str, reader: TextFormat, start_byte: int = 0) -> Iterator[records.Line]:
-    return records.json_records(records.open_lines(path, reader.encoding, start_byte))
+    lines = records.open_lines(path, reader.encoding, start_byte)
+    return records.json_records(lines, records.codec_name(reader.encoding))
 
 
 def inspect(entry: FileEntry, reader: TextFormat) -> InputFile | BadFile:
     """Keys, exact number of rows and the row index, in one streaming pass."""
-    seekable = records.can_seek(entry.path, reader.encoding)
     try:
         with reading(entry.path):
+            head = records.read_head(entry.path)
+            other = dialects.other_content(head.raw, reader.encoding)
+            if other is not None:
+                return entry.bad(Reason.FILE_UNSUPPORTED, other)
             rows = _open(entry.path, reader)
-            head = list(islice(rows, _ROWS_LOOKED_AT))
-            objects = [value for line in head if isinstance(value := _parse(line)[0], dict)]
-            if not head:
+            first = list(islice(rows, _ROWS_LOOKED_AT))
+            if not first:
                 return entry.bad(Reason.FILE_EMPTY, "no row")
-            if head[0].text.lstrip().startswith("["):
-                return entry.bad(Reason.FILE_UNSUPPORTED, "a JSON array; write one JSON object a line")
-            if not objects:
-                return entry.bad(Reason.FILE_CORRUPT, f"none of the first {len(head)} lines is a JSON object")
-            num_rows, offsets = records.index(chain(head, rows), seekable=seekable)
+            wrong = _other_form(first)
+            if wrong is not None:
+                return entry.bad(*wrong)
+            keys = _Keys()
+            counted = (keys.see(line) for line in chain(first, rows))
+            num_rows, offsets = records.index(counted, seekable=records.can_seek(head, reader.encoding))
     except DATA_ERRORS as error:
         if is_store_failure(error):
             raise
@@ -49,18 +54,46 @@ def inspect(entry: FileEntry, reader: TextFormat) -> InputFile | BadFile:
         entry.size_bytes,
         entry.modified,
         num_rows,
-        _columns(objects),
+        keys.columns(),
         offsets,
     )
 
 
-def _columns(objects: list[dict[str, Any]]) -> dict[str, str]:
-    """Kinds of values by key, in order of first appearance; several kinds are joined by `|`."""
-    kinds: dict[str, set[str]] = {}
-    for row in objects:
-        for key, value in row.items():
-            kinds.setdefault(key, set()).add(_KINDS[type(value)])
-    return {key: "|".join(sorted(found)) for key, found in kinds.items()}
+def _other_form(lines: list[records.Line]) -> tuple[Reason, str] | None:
+    """Why a file of JSON is no JSON Lines, from its first records."""
+    text = lines[0].text.lstrip()
+    values = [value for line in lines if isinstance(value := _parse(line)[0], dict)]
+    if text.startswith("[") and not values[1:]:
+        return Reason.FILE_UNSUPPORTED, f"a JSON array; {_AS_LINES}"
+    if not values:
+        if text.startswith("{"):
+            return Reason.FILE_UNSUPPORTED, f"a JSON object over several lines; {_AS_LINES}"
+        return Reason.FILE_CORRUPT, f"none of the first {len(lines)} lines is a JSON object"
+    if len(lines) == 1 and values[0] and all(isinstance(value, dict | list) for value in values[0].values()):
+        return Reason.FILE_UNSUPPORTED, f"one JSON object for all rows, as pandas' to_json writes; {_AS_LINES}"
+    return None
+
+
+class _Keys:
+    """Keys of all rows with the kinds of their values, in order of first appearance."""
+
+    def __init__(self) -> None:
+        self._kinds: dict[str, set[type]] = {}
+        self._shapes: set[tuple[Any, ...]] = set()
+
+    def see(self, line: records.Line) -> records.Line:
+        value, _ = _parse(line)
+        if isinstance(value, dict):
+            shape = (*value, *map(type, value.values()))
+            if shape not in self._shapes:
+                self._shapes.add(shape)
+                for key, found in value.items():
+                    self._kinds.setdefault(key, set()).add(type(found))
+        return line
+
+    def columns(self) -> dict[str, str]:
+        """Kinds by key; several kinds are joined by `|`."""
+        return {key: "|".join(sorted({_KINDS[kind] for kind in kinds})) for key, kinds in self._kinds.items()}
 
 
 def _parse(line: records.Line) -> tuple[Any, str]:
@@ -70,7 +103,9 @@ def _parse(line: records.Line) -> tuple[Any, str]:
     try:
         value = json.loads(line.text)
     except json.JSONDecodeError as error:
-        return None, f"not JSON: {error.msg} at character {error.pos}"
+        if line.text[error.pos :].strip() != ",":  # the rows of an array, cut apart
+            return None, f"not JSON: {error.msg} at character {error.pos}"
+        value = json.loads(line.text[: error.pos])
     except (RecursionError, ValueError):  # a number of ten thousand digits, a thousand brackets
         return None, "not JSON that can be read"
     return value, "" if isinstance(value, dict) else "not a JSON object"

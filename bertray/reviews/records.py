@@ -11,33 +11,36 @@ import csv
 import gzip
 import hashlib
 import io
+import json
+import re
+from bisect import bisect_left, bisect_right
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
-from typing import IO, Any, TypeVar, cast
+from typing import IO, Any, NamedTuple, TypeVar, cast
 
 import numpy as np
 import pyarrow as pa
 
-from bertray.config import TextFormat
 from bertray.errors import ConfigError
 from bertray.reviews.files import DATA_ERRORS, is_store_failure, open_bytes, reading, short
-from bertray.reviews.inputs import ROWS_PER_OFFSET, RawRows, RowFault, Shard
+from bertray.reviews.inputs import ROWS_PER_OFFSET, Dialect, RawRows, RowFault, Shard
 from bertray.schema import Reason
 
 # A quote that is never closed, or a line that never ends, costs at most this much memory.
 MAX_RECORD_CHARS = 32 << 20
 _ROWS_PER_READ = 2048
 _CHARS_PER_READ = 32 << 20
-_UTF8_BOM = b"\xef\xbb\xbf"
+_BYTE_ORDER_MARK = "\ufeff"
+_GZIP = b"\x1f\x8b"
+_HEAD_BYTES = 1 << 20
 
 
 Row = TypeVar("Row")
 
 
-@dataclass(frozen=True)
-class Line:
+class Line(NamedTuple):
     """One line with its line end. Bytes that the encoding does not know are lone surrogates in `text`."""
 
     offset: int
@@ -45,14 +48,15 @@ class Line:
     too_long: bool = False
 
 
-@dataclass(frozen=True)
-class CsvRecord:
+class CsvRecord(NamedTuple):
     """One row of a delimited file: its fields, or why it has none."""
 
     offset: int
     fields: list[str] | None
     lines: list[Line]
     problem: str = ""
+    lenient: bool = False  # read although a quote stands inside an enclosed field
+    is_header: bool = False  # the names of the columns, first or again
 
 
 def codec_name(encoding: str) -> str:
@@ -70,25 +74,64 @@ def codec_name(encoding: str) -> str:
     return "utf-8" if name == "utf-8-sig" else name
 
 
-def can_seek(path: str, encoding: str) -> bool:
-    """May reading start in the middle? Not in compressed files, nor where a newline is more than the byte 0x0A."""
-    wide_or_stateful = codec_name(encoding).startswith(("utf-16", "utf-32", "utf-7", "iso2022", "hz"))
-    return not path.lower().endswith(".gz") and not wide_or_stateful
+@dataclass(frozen=True)
+class Head:
+    """First bytes of a text file."""
+
+    raw: bytes  # decompressed
+    gzipped: bool
+    whole: bool  # the file is no longer than this
 
 
-def open_lines(path: str, encoding: str, start_byte: int = 0) -> Iterator[Line]:
-    """Lines from `start_byte` (a line start) to the end of the file, in one streaming pass.
+def read_head(path: str) -> Head:
+    """The first megabyte of a text file.
 
     Raises:
         OSError, EOFError, zlib.error: the file is damaged or the storage failed.
     """
-    name = codec_name(encoding)
+    with open_bytes(path) as stream:
+        gzipped = _is_gzip(stream)
+        raw = (gzip.GzipFile(fileobj=stream) if gzipped else stream).read(_HEAD_BYTES)
+        return Head(raw, gzipped, len(raw) < _HEAD_BYTES)
+
+
+def head_lines(head: Head, encoding: str) -> list[Line]:
+    """Whole lines of a head, with their numbers as offsets."""
+    errors = "replace" if is_wide(encoding) else "surrogateescape"
+    text = codecs.getincrementaldecoder(codec_name(encoding))(errors).decode(head.raw)
+    lines = [Line(number, line) for number, line in enumerate(io.StringIO(text, newline="\n"))]
+    return lines if head.whole or len(lines) < 2 else lines[:-1]
+
+
+def _is_gzip(stream: IO[bytes]) -> bool:
+    """Does a stream at its start hold gzip data, whatever the file is called?"""
+    return cast("io.BufferedReader", stream).peek(len(_GZIP))[: len(_GZIP)] == _GZIP
+
+
+def is_wide(encoding: str) -> bool:
+    """Is a newline more than the byte 0x0A, or does a byte depend on those before it?"""
+    return codec_name(encoding).startswith(("utf-16", "utf-32", "utf-7", "iso2022", "hz"))
+
+
+def can_seek(head: Head, encoding: str) -> bool:
+    """May reading start in the middle? Not in compressed files, nor where a newline is more than the byte 0x0A."""
+    return not head.gzipped and not is_wide(encoding)
+
+
+def open_lines(path: str, encoding: str, start_byte: int = 0) -> Iterator[Line]:
+    """Lines from `start_byte` (a record's start) to the end of the file, in one streaming pass.
+
+    Raises:
+        OSError, EOFError, zlib.error: the file is damaged or the storage failed.
+    """
     with open_bytes(path, start_byte) as raw:
-        stream = cast("IO[bytes]", gzip.GzipFile(fileobj=raw)) if path.lower().endswith(".gz") else raw
-        if name.startswith(("utf-16", "utf-32", "utf-7", "iso2022", "hz")):
-            yield from _decoded_lines(io.TextIOWrapper(stream, name, errors="surrogateescape", newline="\n"))
+        is_gzip = start_byte == 0 and _is_gzip(raw)
+        stream = cast("IO[bytes]", gzip.GzipFile(fileobj=raw)) if is_gzip else raw
+        if is_wide(encoding):
+            text = io.TextIOWrapper(stream, codec_name(encoding), errors="surrogateescape", newline="\n")
+            yield from _decoded_lines(text)
         else:
-            yield from _byte_lines(stream, name, start_byte)
+            yield from _byte_lines(stream, codec_name(encoding), start_byte)
 
 
 def _decoded_lines(stream: io.TextIOWrapper) -> Iterator[Line]:
@@ -98,19 +141,11 @@ def _decoded_lines(stream: io.TextIOWrapper) -> Iterator[Line]:
             whole = stream.readline(MAX_RECORD_CHARS)
             if not whole:
                 break
-        yield Line(0, text.removeprefix("\ufeff"), too_long=whole is not text)
+        yield Line(0, text, too_long=whole is not text)
 
 
 def _byte_lines(stream: IO[bytes], encoding: str, offset: int) -> Iterator[Line]:
-    if offset == 0 and encoding == "utf-8":
-        head = stream.readline(MAX_RECORD_CHARS)
-        skipped = len(_UTF8_BOM) if head.startswith(_UTF8_BOM) else 0
-        raw = head[skipped:]
-        if skipped and not raw:
-            return
-        offset = skipped
-    else:
-        raw = stream.readline(MAX_RECORD_CHARS)
+    raw = stream.readline(MAX_RECORD_CHARS)
     while raw:
         size, too_long = len(raw), False
         if size >= MAX_RECORD_CHARS and not raw.endswith(b"\n"):
@@ -149,14 +184,16 @@ def _broken(text: str, encoding: str) -> bytes:
 
 
 class _Feed:
-    """Gives lines to csv.reader, remembers those of the record in progress, and takes lines back."""
+    """Gives lines to csv.reader, remembers those of the record in progress, and takes lines back.
+
+    A byte order mark before a record is no part of it: files that were put together bring theirs along.
+    """
 
     def __init__(self, lines: Iterator[Line]) -> None:
         self._lines = lines
         self._waiting: deque[Line] = deque()
         self.taken: list[Line] = []
         self._size = 0
-        self.at_end = False
 
     def __iter__(self) -> _Feed:
         return self
@@ -164,8 +201,9 @@ class _Feed:
     def __next__(self) -> str:
         line = self._waiting.popleft() if self._waiting else next(self._lines, None)
         if line is None:
-            self.at_end = True
             raise StopIteration
+        if not self.taken and line.text.startswith(_BYTE_ORDER_MARK):
+            line = line._replace(text=line.text[1:])
         self.taken.append(line)
         self._size += len(line.text)
         if line.too_long or self._size > MAX_RECORD_CHARS:
@@ -175,7 +213,6 @@ class _Feed:
     def start_record(self) -> None:
         self.taken = []
         self._size = 0
-        self.at_end = False
 
     def give_back_all_but_first(self) -> None:
         self._waiting.extendleft(reversed(self.taken[1:]))
@@ -186,39 +223,163 @@ class _RecordTooLong(Exception):
     pass
 
 
-def csv_records(lines: Iterator[Line], delimiter: str, quoting: bool) -> Iterator[CsvRecord]:
-    """Records as Python's csv module reads them; blank lines are no records.
+def csv_records(lines: Iterator[Line], dialect: Dialect) -> Iterator[CsvRecord]:
+    """Records of a delimited file, header rows among them; blank lines are no records.
 
-    Where a quote is opened and never closed, one line is given up and reading goes on with the line after it, so that
-    a stray quote costs one row and not the rest of the file.
+    A quote encloses a field when it stands right after a delimiter or line end, up to the one right before a delimiter
+    or line end (RFC 4180). Python's csv module finds the records; a second rule judges those of several lines, because
+    a stray quote makes one record of many rows: a quote that closes inside a field, that is never closed, or around
+    lines that are rows of their own (`holds_rows`). Then one line is given up and reading goes on with the line after
+    it, so that a stray quote costs one row, is counted, and hides none.
     """
     csv.field_size_limit(MAX_RECORD_CHARS + 1)  # the module's own limit is 128 KiB a field
     feed = _Feed(lines)
-    reader = csv.reader(feed, delimiter=delimiter, quoting=csv.QUOTE_MINIMAL if quoting else csv.QUOTE_NONE)
+    texts: Iterator[str] = map(dialect.unescaped, feed) if dialect.escape else feed
+    reader = csv.reader(texts, strict=True, **_csv_options(dialect))
     while True:
         feed.start_record()
-        problem, fields = "", None
+        problem, fields, lenient = "", None, False
         try:
             fields = next(reader)
         except StopIteration:
             if not feed.taken:
                 return
+            problem = _NEVER_CLOSED
         except _RecordTooLong:
             problem = f"longer than {MAX_RECORD_CHARS} characters; a quote that is never closed?"
         except csv.Error as error:
-            new_line = "new-line character" in str(error)
-            problem = "a carriage return outside quotes" if new_line else str(error)
-        if feed.at_end and not problem:
-            problem, fields = "a quote is opened and never closed", None
+            problem = _problem(str(error), feed, dialect)
+            if problem == _QUOTE_INSIDE:
+                fields = _read_alone(feed.taken[0].text, dialect)
+                problem, lenient = ("", True) if fields else (problem, False)
+        if fields and len(feed.taken) > 1 and dialect.marks and holds_rows(fields, dialect):
+            problem = f"a quote is closed {len(feed.taken) - 1} lines below, and lines between are rows of their own"
         if problem:
+            fields = None
             feed.give_back_all_but_first()
         if problem or fields:
-            yield CsvRecord(feed.taken[0].offset, fields, feed.taken, problem)
+            is_header = fields is not None and _is_header(fields, dialect)
+            yield CsvRecord(feed.taken[0].offset, fields, feed.taken, problem, lenient, is_header)
 
 
-def json_records(lines: Iterator[Line]) -> Iterator[Line]:
-    """Lines that hold something."""
-    return (line for line in lines if line.too_long or not line.text.isspace())
+_NEVER_CLOSED = "a quote is opened and never closed"
+_QUOTE_INSIDE = "a quote inside an enclosed field"
+
+
+def _csv_options(dialect: Dialect) -> dict[str, Any]:
+    return {
+        "delimiter": dialect.delimiter,
+        "quoting": csv.QUOTE_MINIMAL if dialect.quoting else csv.QUOTE_NONE,
+        "escapechar": dialect.escape or None,
+        "skipinitialspace": dialect.spaces_before_quotes,
+    }
+
+
+def _problem(said: str, feed: _Feed, dialect: Dialect) -> str:
+    """What the csv module complains of, in words of the file."""
+    if "new-line character" in said:
+        return "a carriage return outside quotes"
+    if "unexpected end of data" in said:
+        return _NEVER_CLOSED
+    if " expected after " not in said:
+        return said
+    if not dialect.escape and '\\"' in feed.taken[-1].text:
+        return "a quote behind a backslash: `reader.escape='\\'` reads such rows"
+    if len(feed.taken) > 1:
+        return f"a quote is opened, and closed inside a field {len(feed.taken) - 1} lines below"
+    return _QUOTE_INSIDE
+
+
+def _read_alone(text: str, dialect: Dialect) -> list[str] | None:
+    """Fields of a line with a quote inside an enclosed field; None where one of them goes on in the next line."""
+    lines = iter([dialect.unescaped(text) if dialect.escape else text, ""])
+    try:
+        fields = next(csv.reader(lines, strict=False, **_csv_options(dialect)), None)
+    except csv.Error:
+        return None
+    return fields if fields and next(lines, None) is not None else None
+
+
+def _is_header(fields: list[str], dialect: Dialect) -> bool:
+    """Is a row the header? It stands again where files were put together, maybe in other case or with spaces."""
+    header = dialect.header
+    if not header or fields[0].strip().casefold() != header[0]:
+        return False
+    if len(header) == 1:  # a review may well be the name of the only column in other letters
+        return fields == list(dialect.header_as_written)
+    return tuple(field.strip().casefold() for field in fields) == header
+
+
+def holds_rows(fields: list[str], dialect: Dialect) -> bool:
+    """Are lines inside an enclosed field rows of their own, as a stray quote far above its partner makes them?
+
+    Reviews of several lines have to pass, also with delimiters in them: a line is a row only with as many fields as
+    the file has columns, and values in the columns of numbers, codes and labels that look like those of the first rows
+    (`Dialect.marks`), rising where those rise. Half of the lines inside have to be such rows; where the field has two
+    lines, the first has to end like a row and the second to begin like one.
+    """
+    at = next((at for at, field in enumerate(fields) if "\n" in field), None)
+    if at is None:
+        return False
+    lines = fields[at].split("\n")
+    inner = [line for line in lines[1:-1] if line and line != "\r"]
+    if inner:
+        columns = dialect.columns_marked()
+        num_rows, before = 0, fields if dialect.rising is not None and dialect.rising < at else None
+        for line in inner:
+            if line.count(dialect.delimiter) + 1 == dialect.width:
+                found = line.rstrip("\r").split(dialect.delimiter)
+                if dialect.matches(found, columns, before=before):
+                    num_rows, before = num_rows + 1, found
+        return 2 * num_rows >= len(inner) and num_rows > 0
+    begins, ends = dialect.columns_marked(hi=at), dialect.columns_marked(lo=at + 1)
+    above, below = (line.rstrip("\r").split(dialect.delimiter) for line in (lines[0], lines[-1]))
+    is_end = not ends or (len(above) == dialect.width - at and dialect.matches(above, ends, first=at))
+    is_begin = not begins or (len(below) == at + 1 and dialect.matches(below, begins, before=fields))
+    return bool(begins or ends) and is_end and is_begin
+
+
+# --- JSON ------------------------------------------------------------------------------------------------------------
+
+_BETWEEN_OBJECTS = re.compile(r"\}\s*\{")
+_SPACE = re.compile(r"\s*")
+_DECODER = json.JSONDecoder()
+
+
+def json_records(lines: Iterator[Line], encoding: str) -> Iterator[Line]:
+    """JSON texts: one a line, or several objects end to end. Lines that hold nothing are no records."""
+    for line in lines:
+        if line.text.startswith(_BYTE_ORDER_MARK):
+            line = Line(line.offset + len(_BYTE_ORDER_MARK.encode(encoding)), line.text[1:], line.too_long)
+        if line.too_long or not line.text.isspace():
+            is_one = line.too_long or _BETWEEN_OBJECTS.search(line.text) is None
+            yield from [line] if is_one else _objects(line, encoding)
+
+
+def _objects(line: Line, encoding: str) -> Iterator[Line]:
+    """The texts of a line that may hold several objects, each with its own offset.
+
+    Where one is no JSON, it goes up to the next `}{`, so that those after it are read.
+    """
+    text, start, offset = line.text, 0, line.offset
+    bounds = [match.end() - 1 for match in _BETWEEN_OBJECTS.finditer(text)] + [len(text)]
+    while start < len(text):
+        at = bisect_right(bounds, start)
+        end = bounds[at]
+        try:
+            stop = _after_space(text, _DECODER.raw_decode(text, _after_space(text, start))[1])
+        except (ValueError, RecursionError):
+            stop = end
+        if stop > end and bounds[bisect_left(bounds, stop)] == stop:
+            end = stop
+        yield Line(offset, text[start:end])
+        offset += len(text[start:end].encode(encoding, "surrogateescape"))
+        start = end
+
+
+def _after_space(text: str, start: int) -> int:
+    found = _SPACE.match(text, start)
+    return found.end() if found else start
 
 
 def index(records: Iterator[Any], *, seekable: bool) -> tuple[int, tuple[int, ...]]:
@@ -275,11 +436,3 @@ def _take(rows: Iterator[Row], limit: int, num_chars: Callable[[Row], int]) -> l
         if chars > _CHARS_PER_READ:
             break
     return part
-
-
-def delimiter_of(path: str, reader: TextFormat) -> str:
-    """The configured field separator, else a comma, or a tab for .tsv and .tab."""
-    if reader.delimiter is not None:
-        return reader.delimiter
-    name = path.lower().removesuffix(".gz")
-    return "\t" if reader.format == "tsv" or name.endswith((".tsv", ".tab")) else ","

@@ -16,10 +16,10 @@ import yaml
 
 from bertray.config import Columns, TextFormat
 from bertray.errors import ConfigError, DataRefused
-from bertray.reviews import records, sources
+from bertray.reviews import dialects, records, sources
 from bertray.reviews.counts import count_labels
-from bertray.reviews.files import check_uri, filesystem_of, open_bytes, reading, scheme_of
-from bertray.reviews.inputs import BadFile, FileEntry, InputFile, RawRows, ReadSpec, Shard
+from bertray.reviews.files import check_uri, filesystem_of, reading, scheme_of
+from bertray.reviews.inputs import BadFile, Dialect, FileEntry, InputFile, RawRows, ReadSpec, Shard
 from bertray.reviews.labels import canonical, sorted_values, value_counts
 from bertray.reviews.listing import format_of, list_inputs
 from bertray.reviews.screening import id_text, utf8_or_empty
@@ -28,8 +28,6 @@ from bertray.reviews.script import dominant_script
 ROWS_LOOKED_AT = 1000
 _LABEL_ROWS_COUNTED = 2_000_000
 _MAX_CLASSES = 50
-_HEAD_BYTES = 1 << 20
-_DELIMITERS = (",", "\t", ";", "|")
 
 _TEXT_NAME = re.compile(r"text|review|sentence|comment|content|body|message|document", re.I)
 _ID_NAME = re.compile(r"(^|_)(u?u?id|key)$", re.I)
@@ -46,10 +44,10 @@ _SPLIT_NAMES = {
 }
 # Characters for one token, roughly: WordPiece of an English vocabulary; one token a character in Chinese and Japanese.
 _CHARS_PER_TOKEN = {"latin": 4.2, "han": 1.0, "kana": 1.0, "hangul": 1.7}
+# With a tokenizer.json: no encoder of Japanese alone has one that works without further packages.
 _ENCODERS = {
     "han": "bert-base-chinese",
     "hangul": "klue/bert-base",
-    "kana": "tohoku-nlp/bert-base-japanese-v3",
 }
 
 
@@ -88,9 +86,10 @@ def look(paths: Sequence[str], reader: TextFormat) -> Look:
     if csv_entry is not None:
         reader = _guess_delimited(csv_entry, reader, notes)
     elif entries[0].format == "jsonl":
-        reader = _with(reader, encoding=_encoding(_head(entries[0].path), notes))
+        reader = _with(reader, encoding=_encoding(_head(entries[0].path).raw, notes))
     files = _readable(sources.inspect_all(entries, reader), notes)
     files = _of_one_kind(files, notes)
+    notes += [f"{file.relative_path}: {note}" for file in files[:5] for note in file.notes]
     if files[0].format not in ("csv", "jsonl"):
         reader = stated
     sample = _sample(files, reader)
@@ -141,9 +140,9 @@ def _guess_format(paths: Sequence[str], reader: TextFormat) -> tuple[TextFormat,
         is_file = filesystem.get_file_info(inner).type == pafs.FileType.File
     if not is_file or format_of(inner, reader) is not None:
         return reader, notes
-    head = _head(paths[0])
-    start = head.lstrip(b"\xef\xbb\xbf \t\r\n")[:1]
-    if b"\0" in head[:4096] and not head.startswith((b"\xff\xfe", b"\xfe\xff")):
+    head = _head(paths[0]).raw
+    start = head.lstrip(b"\xef\xbb\xbf\xff\xfe \t\r\n\0")[:1]
+    if b"\0" in head[:4096] and dialects.wide_encoding(head) is None:
         raise ConfigError(f"{paths[0]}: expected text or Parquet, found other bytes.", "Convert it first.")
     if start == b"<":
         raise ConfigError(
@@ -153,20 +152,15 @@ def _guess_format(paths: Sequence[str], reader: TextFormat) -> tuple[TextFormat,
     return _with(reader, format="jsonl" if start == b"{" else "csv"), notes
 
 
-def _head(path: str) -> bytes:
-    """The first megabyte of a file, decompressed."""
-    import gzip
-
-    with reading(path), open_bytes(path) as raw:
-        if path.lower().endswith(".gz"):
-            with gzip.GzipFile(fileobj=raw) as stream:
-                return stream.read(_HEAD_BYTES)
-        return raw.read(_HEAD_BYTES)
+def _head(path: str) -> records.Head:
+    with reading(path):
+        return records.read_head(path)
 
 
 def _encoding(head: bytes, notes: list[str]) -> str:
-    if head.startswith((b"\xff\xfe", b"\xfe\xff")):
-        return "utf-16"
+    wide = dialects.wide_encoding(head)
+    if wide is not None:
+        return wide
     try:
         head[: head.rfind(b"\n") + 1 or len(head)].decode("utf-8")
     except UnicodeDecodeError:
@@ -178,48 +172,37 @@ def _encoding(head: bytes, notes: list[str]) -> str:
 
 
 def _guess_delimited(entry: FileEntry, reader: TextFormat, notes: list[str]) -> TextFormat:
-    """Delimiter, quoting and header of a delimited file, from its first rows."""
+    """Delimiter, quotes, lines to skip and header of a delimited file, from its first rows."""
     head = _head(entry.path)
-    reader = _with(reader, encoding=_encoding(head, notes))
-    text = head.decode(reader.encoding, "replace").removeprefix("\ufeff")
-    lines = text.splitlines(keepends=True)[: ROWS_LOOKED_AT + 1]
-    if len(head) == _HEAD_BYTES and len(lines) > 1:
-        lines.pop()  # cut by the megabyte
-    usual = records.delimiter_of(entry.path, reader)
-    delimiters = [usual] if reader.delimiter is not None else [usual, *(d for d in _DELIMITERS if d != usual)]
-    quotings = [reader.quoting] if "quoting" in reader.model_fields_set else [True, False]
-    best = max(
-        ((delimiter, quoting) for delimiter in delimiters for quoting in quotings),
-        key=lambda way: _regularity(lines, *way),
-    )
-    delimiter, quoting = best
-    rows = _rows(lines, delimiter, quoting)
-    if "quoting" not in reader.model_fields_set and delimiter == "\t" and quoting:
-        # Tabs need no quotes; where none encloses a field, a quote is a character, and an unpaired one may follow.
-        quoting = any(line.startswith('"') or '\t"' in line for line in lines) and _encloses(lines)
-    guesses: dict[str, Any] = {"quoting": quoting, "header": _has_header(rows)}
-    if delimiter != usual:
-        guesses["delimiter"] = delimiter
+    reader = _with(reader, encoding=_encoding(head.raw, notes))
+    lines, _, stated = dialects.first_lines(head, reader)
+    usual = stated or dialects.delimiter_of(entry.path, reader)
+    delimiters = [usual, *(d for d in dialects.DELIMITERS if d != usual and reader.delimiter is None and not stated)]
+    ways = [dialects.best_way(lines, delimiter, reader) for delimiter in delimiters]
+    found, way = max(((_records(lines, way), way) for way in ways), key=lambda pair: _regularity(pair[0]))
+    preamble = 0 if reader.skip_lines or stated else dialects.preamble_lines(found)
+    rows = [record.fields or [] for record in found if record.offset >= preamble]
+    guesses: dict[str, Any] = {"header": _has_header(rows)}
+    if not way.quoting:
+        guesses["quoting"] = False
+    if way.escape:
+        guesses["escape"] = way.escape
+    if way.delimiter != usual:
+        guesses["delimiter"] = way.delimiter
+    if preamble:
+        guesses["skip_lines"] = preamble
+        notes.append(f"the first {preamble} lines are no rows")
     return _with(reader, **guesses)
 
 
-def _encloses(lines: list[str]) -> bool:
-    fields = [field for line in lines for field in line.rstrip("\r\n").split("\t") if field.startswith('"')]
-    return bool(fields) and sum(len(f) > 1 and f.endswith('"') for f in fields) > 0.9 * len(fields)
+def _records(lines: list[records.Line], way: Dialect) -> list[records.CsvRecord]:
+    return list(records.csv_records(iter(lines), way))
 
 
-def _rows(lines: list[str], delimiter: str, quoting: bool) -> list[list[str]]:
-    parsed = records.csv_records((records.Line(0, line) for line in lines), delimiter, quoting)
-    return [record.fields or [] for record in parsed]
-
-
-def _regularity(lines: list[str], delimiter: str, quoting: bool) -> tuple[float, float]:
+def _regularity(found: list[records.CsvRecord]) -> tuple[float, float]:
     """(share of rows with the usual number of fields, that number); one field is no table."""
-    widths = [len(row) for row in _rows(lines, delimiter, quoting)]
-    if not widths:
-        return 0.0, 0.0
-    usual = max(set(widths), key=widths.count)
-    share = widths.count(usual) / len(widths)
+    usual = dialects.usual_width(found)
+    share = sum(len(record.fields or []) == usual for record in found) / max(1, len(found))
     return (round(share, 2) if usual > 1 else 0.0), float(usual)
 
 
@@ -257,11 +240,21 @@ def _readable(files: Sequence[InputFile | BadFile], notes: list[str]) -> list[In
 
 
 def _of_one_kind(files: list[InputFile], notes: list[str]) -> list[InputFile]:
-    """The files that share columns with most of the rows; the others are named in a note."""
+    """The files that share columns and hold most; the others are named in a note.
+
+    A name for a text or a label counts fourfold: a table of ids and labels alone has as many rows as the one of texts.
+    """
     kinds: dict[tuple[str, frozenset[str]], list[InputFile]] = {}
     for file in files:
         kinds.setdefault((file.format, frozenset(file.columns)), []).append(file)
-    chosen = max(kinds.values(), key=lambda group: sum(file.num_rows for file in group))
+
+    def weight(group: list[InputFile]) -> int:
+        names = group[0].columns
+        has_text = any(_TEXT_NAME.search(name) for name in names)
+        has_label = any(pattern.search(name) for name in names for pattern in _LABEL_NAMES)
+        return sum(file.size_bytes for file in group) * (4 if has_text else 1) * (4 if has_label else 1)
+
+    chosen = max(kinds.values(), key=weight)
     others = [file.relative_path for group in kinds.values() if group is not chosen for file in group]
     if others:
         notes.append(f"left out, other format or columns: {', '.join(others[:5])}{' ...' if len(others) > 5 else ''}")

@@ -52,21 +52,9 @@ def test_real_data_is_recognised(real_data: Path, name: str, text: str, label: s
 
 def test_original_formats_get_their_reader(real_data: Path):
     config, _ = config_for(real_data / "cola/sample/in_domain_train.head20.tsv")
-    assert config["reader"] == {
-        "format": "auto",
-        "delimiter": None,
-        "header": False,
-        "quoting": False,
-        "encoding": "utf-8",
-    }
+    assert config["reader"] == {**TextFormat().model_dump(), "header": False, "quoting": False}
     config, _ = config_for(real_data / "emotion/sample/train.head20.txt")
-    assert config["reader"] == {
-        "format": "csv",
-        "delimiter": ";",
-        "header": False,
-        "quoting": True,
-        "encoding": "utf-8",
-    }
+    assert config["reader"] == {**TextFormat().model_dump(), "format": "csv", "delimiter": ";", "header": False}
 
 
 def test_what_a_left_out_csv_needs_is_not_set_for_parquet(real_data: Path):
