@@ -93,13 +93,13 @@ def test_config_is_valid_with_every_commented_setting(name: str, tmp_path: Path)
         ("imdb", ("review", "sentiment"), ("tsv", None, True, False)),
         ("cola", ("3", "1"), ("tsv", None, False, False)),
         ("emotion", ("0", "1"), ("csv", ";", False, False)),
-        ("tweets", ("text", "airline_sentiment"), ("csv", None, True, True)),
+        ("tweets", ("text", "airline_sentiment"), ("csv", None, True, None)),
         ("chinese", ("review", "label"), ("csv", None, True, True)),
         ("korean", ("document", "label"), ("tsv", None, True, False)),
     ],
 )
 def test_commented_block_reads_the_original_form(
-    name: str, columns: tuple[str, str], reader: tuple[str, str | None, bool, bool], tmp_path: Path
+    name: str, columns: tuple[str, str], reader: tuple[str, str | None, bool, bool | None], tmp_path: Path
 ):
     config = load_config("train", [str(_uncommented(name, tmp_path))], REQUIRED["train"])
     assert isinstance(config, TrainConfig)

@@ -21,7 +21,7 @@ from bertray.pipelines.inputs import Inputs, label_map, open_inputs, read_spec
 from bertray.pipelines.shards import ReadSettings, write_token_shards
 from bertray.reports.scoring import because
 from bertray.reviews.counts import count_labels
-from bertray.reviews.labels import NO_LABEL, LabelMap
+from bertray.reviews.labels import NO_LABEL, LabelMap, check_values
 from bertray.reviews.sources import Period, check_slices
 from bertray.reviews.split import joined_groups, validation_mask
 from bertray.storage.records import add_counts
@@ -76,6 +76,7 @@ class LabelledData:
     labels: LabelMap
     fingerprint: str
     teacher: Teacher | None = None  # then `train` has no labels that anyone reads
+    rare_classes: tuple[str, ...] = ()  # a sentence for each
 
     @property
     def num_rows(self) -> int:
@@ -90,6 +91,7 @@ def open_data(config: TrainConfig) -> LabelledData:
         ConfigError, DataRefused: as `open_inputs`; labels that are unknown or too few.
     """
     teacher = Teacher.of(config)
+    rare: tuple[str, ...] = ()
     columns = [*config.report.slices]
     group = [config.data.group] if config.data.group else []
     label_spec = read_spec(
@@ -114,6 +116,10 @@ def open_data(config: TrainConfig) -> LabelledData:
         labels = replace(label_map(config.labels, teacher.info), names=teacher.info.labels)
     else:
         seen = count_labels(train.files, train.spec)
+        if config.labels is None:
+            rare = tuple(check_values(seen, config.columns.label, "data.train"))
+            for sentence in rare:
+                log.warning("%s", sentence)
         labels = LabelMap.from_config(config.labels, seen)
         labels.check(seen, "data.train")
     for key, inputs in (("data.validation", validation), (test_key, test)):
@@ -124,7 +130,7 @@ def open_data(config: TrainConfig) -> LabelledData:
         for inputs in (train, validation, test)
     ]
     identity = {"files": pinned} | ({"teacher": teacher.info.model_version} if teacher else {})
-    return LabelledData(train, validation or None, test or None, labels, cache_key(identity), teacher)
+    return LabelledData(train, validation or None, test or None, labels, cache_key(identity), teacher, rare)
 
 
 def _periods(config: TrainConfig) -> tuple[Period | None, Period | None]:

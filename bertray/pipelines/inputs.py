@@ -18,6 +18,7 @@ from bertray.model.bundle import (
     resolve_model,
     weights_digest,
 )
+from bertray.reviews.jsonl import sidecar_hint
 from bertray.reviews.labels import LabelMap
 from bertray.reviews.sources import (
     BadFile,
@@ -215,5 +216,5 @@ def refuse_bad_files(key: str, bad: Sequence[BadFile], num_files: int, remedy: s
         raise DataRefused(
             f"{key}: {len(bad)} of {num_files} files cannot be read, first {bad[0].path}: {bad[0].reason} "
             f"({bad[0].detail}).",
-            remedy,
+            remedy + sidecar_hint(bad[0].path),
         )

@@ -360,7 +360,7 @@ def _notes(
     config: TrainConfig, data: LabelledData, examples: Examples, outcome: Outcome | None, rows: EvaluatedRows
 ) -> list[str]:
     """What the reader of the report should know."""
-    notes = []
+    notes = [*data.rare_classes]
     if data.test is None:
         notes.append(
             "No data.test was given: the figures are on validation rows, which also chose the best epoch"

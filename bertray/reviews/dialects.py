@@ -142,7 +142,7 @@ def _num_broken(lines: Sequence[Line], way: Dialect) -> int:
     """Lines that are no whole row of the usual width, each read with a way."""
     found = list(records.csv_records(iter(lines), way))
     width = usual_width(found)
-    found = list(records.csv_records(iter(lines), _with_marks(way, found, width)))
+    found = list(records.csv_records(iter(lines), _with_marks(way, found[1:], width)))
     return sum(
         len(record.lines) for record in found if record.problem or record.lenient or len(record.fields or []) != width
     )

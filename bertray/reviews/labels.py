@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import re
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,11 +12,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import yaml
 
-from bertray.errors import DataRefused
+from bertray.errors import DataRefused, did_you_mean
 
 UNKNOWN, LEFT_OUT, NO_LABEL = -1, -2, -3  # label ids of values that are not classes
 _SHOWN = 12
+_FEW_ROWS, _MUCH_LARGER = 5, 20
 _NOT_FINITE = ("inf", "-inf")  # as `canonical` writes them; NaN is no label
 
 
@@ -169,8 +174,7 @@ class LabelMap:
             meant: dict[str, str | None] = dict(zip(fresh, self.names, strict=True))
         else:
             meant = {**self.values, **{value: f"class_{value}" if value.isdecimal() else value for value in fresh}}
-        pairs = [f"{value}: {'null' if name is None else name}" for value, name in meant.items()]
-        return "labels={" + ", ".join(pairs[:_SHOWN]) + "}"
+        return setting(meant)
 
     def to_json(self) -> dict[str, Any]:
         return {"names": list(self.names), "values": dict(self.values)}
@@ -178,6 +182,55 @@ class LabelMap:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> LabelMap:
         return cls(tuple(data["names"]), dict(data["values"]))
+
+
+def setting(meant: Mapping[str, str | None]) -> str:
+    """A `labels` setting as a shell takes it: YAML with quotes where YAML or the shell would read something else."""
+    pairs = [f"{_scalar(value)}: {'null' if name is None else _scalar(name)}" for value, name in meant.items()]
+    return shlex.quote(f"labels={{{', '.join(pairs)}}}")
+
+
+def _scalar(text: str) -> str:
+    """A word as YAML reads it back: in double quotes unless it stands for itself, also between braces."""
+    plain = yaml.safe_dump([text], default_flow_style=True, allow_unicode=True, width=10**9).strip()[1:-1]
+    return text if plain == text and re.fullmatch(r"[^\W\d]\w*", text) else json.dumps(text, ensure_ascii=False)
+
+
+def check_values(counts: Mapping[str, int], column: str, where: str) -> list[str]:
+    """Values that become classes because no `labels` name them, seen for those that are none.
+
+    Args:
+        counts: rows by canonical value.
+        column: that holds them.
+        where: what the data is, for the messages.
+
+    Returns:
+        A sentence for each value of fewer than five rows beside one of twenty times as many: maybe a slip of the pen.
+
+    Raises:
+        DataRefused: a value is the name of the column, as the header of a file put together with others is.
+    """
+    named = [value for value in counts if value.strip().casefold() == column.strip().casefold()]
+    if named:
+        others = [value for value in sorted_values(counts) if value not in named]
+        raise DataRefused(
+            f"{where}: expected classes in column {column!r}, found its own name as a value in "
+            f"{sum(counts[value] for value in named)} rows.",
+            "Take these rows out (a header that stands again?), or leave them out: "
+            f"`{setting({**{value: value for value in others}, **dict.fromkeys(named)})}`."
+            if len(others) > 1
+            else "Set `columns.label` to the column that holds the classes.",
+        )
+    most = max(counts.values(), default=0)
+    rare = [
+        value for value in sorted_values(counts) if counts[value] < _FEW_ROWS and _MUCH_LARGER * counts[value] <= most
+    ]
+    common = [value for value in counts if value not in rare]
+    return [
+        f"{where}: the class {value!r} has {counts[value]} row{'s' * (counts[value] > 1)}."
+        f"{did_you_mean(value, common)} `labels` names the classes, and null leaves a value out."
+        for value in rare
+    ]
 
 
 def _listed(values: Iterable[str]) -> str:

@@ -342,7 +342,7 @@ def holds_rows(fields: list[str], dialect: Dialect) -> bool:
 # --- JSON ------------------------------------------------------------------------------------------------------------
 
 _BETWEEN_OBJECTS = re.compile(r"\}\s*\{")
-_SPACE = re.compile(r"\s*")
+_SPACE, _BEHIND = re.compile(r"\s*"), re.compile(r"\s*,?\s*")
 _DECODER = json.JSONDecoder()
 
 
@@ -367,7 +367,8 @@ def _objects(line: Line, encoding: str) -> Iterator[Line]:
         at = bisect_right(bounds, start)
         end = bounds[at]
         try:
-            stop = _after_space(text, _DECODER.raw_decode(text, _after_space(text, start))[1])
+            start_of_value = cast("re.Match[str]", _SPACE.match(text, start)).end()
+            stop = cast("re.Match[str]", _BEHIND.match(text, _DECODER.raw_decode(text, start_of_value)[1])).end()
         except (ValueError, RecursionError):
             stop = end
         if stop > end and bounds[bisect_left(bounds, stop)] == stop:
@@ -375,11 +376,6 @@ def _objects(line: Line, encoding: str) -> Iterator[Line]:
         yield Line(offset, text[start:end])
         offset += len(text[start:end].encode(encoding, "surrogateescape"))
         start = end
-
-
-def _after_space(text: str, start: int) -> int:
-    found = _SPACE.match(text, start)
-    return found.end() if found else start
 
 
 def index(records: Iterator[Any], *, seekable: bool) -> tuple[int, tuple[int, ...]]:

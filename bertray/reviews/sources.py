@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
@@ -59,6 +60,8 @@ __all__ = [
     "work_items",
 ]
 
+log = logging.getLogger(__name__)
+
 # Each is opened by the task that reads a work item; more would leave other workers without work.
 MAX_FILES_TOGETHER = 512
 
@@ -99,9 +102,14 @@ def inspect_all(
 ) -> list[InputFile | BadFile]:
     """`inspect` for many files, several at a time where each waits for a remote store; results in order."""
     if not any(scheme_of(entry.path) in REMOTE_SCHEMES for entry in entries):
-        return [inspect(entry, reader) for entry in entries]
-    with ThreadPoolExecutor(num_threads) as pool:
-        return list(pool.map(lambda entry: inspect(entry, reader), entries))
+        files = [inspect(entry, reader) for entry in entries]
+    else:
+        with ThreadPoolExecutor(num_threads) as pool:
+            files = list(pool.map(lambda entry: inspect(entry, reader), entries))
+    for file in files:
+        for note in file.notes if isinstance(file, InputFile) else ():
+            log.warning("%s: %s", file.path, note)
+    return files
 
 
 def with_digests(files: Sequence[InputFile], *, num_threads: int = 4) -> list[InputFile]:
@@ -129,6 +137,10 @@ def check_columns(files: Sequence[InputFile], spec: ReadSpec) -> None:
         if fault is not None:
             _, problem, remedy = fault
             raise ConfigError(f"{file.path}: {problem}", remedy)
+    for name in spec.keep_columns:
+        if files and not any(name in file.columns for file in files):
+            problem = _missing_problem(name, "any type", files[0])
+            raise ConfigError(f"{files[0].path}: {problem}", _missing_remedy("keep_columns", files[0]))
     kept_schema(files, spec)
 
 
@@ -162,11 +174,9 @@ def _column_problem(file: InputFile, spec: ReadSpec) -> tuple[Reason, str, str] 
     wanted += [("data.time", spec.period.column, "string, date or timestamp")] if spec.period else []
     for key, name, kinds in wanted:
         if name not in file.columns:
-            found = ", ".join(f"{column!r}" for column in list(file.columns)[:20]) or "none"
-            more = f" and {len(file.columns) - 20} more" if len(file.columns) > 20 else ""
-            problem = f"expected column {name!r} ({kinds}), found columns {found}{more}."
-            guess = did_you_mean(name, file.columns)
-            return Reason.SCHEMA_MISSING_COLUMN, problem + guess, _missing_remedy(key, file)
+            if key == "keep_columns" and file.format == "jsonl":
+                continue  # an object may leave a key out: null
+            return Reason.SCHEMA_MISSING_COLUMN, _missing_problem(name, kinds, file), _missing_remedy(key, file)
         stored = file.columns[name]
         if stored == "repeated":
             problem = f"expected one column {name!r}, found several of that name."
@@ -178,6 +188,12 @@ def _column_problem(file: InputFile, spec: ReadSpec) -> tuple[Reason, str, str] 
     return None
 
 
+def _missing_problem(name: str, kinds: str, file: InputFile) -> str:
+    found = ", ".join(f"{column!r}" for column in list(file.columns)[:20]) or "none"
+    more = f" and {len(file.columns) - 20} more" if len(file.columns) > 20 else ""
+    return f"expected column {name!r} ({kinds}), found columns {found}{more}.{did_you_mean(name, file.columns)}"
+
+
 def _missing_remedy(key: str, file: InputFile) -> str:
     remedy = f"Set `{key}` to the column that holds it"
     if key == "keep_columns":
@@ -185,8 +201,9 @@ def _missing_remedy(key: str, file: InputFile) -> str:
     if file.format == "csv":
         remedy += "; for a file without a header set `reader.header=false`, its columns are then '0', '1', ..."
         if len(file.columns) == 1:
-            remedy += " Only one column was found: is `reader.delimiter` right?"
-    return remedy if remedy.endswith("?") else remedy + "."
+            remedy += "; only one column was found: is `reader.delimiter` right"
+    remedy += "".join(f"; {note.removesuffix('?')}" for note in file.notes)
+    return f"{remedy}{'?' if ' is ' in remedy.rpartition(';')[2] else '.'}{jsonl.sidecar_hint(file.path)}"
 
 
 def _type_fits(key: str, stored: str) -> bool:
@@ -242,7 +259,7 @@ def check_slices(files: Sequence[InputFile], spec: ReadSpec, slices: Sequence[st
 
 def _kept_types(files: Sequence[InputFile], spec: ReadSpec) -> tuple[pa.Schema, dict[str, str]]:
     """The schema of kept columns, each of the type that most files have, and by path what does not fit it."""
-    shapes = [(file.format, *(file.columns[name] for name in spec.keep_columns)) for file in files]
+    shapes = [(file.format, *(file.columns.get(name, "null") for name in spec.keep_columns)) for file in files]
     kinds: dict[tuple[str, ...], dict[str, pa.DataType]] = {}  # files of one shape are looked at once
     count: dict[str, Counter[pa.DataType]] = {name: Counter() for name in spec.keep_columns}
     example: dict[tuple[str, pa.DataType], str] = {}
@@ -269,7 +286,9 @@ def _kinds(file: InputFile, spec: ReadSpec) -> dict[str, pa.DataType]:
     if file.format == "parquet":
         stored = parquet.schema(file.path)
         return {name: kept_type(stored.field(name).type) for name in spec.keep_columns}
-    is_number = {name: file.columns[name] == "int32" and file.format == acl_imdb.FORMAT for name in spec.keep_columns}
+    is_number = {
+        name: file.columns.get(name) == "int32" and file.format == acl_imdb.FORMAT for name in spec.keep_columns
+    }
     return {name: pa.int32() if number else pa.string() for name, number in is_number.items()}
 
 
@@ -429,7 +448,8 @@ def _needed_columns(file: InputFile, spec: ReadSpec) -> tuple[list[str], list[st
     texts = [spec.columns.text, *([spec.columns.text_pair] if spec.columns.text_pair is not None else [])]
     names = [*texts, spec.columns.id, *([spec.columns.label] if spec.wants_label else []), *spec.keep_columns]
     names += [spec.period.column] if spec.period else []
-    return [name for name in dict.fromkeys(names) if name in file.columns], texts
+    optional = spec.keep_columns if file.format == "jsonl" else ()
+    return [name for name in dict.fromkeys(names) if name in file.columns or name in optional], texts
 
 
 def read_rows(shard: Shard, spec: ReadSpec, columns: list[str], text_columns: list[str]) -> Iterator[RawRows]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import gzip
 import io
+import json
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from bertray.config import TextFormat
+from bertray.errors import ConfigError
 from bertray.reviews import inputs, records, sources
 from bertray.reviews.sources import BadFile, InputFile, ReadSpec, inspect, list_inputs, plan_shards
 from bertray.schema import Reason
@@ -355,3 +357,77 @@ def test_stray_quotes_never_hide_a_row(
     assert len(found) == num_rows
     assert all(row in (BAD,) or row[0] == str(100 + no) for no, row in enumerate(found))
     assert sum(row == BAD for row in found) <= len(strays) + (len(enclosed) if delimiter == "\t" else 0)
+
+
+# --- JSON ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("between", ["", " ", "\n", "\r\n", "\n\n", ",\n", "\n\ufeff"])
+@pytest.mark.parametrize("rows_per_shard", [1, 2, 100])
+def test_objects_end_to_end_are_rows_wherever_reading_starts(tmp_path, monkeypatch, between, rows_per_shard):
+    for module in (inputs, records, sources):
+        monkeypatch.setattr(module, "ROWS_PER_OFFSET", 2)
+    texts = ["good", "a }{ in it", "é } { 좋아요", 'a "quoted" }', "bad"]
+    objects = [json.dumps({"id": str(no), "text": text, "more": [{}, {"x": {}}]}) for no, text in enumerate(texts)]
+    (tmp_path / "a.jsonl").write_bytes((between.join(objects) + "\n").encode())
+    found = rows_of(tmp_path / "a.jsonl", ["id", "text"], rows_per_shard)
+    assert found == [(str(no), text) for no, text in enumerate(texts)]
+
+
+JSON_JUNK = st.text(st.sampled_from(list('{}[]",:a1 \n\\')), max_size=60)
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(content=JSON_JUNK, rows_per_shard=st.integers(1, 5))
+def test_shards_of_broken_json_see_what_one_whole_read_sees(tmp_path, monkeypatch, content, rows_per_shard):
+    for module in (inputs, records, sources):
+        monkeypatch.setattr(module, "ROWS_PER_OFFSET", 2)
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "a"}\n' + content + '{"text": "b"}')
+    assert rows_of(path, ["text"], rows_per_shard) == rows_of(path, ["text"])
+
+
+def test_an_object_that_is_no_json_costs_itself_and_not_its_neighbours(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": "good"}{"text": bad}{"text": "fine"}\n{"text": "end"}\n')
+    assert rows_of(tmp_path / "a.jsonl", ["text"]) == [("good",), BAD, ("fine",), ("end",)]
+
+
+@pytest.mark.parametrize(
+    ("value", "indent", "found"),
+    [
+        ({"id": {"0": "1", "1": "2"}, "text": {"0": "good", "1": "bad"}}, None, "one JSON object for all rows"),
+        ({"0": {"text": "good"}, "1": {"text": "bad"}}, None, "one JSON object for all rows"),
+        ({"columns": ["text"], "index": [0, 1], "data": [["good"], ["bad"]]}, None, "one JSON object for all rows"),
+        ({"reviews": [{"text": "good"}, {"text": "bad"}]}, None, "one JSON object for all rows"),
+        ({"text": "good"}, 2, "a JSON object over several lines"),
+        ([{"text": "good"}, {"text": "bad"}], None, "a JSON array"),
+        ([{"text": "good"}, {"text": "bad"}], 2, "a JSON array"),
+        ([], None, "a JSON array"),
+    ],
+)
+def test_json_in_another_form_is_named_with_the_way_out(tmp_path, value, indent, found):
+    (tmp_path / "a.json").write_text(json.dumps(value, indent=indent))
+    file = look_at(tmp_path / "a.json")
+    assert isinstance(file, BadFile)
+    assert file.reason == Reason.FILE_UNSUPPORTED
+    assert file.detail.startswith(f"{found}")
+    assert "orient='records', lines=True" in file.detail
+
+
+@pytest.mark.parametrize("first_seen", [1, 999, 1000, 1100])
+def test_an_optional_key_is_a_column_wherever_it_is_first_seen(tmp_path, read_all, first_seen):
+    rows: list[dict[str, Any]] = [{"id": str(no), "text": f"good film {no}"} for no in range(1200)]
+    rows[first_seen]["reply"] = "thanks"
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "b.jsonl").write_text('{"id": "b", "text": "good film"}\n')
+    kept = read_all(tmp_path, keep_columns=("reply",)).kept
+    assert kept["keep:reply"].to_pylist() == [None] * first_seen + ["thanks"] + [None] * (1200 - first_seen)
+
+
+def test_a_key_that_no_file_has_is_a_config_error(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": "good", "reply": "x"}\n')
+    file = look_at(tmp_path / "a.jsonl")
+    assert isinstance(file, InputFile)
+    with pytest.raises(ConfigError, match=r"expected column 'repyl' .* Did you mean 'reply'"):
+        sources.check_columns([file], ReadSpec(keep_columns=("repyl",)))
+    assert sources.column_fault(file, ReadSpec(keep_columns=("repyl",))) is None

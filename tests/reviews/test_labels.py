@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 from decimal import Decimal
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
-from bertray.config import build_config
+from bertray.config import build_config, load_config
 from bertray.errors import DataRefused
-from bertray.reviews.labels import LEFT_OUT, NO_LABEL, UNKNOWN, LabelMap, canonical, sorted_values, value_counts
+from bertray.reviews.labels import (
+    LEFT_OUT,
+    NO_LABEL,
+    UNKNOWN,
+    LabelMap,
+    canonical,
+    check_values,
+    sorted_values,
+    value_counts,
+)
 
 
 @pytest.mark.parametrize(
@@ -73,13 +84,13 @@ def test_unknown_values_are_refused_with_counts_in_order_and_the_remedy():
         labels.check({"1": 12500, "0": 12400}, "data.train")
     assert str(caught.value) == (
         "data.train: expected label values negative, positive, found 24900 rows with others: 0 (12400), 1 (12500). "
-        "Give every value a class name (null leaves it out): `labels={0: negative, 1: positive}`."
+        'Give every value a class name (null leaves it out): `\'labels={"0": negative, "1": positive}\'`.'
     )
 
 
 def test_one_more_value_than_the_mapping_knows_is_shown_in_the_remedy():
     labels = LabelMap.from_config({"0": "negative", "1": "positive"})
-    with pytest.raises(DataRefused, match=r"labels=\{0: negative, 1: positive, 2: class_2\}"):
+    with pytest.raises(DataRefused, match=r"labels=\{\"0\": negative, \"1\": positive, \"2\": class_2\}"):
         labels.check({"0": 5, "1": 5, "2": 1}, "data.train")
 
 
@@ -118,3 +129,56 @@ def test_a_value_in_the_config_is_the_value_in_the_data(value):
     config = build_config("evaluate", {"input": "i", "output": "o", "labels": {value: "this", "other": "that"}})
     in_data = pa.array([value]) if not isinstance(value, int) or value < 2**63 else pa.array([str(value)])
     assert LabelMap.from_config(config.labels).ids(canonical(in_data)).tolist() == [0]
+
+
+def labels_of(remedy: str) -> dict[str, str | None] | list[str]:
+    """The `labels` of a printed remedy, through a shell and the config loader."""
+    [words] = re.findall(r"`(.*)`", remedy, re.DOTALL)
+    [word] = shlex.split(words)
+    config = load_config("evaluate", [], ["input=i", "output=o", "model=m", word])
+    return config.labels  # type: ignore[attr-defined, no-any-return]
+
+
+ODD_VALUES = [
+    ["0", "1"], ["true", "false"], ["True", "False"], ["no", "yes"], ["null", "~"], ["#1", "#2"], ["a: b", "c, d"],
+    ["{x}", "[y]"], ["it's", '"quoted"'], ["1.5", "2.5"], ["1e5", "0x1"], ["sehr gut", "naja"], ["좋아요", "싫어요"],
+    ["$HOME", "`id`"], ["-", "?"], ["2026-11-29", "12:30"], ["*a", "&b"], ["\\", "a\\b"],
+    [f"class number {n}" for n in range(30)],
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("values", ODD_VALUES, ids=repr)
+@pytest.mark.parametrize("labels", [["neg", "pos"], {"0": "neg", "1": "pos"}, {"no": "neg", "yes": "pos", "x": None}])
+def test_a_printed_remedy_works_in_a_shell_and_in_the_next_command(values, labels):
+    counts = dict.fromkeys(values, 10)
+    known = LabelMap.from_config(labels)
+    if not known.unknown_values(counts):
+        return
+    with pytest.raises(DataRefused) as caught:
+        known.check(counts, "data.train")
+    LabelMap.from_config(labels_of(caught.value.remedy)).check_known(counts, "data.train")
+
+
+@pytest.mark.parametrize("name", ["label", "Label", "LABEL"])
+@pytest.mark.parametrize("values", [["neg", "pos"], ["0", "1"], ["no", "yes", "#"]])
+def test_the_name_of_the_column_is_no_class(name, values):
+    counts = {**dict.fromkeys(values, 20), name: 2}
+    with pytest.raises(
+        DataRefused, match=r"data.train: expected classes in column 'label', found its own name"
+    ) as caught:
+        check_values(counts, "label", "data.train")
+    labels = LabelMap.from_config(labels_of(caught.value.remedy))
+    labels.check(counts, "data.train")
+    assert labels.names == tuple(sorted_values(values))
+    with pytest.raises(DataRefused) as caught:
+        check_values({name: 2, "pos": 9}, "label", "data.train")
+    assert caught.value.remedy == "Set `columns.label` to the column that holds the classes."
+
+
+def test_a_class_of_very_few_rows_beside_large_ones_is_named():
+    assert check_values({"neg": 100, "pos": 99, "postive": 1, "odd": 5}, "label", "data.train") == [
+        "data.train: the class 'postive' has 1 row. Did you mean 'pos'? `labels` names the classes, and null leaves a "
+        "value out."
+    ]
+    assert check_values({"neg": 30, "pos": 2}, "label", "data.train") == []
+    assert check_values({"1": 4, "2": 9, "3": 8}, "stars", "data.train") == []

@@ -99,6 +99,18 @@ def test_texts_in_another_script_come_with_a_word_about_the_encoder(real_data: P
         ("review;label\nvery good, yes;pos\nbad, no;neg\nmeh, well, hm;pos\n", {"delimiter": ";"}),
         ('text\tlabel\nsaid "no\tpos\nfine\tneg\nok then\tneg\n', {"delimiter": "\t", "quoting": False}),
         ("good film,1\nbad film,0\nfine film,1\n", {"header": False}),
+        ("id,text\n1,Report\n".join(["Made by hand\n\n", "2,good film\n3,bad film\n"]), {"skip_lines": 2}),
+        ("sep=;\nid;text\n1;good, really\n2;bad\n", {}),
+        (
+            "id\ttext\n1\t좋은 영화\n2\tbad\n".encode("utf-16"),
+            {"encoding": "utf-16", "delimiter": "\t", "quoting": False},
+        ),
+        (
+            "id;text;score\n1;good, yes;4,5\n2;bad;1,0\n".encode("utf-16-le"),
+            {"encoding": "utf-16-le", "delimiter": ";"},
+        ),
+        ('id,text\n1,"he said \\"no, no\\""\n2,"fine, \\"ok\\""\n3,bad\n', {"escape": "\\"}),
+        ('id,text\n1,"Great but no\n2,fine\n3,never again"\n4,ok\n', {"quoting": False}),
         ("texte,note\ntrès bien,1\npas bien,0\n".encode("cp1252"), {"encoding": "cp1252"}),
     ],
 )
@@ -148,3 +160,23 @@ def test_data_without_text_or_files_is_refused(tmp_path):
     (tmp_path / "a.json").write_text('[\n {"text": "x"}\n]')
     with pytest.raises(DataRefused, match="a JSON array; write one JSON object a line"):
         look([str(tmp_path / "a.json")], AUTO)
+
+
+def test_of_files_with_as_many_rows_those_with_the_texts_are_chosen(tmp_path):
+    (tmp_path / "train.csv").write_text(
+        "id,text,target\n" + "".join(f"{n},a film of words,{n % 2}\n" for n in range(40))
+    )
+    (tmp_path / "test.csv").write_text("id,text\n" + "".join(f"{n},another film of words\n" for n in range(40)))
+    (tmp_path / "sample_submission.csv").write_text("id,target\n" + "".join(f"{n},0\n" for n in range(40)))
+    config, text = config_for(tmp_path)
+    assert (config["columns"]["text"], config["columns"]["label"]) == ("text", "target")
+    assert config["data"]["train"] == (str(tmp_path / "train.csv"),)
+    assert "left out, other format or columns: sample_submission.csv, test.csv" in text
+
+
+def test_no_encoder_is_named_whose_tokenizer_needs_a_package(tmp_path):
+    (tmp_path / "a.csv").write_text("text,label\n" + "".join(f"とてもいいえいがでした{n},{n % 2}\n" for n in range(40)))
+    text = config_for(tmp_path / "a.csv")[1]
+    assert "mostly kana" in text
+    assert "bert-base-multilingual-cased" in text
+    assert "tohoku" not in text
