@@ -161,9 +161,18 @@ def preamble_lines(found: Sequence[CsvRecord]) -> int:
         found: records of `records.head_lines`.
     """
     width = usual_width(found)
+    filled = [len(without_empty_end(record.fields)) for record in found if record.fields]
+    if filled and filled[0] == max(filled):  # more delimiters at the end of the header, or of the rows
+        return 0
     at = next((at for at, record in enumerate(found) if record.fields and len(record.fields) == width), 0)
     is_known = width > 1 and at <= _MAX_PREAMBLE and sum(len(r.fields or []) == width for r in found) > len(found) // 2
-    return found[at].offset if is_known else 0
+    return found[at].offset if is_known and at else 0
+
+
+def without_empty_end(fields: list[str]) -> list[str]:
+    """The fields up to the last one that holds something."""
+    last = next((at for at in range(len(fields), 0, -1) if fields[at - 1]), 0)
+    return fields[:last]
 
 
 def _with_columns(dialect: Dialect, found: list[CsvRecord], has_header: bool, notes: list[str]) -> Dialect:

@@ -17,7 +17,7 @@ from bertray.schema import Reason
 
 _ROWS_LOOKED_AT = 1000
 _KINDS = {str: "string", bool: "bool", int: "int64", float: "double", type(None): "null", list: "json", dict: "json"}
-_AS_LINES = "write one JSON object a line: pandas' to_json(..., orient='records', lines=True), or `jq -c`"
+_AS_LINES = "write one JSON object a line: pandas' to_json(..., orient='records', lines=True)"
 
 
 def sidecar_hint(path: str) -> str:
@@ -73,10 +73,10 @@ def _other_form(lines: list[records.Line]) -> tuple[Reason, str] | None:
     text = lines[0].text.lstrip()
     values = [value for line in lines if isinstance(value := _parse(line)[0], dict)]
     if text.startswith("[") and not values[1:]:
-        return Reason.FILE_UNSUPPORTED, f"a JSON array; {_AS_LINES}"
+        return Reason.FILE_UNSUPPORTED, f"a JSON array; {_AS_LINES}, or `jq -c '.[]'`"
     if not values:
         if text.startswith("{"):
-            return Reason.FILE_UNSUPPORTED, f"a JSON object over several lines; {_AS_LINES}"
+            return Reason.FILE_UNSUPPORTED, f"a JSON object over several lines; {_AS_LINES}, or `jq -c .`"
         return Reason.FILE_CORRUPT, f"none of the first {len(lines)} lines is a JSON object"
     if len(lines) == 1 and values[0] and all(isinstance(value, dict | list) for value in values[0].values()):
         return Reason.FILE_UNSUPPORTED, f"one JSON object for all rows, as pandas' to_json writes; {_AS_LINES}"

@@ -210,8 +210,9 @@ def _has_header(rows: list[list[str]]) -> bool:
     """The first row names columns: short distinct words, none a number, none a value that comes again below."""
     if len(rows) < 2:
         return bool(rows) and any(_TEXT_NAME.search(cell) for cell in rows[0])
-    first, rest = rows[0], rows[1:]
-    words = [cell.strip() for cell in first]
+    words = [cell.strip() for cell in dialects.without_empty_end(rows[0])]
+    names = [word.casefold() for word in words]
+    rest = [row for row in rows[1:] if [cell.strip().casefold() for cell in row] != names]  # it may stand again
     if sum(not word for word in words) > 1 or len(set(words)) < len(words):
         return False
     if any(len(word) > 40 or re.fullmatch(r"[-+]?[\d.,]+", word) for word in words):

@@ -197,6 +197,9 @@ def test_byte_order_marks_of_files_put_together_are_no_part_of_a_value(tmp_path,
 def test_a_line_that_states_the_delimiter_is_understood(tmp_path, line):
     (tmp_path / "a.csv").write_text(f"{line}\nid;text\n1;good, really\n2;bad\n")
     assert rows_of(tmp_path / "a.csv", ["id", "text"], 1) == [("1", "good, really"), ("2", "bad")]
+    file = look_at(tmp_path / "a.csv")
+    assert isinstance(file, InputFile)
+    assert file.notes == ()
 
 
 def test_lines_above_the_header_are_skipped_where_asked_for_and_named_where_not(tmp_path):

@@ -100,6 +100,9 @@ def test_texts_in_another_script_come_with_a_word_about_the_encoder(real_data: P
         ('text\tlabel\nsaid "no\tpos\nfine\tneg\nok then\tneg\n', {"delimiter": "\t", "quoting": False}),
         ("good film,1\nbad film,0\nfine film,1\n", {"header": False}),
         ("id,text\n1,Report\n".join(["Made by hand\n\n", "2,good film\n3,bad film\n"]), {"skip_lines": 2}),
+        ("id,text\n1,good film,\n2,bad film,\n3,fine film,\n", {}),
+        ("id,text\n1,good film\nID, Text\n2,bad film\nid,text\n3,fine film\n", {}),
+        ("id,text,,\n1,good film\n2,bad film\n3,fine film\n", {}),
         ("sep=;\nid;text\n1;good, really\n2;bad\n", {}),
         (
             "id\ttext\n1\t좋은 영화\n2\tbad\n".encode("utf-16"),
