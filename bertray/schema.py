@@ -78,7 +78,7 @@ def prob_column(label: str) -> str:
 def scored_schema(labels: list[str], kept: pa.Schema, *, needs_review: bool = False) -> pa.Schema:
     """Arrow schema of the scored rows of a model with these `labels` and these kept input columns.
 
-    A kept column whose name is taken becomes `input_<name>`.
+    A kept column whose name is taken, without regard to case (SQL engines see no difference), becomes `input_<name>`.
 
     Raises:
         ConfigError: two kept columns would get the same name.
@@ -122,16 +122,17 @@ def embedded_schema(vectors: Sequence[pa.DataType], kept: pa.Schema) -> pa.Schem
 
 
 def _with_kept(fields: list[pa.Field], kept: pa.Schema) -> pa.Schema:
-    taken = {field.name for field in fields}
+    taken = {field.name.casefold() for field in fields}
     kept_as: dict[str, str] = {}
     for field in kept:
-        name = f"{INPUT_PREFIX}{field.name}" if field.name in taken else field.name
-        if name in kept_as:
+        name = f"{INPUT_PREFIX}{field.name}" if field.name.casefold() in taken else field.name
+        other = kept_as.setdefault(name.casefold(), field.name)
+        if other != field.name:
             raise ConfigError(
-                f"keep_columns: {kept_as[name]!r} and {field.name!r} would both be written as {name!r}.",
-                "Leave one of them out of `keep_columns`.",
+                f"keep_columns: {other!r} and {field.name!r} would both be written as {name!r}, for names that differ "
+                "by case alone are one to most readers.",
+                "Leave one of them out of `keep_columns`, or rename it in the data.",
             )
-        kept_as[name] = field.name
         fields.append(field.with_name(name).with_nullable(True))
     return pa.schema(fields)
 

@@ -16,6 +16,7 @@ from typing import Any
 _TRUE, _FALSE, _BYTE, _I16, _I32, _I64, _DOUBLE, _BINARY, _LIST, _SET, _MAP, _STRUCT, _UUID = range(1, 14)
 _MAX_DEPTH = 32
 _DICTIONARY_ENCODINGS = {2, 8}
+_DELTA_TEXT_ENCODINGS = {6, 7}  # DELTA_LENGTH_BYTE_ARRAY, DELTA_BYTE_ARRAY
 _CODECS = ("UNCOMPRESSED", "SNAPPY", "GZIP", "LZO", "BROTLI", "LZ4_HADOOP", "ZSTD", "LZ4_RAW")
 
 
@@ -25,6 +26,7 @@ class ColumnChunk:
 
     path: str  # of the column in the schema, `a.b` for a nested one
     has_dictionary: bool
+    has_delta_text: bool  # some pages hold strings in an encoding that pyarrow does not decode into dictionaries
     codec: str
     uncompressed_bytes: int
     compressed_bytes: int
@@ -70,13 +72,20 @@ def _chunk(chunk: dict[int, Any]) -> ColumnChunk:
     metadata = chunk.get(3)
     if metadata is None:
         if 8 in chunk:  # encrypted with its own key: told by `encrypted`
-            return ColumnChunk("", False, "UNCOMPRESSED", 0, 0)
+            return ColumnChunk("", False, False, "UNCOMPRESSED", 0, 0)
         raise ValueError("a column chunk without metadata")
     codec = _number(metadata, 4)
     name = _CODECS[codec] if 0 <= codec < len(_CODECS) else f"number {codec}"
     path = b".".join(metadata.get(3, ())).decode("utf-8", "replace")
-    has_dictionary = bool(_DICTIONARY_ENCODINGS & set(metadata.get(2, ())))
-    return ColumnChunk(path, has_dictionary, name, _number(metadata, 6), _number(metadata, 7))
+    encodings = set(metadata.get(2, ()))
+    return ColumnChunk(
+        path,
+        bool(_DICTIONARY_ENCODINGS & encodings),
+        bool(_DELTA_TEXT_ENCODINGS & encodings),
+        name,
+        _number(metadata, 6),
+        _number(metadata, 7),
+    )
 
 
 def _number(struct: dict[int, Any], field: int) -> int:

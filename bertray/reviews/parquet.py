@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from bertray.reviews.files import DATA_ERRORS, is_store_failure, open_random_access, reading, short
 from bertray.reviews.footer import RowGroup, parse_footer
 from bertray.reviews.inputs import BadFile, FileEntry, InputFile, RawRows, RowFault, Shard
+from bertray.reviews.screening import as_plain
 from bertray.schema import Reason
 
 MAX_COMPRESSION_RATIO = 200  # above it, and above the floor, a column chunk is taken for a decompression bomb
@@ -43,16 +44,20 @@ def inspect(entry: FileEntry) -> InputFile | BadFile:
         with reading(entry.path), open_random_access(entry.path) as source:
             footer = _footer(source)
             try:
-                file = pq.ParquetFile(source)
-                columns = _columns(file.schema_arrow)
+                columns = _columns(_opened(source).schema_arrow)
             except DATA_ERRORS as error:
                 if is_store_failure(error):
                     raise
-                raise _Refused(Reason.FILE_CORRUPT, f"the footer cannot be read: {short(error)}"[:200]) from error
+                raise _Refused(_reason_of(error), f"the footer cannot be read: {short(error)}"[:200]) from error
             rows = _check_footer(footer[:-_TAIL_BYTES])
     except _Refused as refused:
         return entry.bad(refused.reason, refused.detail, refused.num_rows)
     return InputFile(entry.path, entry.relative_path, "parquet", entry.size_bytes, entry.modified, rows, columns)
+
+
+def _opened(source: Any, **options: Any) -> pq.ParquetFile:
+    # INT96 timestamps of Spark and Hive reach from year 1 to 9999; nanoseconds, the default, end in 2262.
+    return pq.ParquetFile(source, coerce_int96_timestamp_unit="us", **options)
 
 
 def _footer(source: Any) -> bytes:
@@ -143,11 +148,21 @@ def _end_of(rows: RawRows, row: int) -> int:
 
 def _unreadable(lo: int, hi: int, error: BaseException | None) -> RawRows:
     message = short(error) if error else "the row group holds fewer rows than the footer says"
-    reason = Reason.PAGE_CHECKSUM if "CRC" in message or "checksum" in message else Reason.FILE_CORRUPT
-    if isinstance(error, _Bomb):
-        reason = Reason.FILE_BOMB
-    faults = tuple(RowFault(row, reason, message[:200]) for row in range(lo, hi))
+    faults = tuple(RowFault(row, _reason_of(error), message[:200]) for row in range(lo, hi))
     return RawRows(np.empty(0, np.int64), {}, faults)
+
+
+def _reason_of(error: BaseException | None) -> Reason:
+    if _is_not_implemented(error):
+        return Reason.FILE_UNSUPPORTED
+    if isinstance(error, _Bomb):
+        return Reason.FILE_BOMB
+    return Reason.PAGE_CHECKSUM if "CRC" in str(error) or "checksum" in str(error) else Reason.FILE_CORRUPT
+
+
+def _is_not_implemented(error: BaseException | None) -> bool:
+    # What Parquet's own C++ classes cannot do comes as an OSError of these words.
+    return isinstance(error, pa.ArrowNotImplementedError) or str(error).startswith("Not yet implemented")
 
 
 def _row_groups(source: Any, shard: Shard, columns: Sequence[str], text_columns: Sequence[str]) -> Iterator[RawRows]:
@@ -157,19 +172,22 @@ def _row_groups(source: Any, shard: Shard, columns: Sequence[str], text_columns:
     first = 0
     for number, group in enumerate(groups):
         lo, hi = max(shard.lo, first), min(shard.hi, first + group.num_rows)
-        if lo < hi:
-            row = lo
+        row, dense, error = lo, False, None
+        while row < hi and error is None:
             try:
-                for rows in _row_group(source, metadata, group, number, first, lo, hi, columns, text_columns):
+                for rows in _row_group(source, metadata, group, number, first, row, hi, columns, text_columns, dense):
                     row = _end_of(rows, row)
                     yield rows
-                error = None
+                break
             except DATA_ERRORS as failure:
                 if is_store_failure(failure):
                     raise
-                error = failure
-            if row < hi:
-                yield _unreadable(row, hi, error)
+                if _is_not_implemented(failure) and not dense:
+                    dense = True  # pages of an encoding that the footer does not list
+                else:
+                    error = failure
+        if row < hi:
+            yield _unreadable(row, hi, error)
         first += group.num_rows
 
 
@@ -183,29 +201,41 @@ def _row_group(
     hi: int,
     columns: Sequence[str],
     text_columns: Sequence[str],
+    dense: bool,
 ) -> Iterator[RawRows]:
-    """Rows [lo, hi) of the file that stand in row group `number`, whose first row is `first`."""
+    """Rows [lo, hi) of the file that stand in row group `number`, whose first row is `first`.
+
+    Args:
+        dense: read no column as a dictionary.
+    """
     wanted = [chunk for chunk in group.chunks if chunk.path.split(".")[0] in columns]
     stored = max((chunk.compressed_bytes for chunk in wanted), default=0)
     average = sum(chunk.uncompressed_bytes for chunk in wanted) // max(1, group.num_rows)
-    # The footer does not say how large the strings of a dictionary get, one for each row.
-    strings = {field.name for field in pq.ParquetFile(source, metadata=metadata).schema_arrow if field.type in _STRINGS}
-    dictionaries = [chunk.path for chunk in wanted if chunk.has_dictionary and chunk.path in strings]
+    rows_per_read = int(np.clip(_READ_BYTES // max(1, average), 16, _MAX_ROWS_PER_READ))
+    # The footer does not say how large the strings of a dictionary get, one for each row. DELTA_BYTE_ARRAY, which
+    # writes what a value shares with the one before it as a number, hides that too, and has to be read densely: there
+    # a read takes few enough rows, for no value is larger than its chunk.
+    strings = {field.name for field in _opened(source, metadata=metadata).schema_arrow if field.type in _STRINGS}
+    unbounded = [chunk for chunk in wanted if chunk.has_delta_text or dense]
+    dictionaries = [
+        chunk.path
+        for chunk in wanted
+        if chunk not in unbounded and (chunk.path in text_columns or (chunk.has_dictionary and chunk.path in strings))
+    ]
+    largest = max((chunk.uncompressed_bytes for chunk in unbounded), default=0)
+    rows_at_once = min(rows_per_read, max(16, _MAX_DECODED_BYTES // max(1, largest)))
     streamed = stored > _BUFFERED_ABOVE_BYTES
-    file = pq.ParquetFile(
+    file = _opened(
         source,
         metadata=metadata,
-        read_dictionary=[*text_columns, *dictionaries],
+        read_dictionary=dictionaries,
         page_checksum_verification=True,
         pre_buffer=not streamed,
         buffer_size=8 << 20 if streamed else 0,
     )
-    batches = file.iter_batches(
-        batch_size=int(np.clip(_READ_BYTES // max(1, average), 16, _MAX_ROWS_PER_READ)),
-        row_groups=[number],
-        columns=list(columns),
-        use_threads=False,
-    )
+    batches = file.iter_batches(batch_size=rows_at_once, row_groups=[number], columns=list(columns), use_threads=False)
+    if rows_at_once < rows_per_read:
+        batches = _together(batches, rows_per_read)
     row = first
     for batch in batches:
         start, row = row, row + batch.num_rows
@@ -220,6 +250,18 @@ def _row_group(
             yield RawRows(np.arange(cut_lo, cut_hi, dtype=np.int64), values)
         if row >= hi:
             return
+
+
+def _together(batches: Iterator[pa.RecordBatch], num_rows: int) -> Iterator[pa.RecordBatch]:
+    """Small batches joined to larger ones, as long as their values take little memory."""
+    waiting: list[pa.RecordBatch] = []
+    for batch in batches:
+        waiting.append(batch)
+        if sum(b.num_rows for b in waiting) >= num_rows or sum(b.nbytes for b in waiting) > _READ_BYTES:
+            yield pa.concat_batches(waiting)
+            waiting = []
+    if waiting:
+        yield pa.concat_batches(waiting)
 
 
 def _check_decoded_size(name: str, values: pa.Array) -> None:
@@ -241,14 +283,14 @@ def _checked(values: pa.Array) -> pa.Array:
         indices = pc.min_max(values.indices).as_py()
         if indices["max"] is not None and not 0 <= indices["min"] <= indices["max"] < len(values.dictionary):
             raise pa.ArrowInvalid(f"a dictionary of {len(values.dictionary)} values is asked for another")
-    # Arrow's kernels do not take rows of the view types yet.
-    if pa.types.is_string_view(values.type) or pa.types.is_binary_view(values.type):
-        raw = values.cast(pa.binary_view()).cast(pa.binary())
-        return raw.view(pa.string()) if pa.types.is_string_view(values.type) else raw
+    if pa.types.is_string_view(values.type):  # bytes that are no UTF-8 stay
+        return values.cast(pa.binary_view()).cast(pa.binary()).view(pa.string())
+    if pa.types.is_binary_view(values.type) or pa.types.is_nested(values.type):
+        return as_plain(values)
     return values
 
 
 def schema(path: str) -> pa.Schema:
     """Arrow schema of a Parquet file."""
     with reading(path), open_random_access(path) as source:
-        return pq.ParquetFile(source).schema_arrow
+        return _opened(source).schema_arrow

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import uuid
+from decimal import Decimal
 from pathlib import Path
 
 import pyarrow as pa
@@ -260,3 +261,149 @@ print(rows, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 102
     rows, grown_mib = map(int, done.stdout.split())
     assert rows == 400_000 % 4096
     assert grown_mib < 300  # the text alone is 190 MiB as it is stored
+
+
+def with_pages_of(table: pa.Table, path: Path, encoding: str, **options: object) -> None:
+    """The strings of a table in one of Parquet's encodings; `fallback`: a dictionary that soon is full, then PLAIN."""
+    strings = [field.name for field in table.schema if pa.types.is_string(field.type)]
+    match encoding:
+        case "dictionary":
+            pq.write_table(table, path, **options)
+        case "fallback":
+            pq.write_table(table, path, dictionary_pagesize_limit=64, write_batch_size=8, **options)
+        case _:
+            kinds = dict.fromkeys(strings, encoding)
+            pq.write_table(table, path, use_dictionary=False, column_encoding=kinds, **options)
+
+
+@pytest.mark.parametrize("page_version", ["1.0", "2.0"])
+@pytest.mark.parametrize("encoding", ["dictionary", "fallback", "PLAIN", "DELTA_LENGTH_BYTE_ARRAY", "DELTA_BYTE_ARRAY"])
+def test_text_ids_and_kept_values_read_alike_in_every_encoding_of_parquet(tmp_path, read_all, encoding, page_version):
+    rows = 300
+    texts = [f"the film number {i % 100} was good" if i % 7 else None for i in range(rows)]
+    table = pa.table({"id": [f"r{i}" for i in range(rows)], "text": texts, "note": texts, "pair": texts})
+    options = {"data_page_version": page_version, "row_group_size": 128, "data_page_size": 256}
+    with_pages_of(table, tmp_path / "a.parquet", encoding, **options)
+    batch = read_all(tmp_path / "a.parquet", rows_per_shard=37, keep_columns=("note", "pair"))
+    wanted = [(f"r{i}", text) for i, text in enumerate(texts) if text is not None]
+    assert list(zip(batch.kept["id"].to_pylist(), batch.kept["text"].to_pylist(), strict=True)) == wanted
+    assert batch.kept["keep:note"].to_pylist() == batch.kept["keep:pair"].to_pylist() == [text for _, text in wanted]
+    assert set(batch.refused["reason"].to_pylist()) == {"text_null"}
+
+
+def test_nested_strings_are_kept_in_every_encoding_of_parquet(tmp_path, read_all):
+    values = [[f"tag {i}", f"tag {i + 1}"] for i in range(50)]
+    table = pa.table({"text": [f"t{i}" for i in range(50)], "tags": values, "of": [{"by": v[0]} for v in values]})
+    for kind in ("PLAIN", "DELTA_LENGTH_BYTE_ARRAY", "DELTA_BYTE_ARRAY"):
+        kinds = {"tags.list.element": kind, "of.by": kind}
+        pq.write_table(table, tmp_path / "a.parquet", use_dictionary=False, column_encoding=kinds)
+        kept = read_all(tmp_path / "a.parquet", keep_columns=("tags", "of")).kept
+        assert kept["keep:tags"].to_pylist() == values
+        assert kept["keep:of"].to_pylist() == table["of"].to_pylist()
+
+
+def test_an_encoding_that_the_footer_does_not_list_is_read_all_the_same(tmp_path, read_all, monkeypatch):
+    table = write(tmp_path / "plain.parquet", rows=50)
+    with_pages_of(table, tmp_path / "a.parquet", "DELTA_BYTE_ARRAY", row_group_size=20)
+    monkeypatch.setattr("bertray.reviews.footer._DELTA_TEXT_ENCODINGS", set())
+    assert read_all(tmp_path / "a.parquet", rows_per_shard=7).kept["text"].to_pylist() == table["text"].to_pylist()
+
+
+@pytest.mark.parametrize("kind", [pa.ArrowNotImplementedError, OSError])
+def test_what_the_library_cannot_read_is_unsupported_and_no_damage(tmp_path, read_all, monkeypatch, kind):
+    write(tmp_path / "a.parquet", rows=5)
+
+    def not_implemented(*_args: object, **_options: object) -> None:
+        raise kind("Not yet implemented: an encoding of next year")
+
+    monkeypatch.setattr(parquet.pq.ParquetFile, "iter_batches", not_implemented)
+    refused = read_all(tmp_path / "a.parquet").refused
+    assert set(refused["reason"].to_pylist()) == {"file_unsupported"}
+    monkeypatch.setattr(parquet, "_opened", not_implemented)
+    file = look_at(tmp_path / "a.parquet")
+    assert isinstance(file, BadFile)
+    assert file.reason == Reason.FILE_UNSUPPORTED
+
+
+def test_values_that_grow_by_shared_prefixes_are_read_in_little_memory(tmp_path):
+    """DELTA_BYTE_ARRAY writes a megabyte that stands a hundred thousand times as one and a hundred thousand numbers."""
+    table = pa.table({"text": pa.array(["x" * (1 << 20)] * 2000)})
+    path = tmp_path / "a.parquet"
+    with pq.ParquetWriter(
+        path, table.schema, use_dictionary=False, column_encoding={"text": "DELTA_BYTE_ARRAY"}
+    ) as out:
+        out.write_table(table, row_group_size=2000)
+    assert path.stat().st_size < 4 << 20
+    code = f"""
+import resource
+from bertray.config import TextFormat
+from bertray.reviews.sources import ReadSpec, inspect, list_inputs, plan_shards, read_shard
+[entry] = list_inputs([{str(path)!r}], TextFormat())
+file = inspect(entry, TextFormat())
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+kept = sum(read_shard(shard, ReadSpec(max_chars=100)).kept.num_rows for shard in plan_shards([file], 100))
+after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+print(kept, (after - before) >> 10)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    kept, grown_mb = map(int, done.stdout.split())
+    assert kept == 2000
+    assert grown_mb < 1500  # of two gigabytes
+
+
+OLD_DATES = ["0001-01-01", "1600-02-03", "1970-01-01", "2262-04-12", "9999-12-31"]
+
+
+@pytest.mark.parametrize("flavor", ["spark", None])
+@pytest.mark.parametrize("store_schema", [True, False])
+def test_int96_timestamps_of_any_year_keep_their_date(tmp_path, read_all, flavor, store_schema):
+    from bertray.reviews.inputs import Period
+
+    times = pa.array([f"{date} 01:02:03.000004" for date in OLD_DATES]).cast(pa.timestamp("us"))
+    nested = pa.array([[time] for time in times.to_pylist()], pa.list_(pa.timestamp("us")))
+    table = pa.table({"text": [f"t{i}" for i in range(5)], "written": times, "all": nested})
+    options = {"use_deprecated_int96_timestamps": True, "store_schema": store_schema, "flavor": flavor}
+    pq.write_table(table, tmp_path / "a.parquet", **options)
+    kept = read_all(tmp_path / "a.parquet", keep_columns=("written", "all")).kept
+    assert kept["keep:written"].to_pylist() == times.to_pylist()
+    assert kept["keep:all"].to_pylist() == nested.to_pylist()
+    file = look_at(tmp_path / "a.parquet")
+    assert isinstance(file, InputFile)
+    [shard] = plan_shards([file], 10)
+    after = ReadSpec(period=Period("written", "2262-01-01", after=True))
+    assert read_shard(shard, after).kept["text"].to_pylist() == ["t3", "t4"]
+
+
+STRANGE = {
+    "list of views": pa.array([["a", "b"], None, []], pa.list_(pa.string_view())),
+    "list of lists of views": pa.array([[["a"], []], None, []], pa.list_(pa.list_(pa.string_view()))),
+    "fixed list of views": pa.array([["a", "b"], None, ["c", "d"]], pa.list_(pa.string_view(), 2)),
+    "list of binary views": pa.array([[b"a"], None, []], pa.list_(pa.binary_view())),
+    "struct of views": pa.array([{"x": "a"}, None, {"x": None}], pa.struct([("x", pa.string_view())])),
+    "map of views": pa.array([[("k", "v")], None, []], pa.map_(pa.string_view(), pa.string_view())),
+    "list view of views": pa.array([["a", "b"], None, []], pa.list_view(pa.string_view())),
+    "large list view": pa.array([[1, 2], None, []], pa.large_list_view(pa.int64())),
+    "list of dictionaries": pa.array([["a", "b"], None, []], pa.list_(pa.dictionary(pa.int32(), pa.string()))),
+    "dictionary of numbers": pa.array([5, 5, None]).dictionary_encode(),
+    "binary view": pa.array([b"\xff", None, b""], pa.binary_view()),
+    "null": pa.nulls(3),
+    "list of nulls": pa.array([[None], None, []], pa.list_(pa.null())),
+    "half float": pa.array([1.5, None, -2.0], pa.float16()),
+    "decimal256": pa.array([Decimal("1.50"), None, Decimal("-3.25")], pa.decimal256(60, 2)),
+    "duration": pa.array([5, None, -5], pa.duration("ns")),
+    "time": pa.array([5, None, 7], pa.time64("ns")),
+    "list of uuids": pa.ListArray.from_arrays([0, 1, 1, 2], pa.array([b"0" * 16, b"1" * 16], pa.uuid())),
+}
+
+
+@pytest.mark.parametrize("kind", STRANGE)
+def test_kept_columns_of_any_type_keep_their_values_and_can_be_written(tmp_path, read_all, kind):
+    values = STRANGE[kind]
+    pq.write_table(pa.table({"text": ["one", "two", "three"], "kept": values}), tmp_path / "a.parquet")
+    read = read_all(tmp_path / "a.parquet", rows_per_shard=2, keep_columns=("kept",)).kept["keep:kept"]
+    pq.write_table(pa.table({"kept": read}), tmp_path / "b.parquet")
+    back = pq.read_table(tmp_path / "b.parquet")["kept"].to_pylist()
+    expected = values.to_pylist()
+    if kind == "list of uuids":  # an extension is kept as what it is stored as
+        expected = [[value.bytes for value in row] for row in expected]
+    assert back == read.to_pylist() == expected

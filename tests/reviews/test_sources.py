@@ -35,7 +35,7 @@ from bertray.reviews.sources import (
     shard_of,
     work_items,
 )
-from bertray.schema import Reason, scored_schema
+from bertray.schema import Reason, embedded_schema, scored_schema
 
 AUTO = TextFormat()
 
@@ -265,6 +265,22 @@ def test_kept_columns_that_would_get_one_name_are_a_config_error():
     with pytest.raises(ConfigError, match="'label' and 'input_label' would both be written as 'input_label'"):
         scored_schema(["neg", "pos"], kept)
     assert scored_schema(["neg", "pos"], pa.schema(list(kept)[:2])).names[-2:] == ["input_label", "stars"]
+
+
+def test_a_kept_column_that_differs_from_ours_by_case_alone_gets_a_name_of_its_own():
+    kept = pa.schema([(name, pa.string()) for name in ("Score", "LABEL", "Prob_Neg", "Id", "Stars")])
+    names = scored_schema(["neg", "pos"], kept).names
+    assert names[-5:] == ["input_Score", "input_LABEL", "input_Prob_Neg", "input_Id", "Stars"]
+    assert len({name.casefold() for name in names}) == len(names)
+    assert embedded_schema([pa.list_(pa.float32())], pa.schema([("Embedding", pa.string())])).names[-1] == (
+        "input_Embedding"
+    )
+
+
+@pytest.mark.parametrize("pair", [("Score", "score"), ("stars", "Stars"), ("Label", "input_LABEL")])
+def test_kept_columns_that_differ_by_case_alone_are_a_config_error(pair):
+    with pytest.raises(ConfigError, match="differ by case alone"):
+        scored_schema(["neg", "pos"], pa.schema([(name, pa.string()) for name in pair]))
 
 
 @pytest.mark.parametrize("kind", ["string", "date", "timestamp"])
