@@ -499,7 +499,12 @@ class NightConfig(Common):
     long_text: LongText | None = Field(None, description="by default the bundle's")
     ids: Ids = Ids()
     on_bad_file: Literal["fail", "quarantine"] = Field("fail", description="a file that cannot be read at all")
-    max_quarantine_ratio: float = Field(0.01, ge=0, le=1, description="refuse above it, once 100 rows are quarantined")
+    max_quarantine_ratio: float = Field(
+        0.01,
+        ge=0,
+        le=1,
+        description="refuse above it, once 100 rows are quarantined; below 1, also a night of which nothing was scored",
+    )
     on_changed_file: Literal["refuse", "replace"] = Field(
         "refuse", description="a scored file that changed; replace: its slot gets a new version"
     )

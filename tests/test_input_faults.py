@@ -28,8 +28,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from bertray.errors import DataRefused
+from bertray.pipelines.inputs import refuse_bad_files
 from bertray.reviews import parquet
-from bertray.reviews.sources import InputFile, ReadSpec, inspect, list_inputs, plan_shards, read_shard
+from bertray.reviews.sources import BadFile, InputFile, ReadSpec, inspect, list_inputs, plan_shards, read_shard
+from bertray.schema import Reason
 from bertray.storage import faults, ledger
 from bertray.storage.records import LedgerEntry
 from bertray.storage.store import Store, open_store
@@ -584,6 +587,60 @@ def test_too_many_bad_rows_are_refused_before_the_commit(night, capsys):
     assert "101 of 420 rows (24.0%) would be kept out, above max_quarantine_ratio=0.01" in capsys.readouterr().err
     assert night.run(max_quarantine_ratio=0.25) == 0
     assert night.counts()["bad.parquet"] == (400, 299, 101)
+
+
+NOTHING_TO_SCORE = {
+    "trailing delimiters": ("z.csv", b"id,text\n" + b"1,good,\n2,bad,\n", "row_malformed (2)"),
+    "null texts": ("z.jsonl", b'{"id": "1", "text": null}\n', "text_null (1)"),
+    "a damaged file": ("z.parquet", b"PAR1 and no more PAR1", "file_corrupt (1)"),
+}
+
+
+@pytest.mark.parametrize("kind", NOTHING_TO_SCORE)
+def test_a_night_of_which_nothing_can_be_scored_is_refused_unless_all_may_be_refused(night, capsys, kind):
+    name, content, worst = NOTHING_TO_SCORE[kind]
+    (night.inbox / "good.parquet").unlink()
+    night.add(name, content)
+    assert night.run(on_bad_file="quarantine") == 6
+    said = capsys.readouterr().err
+    assert f"most often {worst}" in said
+    assert name in said
+    assert_nothing_committed(night)
+    assert night.run(on_bad_file="quarantine", max_quarantine_ratio=1) == 0
+    assert night.scored == []
+
+
+def test_a_file_of_which_nothing_can_be_scored_is_named_beside_good_ones(night, caplog):
+    night.add("z.jsonl", b'{"id": "1", "text": null}\n')
+    with caplog.at_level(logging.WARNING):
+        assert night.run() == 0
+    assert any("1 file gave no row to score" in message and "z.jsonl" in message for message in caplog.messages)
+
+
+def test_an_output_inside_the_inbox_is_refused_before_it_is_touched(night, capsys):
+    assert night.run(output="in/out") == 2
+    assert "expected an input apart from the output" in capsys.readouterr().err
+    assert not (night.inbox / "out").exists()
+
+
+def test_nobody_is_told_to_remove_what_a_ledger_needs(night):
+    assert night.run() == 0
+    part = next(key for key in night.store.keys("data") if key.endswith(".parquet"))
+    for key in ("control/commits/00000001.json", part):
+        bad = BadFile(str(night.folder / "out" / key), key, 1, "1", Reason.FILE_CORRUPT, "cut", None)
+        with pytest.raises(DataRefused, match="remove nothing there") as caught:
+            refuse_bad_files("input", [bad], [bad.path, "a.parquet"], "Repair or remove them.")
+        assert "Repair" not in str(caught.value)
+    bad = BadFile(str(night.inbox / "a.csv"), "a.csv", 1, "1", Reason.FILE_CORRUPT, "cut", None)
+    with pytest.raises(DataRefused, match=r"Repair or remove them\."):
+        refuse_bad_files("input", [bad], [bad.path], "Repair or remove them.")
+
+
+def test_a_key_in_folder_names_is_said_not_to_be_read(night, capsys):
+    (night.inbox / "day=2026-11-01").mkdir()
+    (night.inbox / "good.parquet").rename(night.inbox / "day=2026-11-01" / "good.parquet")
+    assert night.run(keep_columns=["day"]) == 2
+    assert "Keys in folder names (day=…) are not read as columns." in capsys.readouterr().err
 
 
 def test_a_hundred_bad_rows_pass_whatever_their_share(night):

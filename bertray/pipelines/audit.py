@@ -124,7 +124,7 @@ def open_splits(config: AuditConfig) -> list[Split]:
     """
     splits: list[Split] = []
     for name, paths in config.splits.items():
-        looked_at = inspect_inputs(paths, config)
+        looked_at = inspect_inputs(f"data.{name}", paths, config)
         bad = [file for file in looked_at if isinstance(file, BadFile)]
         files = [file for file in looked_at if isinstance(file, InputFile)]
         if not files:

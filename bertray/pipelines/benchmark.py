@@ -102,7 +102,7 @@ def _sample(config: BenchmarkConfig) -> pa.Array:
     Of a large input they are taken from random pieces, so that it need not be read whole.
     """
     paths = config.input or tuple(str(path) for path in sorted(REVIEWS.glob("**/*.jsonl")))
-    score = _score_config(config, "unused", paths, config.columns, config.reader)
+    score = _score_config(config, config.output, paths, config.columns, config.reader)
     inputs = open_inputs("input", paths, score, ReadSpec(score.columns, score.reader))
     random = np.random.default_rng(config.seed)
     shards = inputs.shards(measure.WINDOW_ROWS)

@@ -18,8 +18,9 @@ from bertray.model.bundle import (
     resolve_model,
     weights_digest,
 )
-from bertray.reviews.jsonl import sidecar_hint
 from bertray.reviews.labels import LabelMap
+from bertray.reviews.listing import sidecar_remedy
+from bertray.reviews.places import output_that_holds
 from bertray.reviews.sources import (
     BadFile,
     InputFile,
@@ -91,9 +92,13 @@ def check_installed(verb: str, packages: Iterable[str]) -> None:
             raise ConfigError(f"{verb}: {name} is not installed.", f"Run `pip install 'bertray[{verb}]'`.")
 
 
-def inspect_inputs(paths: Sequence[str], config: Common) -> list[InputFile | BadFile]:
-    """Every file behind the paths, looked at; what cannot be read is a `BadFile`, in the order of the listing."""
-    return inspect_all(list_inputs(paths, config.reader), config.reader)
+def inspect_inputs(key: str, paths: Sequence[str], config: Common) -> list[InputFile | BadFile]:
+    """Every file behind the paths, looked at; what cannot be read is a `BadFile`, in the order of the listing.
+
+    Raises:
+        ConfigError, DataRefused: as `list_inputs`; the paths and the output of the config must lie apart.
+    """
+    return inspect_all(list_inputs(paths, config.reader, key=key, output=config.output), config.reader)
 
 
 def open_inputs(key: str, paths: Sequence[str], config: Common, spec: ReadSpec) -> Inputs:
@@ -103,9 +108,9 @@ def open_inputs(key: str, paths: Sequence[str], config: Common, spec: ReadSpec) 
         ConfigError: a path or a column is missing.
         DataRefused: a file cannot be read, or there is no row at all.
     """
-    looked_at = inspect_inputs(paths, config)
+    looked_at = inspect_inputs(key, paths, config)
     bad = [file for file in looked_at if isinstance(file, BadFile)]
-    refuse_bad_files(key, bad, len(looked_at), "Repair or remove them.")
+    refuse_bad_files(key, bad, [file.path for file in looked_at], "Repair or remove them.")
     files = [file for file in looked_at if isinstance(file, InputFile)]
     check_columns(files, spec)
     inputs = Inputs(with_digests(files), spec)
@@ -210,11 +215,21 @@ def check_length(max_length: int, model: str, folder: Path) -> None:
         )
 
 
-def refuse_bad_files(key: str, bad: Sequence[BadFile], num_files: int, remedy: str) -> None:
-    """Raises DataRefused that names the first file which cannot be read, if there is one."""
+def refuse_bad_files(key: str, bad: Sequence[BadFile], paths: Sequence[str], remedy: str) -> None:
+    """Raises DataRefused that names the first file which cannot be read, if there is one.
+
+    Args:
+        key: of the config.
+        bad: files that cannot be read.
+        paths: of all files.
+        remedy: for files of reviews; what a ledger needs is never to be removed.
+    """
     if bad:
+        remedy = sidecar_remedy(bad[0].path, paths) or remedy
+        if output := output_that_holds(bad[0].path):
+            remedy = f"It is of the output {output}: restore it from a backup, and remove nothing there."
         raise DataRefused(
-            f"{key}: {len(bad)} of {num_files} files cannot be read, first {bad[0].path}: {bad[0].reason} "
+            f"{key}: {len(bad)} of {len(paths)} files cannot be read, first {bad[0].path}: {bad[0].reason} "
             f"({bad[0].detail}).",
-            remedy + sidecar_hint(bad[0].path),
+            remedy,
         )

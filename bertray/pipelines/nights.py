@@ -186,7 +186,7 @@ def _run_plan(
             # Parts of an earlier attempt count with the time that attempt spent on them.
             compute_seconds=sum(receipt.seconds for receipt in receipts) / worker.resources.num_workers,
         )
-        _check_ratio(config, entry)
+        _check_refused(config, entry)
         planning.verify_staged(store, plan, entry)
         entry = commit(store, entry)
         ledger.publish(store, entry)
@@ -280,8 +280,25 @@ def _quarantine_files(plan: Plan, store: Store, attempt: str) -> list[StagedFile
     return [StagedFile(key=key, rows=len(rows), bytes=len(content), sha256=hashlib.sha256(content).hexdigest())]
 
 
-def _check_ratio(config: NightConfig, entry: LedgerEntry) -> None:
+def _check_refused(config: NightConfig, entry: LedgerEntry) -> None:
+    """Refuse to commit where too many rows were refused, or all of them; warn of a file that gave nothing."""
     refused = entry.rows_quarantined
+    of_nothing = [file for file in entry.files if file.rows_in != 0 and not file.rows_scored]
+    if of_nothing and not entry.rows_scored and config.max_quarantine_ratio < 1:
+        worst = max(entry.reasons.items(), key=lambda item: item[1])
+        raise DataRefused(
+            f"quarantine: nothing of {len(of_nothing)} file{'s' if len(of_nothing) > 1 else ''} ({entry.rows_in} rows) "
+            f"could be scored, first {of_nothing[0].path}; most often {worst[0]} ({worst[1]}). Nothing was committed.",
+            "Look at the input and at how `reader` and `columns` read it; if it is as it should be, set "
+            "max_quarantine_ratio=1.",
+        )
+    if of_nothing:
+        log.warning(
+            "%d file%s gave no row to score, such as %s",
+            len(of_nothing),
+            "s" if len(of_nothing) > 1 else "",
+            of_nothing[0].path,
+        )
     if refused > ROWS_BEFORE_RATIO and refused > config.max_quarantine_ratio * entry.rows_in:
         worst = max(entry.reasons.items(), key=lambda item: item[1])
         raise DataRefused(

@@ -94,7 +94,7 @@ def look(config: NightConfig, store: Store) -> dict[str, Seen]:
         ConfigError: a path is missing.
         DataRefused: there is no file at all.
     """
-    listed = list_inputs(config.input, config.reader)
+    listed = list_inputs(config.input, config.reader, output=config.output)
     if not listed and not config.allow_empty:
         raise DataRefused(
             f"input: no review file in {', '.join(config.input)}.", "Check the path, or set allow_empty=true."
@@ -138,7 +138,7 @@ def decide(config: NightConfig, info: BundleInfo, store: Store, found: Mapping[s
             tonight = _decided(config, info, entries, settings, tonight.looked_at | faults)
     else:
         bad = [seen for file in tonight.to_read if isinstance(seen := found[file.path], BadFile)]
-        refuse_bad_files("input", bad, len(found), "Repair or remove them, or set on_bad_file=quarantine.")
+        refuse_bad_files("input", bad, list(found), "Repair or remove them, or set on_bad_file=quarantine.")
     readable = tonight.readable(tonight.to_read)
     spec = spec_for(config, info, readable)
     check_columns(readable, spec)

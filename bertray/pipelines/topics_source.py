@@ -84,7 +84,7 @@ def open_source(config: TopicsConfig) -> Source:
     spec = read_spec(reading, info.cleaning, info.max_chars, wants_label=False)
     key, paths = ("scored", scored) if from_scored else ("input", config.input)
     assert paths
-    files = [file for file in inspect_inputs(paths, reading) if isinstance(file, InputFile)]
+    files = [file for file in inspect_inputs(key, paths, reading) if isinstance(file, InputFile)]
     text = config.columns.text
     if from_scored and any(text not in file.columns for file in files):
         raise ConfigError(

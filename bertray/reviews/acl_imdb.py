@@ -28,7 +28,7 @@ def _files(folder: str) -> list[tuple[int, int, str, int]]:
     """(number, stars, path, bytes) of the reviews of a labelled folder, by number."""
     filesystem, inner = filesystem_of(folder)
     prefix = folder[: len(folder) - len(inner)]
-    with reading(folder):
+    with reading(folder, store_only=True):
         infos = filesystem.get_file_info(pafs.FileSelector(inner))
     found = []
     for info in infos:

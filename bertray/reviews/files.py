@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import hashlib
 import io
+import os
 import re
 import zlib
 from pathlib import Path
 from typing import IO, Any, cast
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 import pyarrow as pa
 import pyarrow.fs as pafs
@@ -19,22 +21,42 @@ from bertray.errors import BertrayError, ConfigError, InfrastructureError
 REMOTE_SCHEMES = ("s3", "gs")
 _PIECE_BYTES = 1 << 20
 
-# What pyarrow says when a store, not a file's content, failed; local failures carry an errno instead.
-_STORE_FAILED = re.compile(r"AWS Error|google::cloud|GCS|curlCode|HTTP status|timed? ?out|Connection|resolve", re.I)
+# pyarrow gives the refusals of a store no type of their own; what is not known here is a failure that may pass.
 _NOT_ALLOWED = re.compile(
     r"ACCESS_DENIED|PERMISSION_DENIED|INVALID_ACCESS_KEY|SIGNATURE_DOES_NOT_MATCH|FORBIDDEN", re.I
 )
+_NO_PATH = (errno.ELOOP, errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR)
 
 
 def scheme_of(path: str) -> str:
-    """`s3`, `gs`, `hub`, ... or an empty string for a local path."""
+    """`s3`, `gs`, `hub`, `file`, ... or an empty string for a local path."""
+    if re.match("file:/", path, re.I):  # `file:/folder` is how Java writes file:///folder
+        return "file"
     head, separator, _ = path.partition("://")
     return head.lower() if separator and re.fullmatch(r"[A-Za-z][A-Za-z0-9+.-]*", head) else ""
 
 
 def local_path(path: str) -> Path:
-    """A local path or file:// URI, made absolute; symbolic links stay as they are."""
-    return Path(path.removeprefix("file://")).expanduser().absolute()
+    """A local path or file: URI, made absolute; `~` and `~user` are home folders, symbolic links stay as they are.
+
+    Raises:
+        ConfigError: a URI names another machine.
+    """
+    if scheme_of(path) == "file":
+        rest = path[len("file:") :]
+        host, _, below = rest.removeprefix("//").partition("/") if rest.startswith("//") else ("", "", rest.lstrip("/"))
+        if host not in ("", "localhost"):
+            raise ConfigError(
+                f"{path}: expected a file of this machine, found the host {host!r}.",
+                "Write file:///folder/file with three slashes, or the path alone.",
+            )
+        path = "/" + unquote(below)
+    return Path(os.path.expanduser(path)).absolute()  # noqa: PTH111 - to pathlib "./~x" is a home, and "~x" an error
+
+
+def printable(path: str) -> str:
+    r"""A path that can be stored and shown: bytes that are no UTF-8 become `\xe9`."""
+    return path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def check_uri(path: str) -> None:
@@ -43,6 +65,8 @@ def check_uri(path: str) -> None:
     Raises:
         ConfigError: never repeats what stands before an `@`.
     """
+    if printable(path) != path:
+        raise ConfigError(f"{printable(path)}: expected a path in UTF-8, found other bytes.", "Rename it.")
     scheme = scheme_of(path)
     if scheme in ("", "file", "hub"):
         return
@@ -78,39 +102,49 @@ def filesystem_of(path: str) -> tuple[pafs.FileSystem, str]:
         bucket = inner.partition("/")[0]
         if not bucket:
             raise ConfigError(f"{path}: expected a bucket name after {scheme}://.", f"Write {scheme}://bucket/folder.")
-        with reading(path):
+        with reading(path, store_only=True):
             return _bucket_filesystem(scheme, bucket), inner
     return pafs.LocalFileSystem(), str(local_path(path))
 
 
 def is_store_failure(error: BaseException) -> bool:
-    """True when the world failed (network, disk, rights, memory), false when the bytes themselves are bad."""
-    if isinstance(error, MemoryError):
-        return True
-    if isinstance(error, OSError):
-        return error.errno is not None or bool(_STORE_FAILED.search(str(error)))
-    return False
+    """True when the world failed (disk, rights, memory), false when the bytes themselves are bad.
+
+    Of remote files decoders see no failure of the store: `open_bytes` and `open_random_access` raise it as ours.
+    """
+    return isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno is not None)
 
 
 class reading:  # noqa: N801 - reads as a word in a with statement
-    """Turn failures of a store into errors with an exit code; bad data passes through unchanged."""
+    """Turn failures of a store into errors with an exit code; bad data passes through unchanged.
 
-    def __init__(self, path: str) -> None:
-        self._path = path
+    Args:
+        path: what is read.
+        store_only: no decoder is at work, so that every error is one of the store.
+    """
+
+    def __init__(self, path: str, *, store_only: bool = False) -> None:
+        self._path, self._store_only = path, store_only
 
     def __enter__(self) -> None:
         return None
 
     def __exit__(self, kind: object, error: BaseException | None, _trace: object) -> None:
-        if error is None or isinstance(error, BertrayError) or not is_store_failure(error):
+        if not isinstance(error, Exception) or isinstance(error, BertrayError):
             return
+        if not self._store_only and not is_store_failure(error):
+            return
+        named = getattr(error, "filename", None)  # of a folder below the one that was named, for example
+        where = printable(os.fsdecode(named)) if isinstance(named, str | bytes) else self._path
         if isinstance(error, PermissionError) or _NOT_ALLOWED.search(str(error)):
             raise ConfigError(
-                f"{self._path}: expected to be allowed to read it, found: permission denied.",
+                f"{where}: expected to be allowed to read it, found: permission denied.",
                 "Give this user or role the right to read it.",
             ) from error
+        if isinstance(error, OSError) and error.errno in _NO_PATH:
+            raise ConfigError(f"{where}: expected a path, found: {_one_line(error)}.", "Correct the path.") from error
         raise InfrastructureError(
-            f"{self._path}: cannot be read now ({_one_line(error)}).", "Run the same command again."
+            f"{where}: cannot be read now ({_one_line(error)}).", "Run the same command again."
         ) from error
 
 
@@ -120,19 +154,68 @@ def _one_line(error: BaseException) -> str:
     return " ".join((str(error) or type(error).__name__).split())[:200]
 
 
+class _RemoteFile(io.RawIOBase):
+    """A file of a remote store whose every failure, of whatever type, is an error of ours and never bad data.
+
+    A reply shorter than the file is one of them: a decoder would take it for a file that was cut.
+    """
+
+    def __init__(self, path: str) -> None:
+        filesystem, inner = filesystem_of(path)
+        self._path = path
+        with reading(path, store_only=True):
+            self._file = filesystem.open_input_file(inner)
+            self._size = int(self._file.size())
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def size(self) -> int:
+        return self._size
+
+    def tell(self) -> int:
+        with reading(self._path, store_only=True):
+            return int(self._file.tell())
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        with reading(self._path, store_only=True):
+            return int(self._file.seek(offset, whence))
+
+    def readinto(self, buffer: Any) -> int:
+        with reading(self._path, store_only=True):
+            wanted = max(0, min(len(buffer), self._size - self._file.tell()))
+            content = self._file.read(wanted)
+        if len(content) != wanted:
+            raise InfrastructureError(
+                f"{self._path}: cannot be read now (the store gave {len(content)} of {wanted} bytes).",
+                "Run the same command again.",
+            )
+        memoryview(buffer)[:wanted] = content
+        return len(content)
+
+    def close(self) -> None:
+        if not self.closed:
+            self._file.close()
+        super().close()
+
+
 def open_random_access(path: str) -> Any:
     """A pyarrow file that can seek."""
-    filesystem, inner = filesystem_of(path)
-    with reading(path):
-        return filesystem.open_input_file(inner)
+    if scheme_of(path) in REMOTE_SCHEMES:
+        return pa.PythonFile(_RemoteFile(path), mode="r")
+    with reading(path, store_only=True):
+        return pafs.LocalFileSystem().open_input_file(str(local_path(path)))
 
 
 def open_bytes(path: str, start_byte: int = 0) -> IO[bytes]:
     """A buffered binary stream that starts at `start_byte`."""
     if scheme_of(path) in REMOTE_SCHEMES:
-        stream = cast("IO[bytes]", io.BufferedReader(open_random_access(path), buffer_size=1 << 20))
+        stream = cast("IO[bytes]", io.BufferedReader(_RemoteFile(path), buffer_size=1 << 20))
     else:
-        with reading(path):
+        with reading(path, store_only=True):
             stream = local_path(path).open("rb", buffering=1 << 20)
     if start_byte:
         stream.seek(start_byte)
@@ -145,11 +228,19 @@ def stamp(path: str) -> tuple[int, str]:
     Raises:
         InfrastructureError: the file is gone, or the store does not answer.
     """
+    gone = InfrastructureError(f"{path}: was listed, and is gone now.", "Run the same command again.")
+    if scheme_of(path) not in REMOTE_SCHEMES:  # pyarrow knows no time outside of 1677 to 2262
+        with reading(path, store_only=True):
+            try:
+                status = local_path(path).stat()
+            except FileNotFoundError:
+                raise gone from None
+        return status.st_size, str(status.st_mtime_ns)
     filesystem, inner = filesystem_of(path)
-    with reading(path):
+    with reading(path, store_only=True):
         info = filesystem.get_file_info(inner)
     if info.type == pafs.FileType.NotFound:
-        raise InfrastructureError(f"{path}: was listed, and is gone now.", "Run the same command again.")
+        raise gone
     return int(info.size or 0), str(info.mtime_ns)
 
 

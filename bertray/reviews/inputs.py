@@ -25,7 +25,7 @@ class FileEntry:
     format: str  # parquet | csv | jsonl | acl_imdb
     size_bytes: int
     modified: str  # modification time in ns, as text
-    outside_root: bool = False  # a link that leads out of the folder the user named
+    refused: str = ""  # why its path is not read: a link out of the folder the user named, for example
 
     def bad(self, reason: Reason, detail: str, num_rows: int | None = None) -> BadFile:
         """The same file as one that cannot be used."""

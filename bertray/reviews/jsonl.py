@@ -20,15 +20,6 @@ _KINDS = {str: "string", bool: "bool", int: "int64", float: "double", type(None)
 _AS_LINES = "write one JSON object a line: pandas' to_json(..., orient='records', lines=True)"
 
 
-def sidecar_hint(path: str) -> str:
-    """What to do with a `.json` that is no review file, to stand behind a remedy; empty for other names."""
-    if not path.lower().endswith(".json"):
-        return ""
-    return (
-        " If it only describes files beside it, leave it out: reader.format=parquet, or name them, as FOLDER/*.jsonl."
-    )
-
-
 def _open(path: str, reader: TextFormat, start_byte: int = 0) -> Iterator[records.Line]:
     lines = records.open_lines(path, reader.encoding, start_byte)
     return records.json_records(lines, records.codec_name(reader.encoding))

@@ -6,8 +6,9 @@ import logging
 import os
 import posixpath
 import re
+import stat
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,8 +17,9 @@ import pyarrow.fs as pafs
 from bertray.config import TextFormat
 from bertray.errors import ConfigError, did_you_mean
 from bertray.reviews import acl_imdb, hub
-from bertray.reviews.files import check_uri, filesystem_of, local_path, reading, scheme_of
+from bertray.reviews.files import check_uri, filesystem_of, local_path, printable, reading, scheme_of, stamp
 from bertray.reviews.inputs import FileEntry
+from bertray.reviews.places import MARKING_FOLDERS, Mark, check_apart, mark_of, marks_above, refuse_marked
 
 logger = logging.getLogger(__name__)
 
@@ -44,25 +46,38 @@ class _Found:
     relative: str
     size_bytes: int
     mtime_ns: int
-    outside_root: bool = False
+    refused: str = ""  # why it is not read
+    target: str = ""  # where a link leads
 
 
-def list_inputs(paths: Sequence[str], reader: TextFormat) -> list[FileEntry]:
+def list_inputs(
+    paths: Sequence[str], reader: TextFormat, *, key: str = "input", output: str | None = None
+) -> list[FileEntry]:
     """The input files that `paths` mean, sorted by path, each once.
 
     Names that start with `.` or `_` are ignored below the folder that was named, and so are files whose extension
     belongs to no known format. An existing folder without any file gives an empty list.
 
+    Args:
+        paths: files, folders and globs.
+        reader: the format, where names do not say it.
+        key: of the config, for messages.
+        output: where the run writes, which must lie apart from the input.
+
     Raises:
-        ConfigError: a path does not exist, is of another kind of storage, or holds only files of unknown formats.
+        ConfigError: a path does not exist, is of another kind of storage, or holds only files of unknown formats; the
+            output lies in the input, or the other way about; a folder holds the output of an earlier run.
+        DataRefused: files of a Delta, Iceberg or Hudi table.
         InfrastructureError: the storage does not answer.
     """
     entries: dict[str, FileEntry] = {}
     for path in paths:
         check_uri(path)
-        found = [hub.to_parquet(path)] if scheme_of(path) == "hub" else _entries_of(path, reader)
+        found = [hub.to_parquet(path)] if scheme_of(path) == "hub" else _entries_of(path, reader, key, output)
         entries.update({entry.path: entry for entry in found})
-    return _with_distinct_names(sorted(entries.values(), key=lambda entry: entry.path))
+    listed = _with_distinct_names(sorted(entries.values(), key=lambda entry: entry.path))
+    _name_twins(listed)
+    return listed
 
 
 def format_of(name: str, reader: TextFormat) -> str | None:
@@ -76,39 +91,63 @@ def format_of(name: str, reader: TextFormat) -> str | None:
     return known
 
 
+def sidecar_remedy(path: str, paths: Iterable[str]) -> str:
+    """What to do about a .json file that describes the files of reviews beside it; empty when it may be one of them."""
+    others = {_extension(other) for other in paths} - {".json"}
+    if _extension(path) != ".json" or not others & set(_BY_EXTENSION):
+        return ""
+    extension = min(others & set(_BY_EXTENSION))
+    file_format = _BY_EXTENSION[extension]
+    way = f"set reader.format={file_format}" if file_format != "jsonl" else f"name them by a glob, **/*{extension}"
+    return f"If this .json describes the {extension} files beside it and holds no reviews, {way}."
+
+
 def _extension(name: str) -> str:
+    """The extension of a format, in lower case and without that of a compression."""
     name = name.lower()
     for compression in COMPRESSIONS:
         name = name.removesuffix(compression)
     return posixpath.splitext(name)[1]
 
 
-def _entries_of(path: str, reader: TextFormat) -> list[FileEntry]:
+def _stem(path: str) -> str:
+    """A path without the extensions of format and compression."""
+    without = path[: -len(".gz")] if path.lower().endswith(COMPRESSIONS) else path
+    return without.removesuffix(posixpath.splitext(without)[1])
+
+
+def _entries_of(path: str, reader: TextFormat, key: str, output: str | None) -> list[FileEntry]:
     """Entries of one path: a file as it is, a folder or glob through the rules for names."""
     filesystem, inner = filesystem_of(path)
     prefix = f"{scheme_of(path)}://" if scheme_of(path) not in ("", "file") else ""
-    inner = inner.rstrip("/") or inner
-    with reading(path):
-        info = filesystem.get_file_info(inner)
-    if info.type == pafs.FileType.File:
-        return [_named_file(path, prefix + inner, info, reader)]
-    if info.type == pafs.FileType.Directory:
-        found = list(_walk(filesystem, prefix, inner))
-        return _by_rule(path, found, reader)
-    pattern = _MAGIC.search(inner)
-    if not pattern:
-        raise _missing(path, filesystem, inner)
-    base = inner[: pattern.start()].rpartition("/")[0] or "/"
-    with reading(path):
-        if filesystem.get_file_info(base).type != pafs.FileType.Directory:
-            raise _missing(path, filesystem, base)
-    rest = inner[len(base) :].lstrip("/")
-    matches = re.compile(f"{_glob_regex(rest)}(?:/.*)?", re.DOTALL).fullmatch
-    found = [file for file in _walk(filesystem, prefix, base) if matches(file.relative)]
+    base, rest = inner.rstrip("/") or inner, ""
+    with reading(path, store_only=True):
+        kind = filesystem.get_file_info(base).type
+        if kind == pafs.FileType.NotFound and (pattern := _MAGIC.search(base)):
+            base = inner[: pattern.start()].rpartition("/")[0] or "/"
+            rest = inner.rstrip("/")[len(base) :].lstrip("/")
+            kind = filesystem.get_file_info(base).type
+    if kind != pafs.FileType.Directory and (rest or kind != pafs.FileType.File):
+        raise _missing(path, filesystem, base)
+    if output is not None:
+        parts = [None if "**" in part else re.compile(_glob_regex(part), re.DOTALL) for part in rest.split("/") if part]
+        check_apart(key, path, prefix + base, parts, output)
+    if kind == pafs.FileType.File:
+        # A file that is named itself may be of an output: `topics` reads committed rows so.
+        folder = posixpath.dirname(base if prefix else os.path.realpath(base))
+        tables = [mark for mark in marks_above(prefix + folder) if mark.is_table]
+        refuse_marked(key, path, [], tables, [prefix + base])
+        return [_named_file(path, prefix + base, reader)]
+    matches = re.compile(f"{_glob_regex(rest)}(?:/.*)?" if rest else ".*", re.DOTALL).fullmatch
+    found, marks = _walk(filesystem, prefix, base, matches)
+    for file in found:
+        if output is not None and file.target and not file.refused:
+            check_apart(key, file.path, file.target, [], output)
+    refuse_marked(key, prefix + base, marks, marks_above(prefix + base), [file.path for file in found])
     return _by_rule(path, found, reader)
 
 
-def _named_file(path: str, full: str, info: pafs.FileInfo, reader: TextFormat) -> FileEntry:
+def _named_file(path: str, full: str, reader: TextFormat) -> FileEntry:
     """A file the user named itself: it may have any extension when the format is given."""
     name = posixpath.basename(full)
     explicit = {"tsv": "csv", "auto": None, "acl_imdb": None}.get(reader.format, reader.format)
@@ -118,7 +157,7 @@ def _named_file(path: str, full: str, info: pafs.FileInfo, reader: TextFormat) -
             f"{path}: expected a file name that ends in {', '.join(_BY_EXTENSION)} (or .gz after it), found {name!r}.",
             "Set `reader.format` to parquet, csv, tsv or jsonl; for the aclImdb layout name the folder above pos/.",
         )
-    return FileEntry(full, name, file_format, int(info.size or 0), str(info.mtime_ns))
+    return FileEntry(full, name, file_format, *stamp(full))
 
 
 def _by_rule(path: str, found: list[_Found], reader: TextFormat) -> list[FileEntry]:
@@ -127,7 +166,7 @@ def _by_rule(path: str, found: list[_Found], reader: TextFormat) -> list[FileEnt
     ignored: list[str] = []
     for file in found:
         file_format = format_of(file.relative, reader)
-        if file.outside_root or file_format is not None:
+        if file.refused or file_format is not None:
             entries.append(
                 FileEntry(
                     file.path,
@@ -135,7 +174,7 @@ def _by_rule(path: str, found: list[_Found], reader: TextFormat) -> list[FileEnt
                     file_format or "parquet",
                     file.size_bytes,
                     str(file.mtime_ns),
-                    file.outside_root,
+                    file.refused,
                 )
             )
         elif file.relative not in in_folders:
@@ -157,7 +196,8 @@ def _acl_imdb_entries(path: str, found: Iterable[_Found]) -> tuple[list[FileEntr
     folders: dict[str, list[_Found]] = defaultdict(list)
     for file in found:
         folder, _, name = file.relative.rpartition("/")
-        if posixpath.basename(folder) in acl_imdb.LABELS and acl_imdb.FILE_NAME.fullmatch(name):
+        is_review = posixpath.basename(folder) in acl_imdb.LABELS and acl_imdb.FILE_NAME.fullmatch(name)
+        if is_review and not file.refused:
             folders[folder].append(file)
     parents = sorted({posixpath.dirname(folder) for folder in folders})
     pairs = [p for p in parents if all(posixpath.join(p, label) in folders for label in acl_imdb.LABELS)]
@@ -185,46 +225,73 @@ def _acl_imdb_entries(path: str, found: Iterable[_Found]) -> tuple[list[FileEntr
     return entries, in_folders
 
 
-def _walk(filesystem: pafs.FileSystem, prefix: str, base: str) -> Iterator[_Found]:
-    """Files below a folder, without hidden names; local links that leave it are marked, not followed."""
+def _walk(
+    filesystem: pafs.FileSystem, prefix: str, base: str, matches: Callable[[str], object]
+) -> tuple[list[_Found], list[Mark]]:
+    """Matching files below a folder without hidden names, and what all names say of the folders they are in.
+
+    Local links that leave the folder are refused, not followed.
+    """
     if isinstance(filesystem, pafs.LocalFileSystem):
-        yield from _walk_local(Path(base))
-        return
-    with reading(prefix + base):
+        return _walk_local(Path(base), matches)
+    with reading(prefix + base, store_only=True):
         infos = filesystem.get_file_info(pafs.FileSelector(base, recursive=True))
+    found: list[_Found] = []
+    marks: dict[Mark, None] = {}
     for info in infos:
         relative = info.path[len(base) :].lstrip("/")
-        if info.type == pafs.FileType.File and not _is_hidden(relative):
-            yield _Found(prefix + info.path, relative, int(info.size or 0), int(info.mtime_ns or 0))
+        if mark := mark_of(prefix + base, relative):
+            marks[mark] = None
+        if info.type == pafs.FileType.File and not _is_hidden(relative) and matches(relative):
+            found.append(_Found(prefix + info.path, relative, int(info.size or 0), int(info.mtime_ns or 0)))
+    return found, list(marks)
 
 
-def _walk_local(base: Path) -> Iterator[_Found]:
+def _walk_local(base: Path, matches: Callable[[str], object]) -> tuple[list[_Found], list[Mark]]:
     root = base.resolve()
     listed: list[_Found] = []
     links: list[tuple[Path, str]] = []
-    with reading(str(base)):
+    marks: dict[Mark, None] = {}
+    with reading(str(base), store_only=True):
         for folder, folders, names in os.walk(base, onerror=_raise):
+            for name in [name for name in folders if name in MARKING_FOLDERS]:
+                below = Path(folder, name).iterdir()
+                inside = (mark_of(printable(folder), f"{name}/{printable(path.name)}") for path in below)
+                marks.update({mark: None for mark in inside if mark})
             folders[:] = sorted(name for name in folders if not _is_hidden(name))
             for name in [*folders, *sorted(names)]:
                 path = Path(folder, name)
                 relative = path.relative_to(base).as_posix()
-                if _is_hidden(name):
+                if _is_hidden(name) or (name not in folders and not matches(relative)):
                     continue
                 if path.is_symlink():
                     links.append((path, relative))
                 elif name not in folders:
-                    info = path.stat()
-                    listed.append(_Found(str(path), relative, info.st_size, info.st_mtime_ns))
-    yield from listed
-    real = {str(Path(file.path).resolve()) for file in listed} if links else set()
-    for path, relative in links:
-        target = path.resolve()
-        if not target.is_relative_to(root):
-            yield _Found(str(path), relative, 0, 0, outside_root=True)
-        elif target.is_file() and str(target) not in real:
-            real.add(str(target))
-            info = target.stat()
-            yield _Found(str(path), relative, info.st_size, info.st_mtime_ns)
+                    listed.append(_local_file(path, relative, path.stat()))
+        real = {str(Path(file.path).resolve()) for file in listed} if links else set()
+        for path, relative in links:
+            if not matches(relative):
+                continue
+            target = path.resolve()
+            if not target.is_relative_to(root):
+                detail = "a link that leads out of the folder that was named"
+                listed.append(_Found(printable(str(path)), printable(relative), 0, 0, detail))
+            elif not target.exists():
+                detail = "a link to a file that is not there"
+                listed.append(_Found(printable(str(path)), printable(relative), 0, 0, detail))
+            elif not target.is_dir() and str(target) not in real:
+                real.add(str(target))
+                listed.append(replace(_local_file(path, relative, target.stat()), target=printable(str(target))))
+    return listed, list(marks)
+
+
+def _local_file(path: Path, relative: str, status: os.stat_result) -> _Found:
+    refused = ""
+    if not stat.S_ISREG(status.st_mode):
+        refused = "a pipe, socket or device, not a file"
+    elif printable(str(path)) != str(path):
+        refused = "its name is not UTF-8: rename it"
+    return _Found(printable(str(path)), printable(relative), status.st_size, status.st_mtime_ns, refused)
 
 
 def _raise(error: OSError) -> None:
@@ -254,9 +321,25 @@ def _missing(path: str, filesystem: pafs.FileSystem, inner: str) -> ConfigError:
     if isinstance(filesystem, pafs.LocalFileSystem):
         target = local_path(inner)
         if target.parent.is_dir():
-            names = [entry.name for entry in os.scandir(target.parent)]
+            names = [printable(entry.name) for entry in os.scandir(target.parent)]
             near = did_you_mean(target.name, names)
     return ConfigError(f"{path}: expected a file, folder or glob, found nothing there.{near}", "Correct the path.")
+
+
+def _name_twins(entries: Sequence[FileEntry]) -> None:
+    """Log files that differ by their format or compression alone, and may hold the same reviews twice."""
+    stems: dict[str, list[FileEntry]] = defaultdict(list)
+    for entry in entries:
+        stems[_stem(entry.path)].append(entry)
+    twins = [together for together in stems.values() if len(together) > 1]
+    if twins:
+        logger.warning(
+            "%s: %d files differ from another by format or compression alone, such as %s; if they hold the same "
+            "reviews, each is read twice",
+            twins[0][0].path,
+            sum(len(together) - 1 for together in twins),
+            twins[0][1].path,
+        )
 
 
 def _with_distinct_names(entries: list[FileEntry]) -> list[FileEntry]:

@@ -29,7 +29,7 @@ from bertray.reviews.inputs import (
     Shard,
     WorkItem,
 )
-from bertray.reviews.listing import list_inputs
+from bertray.reviews.listing import list_inputs, sidecar_remedy
 from bertray.reviews.screening import id_text, kept_type, screen, utf8_or_empty
 from bertray.schema import CUT, ID, KEEP_PREFIX, LABEL, REFUSED_SCHEMA, ROW_NO, SCRIPT, TEXT, TEXT_PAIR, Reason
 
@@ -80,9 +80,8 @@ def inspect(entry: FileEntry, reader: TextFormat) -> InputFile | BadFile:
         InfrastructureError: the storage failed, or the file is gone since it was listed.
         ConfigError: reading it is not permitted.
     """
-    if entry.outside_root:
-        detail = "a link that leads out of the folder that was named"
-        return BadFile(entry.path, entry.relative_path, 0, entry.modified, Reason.PATH_REFUSED, detail, None)
+    if entry.refused:
+        return entry.bad(Reason.PATH_REFUSED, entry.refused)
     if entry.size_bytes == 0:
         return entry.bad(Reason.FILE_EMPTY, "0 bytes", 0)
     match entry.format:
@@ -136,7 +135,9 @@ def check_columns(files: Sequence[InputFile], spec: ReadSpec) -> None:
         fault = _column_problem(file, spec)
         if fault is not None:
             _, problem, remedy = fault
-            raise ConfigError(f"{file.path}: {problem}", remedy)
+            raise ConfigError(
+                f"{file.path}: {problem}", sidecar_remedy(file.path, [other.path for other in files]) or remedy
+            )
     for name in spec.keep_columns:
         if files and not any(name in file.columns for file in files):
             problem = _missing_problem(name, "any type", files[0])
@@ -191,7 +192,10 @@ def _column_problem(file: InputFile, spec: ReadSpec) -> tuple[Reason, str, str] 
 def _missing_problem(name: str, kinds: str, file: InputFile) -> str:
     found = ", ".join(f"{column!r}" for column in list(file.columns)[:20]) or "none"
     more = f" and {len(file.columns) - 20} more" if len(file.columns) > 20 else ""
-    return f"expected column {name!r} ({kinds}), found columns {found}{more}.{did_you_mean(name, file.columns)}"
+    guess = did_you_mean(name, file.columns)
+    if f"/{name}=" in f"/{file.path}":
+        guess = f" Keys in folder names ({name}=…) are not read as columns."
+    return f"expected column {name!r} ({kinds}), found columns {found}{more}.{guess}"
 
 
 def _missing_remedy(key: str, file: InputFile) -> str:
@@ -203,7 +207,7 @@ def _missing_remedy(key: str, file: InputFile) -> str:
         if len(file.columns) == 1:
             remedy += "; only one column was found: is `reader.delimiter` right"
     remedy += "".join(f"; {note.removesuffix('?')}" for note in file.notes)
-    return f"{remedy}{'?' if ' is ' in remedy.rpartition(';')[2] else '.'}{jsonl.sidecar_hint(file.path)}"
+    return f"{remedy}{'?' if ' is ' in remedy.rpartition(';')[2] else '.'}"
 
 
 def _type_fits(key: str, stored: str) -> bool:

@@ -11,7 +11,7 @@ import pytest
 
 from bertray.config import TextFormat
 from bertray.errors import ConfigError
-from bertray.reviews.listing import list_inputs
+from bertray.reviews.listing import list_inputs, sidecar_remedy
 from bertray.reviews.sources import BadFile, inspect
 
 AUTO = TextFormat()
@@ -146,6 +146,69 @@ def test_links_inside_the_root_count_once_and_links_out_of_it_are_refused(tmp_pa
     assert [entry.relative_path for entry in entries] == ["away.parquet", "folder", "real.parquet"]
     results = [inspect(entry, AUTO) for entry in entries[:2]]
     assert [(type(result), result.reason) for result in results] == [(BadFile, "path_refused")] * 2
+
+
+def test_a_link_counts_where_the_file_it_leads_to_is_not_matched_itself(tmp_path):
+    touch(tmp_path, "sub/real.parquet")
+    (tmp_path / "latest.parquet").symlink_to(tmp_path / "sub" / "real.parquet")
+    assert relative(f"{tmp_path}/*.parquet") == ["latest.parquet"]
+    assert relative(tmp_path) == ["sub/real.parquet"]
+
+
+def test_a_file_whose_name_is_not_utf8_is_refused_alone_and_can_be_shown(tmp_path):
+    for name in (b"caf\xe9.parquet", b"dossier\xe9/b.csv"):
+        path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/" + name))
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"x")
+    acl_imdb(Path(os.fsdecode(os.fsencode(tmp_path) + b"/imdb\xff")))
+    touch(tmp_path, "caf\u00e9.csv")
+    entries = list_inputs([str(tmp_path)], AUTO)
+    refused = {entry.relative_path: entry.refused for entry in entries if entry.refused}
+    assert {r"caf\xe9.parquet", r"dossier\xe9/b.csv", r"imdb\xff/pos/0_9.txt"} <= set(refused)
+    assert set(refused.values()) == {"its name is not UTF-8: rename it"}
+    assert [entry.relative_path for entry in entries if not entry.refused] == ["caf\u00e9.csv"]
+    for entry in entries:
+        entry.path.encode("utf-8")
+        if entry.refused:
+            found = inspect(entry, AUTO)
+            assert isinstance(found, BadFile)
+            assert (found.reason, found.detail) == ("path_refused", "its name is not UTF-8: rename it")
+
+
+def test_pipes_and_links_to_nothing_are_refused_and_never_opened(tmp_path):
+    touch(tmp_path, "a.csv")
+    os.mkfifo(tmp_path / "pipe.csv")
+    (tmp_path / "gone.csv").symlink_to(tmp_path / "was-here.csv")
+    (tmp_path / "pipe-link.csv").symlink_to(tmp_path / "pipe.csv")
+    assert [(entry.relative_path, entry.refused) for entry in list_inputs([str(tmp_path)], AUTO)] == [
+        ("a.csv", ""),
+        ("gone.csv", "a link to a file that is not there"),
+        ("pipe.csv", "a pipe, socket or device, not a file"),
+    ]
+
+
+def test_files_that_differ_by_format_or_compression_alone_are_named(tmp_path, caplog):
+    touch(tmp_path, "a.csv", "a.csv.gz", "b.parquet", "c/b.parquet", "d.jsonl", "d.CSV", "e.csv")
+    with caplog.at_level("WARNING"):
+        list_inputs([str(tmp_path)], AUTO)
+    [record] = caplog.records
+    assert "2 files differ from another by format or compression alone, such as" in record.getMessage()
+
+
+@pytest.mark.parametrize(
+    ("names", "path", "remedy"),
+    [
+        (["a.parquet", "dataset_infos.json"], "dataset_infos.json", "set reader.format=parquet"),
+        (["x/a.csv.gz", "x/schema.json"], "x/schema.json", "set reader.format=csv"),
+        (["a.jsonl", "schema.json"], "schema.json", r"name them by a glob, **/*.jsonl"),
+        (["a.json", "b.json"], "b.json", ""),  # nothing else is there: they are the reviews
+        (["a.parquet", "b.json"], "a.parquet", ""),
+    ],
+)
+def test_a_json_file_beside_others_is_taken_for_their_description(names, path, remedy):
+    found = sidecar_remedy(path, names)
+    assert remedy in found
+    assert bool(found) == bool(remedy)
 
 
 def test_a_root_that_is_itself_a_link_is_followed(tmp_path):

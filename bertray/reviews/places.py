@@ -1,0 +1,160 @@
+"""Places that are no plain folder of reviews: the run's own output, what an earlier run wrote, tables with a log."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import posixpath
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import pyarrow as pa
+import pyarrow.fs as pafs
+
+from bertray.errors import ConfigError, DataRefused
+from bertray.reviews.files import filesystem_of, local_path, scheme_of
+
+_OUTPUT = "an output of bertray"
+_MARKS = {
+    "a Delta Lake table": re.compile(r"(.*/)?_delta_log/.+"),
+    "an Apache Hudi table": re.compile(r"(.*/)?\.hoodie/.+"),
+    "an Apache Iceberg table": re.compile(
+        r"(.*/)?metadata/(?:v\d+|\d+-[0-9a-f-]{36})(?:\.gz)?\.metadata\.json(?:\.gz)?"
+    ),
+    _OUTPUT: re.compile(r"(.*/)?control/run\.json"),
+}
+MARKING_FOLDERS = ("_delta_log", ".hoodie", "metadata", "control")
+_SCANS = {"a Delta Lake table": "delta_scan", "an Apache Iceberg table": "iceberg_scan"}
+_NO_REVIEWS = ("control", "quarantine", "reports")  # folders of an output
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A folder that is more than its files, known by the name of a file below it."""
+
+    kind: str
+    root: str  # path or URI of the folder
+
+    @property
+    def is_table(self) -> bool:
+        return self.kind != _OUTPUT
+
+    def holds(self, path: str) -> bool:
+        return path.startswith(self.root.rstrip("/") + "/")
+
+
+def mark_of(base: str, relative: str) -> Mark | None:
+    """What the name of a file below `base` says of a folder on its way."""
+    for kind, name in _MARKS.items():
+        if found := name.fullmatch(relative):
+            return Mark(kind, posixpath.join(base, found[1] or "").rstrip("/"))
+    return None
+
+
+def marks_above(path: str) -> Iterator[Mark]:
+    """Marks of a folder and of every folder above it, those of a local one behind its symbolic links."""
+    filesystem, folder = filesystem_of(path)
+    is_local = isinstance(filesystem, pafs.LocalFileSystem)
+    prefix = "" if is_local else f"{scheme_of(path)}://"
+    folder = os.path.realpath(folder) if is_local else folder
+    while folder.strip("/"):
+        for name in MARKING_FOLDERS:
+            with contextlib.suppress(OSError, pa.ArrowException):  # there may be no right to look above the input
+                inside = filesystem.get_file_info(pafs.FileSelector(f"{folder}/{name}", allow_not_found=True))
+                found = (mark_of(prefix + folder, f"{name}/{info.base_name}") for info in inside)
+                if mark := next(filter(None, found), None):
+                    yield mark
+        folder = posixpath.dirname(folder)
+
+
+def refuse_marked(key: str, path: str, marks: Iterable[Mark], above: Iterable[Mark], files: Sequence[str]) -> None:
+    """Refuse files of tables, and what an earlier run wrote beside its committed rows.
+
+    Args:
+        key: of the config.
+        path: that the user named.
+        marks: of folders below it.
+        above: of the folder that was named, and of those it lies in.
+        files: that were found.
+
+    Raises:
+        DataRefused: a table's log says which of its rows count; the files also hold what was deleted.
+        ConfigError: they are not reviews.
+    """
+    for mark in above:
+        inside = _components(path)[len(_components(mark.root)) :]
+        if files and mark.is_table:
+            raise _table(key, mark)
+        if not mark.is_table and inside[:1] and inside[0] in _NO_REVIEWS:
+            raise ConfigError(
+                f"{key}: expected reviews, found {path}, which belongs to {_OUTPUT} ({mark.root}).",
+                f"Name {posixpath.join(mark.root, 'data')} to read its committed rows.",
+            )
+    for mark in marks:
+        held = [file for file in files if mark.holds(file)]
+        if held and mark.is_table:
+            raise _table(key, mark)
+        if any(not Mark(_OUTPUT, posixpath.join(mark.root, "data")).holds(file) for file in held):
+            raise ConfigError(
+                f"{key}: expected reviews, found {_OUTPUT} in {path}: {mark.root}.",
+                "Name the files of reviews by a glob that leaves it out; its committed rows alone are in "
+                f"{posixpath.join(mark.root, 'data')}.",
+            )
+
+
+def _table(key: str, mark: Mark) -> DataRefused:
+    scan = _SCANS.get(mark.kind)
+    way = f"with DuckDB: COPY (FROM {scan}('{mark.root}')) TO 'rows.parquet'" if scan else "with Spark"
+    return DataRefused(
+        f"{key}: expected files of reviews, found {mark.kind}: {mark.root}. Its files also hold rows that were deleted "
+        "or replaced; only its log says which count.",
+        f"Write the live rows as Parquet, {way}, and name that file or its folder.",
+    )
+
+
+def output_that_holds(path: str) -> str | None:
+    """The output of an earlier run that a file belongs to."""
+    return next((mark.root for mark in marks_above(posixpath.dirname(path)) if not mark.is_table), None)
+
+
+def check_apart(key: str, path: str, base: str, globs: Sequence[re.Pattern[str] | None], output: str) -> None:
+    """Raises ConfigError where an input lies in the output of the run, or may hold it.
+
+    Args:
+        key: of the config.
+        path: as the user named it.
+        base: the file or folder that it means, without a glob.
+        globs: what matches each folder and the file below the base; None where any number of them match.
+        output: as the user named it. Symbolic links, `~`, `..` and file: are resolved in both.
+    """
+    ours, theirs = _components(output), _components(base)
+    if theirs[: len(ours)] == ours:
+        raise ConfigError(
+            f"{key}: expected an input apart from the output, found {path} in output={output}.",
+            "Choose another `output`, or move the reviews out of it.",
+        )
+    if ours[: len(theirs)] == theirs and _reaches(globs, ours[len(theirs) :]):
+        raise ConfigError(
+            f"{key}: expected an input apart from the output, found output={output} in {path}: a later run would read "
+            "what this one writes.",
+            "Choose an `output` beside the input, or name the reviews by a glob that does not reach it.",
+        )
+
+
+def _reaches(globs: Sequence[re.Pattern[str] | None], folders: Sequence[str]) -> bool:
+    """Can a glob match a file below these folders? One that matches a folder gives its files."""
+    for glob, folder in zip(globs, folders, strict=False):
+        if glob is None:
+            return True
+        if not glob.fullmatch(folder):
+            return False
+    return True
+
+
+def _components(path: str) -> tuple[str, ...]:
+    """The storage and the folders of a place; equal for equal places."""
+    scheme = scheme_of(path)
+    if scheme in ("", "file"):
+        return ("", *os.path.realpath(local_path(path)).strip("/").split("/"))
+    return (scheme, *filter(None, path.partition("://")[2].split("/")))
