@@ -590,7 +590,7 @@ def test_too_many_bad_rows_are_refused_before_the_commit(night, capsys):
 
 
 NOTHING_TO_SCORE = {
-    "trailing delimiters": ("z.csv", b"id,text\n" + b"1,good,\n2,bad,\n", "row_malformed (2)"),
+    "rows of other widths": ("z.csv", b"id,text\n" + b"1,good,a\n2,bad,b\n", "row_malformed (2)"),
     "null texts": ("z.jsonl", b'{"id": "1", "text": null}\n', "text_null (1)"),
     "a damaged file": ("z.parquet", b"PAR1 and no more PAR1", "file_corrupt (1)"),
 }
