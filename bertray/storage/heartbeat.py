@@ -20,6 +20,7 @@ log = logging.getLogger(__name__)
 NAME = "heartbeat.json"
 EVERY_S = 60.0
 FRESH = timedelta(seconds=3 * EVERY_S)
+PROC = Path("/proc")
 
 
 class Heartbeat:
@@ -63,7 +64,8 @@ def live_attempt(store: Store, folder: str) -> str | None:
     """In words, who works below a folder right now; None when nobody does.
 
     A process of this machine that has ended is not alive, however fresh its file: a killed run can be run again at
-    once. Of another machine only the clock tells.
+    once. Of another machine only the clock tells; so it is of a process number that lives, where the kernel does not
+    tell when its process started (no `/proc`): another process may have it by now.
     """
     for key in store.keys(folder):
         if not key.endswith(f"/{NAME}"):
@@ -71,36 +73,56 @@ def live_attempt(store: Store, folder: str) -> str | None:
         try:
             seen = json.loads(store.get(key))
             at = datetime.fromisoformat(seen["at"])
-            host, process = seen["host"], (seen["pid"], seen["started"])
+            host, pid, then = seen["host"], int(seen["pid"]), seen["started"]
         except (FileNotFoundError, ValueError, KeyError, TypeError):
             continue  # it ended just now, or nobody will ever own it
-        here = _this_process()
-        if host == here["host"]:
-            alive = process == (seen["pid"], _start_of(seen["pid"])) and seen["pid"] != here["pid"]
+        here, fresh = _this_process(), datetime.now(UTC) - at < FRESH
+        if host != here["host"]:
+            alive = fresh
+        elif pid == here["pid"] or not is_alive(pid):
+            alive = False
         else:
-            alive = datetime.now(UTC) - at < FRESH
+            now = _start_of(pid)
+            alive = fresh if None in (then, now) else then == now
         if alive:
-            return f"process {seen['pid']} on {host}, last seen {at:%Y-%m-%d %H:%M:%S} UTC"
+            return f"process {pid} on {host}, last seen {at:%Y-%m-%d %H:%M:%S} UTC"
     return None
 
 
 def _this_process() -> dict[str, object]:
-    boot = Path("/proc/sys/kernel/random/boot_id")
     # Containers may share the name of their machine; their process numbers mean others.
-    processes = Path("/proc/self/ns/pid")
-    host = "/".join(
-        [
-            socket.gethostname(),
-            *([boot.read_text().strip()[:8]] if boot.exists() else []),
-            *([str(processes.stat().st_ino)] if processes.exists() else []),
-        ]
-    )
-    return {"host": host, "pid": os.getpid(), "started": _start_of(os.getpid())}
+    parts = [socket.gethostname(), _kernel("sys/kernel/random/boot_id").strip()[:8], process_namespace()]
+    return {"host": "/".join(filter(None, parts)), "pid": os.getpid(), "started": _start_of(os.getpid())}
+
+
+def process_namespace() -> str:
+    """The number of the space that this process's number belongs to; empty where the kernel does not tell."""
+    try:
+        return str((PROC / "self/ns/pid").stat().st_ino)
+    except OSError:
+        return ""
 
 
 def _start_of(pid: int) -> str | None:
-    """When a process of this machine started, in the kernel's ticks: a number may be used again. None: it has ended."""
+    """When a process of this machine started, in the kernel's ticks: a number may be used again. None: unknown."""
+    fields = _kernel(f"{pid}/stat").rpartition(")")[2].split()
+    return fields[19] if fields else None
+
+
+def _kernel(name: str) -> str:
+    """A file of `/proc`; empty where there is none: not Linux, or a container that hides it."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+        return (PROC / name).read_text()
     except OSError:
-        return None
+        return ""
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process of this machine has that number."""
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        return True  # somebody else's
+    return True
