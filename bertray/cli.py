@@ -13,6 +13,7 @@ import typer
 
 import bertray
 from bertray import config as configs
+from bertray import environment
 from bertray.errors import EXIT_BUG, EXIT_INTERRUPTED, EXIT_OK, BertrayError, ConfigError, did_you_mean
 
 CODE_NAMES = {
@@ -95,10 +96,14 @@ def _runner(verb: str) -> Callable[[Any], int]:
 
 def _set_up(verbose: bool) -> None:
     from bertray.console import set_up_logging
-    from bertray.environment import set_up_threads
 
     set_up_logging(verbose=verbose)
-    set_up_threads()
+    environment.set_up_threads()
+    for module, path in environment.hidden_modules().items():
+        raise ConfigError(
+            f"{path}: hides Python's own module `{module}`, since its folder is in PYTHONPATH.",
+            "Rename the file, or take the folder out of PYTHONPATH (`ray job submit --working-dir` puts it there).",
+        )
 
 
 def _add_verb(verb: str) -> None:
@@ -215,13 +220,13 @@ def _config_schema(verb: VerbArgument, verbose: Verbose = False) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     """Run one command and leave the process with its exit code."""
+    environment.set_up_streams()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # `ray job stop` and cron say goodbye as Ctrl-C does
     code = run(sys.argv[1:] if argv is None else argv)
+    environment.close_streams()
     if code == EXIT_INTERRUPTED:
         # Threads of Ray and torch may be anywhere in native code; an orderly end of the interpreter can crash on them.
         # What had to be closed, Ray's processes among it, has been by now.
-        sys.stdout.flush()
-        sys.stderr.flush()
         os._exit(code)
     sys.exit(code)
 
@@ -234,6 +239,8 @@ def run(argv: list[str]) -> int:
         code = app(argv or ["--help"], standalone_mode=False)
         if code == EXIT_INTERRUPTED:  # typer has turned Ctrl-C into a code
             raise KeyboardInterrupt
+        if sys.stdout is not None:
+            sys.stdout.flush()
         return code if isinstance(code, int) else EXIT_OK
     except (KeyboardInterrupt, typer.Abort):
         return _leave(EXIT_INTERRUPTED, "run the same command again to go on")

@@ -1,9 +1,13 @@
-"""What is to be in the environment of a process that computes on CPU before it starts, or before it imports torch."""
+"""The environment of a process: variables to set before it imports torch, its streams, its path of modules."""
 
 from __future__ import annotations
 
+import io
 import os
+import sys
 from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TextIO
 
 # Threads of torch that wait look for work for a moment, then sleep. By default they spin, which beside any other busy
 # process costs it, and them, half of their speed and more; asleep at once they are late for short operations
@@ -18,6 +22,9 @@ COMPUTE_ENV = {
     "MALLOC_TOP_PAD_": "268435456",
     "MALLOC_ARENA_MAX": "2",
 }
+
+# Modules of Python's own that nothing imports to compute; packages of other people are often called `test`.
+NEVER_IMPORTED = frozenset({"antigravity", "distutils", "idlelib", "lib2to3", "test", "this", "turtle", "turtledemo"})
 
 _added: set[str] = set()
 
@@ -44,3 +51,66 @@ def unless_chosen(settings: Mapping[str, str]) -> dict[str, str]:
 def environment_of_user() -> dict[str, str]:
     """The environment of this process without what `set_up_threads` added."""
     return {name: value for name, value in os.environ.items() if name not in _added}
+
+
+class _Tolerant(io.FileIO):
+    """A stream of the process that drops what it cannot write, where the reason is a forgiven one."""
+
+    def __init__(self, descriptor: int, forgiven: type[OSError]) -> None:
+        super().__init__(descriptor, "w", closefd=False)
+        self.forgiven = forgiven
+
+    def write(self, content: Any) -> int:
+        try:
+            return super().write(content)
+        except self.forgiven:
+            return len(content)
+
+
+def set_up_streams() -> None:
+    """Let no line that cannot be printed end a command.
+
+    Characters that the encoding lacks are escaped. A reader of stdout that has gone wants no more of it (`| head`);
+    a disk that is full under it is an error, since the list of files would be cut. Nobody can be told about stderr.
+    """
+    sys.stdout = _tolerant(sys.stdout, BrokenPipeError)
+    sys.stderr = _tolerant(sys.stderr, OSError)
+
+
+def _tolerant(stream: TextIO, forgiven: type[OSError]) -> TextIO:
+    if not isinstance(stream, io.TextIOWrapper):  # closed, or a test's
+        return stream
+    return io.TextIOWrapper(
+        io.BufferedWriter(_Tolerant(stream.fileno(), forgiven)),
+        encoding=stream.encoding,
+        errors="backslashreplace",
+        line_buffering=stream.line_buffering,
+        write_through=stream.write_through,
+    )
+
+
+def close_streams() -> None:
+    """Write what is left, as far as possible: what could not be written has been told by now."""
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:
+            raw = getattr(getattr(stream, "buffer", None), "raw", None)
+            if isinstance(raw, _Tolerant):
+                raw.forgiven = OSError
+            stream.flush()
+
+
+def hidden_modules() -> dict[str, Path]:
+    """Modules of Python's own that a file in a folder of PYTHONPATH hides, and that file.
+
+    Such a file is imported in the place of Python's module, in this process and in all that Ray starts.
+    """
+    hidden: dict[str, Path] = {}
+    own = sys.stdlib_module_names - set(sys.builtin_module_names) - NEVER_IMPORTED
+    python = Path(os.__file__).resolve().parent
+    for entry in os.environ["PYTHONPATH"].split(os.pathsep) if os.environ.get("PYTHONPATH") else []:
+        folder = Path(entry)  # empty: the working folder
+        if folder.is_dir() and folder.resolve() != python:
+            for path in sorted(folder.iterdir()):
+                if path.stem in own and (path.suffix == ".py" or (path / "__init__.py").is_file()):
+                    hidden.setdefault(path.stem, path.absolute())
+    return hidden
