@@ -113,7 +113,11 @@ class Workers(Section):
 
     num_workers: int = Field(1, ge=1, description="training workers, and scoring actors")
     use_gpu: bool = Field(False, description="one GPU for each worker")
-    threads: int | None = Field(None, ge=1, description="torch threads of a CPU worker; by default its share of cores")
+    threads: int | None = Field(
+        None,
+        ge=1,
+        description="torch threads of a CPU worker; by default its share of cores; on a cluster 2, or else 1",
+    )
     stall_timeout_s: float | None = Field(
         None, gt=0, description="end when no shard is finished for so long; by default 1 h, on a cluster 6 h"
     )

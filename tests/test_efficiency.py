@@ -85,7 +85,7 @@ def second_after(path: Path) -> Callable[[pa.Table], pa.Table]:
         while items["id"].to_pylist() == [1] and not path.exists():
             assert time.monotonic() < deadline, "nobody was told of the first item"
             time.sleep(0.05)
-        return items
+        return items.rename_columns(["told"])
 
     return give
 
@@ -94,6 +94,6 @@ def second_after(path: Path) -> Callable[[pa.Table], pa.Table]:
 def test_an_item_is_told_of_before_the_next_one_is_made(ray_cluster, tmp_path):
     told = tmp_path / "told"
     resources = Resources(num_workers=1, threads=1, cpus_per_worker=1.0, gpus_per_worker=0)
-    for table in tables_of([0, 1], lambda _: second_after(told), resources):
-        told.write_text(str(table["id"].to_pylist()))
+    for table in tables_of([0, 1], lambda _: second_after(told), resources, "telling", str):
+        told.write_text(str(table["told"].to_pylist()))
     assert told.read_text() == "[1]"

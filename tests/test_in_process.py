@@ -12,7 +12,7 @@ import pytest
 from bertray.cli import run
 from bertray.config import Workers
 from bertray.environment import THREADS_ENV
-from bertray.pipelines.cluster import READER_CPUS, plan_resources, without_ray
+from bertray.pipelines.cluster import without_ray
 from tests.corpus import train_argv, write
 from tests.processes import environment_beside_the_cluster
 
@@ -113,21 +113,3 @@ def test_plan_says_that_so_few_reviews_need_no_ray(trained, tiny_encoder, corpus
         assert "6 s of it to start" in told
         assert run([*words, f"workers.in_process_rows={num_rows - 1}"]) == 0
         assert "need no Ray" not in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(
-    ("machines", "threads", "expected"),
-    [([2.0], 2, 1.5), ([4.0], 2, 1.75), ([8.0, 8.0], 8, 7.5), ([3.0, 64.0], 2, 5 / 3), ([], 8, 7.5), ([], 1, 0.5)],
-)
-def test_workers_that_fill_a_machine_of_a_cluster_leave_room_for_one_that_reads(machines, threads, expected):
-    """A cluster that has not grown yet (no machine) grows for them."""
-    workers = Workers(num_workers=10, threads=threads)
-    found = plan_resources(workers, {}, local=False, cpus_of_machines=machines)
-    assert (found.cpus_per_worker, found.threads) == (pytest.approx(expected), threads)
-    for cpus in machines or [float(threads)]:
-        assert cpus - cpus // threads * found.cpus_per_worker >= READER_CPUS - 1e-9
-
-
-def test_a_gpu_leaves_the_cpu_beside_it_to_one_that_reads():
-    found = plan_resources(Workers(num_workers=4, use_gpu=True), {"CPU": 4.0, "GPU": 4.0}, local=False)
-    assert 4.0 - 4 * found.cpus_per_worker >= READER_CPUS

@@ -9,8 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from bertray.errors import InfrastructureError
+from bertray.errors import ConfigError
+from bertray.pipelines import cluster
 from bertray.pipelines.cluster import LONGEST_FOLDER, _temporary_folder
+from tests.corpus import write
+from tests.processes import environment_beside_the_cluster
 
 
 @pytest.fixture
@@ -45,7 +48,7 @@ def test_folders_of_dead_runs_go_and_those_of_others_stay(base):
 def test_a_path_too_long_for_sockets_is_refused_before_ray_starts(monkeypatch, tmp_path):
     long = tmp_path / ("x" * 40)
     monkeypatch.setenv("RAY_TMPDIR", str(long))
-    with pytest.raises(InfrastructureError, match="too long a path") as caught:
+    with pytest.raises(ConfigError, match="too long a path") as caught:
         _temporary_folder()
     allowed = int("".join(c for c in caught.value.remedy if c.isdigit()))
     assert not long.exists()
@@ -54,5 +57,56 @@ def test_a_path_too_long_for_sockets_is_refused_before_ray_starts(monkeypatch, t
 
 def test_a_folder_that_cannot_be_made_is_named(monkeypatch):
     monkeypatch.setenv("RAY_TMPDIR", "/dev/null/x")
-    with pytest.raises(InfrastructureError, match="/dev/null/x: no folder for Ray's files can be made here"):
+    with pytest.raises(ConfigError, match="/dev/null/x: no folder for Ray's files can be made here"):
         _temporary_folder()
+
+
+HOMES = {"not there": "/proc/nohome", "not writable": "/proc", "a file": "/dev/null", "unset": None}
+
+
+@pytest.mark.parametrize("home", HOMES)
+@pytest.mark.parametrize(
+    "rows", [2500, pytest.param(0, marks=[pytest.mark.ray, pytest.mark.slow])], ids=["in process", "on Ray"]
+)
+def test_a_home_folder_that_cannot_be_used_is_not_needed(home, rows, trained_alone, tmp_path):
+    write(tmp_path / "in" / "a.parquet", 12, 3, "a")
+    env = environment_beside_the_cluster()
+    env.pop("RAY_AUTH_MODE", None)
+    env.pop("HOME", None)
+    if HOMES[home] is not None:
+        env["HOME"] = HOMES[home]
+    words = [f"model={trained_alone / 'model'}", f"input={tmp_path / 'in'}", f"output={tmp_path / 'out'}"]
+    run = subprocess.run(
+        [str(Path(sys.executable).parent / "bertray"), "score", *words, f"workers.in_process_rows={rows}"],
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=150,
+        check=False,
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
+
+
+@pytest.mark.parametrize("home", ["/proc/nohome", "/dev/null", "/proc"])
+def test_ray_gets_its_token_from_us_where_it_could_not_write_one(home, monkeypatch):
+    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", home)
+    before = dict(os.environ)
+    cluster._provide_token()
+    token = os.environ.pop("RAY_AUTH_TOKEN")
+    assert len(token) == 64
+    assert dict(os.environ) == before
+    cluster._provide_token()  # a process that starts two clusters has one token: Ray reads it once
+    assert os.environ.pop("RAY_AUTH_TOKEN") == token
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")  # what the user says holds
+    cluster._provide_token()
+    assert "RAY_AUTH_TOKEN" not in os.environ
+
+
+def test_ray_keeps_its_token_in_a_home_that_can_be_written(monkeypatch, tmp_path):
+    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    cluster._provide_token()
+    assert "RAY_AUTH_TOKEN" not in os.environ

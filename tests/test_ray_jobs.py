@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -35,6 +35,18 @@ def free_port() -> int:
 
 @pytest.fixture(scope="module")
 def head() -> Iterator[tuple[str, dict[str, str]]]:
+    with head_of(4) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def small_head() -> Iterator[tuple[str, dict[str, str]]]:
+    with head_of(2) as found:
+        yield found
+
+
+@contextlib.contextmanager
+def head_of(cpus: int) -> Iterator[tuple[str, dict[str, str]]]:
     """A Ray head on loopback with a job server; (its address, the environment of its clients)."""
     temporary = Path(tempfile.mkdtemp(prefix="rj-"))  # short: Ray's sockets lie below it
     port, dashboard = free_port(), free_port()
@@ -42,7 +54,7 @@ def head() -> Iterator[tuple[str, dict[str, str]]]:
     for name in ("RAY_ADDRESS", *LOCAL_TRAIN_ENV, *COMPUTE_ENV):  # of the cluster that other tests use
         env.pop(name, None)
     command = [
-        str(RAY), "start", "--head", "--block", "--num-cpus=4", f"--port={port}", "--node-ip-address=127.0.0.1",
+        str(RAY), "start", "--head", "--block", f"--num-cpus={cpus}", f"--port={port}", "--node-ip-address=127.0.0.1",
         "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}", "--object-store-memory=300000000",
         # Ray's fixed default port of the job agent may belong to another cluster of this machine.
         f"--dashboard-agent-listen-port={free_port()}", f"--ray-client-server-port={free_port()}",
@@ -73,7 +85,10 @@ def head() -> Iterator[tuple[str, dict[str, str]]]:
 
 
 def submit(
-    head: tuple[str, dict[str, str]], *entrypoint: str, env_vars: dict[str, str] | None = None
+    head: tuple[str, dict[str, str]],
+    *entrypoint: str,
+    env_vars: dict[str, str] | None = None,
+    options: Sequence[str] = (),
 ) -> subprocess.CompletedProcess[str]:
     address, env = head
     command = [
@@ -83,6 +98,7 @@ def submit(
         f"--address={address}",
         "--working-dir",
         ".",
+        *options,
         *(["--runtime-env-json", json.dumps({"env_vars": env_vars})] if env_vars else []),
         "--",
         sys.executable,
@@ -140,3 +156,24 @@ def test_train_and_score_run_as_submitted_jobs_and_a_failing_one_tells_its_code(
     log = run.stdout + run.stderr
     assert "model=/no/model: no such folder." in log
     assert "bertray: exit 2 (configuration): Give a trained run's `model` folder, a hub id, or `bundled`." in log
+
+
+@pytest.mark.parametrize("held", ["", "--entrypoint-num-cpus=1"])
+def test_a_job_on_a_head_of_two_cpus_scores_also_where_it_holds_one_of_them(held, small_head, trained_alone, tmp_path):
+    """By default workers have two threads, which would fill the head."""
+    write(tmp_path / "in" / "a.parquet", 12, 3, "a")
+    words = [f"model={trained_alone / 'model'}", f"input={tmp_path / 'in'}", f"output={tmp_path / 'out'}", "slot=s"]
+    run = submit(small_head, "jobs/score.py", *words, options=[held] if held else [])
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert len(pq.read_table(tmp_path / "out" / "data" / "s", partitioning=None)) == 12
+
+
+def test_a_job_whose_workers_can_never_fit_is_refused_within_half_a_minute(small_head, trained_alone, tmp_path):
+    write(tmp_path / "in" / "a.parquet", 12, 3, "a")
+    words = [f"model={trained_alone / 'model'}", f"input={tmp_path / 'in'}", f"output={tmp_path / 'out'}"]
+    start = time.monotonic()
+    run = submit(small_head, "jobs/score.py", *words, "workers.threads=3")
+    assert run.returncode == 1
+    assert "are needed, the cluster has 2 CPUs" in run.stdout
+    assert "bertray: exit 2 (configuration): Lower workers.num_workers or workers.threads" in run.stdout
+    assert time.monotonic() - start < 60  # the job's own start aside

@@ -144,7 +144,7 @@ def test_a_worker_that_hangs_ends_the_run_with_7_and_names_the_rows(trained, inb
             if is_alive(pid):
                 os.kill(pid, signal.SIGKILL)
     printed = capsys.readouterr().err
-    assert "no shard was finished for 8 s" in printed
+    assert "nothing was finished for 8 s" in printed
     assert "reviews.parquet rows " in printed
     assert run(score_argv(trained, inbox)) == 0
     check_rows(inbox)

@@ -19,7 +19,7 @@ from bertray.model.bundle import resolve_model
 from bertray.model.tokenization import ReviewTokenizer
 from bertray.pipelines.cluster import Resources
 from bertray.pipelines.parts import one_chunk
-from bertray.pipelines.shards import tables_of
+from bertray.pipelines.shards import name_of, tables_of
 from bertray.reviews.marks import marks_of
 from bertray.reviews.near import band_hashes, folded, shingle_sets
 from bertray.reviews.sources import ReadSpec, WorkItem, read_shard
@@ -71,7 +71,7 @@ class Scanned:
 
 def scan(work: Sequence[AuditItem], settings: ScanSettings, resources: Resources) -> Iterator[Scanned]:
     """Every row of every item as numbers; items arrive in no particular order."""
-    for row in _run(work, lambda shared: _Scan(shared, settings), resources):
+    for row in _run(work, lambda shared: _Scan(shared, settings), resources, "scanning"):
         rows = _table(row[_ROWS])
         bands = np.frombuffer(row[_BANDS].as_buffer(), np.uint64).reshape(-1, max(rows.num_rows, 1))
         yield Scanned(row[_NUMBER].as_py(), rows, bands, _table(row[_REFUSED]))
@@ -87,14 +87,14 @@ def read_again(
         specs: of each split.
         what: `id`; `text`, which has the second text behind it; `shingles`, the sorted set of each text.
     """
-    for row in _run(work, lambda shared: _ReadAgain(shared, specs, what), resources):
+    for row in _run(work, lambda shared: _ReadAgain(shared, specs, what), resources, "reading again"):
         yield _table(row[_ROWS])
 
 
 def _run(
-    work: Sequence[AuditItem], task: Callable[[Sequence[AuditItem]], Any], resources: Resources
+    work: Sequence[AuditItem], task: Callable[[Sequence[AuditItem]], Any], resources: Resources, stage: str
 ) -> Iterator[dict[str, Any]]:
-    for batch in tables_of(work, task, resources):
+    for batch in tables_of(work, task, resources, stage, lambda audited: name_of(audited.item)):
         for row in range(batch.num_rows):
             yield {name: batch[name][row] for name in batch.column_names}
 

@@ -28,7 +28,7 @@ from bertray.environment import environment_of_user
 from bertray.errors import ConflictError
 from bertray.model.bundle import read_info
 from bertray.model.engine import choose_dtype
-from bertray.pipelines.cluster import Resources, configure_data, ray_session
+from bertray.pipelines.cluster import Resources, configure_data, machines_of_cluster, ray_session
 from bertray.pipelines.demo import REVIEWS
 from bertray.pipelines.inputs import check_installed, check_length, open_inputs
 from bertray.pipelines.nights import run_night
@@ -220,7 +220,8 @@ class _Job:
         on_gpu = trial.device.startswith("cuda")
         # On CPU an actor a core, of one thread; a CPU is left for reading and writing, without which the recipe stalls.
         num_actors = self.resources.num_workers if on_gpu else os.cpu_count() or 1
-        cpus_per_actor = 1.0 if on_gpu else (ray.cluster_resources()["CPU"] - 1) / num_actors
+        largest = max(machine.cpus for machine in machines_of_cluster())
+        cpus_per_actor = 1.0 if on_gpu else max(largest - 1, 0.0) / num_actors
         start = time.time()
         reviews = ray.data.read_parquet(str(trial.few_reviews))
         if spread:

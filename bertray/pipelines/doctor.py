@@ -17,7 +17,7 @@ from bertray.config import DoctorConfig, Workers
 from bertray.console import say
 from bertray.errors import BertrayError, ConfigError, InfrastructureError
 from bertray.model.bundle import resolve_model
-from bertray.pipelines.cluster import ray_session
+from bertray.pipelines.cluster import READER_CPUS, ray_session
 from bertray.pipelines.runs import check_put_if_absent
 from bertray.storage.store import open_store
 
@@ -128,7 +128,7 @@ def _ray() -> str:
     import ray
 
     with ray_session(Workers()) as resources:
-        double = ray.remote(lambda value: value * 2)
+        double = ray.remote(num_cpus=READER_CPUS)(lambda value: value * 2)
         if ray.get(double.remote(21), timeout=120) != 42:
             raise InfrastructureError("Ray: a task gave a wrong answer.", "Install Ray again.")
         total = ray.cluster_resources()

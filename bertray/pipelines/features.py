@@ -17,7 +17,8 @@ from bertray.model.bundle import resolve_model
 from bertray.model.calibration import fit_temperature
 from bertray.model.heads import LinearHead, fit_head
 from bertray.model.tokenization import sequences
-from bertray.pipelines.cluster import Resources, blocks_of, configure_data
+from bertray.pipelines.cluster import Resources, blocks_of, numbers
+from bertray.pipelines.stalls import Pending
 from bertray.schema import FEATURES, INPUT_IDS, SEQ_LENS
 from bertray.storage.store import Store, open_store
 from bertray.training.loop import Examples
@@ -138,11 +139,9 @@ def _embed(
     if resources.alone:
         yield from map(_EmbedTokenShard(*given).embed, range(len(work)))
         return
-    import ray.data
     from ray.data import ActorPoolStrategy
 
-    configure_data(resources.stall_timeout_s)
-    dataset = ray.data.range(len(work), override_num_blocks=len(work)).map_batches(
+    dataset = numbers(len(work), resources).map_batches(
         _EmbedTokenShard,
         fn_constructor_args=given,
         batch_size=1,
@@ -152,7 +151,7 @@ def _embed(
         num_gpus=resources.gpus_per_worker or None,
         runtime_env=resources.runtime_env,
     )
-    yield from blocks_of(dataset)
+    yield from blocks_of(dataset, "embedding", Pending("shard", len(work), lambda number: work[number][0]), resources)
 
 
 class _EmbedTokenShard:

@@ -17,7 +17,14 @@ from bertray.console import duration, say, table
 from bertray.errors import DataRefused
 from bertray.model.bundle import resolve_model
 from bertray.model.tokenization import ReviewTokenizer, sequences
-from bertray.pipelines.cluster import Resources, cpus_of_machines, inside_cluster, plan_resources, without_ray
+from bertray.pipelines.cluster import (
+    Machine,
+    Resources,
+    inside_cluster,
+    machines_of_cluster,
+    plan_resources,
+    without_ray,
+)
 from bertray.pipelines.examples import open_data
 from bertray.pipelines.inputs import Inputs, open_model
 from bertray.pipelines.runs import check_claim
@@ -224,14 +231,12 @@ def _print_forecast(config: Common, seconds: float, basis: str, alone: Resources
         import ray
 
         ray.init(ignore_reinit_error=True)
-        resources = plan_resources(
-            config.workers, ray.cluster_resources(), local=False, cpus_of_machines=cpus_of_machines()
-        )
+        resources = plan_resources(config.workers, machines_of_cluster(), local=False)
     else:
         import os
 
-        cpus = {"CPU": float(max(2, os.cpu_count() or 2)), "GPU": float(config.workers.num_workers)}
-        resources = plan_resources(config.workers, cpus, local=True)
+        machine = Machine(max(2, os.cpu_count() or 2), config.workers.num_workers)
+        resources = plan_resources(config.workers, [machine], local=True)
     on_gpu = config.workers.use_gpu
     say(
         f"{resources.num_workers} worker{'s' if resources.num_workers > 1 else ''} of "

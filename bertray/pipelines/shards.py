@@ -18,19 +18,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from bertray import schema as s
-from bertray.errors import InfrastructureError
 from bertray.model.bundle import resolve_model
 from bertray.model.tokenization import ReviewTokenizer
-from bertray.pipelines.cluster import READER_CPUS, Resources, blocks_of, configure_data
+from bertray.pipelines.cluster import READER_CPUS, Resources, blocks_of, numbers
 from bertray.pipelines.parts import SHARD, MakePart, PartSettings, one_chunk, shards_of
+from bertray.pipelines.stalls import Pending
 from bertray.reviews.sources import ReadSpec, Shard, WorkItem, read_shard
 from bertray.reviews.split import group_hash, group_or_text_hash
 from bertray.storage.records import Receipt
 from bertray.storage.store import open_store
 from bertray.training.token_shards import COLUMNS, to_ipc
 
-# Ray Data keeps bookkeeping for each block; beyond this many, one block carries several work items.
-MAX_ITEMS = 20_000
 FEW_ITEMS = 64  # up to here every reading task carries them all
 
 
@@ -153,7 +151,7 @@ class WriteTokenShard:
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         summaries = [json.dumps(asdict(self.write(table))) for table in shards_of(batch)]
-        return pa.table({"summary": pa.array(summaries, pa.string())})
+        return pa.table({"id": batch["id"], "summary": pa.array(summaries, pa.string())})
 
     def write(self, table: pa.Table) -> TokenShardSummary:
         """Write the reviews of a shard that are fit for use."""
@@ -192,7 +190,6 @@ def stage_parts(
         yield from (parts.make(table) for table in map(reader.read, work) if table.num_rows)
         return
     from ray.data import ActorPoolStrategy
-    from ray.data.exceptions import ExecutionTimeoutError
 
     dataset = _tokenized(work, read, resources, only_rows).map_batches(
         MakePart,
@@ -204,21 +201,13 @@ def stage_parts(
         num_gpus=resources.gpus_per_worker or None,
         runtime_env=resources.runtime_env,
     )
-    waiting = {(item[0].file_no, item[0].lo): item[0] for item in work}
-    try:
-        for batch in blocks_of(dataset):
-            for text in batch["receipt"].to_pylist():
-                receipt = Receipt.model_validate_json(text)
-                waiting.pop((receipt.spans[0].file_no, receipt.spans[0].lo), None)
-                yield receipt
-    except ExecutionTimeoutError as error:
-        first = next(iter(waiting.values()))
-        raise InfrastructureError(
-            f"scoring: no shard was finished for {resources.stall_timeout_s:,.0f} s; {len(waiting)} are waiting, first "
-            f"{first.file.path} rows {first.lo}-{first.hi}.",
-            "Look for a worker that hangs (`ray list actors`), then run the same command again; a slow model needs a "
-            "longer workers.stall_timeout_s.",
-        ) from error
+    pending = Pending("shard", len(work), lambda number: name_of(work[number]))
+    number_of = {(item[0].file_no, item[0].lo): number for number, item in enumerate(work)}
+    for batch in blocks_of(dataset, "scoring", pending, resources):
+        for text in batch["receipt"].to_pylist():
+            receipt = Receipt.model_validate_json(text)
+            pending.arrived(number_of.get((receipt.spans[0].file_no, receipt.spans[0].lo), -1))
+            yield receipt
 
 
 def write_token_shards(
@@ -241,7 +230,8 @@ def write_token_shards(
     dataset = _tokenized(work, read, resources, only_rows).map_batches(
         writer, batch_size=1, batch_format="pyarrow", num_cpus=READER_CPUS
     )
-    for batch in blocks_of(dataset):
+    pending = Pending("shard", len(work), lambda number: name_of(work[number]))
+    for batch in blocks_of(dataset, "tokenizing", pending, resources):
         yield from (TokenShardSummary(**json.loads(text)) for text in batch["summary"].to_pylist())
 
 
@@ -260,7 +250,7 @@ class ReadTexts:
 
 def read_texts(work: Sequence[WorkItem], spec: ReadSpec, resources: Resources) -> Iterator[list[str]]:
     """Cleaned texts, work item after work item."""
-    for batch in tables_of(work, lambda items: ReadTexts(items, spec), resources):
+    for batch in tables_of(work, lambda items: ReadTexts(items, spec), resources, "reading texts", name_of):
         yield batch[s.TEXT].to_pylist()
 
 
@@ -274,30 +264,52 @@ Function = Callable[[pa.Table], pa.Table]
 
 
 def tables_of(
-    work: Sequence[Any], function_of: Callable[[Sequence[Any]], Function], resources: Resources
+    work: Sequence[Any],
+    function_of: Callable[[Sequence[Any]], Function],
+    resources: Resources,
+    stage: str,
+    name_of_item: Callable[[Any], str],
 ) -> Iterator[pa.Table]:
     """What a function makes of work items, in no particular order: in Ray's tasks, or here where this process is alone.
 
     Args:
         function_of: makes the function, which takes a table with the numbers of some items, of the items; these lie in
             Ray's object store where they are many.
+        stage: what the function does, for the log: `scanning`.
+        name_of_item: a work item in the log.
     """
     if resources.alone:
         function = function_of(work)
         yield from (function(pa.table({"id": [number]})) for number in range(len(work)))
     elif work:
-        yield from blocks_of(_in_tasks(work, function_of, resources))
+        pending = Pending("item", len(work), lambda number: name_of_item(work[number]))
+        for block in blocks_of(_in_tasks(work, function_of, resources), stage, pending, resources):
+            yield block.drop_columns("id")
 
 
 def _in_tasks(work: Sequence[Any], function_of: Callable[[Sequence[Any]], Function], resources: Resources) -> Any:
-    """A data set of what a function makes of work items, in tasks; see `tables_of`."""
-    import ray.data
-
-    configure_data(resources.stall_timeout_s)
+    """A data set of what a function makes of work items, in tasks; its column `id` tells of which. See `tables_of`."""
     items = SharedWork(work) if len(work) > FEW_ITEMS else work
-    return ray.data.range(len(work), override_num_blocks=min(len(work), MAX_ITEMS)).map_batches(
-        function_of(items), batch_size=None, batch_format="pyarrow", num_cpus=READER_CPUS
+    return numbers(len(work), resources).map_batches(
+        _Numbered(function_of(items)), batch_size=None, batch_format="pyarrow", num_cpus=READER_CPUS
     )
+
+
+class _Numbered:
+    """A function of one item after the other, each row with the number of its item as `id`."""
+
+    def __init__(self, function: Function) -> None:
+        self._function = function
+
+    def __call__(self, items: pa.Table) -> pa.Table:
+        tables = [self._function(items.slice(at, 1)) for at in range(items.num_rows)]
+        ids = [pa.repeat(number, table.num_rows) for number, table in zip(items["id"], tables, strict=True)]
+        return pa.concat_tables([table.append_column("id", id_) for table, id_ in zip(tables, ids, strict=True)])
+
+
+def name_of(item: WorkItem) -> str:
+    """The first rows of a work item, for the log."""
+    return f"{item[0].file.path} rows {item[0].lo}-{item[0].hi}"
 
 
 def _of_file(rows: pa.Table, shard: Shard) -> pa.Table:

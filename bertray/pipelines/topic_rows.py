@@ -23,10 +23,11 @@ from bertray.console import Ticker
 from bertray.errors import ConflictError, DataRefused, InfrastructureError
 from bertray.model.bundle import BundleInfo
 from bertray.model.topics import Assigner
-from bertray.pipelines.cluster import READER_CPUS, Resources, blocks_of, configure_data
+from bertray.pipelines.cluster import READER_CPUS, Resources, blocks_of, numbers
 from bertray.pipelines.inputs import Inputs
 from bertray.pipelines.parts import SHARD, EmbedSettings, Made, Maker, VectorMaker, one_chunk, shards_of
-from bertray.pipelines.shards import MAX_ITEMS, ReadSettings, stage_parts
+from bertray.pipelines.shards import ReadSettings, stage_parts
+from bertray.pipelines.stalls import Pending
 from bertray.reviews.sources import Shard, kept_schema, read_shard
 from bertray.storage import plan as planning
 from bertray.storage.records import Receipt, Record, StagedFile, add_counts
@@ -296,14 +297,12 @@ def in_tasks(task: Task, count: int, resources: Resources) -> list[pa.Table]:
     if resources.alone:
         return [task(number) for number in range(count)]
     import ray
-    import ray.data
 
-    configure_data(resources.stall_timeout_s)
-    dataset = ray.data.range(count, override_num_blocks=min(count, MAX_ITEMS)).map_batches(
+    dataset = numbers(count, resources).map_batches(
         _AsBytes(ray.put(task)), batch_size=1, batch_format="pyarrow", num_cpus=READER_CPUS
     )
     found: dict[int, pa.Table] = {}
-    for batch in blocks_of(dataset):
+    for batch in blocks_of(dataset, "topics", Pending("part", count, str), resources):
         found |= dict(zip(batch["id"].to_pylist(), shards_of(batch), strict=True))
     return [found[number] for number in range(count)]
 

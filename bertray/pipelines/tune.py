@@ -30,6 +30,7 @@ from bertray.pipelines.cluster import Resources, ray_session
 from bertray.pipelines.examples import TOKENS, TokenizedData, check_splits, open_data, tokenize
 from bertray.pipelines.parts import parquet_bytes
 from bertray.pipelines.runs import claimed_output, finished_run, mark_finished, remove_folder
+from bertray.pipelines.stalls import StallWatch
 from bertray.pipelines.train import check_train, run_key_of
 from bertray.reports.html import data_title, model_title
 from bertray.reports.search import SearchReport, shown
@@ -218,7 +219,8 @@ def _search(job: _TrialJob, store: Store, resources: Resources) -> list[Trial]:
                 verbose=0,
             ),
         )
-        tuner.fit()
+        with book.watch:
+            tuner.fit()
     if book.fatal is not None:
         raise book.fatal
     return sorted(book.finished.values(), key=lambda trial: trial.number)
@@ -233,6 +235,11 @@ class _Book:
         self._numbers = {trial.name: trial.number for trial in earlier}
         self._running: dict[str, Trial] = {}
         self._store, self._ticker, self._config = store, ticker, config
+        self.watch = StallWatch("searching", self._in_progress)
+
+    def _in_progress(self) -> str:
+        """The trials that run, in words."""
+        return "trials that run: " + ("; ".join(_in_words(trial.point) for trial in self._running.values()) or "none")
 
     def begin(self, point: Point) -> None:
         """A trial starts, or is taken up again."""
@@ -268,6 +275,7 @@ class _Book:
         return value
 
     def _write(self, trial: Trial) -> None:
+        self.watch.progressed()
         self._store.put(f"{TRIALS}/{trial.name}.json", json.dumps(asdict(trial)).encode())
 
 

@@ -17,6 +17,7 @@ from bertray.console import Ticker
 from bertray.errors import BertrayError
 from bertray.pipelines.cluster import Resources, import_all
 from bertray.pipelines.rank import PROGRESS, TrainJob, train_rank, train_worker
+from bertray.pipelines.stalls import StallWatch
 from bertray.storage.store import LocalStore, Store
 from bertray.training.loop import Examples, Outcome
 
@@ -107,12 +108,16 @@ def _followed(fit: Callable[[], Any], store: Store) -> Any:
     interval_s = 0.5 if isinstance(store, LocalStore) else 5.0
     ended = threading.Event()
     on_sigint = signal.getsignal(signal.SIGINT)
-    with Ticker("training", 1.0, "steps") as ticker:
+    with Ticker("training", 1.0, "steps") as ticker, StallWatch("training", lambda: _waiting(store)) as watch:
         shown: dict[str, int] = {}
+        state: dict[str, Any] = {}
 
         def follow() -> None:
+            nonlocal state
             while not ended.wait(interval_s):
-                _show_progress(store, ticker, shown)
+                before, state = state, _show_progress(store, ticker, shown)
+                if state != before:
+                    watch.progressed()
 
         follower = threading.Thread(target=follow, name="progress", daemon=True)
         follower.start()
@@ -128,12 +133,24 @@ def _followed(fit: Callable[[], Any], store: Store) -> Any:
                 signal.signal(signal.SIGINT, on_sigint)
 
 
-def _show_progress(store: Store, ticker: Ticker, shown: dict[str, int]) -> None:
-    """Show where training stands; `shown` counts the messages of each start of the worker that have been shown."""
+def _waiting(store: Store) -> str:
+    """Words for a training that makes no progress."""
     try:
-        state = json.loads(store.get(PROGRESS))
+        return f"step {json.loads(store.get(PROGRESS))['step']} is the last that a worker has reported"
     except (FileNotFoundError, BertrayError):
-        return
+        return "no worker has reported a step"
+
+
+def _show_progress(store: Store, ticker: Ticker, shown: dict[str, int]) -> dict[str, Any]:
+    """Show where training stands, and return it.
+
+    Args:
+        shown: counts the messages of each start of the worker that have been shown.
+    """
+    try:
+        state: dict[str, Any] = json.loads(store.get(PROGRESS))
+    except (FileNotFoundError, BertrayError):
+        return {}
     if shown and state["start"] not in shown:
         log.warning("the training worker was lost; another one goes on from the last checkpoint")
     for message in state["messages"][shown.get(state["start"], 0) :]:
@@ -146,3 +163,4 @@ def _show_progress(store: Store, ticker: Ticker, shown: dict[str, int]) -> None:
             f"epoch {state['epoch']:.2f}, loss {state['loss']:.4f}, lr {state['learning_rate']:.1e}, "
             f"{state['tokens_per_s']:,.0f} tokens/s",
         )
+    return state

@@ -12,7 +12,7 @@ import logging
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from bertray.errors import InfrastructureError
+from bertray.errors import ConflictError
 from bertray.storage.store import Store
 
 if TYPE_CHECKING:
@@ -90,13 +90,11 @@ def load_best(store: Store, step: int, run_key: str) -> Checkpoint:
     """The checkpoint of the best epoch.
 
     Raises:
-        InfrastructureError: it is damaged.
+        ConflictError: it is damaged.
     """
     checkpoint = load_step(store, step, run_key)
     if checkpoint is None:
-        raise InfrastructureError(
-            f"training: the best checkpoint (step {step}) is damaged.", "Train again in a new output."
-        )
+        raise ConflictError(f"training: the best checkpoint (step {step}) is damaged.", "Train again in a new output.")
     return checkpoint
 
 
