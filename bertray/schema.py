@@ -47,6 +47,7 @@ TOKENS = "tokens"  # of a row that has a vector for each of them
 EMBEDDED_AT = "embedded_at"
 PROB_PREFIX = "prob_"
 SLICE_PREFIX = "slice:"  # of a column that the evaluation reports apart
+RUN = "run"  # readers find the number of a run and the slot's own key in the names of folders
 INPUT_PREFIX = "input_"  # a kept column whose name is taken becomes input_<name>
 
 # --- topics ---------------------------------------------------------------------------------------------------------
@@ -75,10 +76,24 @@ def prob_column(label: str) -> str:
     return f"{PROB_PREFIX}{label}"
 
 
-def scored_schema(labels: list[str], kept: pa.Schema, *, needs_review: bool = False) -> pa.Schema:
+def partition_columns(slot: str) -> tuple[str, ...]:
+    """Columns that readers find in the names of the folders of a slot: `dt` and `run` of `dt=2026-11-20`."""
+    key, separator, _ = slot.partition("=")
+    return (key, RUN) if separator else (RUN,)
+
+
+def scored_schema(
+    labels: list[str], kept: pa.Schema, *, needs_review: bool = False, taken: Sequence[str] = ()
+) -> pa.Schema:
     """Arrow schema of the scored rows of a model with these `labels` and these kept input columns.
 
     A kept column whose name is taken, without regard to case (SQL engines see no difference), becomes `input_<name>`.
+
+    Args:
+        labels: of the model, in id order.
+        kept: name and type of the kept columns.
+        needs_review: rows have that column.
+        taken: further names, those of `partition_columns`.
 
     Raises:
         ConfigError: two kept columns would get the same name.
@@ -95,15 +110,16 @@ def scored_schema(labels: list[str], kept: pa.Schema, *, needs_review: bool = Fa
         pa.field(RUN_ID, pa.string(), nullable=False),
         pa.field(SCORED_AT, TIMESTAMP, nullable=False),
     ]
-    return _with_kept(fields, kept)
+    return _with_kept(fields, kept, taken)
 
 
-def embedded_schema(vectors: Sequence[pa.DataType], kept: pa.Schema) -> pa.Schema:
+def embedded_schema(vectors: Sequence[pa.DataType], kept: pa.Schema, *, taken: Sequence[str] = ()) -> pa.Schema:
     """Arrow schema of embedded rows with these kept input columns.
 
     Args:
         vectors: type of `embedding`; before it that of `tokens`, where each token has a vector.
         kept: as for `scored_schema`.
+        taken: as for `scored_schema`.
 
     Raises:
         ConfigError: as `scored_schema`.
@@ -118,11 +134,12 @@ def embedded_schema(vectors: Sequence[pa.DataType], kept: pa.Schema) -> pa.Schem
         pa.field(RUN_ID, pa.string(), nullable=False),
         pa.field(EMBEDDED_AT, TIMESTAMP, nullable=False),
     ]
-    return _with_kept(fields, kept)
+    return _with_kept(fields, kept, taken)
 
 
-def _with_kept(fields: list[pa.Field], kept: pa.Schema) -> pa.Schema:
-    taken = {field.name.casefold() for field in fields}
+def _with_kept(fields: list[pa.Field], kept: pa.Schema, also_taken: Sequence[str] = ()) -> pa.Schema:
+    """Fields with the kept columns behind them; most readers of Parquet do not tell names apart by case."""
+    taken = {name.casefold() for name in (*(field.name for field in fields), *also_taken)}
     kept_as: dict[str, str] = {}
     for field in kept:
         name = f"{INPUT_PREFIX}{field.name}" if field.name.casefold() in taken else field.name

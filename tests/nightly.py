@@ -5,12 +5,15 @@ from __future__ import annotations
 import contextlib
 import multiprocessing.process
 import os
+import re
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from datetime import datetime, tzinfo
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pyarrow as pa
@@ -119,13 +122,30 @@ def night_config(encoder: Path, inbox: Path, output: str, verb: str = "score", *
     return config
 
 
-def run_night(config: NightConfig, info: BundleInfo = INFO) -> int:
-    """Run in this process; returns the exit code."""
+def run_night(config: NightConfig, info: BundleInfo = INFO, *, day: str | None = None) -> int:
+    """Run in this process, today or on another day; returns the exit code."""
     try:
-        return nights.run_night(config, info, open_loop_worker)
+        with clock_at(day):
+            return nights.run_night(config, info, open_loop_worker)
     except BertrayError as error:
         print(error.message, file=sys.stderr)
         return error.exit_code
+
+
+@contextlib.contextmanager
+def clock_at(day: str | None) -> Iterator[None]:
+    """Let nights take a day, as in `2026-11-29`, for today; None: as it is."""
+    if day is None:
+        yield
+        return
+
+    class Clock(datetime):
+        @classmethod
+        def now(cls, tz: tzinfo | None = None) -> datetime:
+            return datetime.fromisoformat(f"{day}T12:00:00").replace(tzinfo=tz)
+
+    with mock.patch("bertray.pipelines.tonight.datetime", Clock):
+        yield
 
 
 # --- processes to die ------------------------------------------------------------------------------------------------
@@ -138,20 +158,28 @@ def start_night(
     *,
     hard_links: bool = True,
     info: BundleInfo = INFO,
+    day: str | None = None,
 ) -> multiprocessing.process.BaseProcess:
     """A run in a process of its own; `exitcode` is its exit code, or -9 when it was killed."""
-    process = FORKSERVER.Process(target=_child, args=(config, info, armed, dict(environment or {}), hard_links))
+    process = FORKSERVER.Process(target=_child, args=(config, info, armed, dict(environment or {}), hard_links, day))
     process.start()
     return process
 
 
-def _child(config: NightConfig, info: BundleInfo, armed: str, environment: dict[str, str], hard_links: bool) -> None:
+def _child(
+    config: NightConfig,
+    info: BundleInfo,
+    armed: str,
+    environment: dict[str, str],
+    hard_links: bool,
+    day: str | None,
+) -> None:
     os.environ.update(environment)
     sys.stdout = sys.stderr = Path(environment.get("NIGHTLY_LOG", os.devnull)).open("a")  # noqa: SIM115 - to the end
     if not hard_links:
         os.link = _no_link
     faults.arm(armed)
-    sys.exit(run_night(config, info))
+    sys.exit(run_night(config, info, day=day))
 
 
 def _no_link(*_: object, **__: object) -> None:
@@ -177,16 +205,25 @@ def expected_ids(rows_of: Mapping[str, int]) -> tuple[Counter[str], Counter[str]
 
 
 def visible(store: Store, root: str) -> dict[str, Counter[str]]:
-    """What a plain reader finds: slot -> ids in its part files. Raises when something else lies there."""
+    """Ids in what a plain reader finds, by slot. Raises when something else lies there."""
     slots: dict[str, Counter[str]] = {}
+    for (slot, _), ids in visible_runs(store, root).items():
+        slots[slot] = slots.get(slot, Counter()) + ids
+    return slots
+
+
+def visible_runs(store: Store, root: str) -> dict[tuple[str, int], Counter[str]]:
+    """Ids in what a plain reader finds, by slot and run. Raises when something else lies there."""
+    runs: dict[tuple[str, int], Counter[str]] = {}
     for key in store.keys(root):
-        _, slot, name = key.split("/")
-        ids = slots.setdefault(slot, Counter())
+        _, slot, run, name = key.split("/")
+        assert re.fullmatch(r"run=[1-9]\d*", run), key
+        ids = runs.setdefault((slot, int(run.removeprefix("run="))), Counter())
         if name != "_SUCCESS":
             assert name.startswith("part-"), key
             assert name.endswith(".parquet"), key
             ids.update(pq.read_table(pa.BufferReader(store.get(key)), columns=["id"])["id"].to_pylist())
-    return slots
+    return runs
 
 
 def check_exact(store: Store, rows_of: Mapping[str, int], *, slots: int = 1) -> None:
@@ -194,16 +231,23 @@ def check_exact(store: Store, rows_of: Mapping[str, int], *, slots: int = 1) -> 
     scored, refused = expected_ids(rows_of)
     entries = ledger.read_ledger(store)
     newest = ledger.current(entries)
-    assert len(newest) == slots
+    assert len({entry.slot for entry in newest}) == slots
     assert sum(visible(store, "data").values(), Counter()) == scored
     assert sum(visible(store, "quarantine").values(), Counter()) == refused
     assert [entry.seq for entry in entries] == list(range(1, len(entries) + 1))
     for entry in newest:
-        names = {f"data/{entry.slot}/{part.name}" for part in entry.parts} | {f"data/{entry.slot}/_SUCCESS"}
-        assert set(store.keys(f"data/{entry.slot}")) == names
-        assert store.exists(f"reports/{entry.slot}/report.json")
+        names = {f"data/{entry.folder}/{part.name}" for part in entry.parts} | {f"data/{entry.folder}/_SUCCESS"}
+        assert set(store.keys(f"data/{entry.folder}")) == names
+        assert store.exists(f"reports/{entry.folder}/report.json")
         for file in entry.files:
             assert file.rows_in == file.rows_scored + file.rows_quarantined
     assert Counter({file.path.rpartition("/")[2]: file.rows_in for entry in newest for file in entry.files}) == rows_of
+    numbers: dict[str, list[int]] = {}
+    for entry in newest:
+        numbers.setdefault(entry.slot, []).append(entry.run)
+    assert all(runs == list(range(1, len(runs) + 1)) for runs in numbers.values())
+    for root in ("data", "quarantine", "reports"):
+        runs_there = {tuple(key.split("/")[1:3]) for key in store.keys(root)}
+        assert runs_there <= {(entry.slot, entry.run_folder) for entry in newest}
     listed = ledger.committed_files(store, entries)
     assert sorted(listed) == sorted(store.uri(k) for k in store.keys("data") if not k.endswith("_SUCCESS"))

@@ -162,4 +162,4 @@ def test_nightly_explains_the_slot_but_leaves_it_to_the_date():
     assert isinstance(config, ScoreConfig)
     assert config.slot is None
     assert (config.keep_columns, config.needs_review_below) == (("date",), 0.6)
-    assert "dt=2026-11-20.2" in _path("nightly").read_text(encoding="utf-8")
+    assert "run=2 beside run=1" in _path("nightly").read_text(encoding="utf-8")

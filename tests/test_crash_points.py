@@ -13,10 +13,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from bertray.storage import ledger
 from bertray.storage.store import open_store
 from tests.nightly import INFO, check_exact, expected_ids, night_config, run_night, start_night, visible, write_inbox
 
 ROWS = {"a.parquet": 40, "b.parquet": 9, "c.parquet": 5}  # 3 shards, and two small files together
+
+FIRST = {"first.parquet": 20}
 
 EMBED_INFO = replace(INFO, labels=(), label_values={})  # an encoder has no classes
 
@@ -127,6 +130,107 @@ def test_a_failing_store_ends_with_7_and_the_same_command_finishes(fault, code, 
     assert failing.exitcode == code
     assert run_night(config) == 0
     check_exact(open_store(str(tmp_path / "out")), ROWS)
+
+
+@pytest.mark.parametrize("crash", CRASHES)
+@pytest.mark.parametrize("beside", [False, True], ids=["alone", "beside another run"])
+def test_a_killed_second_run_of_a_day_leaves_the_first_as_it_is(crash, beside, place, tiny_encoder, tmp_path):
+    output, keys, environment, hard_links = place
+    if crash.startswith("put.") and output.startswith("s3://"):
+        pytest.skip("an object is uploaded in one request: there is no half")
+    if beside and keys.get("single_writer"):
+        pytest.skip("single_writer promises that there is no other run")
+    write_inbox(tmp_path / "in", FIRST)
+    config = night_config(tiny_encoder, tmp_path / "in", output, takeover=True, **keys)
+    first = start_night(config, "", environment, hard_links=hard_links, day="2026-11-29")
+    first.join(60)
+    store = open_store(output)
+    before = {key: store.get(key) for key in store.keys("data")}
+    write_inbox(tmp_path / "in", ROWS)
+    killed = start_night(config, f"{crash}:kill", environment, hard_links=hard_links, day="2026-11-29")
+    rows = FIRST | ROWS
+    if beside:  # with the same files, and one of its own
+        write_inbox(tmp_path / "more", {"own.parquet": 9})
+        rows = rows | {"own.parquet": 9}
+        config = config.model_copy(update={"input": (*config.input, str(tmp_path / "more"))})
+        other = start_night(config, "", environment, hard_links=hard_links, day="2026-11-29")
+    killed.join(60)
+    assert killed.exitcode == -9 or (beside and killed.exitcode in (0, 4))
+    if beside:
+        other.join(60)
+        assert other.exitcode in (0, 4)
+    elif not output.startswith("s3://"):
+        seen = visible(store, "data")["dt=2026-11-29"]
+        assert seen in (expected_ids(FIRST)[0], expected_ids(FIRST | ROWS)[0])
+    # After midnight the same command finishes yesterday's run, and today's has what is new.
+    again = start_night(config, "", environment, hard_links=hard_links, day="2026-11-30")
+    again.join(60)
+    assert again.exitcode == 0
+    check_exact(store, rows, slots=len({key.split("/")[1] for key in store.keys("data")}))
+    assert {key: store.get(key) for key in before} == before
+
+
+@pytest.fixture
+def three_runs(tiny_encoder, tmp_path):
+    """Config of an output whose slot dt=2026-11-29 has a run for each file."""
+    rows: dict[str, int] = {}
+    config = night_config(tiny_encoder, tmp_path / "in", str(tmp_path / "out"), takeover=True)
+    for name, number in ROWS.items():
+        rows[name] = number
+        write_inbox(tmp_path / "in", {name: number})
+        assert run_night(config, day="2026-11-29") == 0
+    assert len(visible(open_store(config.output), "data")) == 1
+    return config
+
+
+REPLACEMENTS = {
+    "a file of the first run changed": ({"on_changed_file": "replace"}, INFO, {"a.parquet": 44}),
+    "a file of the last run changed": ({"on_changed_file": "replace"}, INFO, {"c.parquet": 20}),
+    "replace": ({"slot": "dt=2026-11-29", "replace": True}, INFO, {"d.parquet": 10}),
+    "another model": ({"rescore": "replace"}, replace(INFO, model_version="stub-2"), {}),
+}
+WHILE_REPLACING = [
+    "plan.after_put:1",
+    "receipt.after_put:2",
+    "commit.before_put:1",
+    "commit.after_put:1",
+    "publish.before:1",
+    "publish.half:2",
+    "publish.half:7",
+    "publish.between_renames:1",
+    "publish.between_renames:2",
+    "publish.after:1",
+    "marker.after_put:1",
+]
+
+
+@pytest.mark.parametrize("why", REPLACEMENTS)
+@pytest.mark.parametrize("crash", WHILE_REPLACING)
+def test_a_killed_replacement_of_three_runs_shows_the_old_ones_or_the_new_one(why, crash, three_runs, tmp_path):
+    keys, info, delivered = REPLACEMENTS[why]
+    store = open_store(three_runs.output)
+    write_inbox(tmp_path / "in", delivered)
+    config = three_runs.model_copy(update=keys)
+    killed = start_night(config, f"{crash}:kill", info=info, day="2026-11-30")
+    killed.join(60)
+    assert killed.exitcode == -9
+    old, new = expected_ids(ROWS)[0], expected_ids(ROWS | delivered)[0]
+    assert sum(visible(store, "data").values(), Counter()) in (old, new, Counter())
+    listed = [
+        pq.read_table(path, columns=["id"])["id"] for path in ledger.committed_files(store, ledger.read_ledger(store))
+    ]
+    assert Counter(i for ids in listed for i in ids.to_pylist()) in (old, new)
+    for _ in range(2):  # and then nothing is left to replace
+        assert run_night(config, info, day="2026-11-30") == 0
+        check_exact(store, ROWS | delivered)
+        assert sorted(path.name for path in (tmp_path / "out" / "data" / "dt=2026-11-29").iterdir()) == ["run=1"]
+        assert [(e.slot, e.run, e.version) for e in ledger.current(ledger.read_ledger(store))] == [
+            ("dt=2026-11-29", 1, 2)
+        ]
+    # A later file of that day stands beside the one run again.
+    write_inbox(tmp_path / "in", {"z.parquet": 8})
+    assert run_night(three_runs, info, day="2026-11-29") == 0
+    check_exact(store, ROWS | delivered | {"z.parquet": 8})
 
 
 @pytest.mark.parametrize(

@@ -43,7 +43,7 @@ def test_every_damage_of_a_published_part_shows(finished):
     (entry,) = ledger.read_ledger(open_store(str(output)))
     digest_of = {part.name: part.sha256 for part in entry.parts}
     chance = random.Random(1)
-    for path in sorted((output / "data" / entry.slot).glob("*.parquet")):
+    for path in sorted((output / "data" / entry.folder).glob("*.parquet")):
         content, rows = path.read_bytes(), pq.ParquetFile(path).read()
         assert hashlib.sha256(content).hexdigest() == digest_of[path.name]
         for _ in range(50):

@@ -71,7 +71,7 @@ def test_every_review_has_its_vector_and_the_counts_add_up(embed, tmp_path, tiny
     pq.write_table(broken, tmp_path / "in" / "b.parquet")
     assert embed("keep_columns=[shop]") == 0
     [slot] = (tmp_path / "out" / "data").iterdir()
-    rows = pq.read_table(slot)
+    rows = pq.read_table(slot / "run=1", partitioning=None)
     assert rows.schema.names == [
         "id",
         "embedding",
@@ -89,21 +89,22 @@ def test_every_review_has_its_vector_and_the_counts_add_up(embed, tmp_path, tiny
     texts = [given[i] for i in rows["id"].to_pylist()]
     np.testing.assert_allclose(vectors_of(rows["embedding"]), expected(tiny_encoder, texts), atol=1e-5)
     assert pq.read_table(tmp_path / "out" / "quarantine")["reason"].to_pylist() == ["text_null"]
-    report = json.loads((tmp_path / "out" / "reports" / slot.name / "report.json").read_text())
+    report = json.loads((tmp_path / "out" / "reports" / slot.name / "run=1" / "report.json").read_text())
     assert (report["kind"], report["rows_in"], report["adds_up"]) == ("embedded", 32, True)
-    page = (tmp_path / "out" / "reports" / slot.name / "report.html").read_text()
+    page = (tmp_path / "out" / "reports" / slot.name / "run=1" / "report.html").read_text()
     assert "31 embedded" in page
     assert "mean of the tokens, float32" in page
     assert 'id="labels"' not in page
 
 
-def test_nothing_new_is_success_and_a_late_file_gets_its_own_slot(embed, tmp_path, capsys):
+def test_nothing_new_is_success_and_a_late_file_gets_a_run_of_its_own(embed, tmp_path, capsys):
     assert embed() == 0
     assert embed() == 0
     assert "nothing new" in capsys.readouterr().out
     write(tmp_path / "in" / "late.parquet", 5, 7, "late")
     assert embed() == 0
-    assert len(list((tmp_path / "out" / "data").iterdir())) == 2
+    (slot,) = (tmp_path / "out" / "data").iterdir()
+    assert sorted(path.name for path in slot.iterdir()) == ["run=1", "run=2"]
     assert pq.read_table(tmp_path / "out" / "data").num_rows == 35
 
 

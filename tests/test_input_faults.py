@@ -108,14 +108,16 @@ class Night:
 
 def check_accounts(store: Store, entry: LedgerEntry) -> None:
     """What the ledger says is what lies there, and every row that came in stands on one side."""
-    paths = Counter(row["input_path"] for row in _rows(store, f"quarantine/{entry.slot}") if row["row_no"] is not None)
+    paths = Counter(
+        row["input_path"] for row in _rows(store, f"quarantine/{entry.folder}") if row["row_no"] is not None
+    )
     for file in entry.files:
         assert (file.rows_in or 0) == file.rows_scored + file.rows_quarantined, file.path
         if file.reason is None:
             assert paths[file.path] == file.rows_quarantined
-    assert len(_rows(store, f"data/{entry.slot}")) == entry.rows_scored == sum(f.rows_scored for f in entry.files)
+    assert len(_rows(store, f"data/{entry.folder}")) == entry.rows_scored == sum(f.rows_scored for f in entry.files)
     assert entry.rows_in == entry.rows_scored + entry.rows_quarantined
-    reasons = Counter(row["reason"] for row in _rows(store, f"quarantine/{entry.slot}"))
+    reasons = Counter(row["reason"] for row in _rows(store, f"quarantine/{entry.folder}"))
     assert dict(reasons) == entry.reasons
 
 
@@ -671,7 +673,7 @@ def test_content_delivered_twice_is_scored_once_and_reported(night):
     night.add("and_again.csv", b"id,text\nc1,a good film\n")
     assert night.run(slot="dt=1") == 0
     assert night.scored == sorted([*GOOD_IDS, "c1"])
-    report = json.loads(night.store.get("reports/dt=1/report.json"))
+    report = json.loads(night.store.get("reports/dt=1/run=1/report.json"))
     skipped = {(Path(item["path"]).name, item["why"].partition(" as ")[0]) for item in report["skipped"]}
     assert skipped == {("good.parquet", "same content"), ("and_again.csv", "same content")}
     night.add("tomorrow.parquet", (night.inbox / "good.parquet").read_bytes())
@@ -884,7 +886,7 @@ def test_labels_that_the_model_does_not_know_cost_no_row_and_no_figure(night):
     night.add("good.parquet", reviews("good", 10).append_column("label", pa.array(labels)))
     assert night.run(slot="dt=1") == 0
     assert night.scored == sorted(GOOD_IDS[:10])
-    assert json.loads(night.store.get("reports/dt=1/metrics.json"))["rows"] == 5
+    assert json.loads(night.store.get("reports/dt=1/run=1/metrics.json"))["rows"] == 5
 
 
 def test_labels_of_a_type_that_is_none_leave_the_night_without_figures(night):
@@ -892,7 +894,7 @@ def test_labels_of_a_type_that_is_none_leave_the_night_without_figures(night):
     night.add("good.parquet", reviews("good", 2).append_column("label", pa.array([["pos"], ["neg"]])))
     assert night.run(slot="dt=1") == 0
     assert night.scored == sorted(GOOD_IDS[:2])
-    assert not night.store.exists("reports/dt=1/metrics.json")
+    assert not night.store.exists("reports/dt=1/run=1/metrics.json")
 
 
 @pytest.mark.parametrize(
@@ -939,7 +941,7 @@ def test_an_empty_inbox_is_refused_unless_it_is_allowed(night, capsys):
     assert night.run(allow_empty=True, slot="dt=1") == 0
     [entry] = night.entries
     assert (entry.slot, entry.rows_in, entry.files, entry.parts) == ("dt=1", 0, [], [])
-    assert night.store.keys("data") == ["data/dt=1/_SUCCESS"]
+    assert night.store.keys("data") == ["data/dt=1/run=1/_SUCCESS"]
     assert night.run(allow_empty=True, slot="dt=1") == 0
     assert len(night.entries) == 1
 

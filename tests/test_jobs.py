@@ -201,13 +201,13 @@ def test_labelled_rows_give_the_same_figures_as_evaluate(night_on_ray, trained, 
     incoming.mkdir()
     shutil.copy(corpus / "test.parquet", incoming)
     assert score("slot=s", "report.slices=[shop]") == 0
-    night_metrics = metrics_of(out / "reports" / "s" / "metrics.json")
+    night_metrics = metrics_of(out / "reports" / "s" / "run=1" / "metrics.json")
     train_metrics = metrics_of(trained / "metrics.json")
     assert night_metrics["metrics"] == train_metrics["metrics"]
     assert night_metrics["slices"] == train_metrics["slices"]
 
 
-def test_a_second_run_has_nothing_new_and_a_late_file_gets_its_own_slot(night, capsys):
+def test_a_second_run_has_nothing_new_and_a_late_file_gets_a_run_of_its_own(night, capsys):
     incoming, out, score = night
     assert score() == 0
     before = {path: path.stat().st_mtime_ns for path in (out / "data").rglob("*")}
@@ -216,10 +216,10 @@ def test_a_second_run_has_nothing_new_and_a_late_file_gets_its_own_slot(night, c
     assert {path: path.stat().st_mtime_ns for path in (out / "data").rglob("*")} == before
     write(incoming / "c.parquet", 10, 5, "c")
     assert score() == 0
-    first, second = sorted(path.name for path in (out / "data").iterdir())
-    assert second == f"{first}.2"
-    assert sorted(row["id"] for row in rows_of(out / "data" / second)) == sorted(f"c{i}" for i in range(10))
-    assert all((path.stat().st_mtime_ns == time) for path, time in before.items() if path.name != "data")
+    (slot,) = (out / "data").iterdir()
+    assert sorted(path.name for path in slot.iterdir()) == ["run=1", "run=2"]
+    assert sorted(row["id"] for row in rows_of(slot / "run=2")) == sorted(f"c{i}" for i in range(10))
+    assert all((path.stat().st_mtime_ns == time) for path, time in before.items() if path != slot)
 
 
 def test_an_explicit_slot_with_other_inputs_is_a_conflict(night, capsys):
@@ -270,7 +270,7 @@ def test_broken_rows_are_quarantined_with_a_reason_and_the_counts_add_up(night):
         for file in entry["files"]
     }
     assert counts == {"a.parquet": (50, 50, 0), "b.parquet": (30, 30, 0), "x.parquet": (6, 1, 5)}
-    report = metrics_of(out / "reports" / "s" / "report.json")
+    report = metrics_of(out / "reports" / "s" / "run=1" / "report.json")
     assert (report["rows_in"], report["rows_scored"], report["rows_quarantined"]) == (86, 81, 5)
 
 
@@ -294,7 +294,7 @@ def test_a_file_with_other_columns_is_named_before_work_and_quarantined_on_reque
     assert score("slot=s", "on_bad_file=quarantine") == 0
     rows = rows_of(out / "quarantine" / "s")
     assert [(Path(row["input_path"]).name, row["reason"]) for row in rows] == [("odd.parquet", "schema_missing_column")]
-    report = metrics_of(out / "reports" / "s" / "report.json")
+    report = metrics_of(out / "reports" / "s" / "run=1" / "report.json")
     assert (report["rows_in"], report["rows_scored"], report["rows_quarantined"]) == (82, 80, 2)
 
 
@@ -304,15 +304,17 @@ def test_an_empty_folder_is_refused_or_an_empty_slot_on_request(tmp_path, traine
     assert run(argv) == 6
     assert "no review file in" in capsys.readouterr().err
     assert run([*argv, "allow_empty=true"]) == 0
-    assert [path.name for path in (tmp_path / "out" / "data" / "s").iterdir()] == ["_SUCCESS"]
+    assert [path.name for path in (tmp_path / "out" / "data" / "s" / "run=1").iterdir()] == ["_SUCCESS"]
     assert run([*argv, "allow_empty=true"]) == 0
     assert "nothing new" in capsys.readouterr().out
 
 
-def test_the_slots_own_key_cannot_be_kept(night, capsys):
-    _, _, score = night
-    assert score("slot=shop=north", "keep_columns=[shop]") == 2
-    assert "'shop' is the slot's own key" in capsys.readouterr().err
+def test_a_kept_column_named_as_the_slots_own_key_is_kept_under_another_name(night):
+    _, out, score = night
+    assert score("slot=shop=north", "keep_columns=[shop]") == 0
+    rows = rows_of(out / "data")
+    assert {(row["shop"], row["run"]) for row in rows} == {("north", 1)}
+    assert {row["input_shop"] for row in rows} == {row["shop"] for row in rows_of(out.parent / "in")}
 
 
 def test_too_many_quarantined_rows_refuse_the_commit(night, capsys):
@@ -359,7 +361,7 @@ def test_a_run_that_died_before_publishing_is_published_by_the_same_command(nigh
     assert not (out / "data").exists()
     assert score("slot=s") == 0
     assert len(rows_of(out / "data" / "s")) == 80
-    assert (out / "reports" / "s" / "report.html").is_file()
+    assert (out / "reports" / "s" / "run=1" / "report.html").is_file()
 
 
 def test_every_text_format_gives_the_same_rows_as_parquet(night, trained, tmp_path):

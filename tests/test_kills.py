@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import time
 from collections import Counter
@@ -11,13 +12,13 @@ import pytest
 
 from bertray.storage import ledger
 from bertray.storage.store import Store, open_store
-from tests.nightly import check_exact, expected_ids, night_config, start_night, visible, write_inbox
+from tests.nightly import check_exact, expected_ids, night_config, run_night, start_night, visible_runs, write_inbox
 
 LIMIT_S = 0.5  # kills fall into the first half second of a run; a whole run takes about as long
 
 
-def plain_reader(store: Store) -> dict[str, Counter[str]]:
-    return visible(store, "data")
+def plain_reader(store: Store) -> dict[tuple[str, int], Counter[str]]:
+    return visible_runs(store, "data")
 
 
 def kill_nights(
@@ -36,7 +37,7 @@ def kill_nights(
         encoder: model folder.
         kills: at least so many.
         seed: of the moments.
-        look: slot -> ids, as some reader finds them; asked all the time, or with a pause.
+        look: (slot, run) -> ids, as some reader finds them; asked all the time, or with a pause.
         look_every_s: the pause.
         pairs: chance that two runs begin at once.
     """
@@ -53,11 +54,11 @@ def kill_nights(
         while True:
             config = night_config(encoder, folder / "in", str(folder / "out"), takeover=True)
             pair = chance.random() < pairs
-            runs = [start_night(config) for _ in range(2 if pair else 1)]
+            runs = [start_night(config, day="2026-11-29") for _ in range(2 if pair else 1)]
             deadline = time.monotonic() + chance.random() * LIMIT_S
             while time.monotonic() < deadline:
                 now = look(store)  # all or nothing, whenever a reader looks
-                assert {slot: now.pop(slot) for slot in whole} == whole
+                assert {run: now.pop(run) for run in whole} == whole
                 scored, _ = expected_ids({n: c for n, c in rows.items() if n.startswith(str(seen["nights"]))})
                 assert list(now.values()) in ([], [scored])
                 time.sleep(max(0.0, min(look_every_s, deadline - time.monotonic())))
@@ -70,7 +71,7 @@ def kill_nights(
             seen["pairs"] += pair
             if any(run.exitcode == 0 for run in runs):
                 break
-    check_exact(store, rows, slots=seen["nights"])
+    check_exact(store, rows)
     assert len(ledger.read_ledger(store)) == seen["nights"]  # one commit a night, whatever the pairs did
     return seen
 
@@ -78,6 +79,52 @@ def kill_nights(
 def test_forty_kills_lose_and_double_nothing(tmp_path, tiny_encoder):
     seen = kill_nights(tmp_path, tiny_encoder, kills=40, seed=1)
     assert seen["kills"] >= 40
+
+
+def test_kills_and_pairs_while_all_runs_of_a_day_are_replaced_show_the_old_ones_or_the_new(tmp_path, tiny_encoder):
+    """Each round changes a file and adds one, so that the runs of the day become one, and then two."""
+    chance, kills = random.Random(3), 0
+    store = open_store(str(tmp_path / "out"))
+    config = night_config(
+        tiny_encoder, tmp_path / "in", str(tmp_path / "out"), takeover=True, on_changed_file="replace"
+    )
+    rows = {"0.parquet": 30, "1.parquet": 9}
+    for name in rows:
+        write_inbox(tmp_path / "in", {name: rows[name]})
+        assert run_night(config, day="2026-11-29") == 0
+    for number in itertools.count(2):
+        old = expected_ids(rows)[0]
+        rows[chance.choice(sorted(rows))] = chance.randrange(1, 60)
+        replaced = expected_ids(rows)[0]
+        rows[f"{number}.parquet"] = chance.randrange(1, 60)
+        write_inbox(tmp_path / "in", rows)
+        new = expected_ids(rows)[0]
+        while True:
+            runs = [start_night(config, day="2026-11-29") for _ in range(chance.choice([1, 2]))]
+            deadline = time.monotonic() + chance.random() * LIMIT_S
+            while time.monotonic() < deadline:
+                assert plain_rows(store) in (old, replaced, new, Counter())
+            for run in runs[: chance.choice([1, 2])]:
+                run.kill()
+            for run in runs:
+                run.join(60)
+                assert run.exitcode in (0, 4, -9)
+                kills += run.exitcode == -9
+            if any(run.exitcode == 0 for run in runs):
+                break
+        assert run_night(config, day="2026-11-29") == 0
+        check_exact(store, rows)
+        if kills >= 20:
+            break
+
+
+def plain_rows(store: Store) -> Counter[str]:
+    """What a reader finds who lists the parts, then reads them; listed again where they went away meanwhile."""
+    while True:
+        try:
+            return sum(visible_runs(store, "data").values(), Counter())
+        except FileNotFoundError:
+            continue
 
 
 @pytest.mark.slow

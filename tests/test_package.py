@@ -155,8 +155,8 @@ def test_the_readme_shows_what_the_demo_prints(tmp_path, monkeypatch, capsys):
     files = {"train/metrics.json": {"metrics": {"accuracy": accuracy(told["train"])}}}
     for night, slot in demo.NIGHTS:
         counts = dict(zip(("rows_in", "rows_scored", "rows_quarantined"), map(int, told[night][:3]), strict=True))
-        files[f"scored/reports/{slot}/report.json"] = counts | {"rows_per_s": float(told[night][6])}
-        files[f"scored/reports/{slot}/metrics.json"] = {"metrics": {"accuracy": accuracy(told[night][3:6])}}
+        files[f"scored/reports/{slot}/run=1/report.json"] = counts | {"rows_per_s": float(told[night][6])}
+        files[f"scored/reports/{slot}/run=1/metrics.json"] = {"metrics": {"accuracy": accuracy(told[night][3:6])}}
     root = tmp_path / "demo-run"
     for name, content in files.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)

@@ -103,7 +103,7 @@ def plan_and_commit() -> None:
         kept = sorted(planning.without_overlap(receipts), key=lambda one: one.intervals)
         planning.verify_cover(plan, kept)
     with told("ledger entry made, written and read back"):
-        entry = make_entry(plan, 1, kept, [], adopted=0, seconds=1.0, compute_seconds=1.0)
+        entry = make_entry(plan, [], kept, [], adopted=0, seconds=1.0, compute_seconds=1.0)
         content = entry.to_bytes()
         assert LedgerEntry.from_bytes(content, "entry").rows_in == NUM_FILES * ROWS_PER_FILE
     print(f"scale: ledger entry of {len(content) / 1e6:.0f} MB, {len(entry.parts):,} parts", flush=True)

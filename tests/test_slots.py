@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+import json
 import os
+import shutil
 import time
 from collections import Counter
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -234,7 +238,7 @@ def test_an_old_version_published_late_does_not_come_back(night, tmp_path):
     write_later(tmp_path / "in", {"b.parquet": 12})
     assert run_night(config(on_changed_file="replace")) == 0
     store.delete("control/published/00000001")
-    ledger.publish(store, first)
+    ledger.publish(store, first.slot)
     check_exact(store, ROWS | {"b.parquet": 12})
 
 
@@ -343,6 +347,246 @@ def test_a_killed_run_of_this_machine_holds_nothing(night, tmp_path):
     check_exact(store, ROWS | {"c.parquet": 40}, slots=2)
 
 
+# --- runs of a slot --------------------------------------------------------------------------------------------------
+
+
+def runs(store) -> list[tuple[str, int, int, list[str]]]:
+    """(slot, run, version, names of the files) of what is current."""
+    return [
+        (entry.slot, entry.run, entry.version, [file.relative_path for file in entry.files])
+        for entry in ledger.current(ledger.read_ledger(store))
+    ]
+
+
+@pytest.fixture
+def day(night, tmp_path):
+    """The output and config with two more runs on the 29th, of c and d."""
+    store, config = night
+    for name in ("c", "d"):
+        write_inbox(tmp_path / "in", {f"{name}.parquet": 5})
+        assert run_night(config(), day="2026-11-29") == 0
+    return store, config, ROWS | {"c.parquet": 5, "d.parquet": 5}
+
+
+def test_a_further_run_of_a_day_rewrites_nothing(day, tmp_path):
+    store, config, rows = day
+    assert runs(store) == [
+        ("dt=1", 1, 1, ["a.parquet", "b.parquet"]),
+        ("dt=2026-11-29", 1, 1, ["c.parquet"]),
+        ("dt=2026-11-29", 2, 1, ["d.parquet"]),
+    ]
+    check_exact(store, rows, slots=2)
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "data").rglob("*")}
+    assert run_night(config(), day="2026-11-29") == 0
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "data").rglob("*")} == before
+
+
+def test_two_runs_at_once_on_a_day_with_files_of_their_own_become_two_runs(day, tmp_path):
+    store, config, rows = day
+    racers = []
+    for name in ("x", "y"):
+        write_inbox(tmp_path / name, {f"{name}.parquet": 40})
+        racers.append(start_night(config(input=[str(tmp_path / name)]), "commit.before_put:1:sleep", day="2026-11-29"))
+    for racer in racers:
+        racer.join(60)
+    assert [racer.exitcode for racer in racers] == [0, 0]
+    assert [run for slot, run, _, _ in runs(store) if slot != "dt=1"] == [1, 2, 3, 4]
+    check_exact(store, rows | {"x.parquet": 40, "y.parquet": 40}, slots=2)
+
+
+def test_a_run_beside_a_replacement_of_its_day_commits_nothing_and_the_next_is_exact(day, tmp_path):
+    store, config, rows = day
+    write_inbox(tmp_path / "in", {"e.parquet": 40})
+    late = start_night(config(), "verify.before:1:sleep", day="2026-11-29")
+    wait_for(
+        lambda: len([k for k in store.keys("control/runs/dt=2026-11-29") if k.endswith("receipt.json")]) == 5,
+        seconds=30,
+    )
+    write_later(tmp_path / "in", {"c.parquet": 7})
+    only = [str(tmp_path / "in" / f"{name}.parquet") for name in "cd"]
+    assert run_night(config(input=only, on_changed_file="replace"), day="2026-11-29") == 0
+    late.join(60)
+    assert late.exitcode in (4, 7)
+    assert runs(store)[1:] == [("dt=2026-11-29", 1, 2, ["c.parquet", "d.parquet"])]
+    assert run_night(config(), day="2026-11-29") == 0
+    assert [(run, version) for slot, run, version, _ in runs(store) if slot != "dt=1"] == [(1, 2), (2, 2)]
+    check_exact(store, rows | {"c.parquet": 7, "e.parquet": 40}, slots=2)
+
+
+def test_a_killed_second_run_is_resumed_after_midnight_under_its_own_day(day, tmp_path):
+    store, config, rows = day
+    write_inbox(tmp_path / "in", {"e.parquet": 40})
+    killed = start_night(config(), "receipt.after_put:2:kill", day="2026-11-29")
+    killed.join(60)
+    write_inbox(tmp_path / "in", {"f.parquet": 6})
+    assert run_night(config(), day="2026-11-30") == 0
+    assert runs(store)[3:] == [
+        ("dt=2026-11-29", 3, 1, ["e.parquet"]),
+        ("dt=2026-11-30", 1, 1, ["f.parquet"]),
+    ]
+    assert ledger.read_ledger(store)[3].adopted_receipts == 2
+    check_exact(store, rows | {"e.parquet": 40, "f.parquet": 6}, slots=3)
+
+
+def test_a_killed_run_of_a_day_that_was_replaced_meanwhile_is_planned_anew(day, tmp_path):
+    store, config, rows = day
+    write_inbox(tmp_path / "in", {"e.parquet": 40})
+    killed = start_night(config(), "receipt.after_put:2:kill", day="2026-11-29")
+    killed.join(60)
+    write_later(tmp_path / "in", {"c.parquet": 7})
+    only = [str(tmp_path / "in" / f"{name}.parquet") for name in "cd"]
+    assert run_night(config(input=only, on_changed_file="replace"), day="2026-11-29") == 0
+    assert run_night(config(), day="2026-11-29") == 0
+    assert runs(store)[1:] == [
+        ("dt=2026-11-29", 1, 2, ["c.parquet", "d.parquet"]),
+        ("dt=2026-11-29", 2, 2, ["e.parquet"]),
+    ]
+    check_exact(store, rows | {"c.parquet": 7, "e.parquet": 40}, slots=2)
+
+
+def test_replacing_a_slot_without_any_new_file_joins_its_runs_once(day):
+    store, config, rows = day
+    for _ in range(2):
+        assert run_night(config(slot="dt=2026-11-29", replace=True)) == 0
+        assert runs(store)[1:] == [("dt=2026-11-29", 1, 2, ["c.parquet", "d.parquet"])]
+        check_exact(store, rows, slots=2)
+
+
+def test_another_model_joins_the_runs_of_each_slot(day):
+    store, config, rows = day
+    assert run_night(config(rescore="replace"), replace(INFO, model_version="stub-2")) == 0
+    assert [(slot, run, version) for slot, run, version, _ in runs(store)] == [("dt=1", 1, 2), ("dt=2026-11-29", 1, 2)]
+    check_exact(store, rows, slots=2)
+    assert len(ledger.read_ledger(store)) == 5
+
+
+def test_a_slot_that_is_given_takes_no_second_run(day, tmp_path, capsys):
+    store, config, _ = day
+    assert run_night(config(slot="dt=2026-11-29")) == 0  # nothing is new
+    write_inbox(tmp_path / "in", {"e.parquet": 5})
+    before = runs(store)
+    assert run_night(config(slot="dt=2026-11-29")) == 4
+    assert "slot=dt=2026-11-29: committed from other inputs" in capsys.readouterr().err
+    assert runs(store) == before
+    assert run_night(config(), day="2026-11-29") == 0  # what it advises
+    assert runs(store)[:-1] == before
+
+
+def test_the_report_of_a_replaced_run_goes_with_it(day, tmp_path):
+    store, config, _ = day
+    store.put("reports/dt=2026-11-29/run=1/metrics.json", b"{}")  # the file had labels then
+    assert len(store.keys("reports/dt=2026-11-29")) == 5
+    assert run_night(config(slot="dt=2026-11-29", replace=True)) == 0
+    assert store.keys("reports/dt=2026-11-29") == [
+        f"reports/dt=2026-11-29/run=1/{name}" for name in ("report.html", "report.json")
+    ]
+    assert b'"run": 1' in store.get("reports/dt=2026-11-29/run=1/report.json")
+
+
+def test_parts_that_somebody_put_into_a_slot_are_told(day, tmp_path, capsys):
+    store, config, rows = day
+    odd = tmp_path / "out" / "data" / "dt=2026-11-29" / "run=7" / "part-x.parquet"
+    odd.parent.mkdir()
+    odd.write_bytes(b"")
+    write_inbox(tmp_path / "in", {"e.parquet": 5})
+    assert run_night(config(), day="2026-11-29") == 4
+    assert "expected parts that the ledger names, found others" in capsys.readouterr().err
+    odd.rename(tmp_path / "x")
+    odd.parent.rmdir()
+    assert run_night(config(), day="2026-11-29") == 0
+    check_exact(store, rows | {"e.parquet": 5}, slots=2)
+
+
+def test_a_part_of_an_earlier_run_that_was_removed_does_not_stop_the_next(day, tmp_path):
+    store, config, _ = day
+    for key in [*store.keys("data/dt=2026-11-29/run=1"), *store.keys("control/runs")]:
+        store.delete(key)
+    write_inbox(tmp_path / "in", {"e.parquet": 5})
+    assert run_night(config(), day="2026-11-29") == 0
+    assert sorted(path.name for path in (tmp_path / "out" / "data" / "dt=2026-11-29").iterdir()) == ["run=2", "run=3"]
+
+
+@pytest.mark.parametrize("root", ["data", "quarantine", "data/dt=1"])
+def test_a_folder_that_was_moved_to_another_disk_is_told_before_the_commit(root, night, tmp_path, capsys, monkeypatch):
+    store, config = night
+    write_inbox(tmp_path / "in", {"c.parquet": 9})
+    before = store.keys("control/commits")
+    moved = tmp_path / "disk"
+    (tmp_path / "out" / root).rename(moved)
+    (tmp_path / "out" / root).symlink_to(moved)
+    rename = os.rename
+
+    def crossing(source, target, **keys) -> None:
+        if Path(target).parent.resolve().is_relative_to(moved):
+            raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
+        rename(source, target, **keys)
+
+    monkeypatch.setattr(os, "rename", crossing)
+    slot = {"slot": "dt=1", "replace": True} if root == "data/dt=1" else {}
+    assert run_night(config(**slot)) == 2
+    assert "expected the same file system as control/, found another" in capsys.readouterr().err
+    assert store.keys("control/commits") == before
+    # As it advises: all of the output on that disk.
+    (tmp_path / "out" / root).unlink()
+    moved.rename(tmp_path / "out" / root)
+    (tmp_path / "out").rename(moved)
+    (tmp_path / "out").symlink_to(moved)
+    monkeypatch.undo()
+    assert run_night(config(**slot)) == 0
+    check_exact(store, ROWS | {"c.parquet": 9}, slots=1 if slot else 2)
+
+
+@pytest.mark.parametrize("root", ["data", "quarantine", "reports"])
+def test_a_folder_that_is_a_link_to_a_disk_that_is_not_mounted_is_told_before_the_commit(root, night, tmp_path, capsys):
+    store, config = night
+    write_inbox(tmp_path / "in", {"c.parquet": 9})
+    before = store.keys("control/commits")
+    (tmp_path / "out" / root).rename(tmp_path / "moved")
+    (tmp_path / "out" / root).symlink_to("/nowhere/at/all")
+    assert run_night(config()) == 2
+    assert f"/out/{root}" in (error := capsys.readouterr().err)
+    assert "expected a folder, found" in error
+    assert store.keys("control/commits") == before
+
+
+VERBS_OF_AN_OUTPUT = {
+    "score": ["model={encoder}", "input={input}", "output={out}"],
+    "embed": ["model={encoder}", "max_length=24", "input={input}", "output={out}"],
+    "plan": ["model={encoder}", "input={input}", "output={out}"],
+    "files": ["output={out}"],
+    "gc": ["output={out}"],
+    "topics": ["model={encoder}", "scored={out}", "output={out}-topics"],
+}
+
+
+@pytest.mark.parametrize("form", ["ledger", "parts"])
+@pytest.mark.parametrize("verb", VERBS_OF_AN_OUTPUT)
+def test_an_output_of_the_form_without_runs_is_refused_with_one_sentence(
+    verb, form, night, tiny_encoder, tmp_path, capsys, monkeypatch
+):
+    store, _ = night
+    if form == "ledger":
+        key = ledger.entry_key(1)
+        entry = ledger.read_ledger(store)[0]
+        fields = {name: value for name, value in entry.model_dump(mode="json").items() if name != "run"}
+        fields["schema_version"] = 1
+        store.put(key, json.dumps(fields).encode())
+        said = "expected schema_version 2, found 1"
+    else:
+        shutil.rmtree(tmp_path / "out" / "control")
+        (tmp_path / "out" / "data" / "dt=1" / "part-0.parquet").touch()
+        said = "expected parts below data/<slot>/run=<n>/, found one without a run"
+    for module in ("score", "plan"):
+        monkeypatch.setattr(f"bertray.pipelines.{module}.open_model", lambda _: INFO)
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*")}
+    places = {"encoder": tiny_encoder, "input": tmp_path / "in", "out": tmp_path / "out"}
+    assert run([verb, *(word.format(**places) for word in VERBS_OF_AN_OUTPUT[verb])]) == 4
+    error = capsys.readouterr().err
+    assert said in error
+    assert "Choose a new `output`, or use the bertray version that wrote this one." in error
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*")} == before
+
+
 # --- files and gc ----------------------------------------------------------------------------------------------------
 
 
@@ -357,6 +601,14 @@ def test_files_prints_the_committed_parts_of_an_output_or_a_slot(night, tmp_path
     assert run(["files", f"output={store.root}", "slot=dt=2"]) == 0
     assert capsys.readouterr().out.split() == [path for path in printed if "/dt=2/" in path]
     assert run(["files", f"output={store.root}", "slot=dt=3"]) == 2
+    write_inbox(tmp_path / "in", {"d.parquet": 5})
+    assert run_night(config(), day="2026-11-29") == 0
+    write_inbox(tmp_path / "in", {"e.parquet": 5})
+    assert run_night(config(), day="2026-11-29") == 0
+    capsys.readouterr()
+    assert run(["files", f"output={store.root}", "slot=dt=2026-11-29"]) == 0
+    folders = [path.rpartition("/")[0] for path in capsys.readouterr().out.split()]
+    assert folders == [store.uri(f"data/dt=2026-11-29/run={n}") for n in (1, 2)]
 
 
 def test_files_names_staged_parts_while_a_committed_slot_is_not_published(night, tmp_path, capsys):

@@ -24,7 +24,7 @@ from bertray.cli import run
 from bertray.storage.store import Store
 from tests import test_ray_kills
 from tests.corpus import write
-from tests.nightly import night_config, run_night, visible, write_inbox
+from tests.nightly import night_config, run_night, visible_runs, write_inbox
 from tests.processes import FORKSERVER, descendants, run_beside_the_cluster
 from tests.test_damage import damage_control_files, damage_inputs
 from tests.test_kills import kill_nights
@@ -43,17 +43,17 @@ def share(part: float) -> float:
 def changing_readers(chance: random.Random):
     """The folder as pandas, DuckDB, Polars or a plain listing sees it, in turn."""
 
-    def look(store: Store) -> dict[str, Counter[str]]:
+    def look(store: Store) -> dict[tuple[str, int], Counter[str]]:
         data = Path(store.root) / "data"
         if not data.is_dir() or not any(data.iterdir()):
             return {}
         read = chance.choice([with_pandas, with_duckdb, with_polars, None])
         if read is None:
-            return visible(store, "data")
-        slots: dict[str, Counter[str]] = {}
-        for slot, review in read(data):
-            slots.setdefault(f"dt={slot}", Counter())[review] += 1
-        return slots
+            return visible_runs(store, "data")
+        runs: dict[tuple[str, int], Counter[str]] = {}
+        for day, number, review in read(data):
+            runs.setdefault((f"dt={day}", number), Counter())[review] += 1
+        return runs
 
     return look
 

@@ -13,6 +13,7 @@ from bertray.config import DemoConfig, ScoreConfig, TrainConfig, build_config
 from bertray.console import duration, heading, say, table
 from bertray.errors import ConflictError
 from bertray.evaluation.intervals import Estimate
+from bertray.paths import local_path
 from bertray.pipelines.score import run_score
 from bertray.pipelines.train import run_train
 
@@ -27,7 +28,7 @@ SLICES = ["language", "product"]
 def run_demo(config: DemoConfig) -> int:
     """Run the whole path; a former demo in the same folder is replaced."""
     started = time.monotonic()
-    root = _fresh_folder(Path(config.output).absolute())
+    root = _fresh_folder(local_path(config.output))
     train = build_config("train", _train_settings(root, config.seed))
     assert isinstance(train, TrainConfig)
     incoming = root / "reviews" / "incoming"
@@ -85,14 +86,15 @@ def _score_settings(root: Path, slot: str) -> dict[str, Any]:
 def _print_summary(root: Path, seconds: float) -> None:
     rows = [["train", "", "", "", _accuracy(root / "train" / "metrics.json"), ""]]
     for night, slot in NIGHTS:
-        report = json.loads((root / "scored" / "reports" / slot / "report.json").read_text(encoding="utf-8"))
+        folder = root / _report_folder(slot)
+        report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
         rows.append(
             [
                 night,
                 f"{report['rows_in']:,}",
                 f"{report['rows_scored']:,}",
                 f"{report['rows_quarantined']:,}",
-                _accuracy(root / "scored" / "reports" / slot / "metrics.json"),
+                _accuracy(folder / "metrics.json"),
                 f"{report['rows_per_s']:,.1f}",
             ]
         )
@@ -101,8 +103,12 @@ def _print_summary(root: Path, seconds: float) -> None:
     table(f"demo in {duration(seconds)}", ["", "rows in", "scored", "quarantined", "accuracy", "rows/s"], rows)
     say(f"training report   {shown / 'train' / 'report.html'}")
     for night, slot in NIGHTS:
-        say(f"{night} report    {shown / 'scored' / 'reports' / slot / 'report.html'}")
+        say(f"{night} report    {shown / _report_folder(slot) / 'report.html'}")
     say(f"scored Parquet    {shown / 'scored' / 'data'}")
+
+
+def _report_folder(slot: str) -> str:
+    return f"scored/reports/{slot}/run=1"
 
 
 def _accuracy(metrics: Path) -> str:

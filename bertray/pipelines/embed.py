@@ -30,9 +30,10 @@ def check_comparable(config: EmbedConfig, info: BundleInfo) -> None:
         ConflictError: those that are there were made in another way or by another model.
     """
     store = open_store(config.output)
+    entries = ledger.read_ledger(store)
     check_claim(store, config.verb, config.verb)
     wanted = night_settings(config, info)
-    for entry in ledger.current(ledger.read_ledger(store)):
+    for entry in ledger.current(entries):
         for name in wanted:
             held = entry.settings.get(name)
             if name not in _FREE and held != wanted[name]:

@@ -11,7 +11,7 @@ from bertray.storage.store import Store, open_store
 
 
 def run_files(config: FilesConfig) -> int:
-    """Print one path or URI a line, in the order of slots and parts."""
+    """Print one path or URI a line, in the order of slots, runs and parts."""
     store = open_store(config.output)
     for path in ledger.committed_files(store, committed_entries(store, config.slot)):
         say(path)
@@ -29,7 +29,7 @@ def committed_entries(store: Store, slot: str | None) -> list[LedgerEntry]:
         raise ConfigError(f"{store.root}: no committed slot.", "Give the `output` of a score run that has finished.")
     if slot is None:
         return entries
-    slots = [entry.slot for entry in ledger.current(entries)]
+    slots = list(dict.fromkeys(entry.slot for entry in ledger.current(entries)))
     entries = [entry for entry in entries if entry.slot == slot]
     if not entries:
         raise ConfigError(f"slot={slot}: not committed.{did_you_mean(slot, slots)}", f"Slots: {', '.join(slots[-10:])}")

@@ -27,9 +27,15 @@ from bertray.pipelines.cluster import Resources, check_precision, ray_session, w
 from bertray.pipelines.evaluation import in_words
 from bertray.pipelines.inputs import Inputs
 from bertray.pipelines.parts import EmbedSettings, PartSettings, ScoreSettings, parquet_bytes
-from bertray.pipelines.runs import check_free_space, check_put_if_absent, claim_output
+from bertray.pipelines.runs import check_free_space, check_publishing, check_put_if_absent, claim_output
 from bertray.pipelines.shards import ReadSettings, stage_parts
-from bertray.pipelines.slot_report import has_report, past_tense, scoring_rate, write_night_report
+from bertray.pipelines.slot_report import (
+    has_report,
+    past_tense,
+    report_folder,
+    scoring_rate,
+    write_night_report,
+)
 from bertray.pipelines.tonight import Tonight, check_unchanged, decide, look, next_plan, spec_for
 from bertray.reviews.sources import (
     InputFile,
@@ -110,6 +116,7 @@ def run_night(config: NightConfig, info: BundleInfo, open_worker: Callable[[], A
             return opened[0]
 
         while plan := next_plan(config, tonight, store):
+            check_publishing(store, plan.slot)
             spec = spec_for(config, info, tonight.readable(plan.files))
             entry = _run_plan(config, tonight, plan, spec, store, worker_for(plan))
             committed += 1
@@ -178,7 +185,7 @@ def _run_plan(
         check_unchanged(config, plan)
         entry = make_entry(
             plan,
-            len(tonight.entries) + 1,
+            tonight.entries,
             receipts,
             _quarantine_files(plan, store, attempt),
             adopted=len(adopted),
@@ -188,8 +195,8 @@ def _run_plan(
         )
         _check_refused(config, entry)
         planning.verify_staged(store, plan, entry)
-        entry = commit(store, entry)
-        ledger.publish(store, entry)
+        entry = commit(store, entry, beside=plan.beside)
+        ledger.publish(store, entry.slot)
     return entry
 
 
@@ -225,6 +232,7 @@ def _part_settings(
     config: NightConfig, tonight: Tonight, plan: Plan, spec: ReadSpec, attempt: str, resources: Resources
 ) -> PartSettings:
     kept = kept_schema(tonight.readable(plan.files), replace(spec, keep_columns=config.keep_columns))
+    taken = s.partition_columns(plan.slot)
     common: dict[str, Any] = {
         "model": config.model,
         "model_version": plan.model_version,
@@ -233,15 +241,18 @@ def _part_settings(
         "staging": f"{planning.staging_folder(plan)}/{attempt}",
         "kept_columns": config.keep_columns,
         "kept_schema": kept,
+        "partition_columns": taken,
         "write_parts": True,
         "device": resources.device,
         "threads": resources.threads,
     }
     if isinstance(config, EmbedConfig):
-        s.embedded_schema([pa.list_(pa.float32())], kept)  # two kept columns of one name are told here, not by an actor
+        s.embedded_schema(
+            [pa.list_(pa.float32())], kept, taken=taken
+        )  # two kept columns of one name are told here, not by an actor
         return EmbedSettings(**common, pooling=config.pooling, normalize=config.normalize, dtype=config.dtype)
     assert isinstance(config, ScoreConfig)
-    s.scored_schema(plan.labels, kept)
+    s.scored_schema(plan.labels, kept, taken=taken)
     return ScoreSettings(
         **common,
         labels=tonight.info.labels,
@@ -329,7 +340,7 @@ def _skipped(tonight: Tonight) -> list[dict[str, str]]:
 
 def _print_entry(store: Store, entry: LedgerEntry, evaluation: Evaluation | None) -> None:
     table(
-        f"slot {entry.slot}",
+        f"slot {entry.title}",
         ["", "rows in", past_tense(entry), "quarantined", "rows/s"],
         [
             [
@@ -345,6 +356,6 @@ def _print_entry(store: Store, entry: LedgerEntry, evaluation: Evaluation | None
         say(f"  quarantined {count}: {reason}")
     if evaluation is not None:
         say(in_words(evaluation))
-    say(f"data     {store.uri(f'data/{entry.slot}')}")
-    say(f"report   {store.uri(f'reports/{entry.slot}/report.html')}")
-    log.info("slot %s committed in %s", entry.slot, duration(entry.seconds))
+    say(f"data     {store.uri(f'data/{entry.folder}')}")
+    say(f"report   {store.uri(f'{report_folder(entry)}/report.html')}")
+    log.info("slot %s committed in %s", entry.title, duration(entry.seconds))

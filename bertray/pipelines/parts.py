@@ -77,6 +77,7 @@ class PartSettings(ABC):
     write_parts: bool  # False: only the report's staging (evaluate, train)
     device: str
     threads: int
+    partition_columns: tuple[str, ...] = field(default=(), kw_only=True)  # names that no column of the rows may have
 
     @abstractmethod
     def maker(self) -> Maker:
@@ -251,7 +252,10 @@ class LabelMaker(Maker):
             columns.append(pa.array(score_N < settings.needs_review_below))
         columns += [*settings.provenance(num_rows), *settings.kept_values(kept)]
         kept_schema = s.scored_schema(
-            list(settings.labels), settings.kept_schema, needs_review=settings.needs_review_below is not None
+            list(settings.labels),
+            settings.kept_schema,
+            needs_review=settings.needs_review_below is not None,
+            taken=settings.partition_columns,
         )
         return pa.table(columns, schema=kept_schema)
 
@@ -339,7 +343,8 @@ def _in_dtype(vectors: np.ndarray, dtype: str) -> np.ndarray:
 def _embedded_rows(settings: EmbedSettings, kept: pa.Table, made: list[pa.Array]) -> pa.Table:
     columns = [one_chunk(kept[s.ID]), *made, one_chunk(kept[s.N_TOKENS]), one_chunk(kept[s.TRUNCATED])]
     columns += [*settings.provenance(kept.num_rows), *settings.kept_values(kept)]
-    return pa.table(columns, schema=s.embedded_schema([array.type for array in made], settings.kept_schema))
+    schema = s.embedded_schema([array.type for array in made], settings.kept_schema, taken=settings.partition_columns)
+    return pa.table(columns, schema=schema)
 
 
 # --- helpers ---------------------------------------------------------------------------------------------------------

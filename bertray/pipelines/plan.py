@@ -28,7 +28,7 @@ from bertray.pipelines.cluster import (
 from bertray.pipelines.examples import open_data
 from bertray.pipelines.inputs import Inputs, open_model
 from bertray.pipelines.runs import check_claim
-from bertray.pipelines.tonight import Tonight, decide, look, spec_for, unfinished_plan
+from bertray.pipelines.tonight import Tonight, decide, look, spec_for, target_of_new_files, unfinished_plan
 from bertray.pipelines.train import check_train, run_key_of
 from bertray.reviews.sources import read_shard
 from bertray.storage.store import open_store
@@ -74,8 +74,9 @@ def _plan_score(config: ScoreConfig) -> None:
     if unfinished is not None:
         say(f"slot {unfinished.slot}: begun on {unfinished.created_at[:16]} UTC and not finished; it is resumed first")
     for rewrite in tonight.rewrites:
-        version = rewrite.entry.version + 1
-        say(f"slot {rewrite.entry.slot}: rewritten as version {version}, {len(rewrite.files)} files ({rewrite.why})")
+        say(f"slot {rewrite.slot}: rewritten as version {rewrite.version}, {len(rewrite.files)} files ({rewrite.why})")
+    if tonight.new_files and (target := target_of_new_files(config, tonight)):
+        say(f"slot {target.slot}: {len(tonight.new_files)} new files as run {target.run}")
     to_score = [*(file for rewrite in tonight.rewrites for file in rewrite.files), *tonight.new_files]
     good = tonight.readable(to_score)
     inputs = Inputs(good, spec_for(config, info, good))

@@ -184,6 +184,19 @@ def check_free_space(store: Store, input_bytes: int) -> None:
         )
 
 
+def check_publishing(store: Store, slot: str) -> None:
+    """Refuse an output whose rows could be committed and not shown.
+
+    Raises:
+        ConfigError: `data/`, `quarantine/` or the slot is on another file system; there or in `reports/` nothing can be
+            written.
+    """
+    if isinstance(store, LocalStore):
+        for root in ("data", "quarantine"):
+            store.check_rename(f"{root}/{slot}")
+        store.check_folder(f"reports/{slot}")
+
+
 def _in_use(store: Store) -> bool:
     if isinstance(store, LocalStore):
         root = Path(store.root)

@@ -21,6 +21,7 @@ from bertray.pipelines.inputs import Inputs
 from bertray.reports.evaluation import EvaluationReport
 from bertray.reports.scoring import FileRows, ScoringReport
 from bertray.reviews.labels import LabelMap
+from bertray.storage import ledger
 from bertray.storage.records import TOKEN_BANDS, LedgerEntry
 from bertray.storage.store import Store
 
@@ -37,7 +38,7 @@ def write_night_report(
     inputs: Inputs | None = None,
     skipped: Sequence[Mapping[str, str]] = (),
 ) -> Evaluation | None:
-    """Write `reports/<slot>/`: report.html, metrics.json where labels exist, and last report.json.
+    """Write `reports/<slot>/run=<n>/`: report.html, metrics.json where labels exist, and last report.json.
 
     Args:
         store: the output.
@@ -51,10 +52,11 @@ def write_night_report(
     Returns:
         The figures on labelled rows, or None where there are no labels.
     """
-    folder = f"reports/{entry.slot}"
+    folder = report_folder(entry)
     evaluated = _evaluation(store, entry, info, options, seed, inputs)
     report = ScoringReport(
         slot=entry.slot,
+        run=entry.run,
         run_id=entry.run_id,
         model=entry.model,
         model_version=entry.model_version,
@@ -93,7 +95,23 @@ def write_night_report(
         metrics = json.dumps(evaluated.metrics_json(), indent=1, ensure_ascii=False)
         store.put(f"{folder}/metrics.json", metrics.encode())
     store.put(f"{folder}/report.json", json.dumps(report.to_json(), indent=1, ensure_ascii=False).encode())
+    if entry.version > 1:
+        _remove_replaced_reports(store, entry.slot)
     return None if evaluated is None else evaluated.evaluation
+
+
+def report_folder(entry: LedgerEntry) -> str:
+    """Where the report of a run lies in its output."""
+    return f"reports/{entry.folder}"
+
+
+def _remove_replaced_reports(store: Store, slot: str) -> None:
+    """Reports of runs that the slot has no more, and figures on labels that its runs have no more."""
+    runs = {report_folder(run): run for run in ledger.current(ledger.read_ledger(store)) if run.slot == slot}
+    for key in store.keys(f"reports/{slot}"):
+        run = runs.get(key.rpartition("/")[0])
+        if run is None or (key.endswith("/metrics.json") and not run.evaluation_parts):
+            store.delete(key)
 
 
 def _notes(entry: LedgerEntry, evaluated: EvaluationReport | None) -> list[str]:
@@ -119,7 +137,7 @@ def _vectors_in_words(entry: LedgerEntry) -> str:
 def has_report(store: Store, entry: LedgerEntry) -> bool:
     """Was the report of this very entry written? A run may die between its commit and its report."""
     try:
-        report = json.loads(store.get(f"reports/{entry.slot}/report.json"))
+        report = json.loads(store.get(f"{report_folder(entry)}/report.json"))
     except (FileNotFoundError, ValueError):  # or damaged: it is written again
         return False
     return bool(report.get("run_id") == entry.run_id)
@@ -141,10 +159,10 @@ def _evaluation(
         rows = collect(store, keys, info, labels, entry.settings["slices"], entry.rows_quarantined)
     except DataRefused:  # the column is there, but none of its values is a class of the model
         return None
-    evaluation = evaluate_rows(rows, inputs, info, split=f"slot {entry.slot}", seed=seed, kind="night")
+    evaluation = evaluate_rows(rows, inputs, info, split=f"slot {entry.title}", seed=seed, kind="night")
     mistakes = [] if inputs is None else confident_mistakes(rows, inputs, info.labels, options.num_mistakes)
     return EvaluationReport(
-        title=f"Labelled reviews of {entry.slot}",
+        title=f"Labelled reviews of {entry.title}",
         evaluation=evaluation,
         mistakes=mistakes,
         notes=row_notes(rows),

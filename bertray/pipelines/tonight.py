@@ -13,6 +13,9 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
+import pyarrow as pa
+
+from bertray import schema as s
 from bertray.config import EmbedConfig, NightConfig, ScoreConfig
 from bertray.errors import ConfigError, ConflictError, DataRefused, InfrastructureError
 from bertray.model.bundle import BundleInfo
@@ -42,11 +45,29 @@ TOKENS_PER_PART = 1 << 17  # where each has a vector: 400 MB of them for BERT-ba
 
 @dataclass(frozen=True)
 class Rewrite:
-    """A committed slot that gets a new version."""
+    """A committed slot that gets a new version: one run in place of all that it has."""
 
-    entry: LedgerEntry
+    slot: str
+    version: int
     files: list[FileRecord]
     why: str
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where new files go.
+
+    Args:
+        slot: a new one, or that of the day.
+        version: of the slot.
+        run: the next of that version, unless another is committed first.
+        beside: other runs may stand beside it, before and after.
+    """
+
+    slot: str
+    version: int
+    run: int
+    beside: bool
 
 
 @dataclass(frozen=True)
@@ -129,7 +150,7 @@ def decide(config: NightConfig, info: BundleInfo, store: Store, found: Mapping[s
         DataRefused: bad files with on_bad_file=fail.
         ConflictError: a scored file changed, or files of a slot to rewrite are not in the input any more.
     """
-    _check_slot(config)
+    _check_slot(config, list(info.labels))
     entries, settings = ledger.read_ledger(store), night_settings(config, info)
     tonight = _decided(config, info, entries, settings, dict(found))
     if config.on_bad_file == "quarantine":  # a file with other columns is a bad file too, and costs no other
@@ -169,7 +190,7 @@ def _decided(
 ) -> Tonight:
     decisions = planning.decide_files([_record(file) for file in looked_at.values()], entries)
     rewrites = list(_rewrites(config, info, entries, settings, decisions))
-    rewritten = {rewrite.entry.slot for rewrite in rewrites}
+    rewritten = {rewrite.slot for rewrite in rewrites}
     changed = [d for d in decisions if d.verdict == "changed" and d.slot not in rewritten]
     if changed:
         raise ConflictError(
@@ -187,49 +208,55 @@ def _rewrites(
     settings: Mapping[str, Any],
     decisions: Sequence[planning.FileDecision],
 ) -> Iterator[Rewrite]:
-    """Slots to rewrite, each once, in the order in which they were first committed."""
+    """Slots to rewrite, each once with the files of all its runs, in the order in which they were first committed."""
     by_path = {decision.file.path: decision for decision in decisions}
-    owner = {path: entry.seq for path, (_, entry) in planning.owners(entries).items()}
-    for entry in ledger.current(entries):
-        owned = [file.path for file in entry.files if owner[file.path] == entry.seq]
-        mine = [by_path[path].file for path in owned if path in by_path]
-        missing = [path for path in owned if path not in by_path]
-        changed = [d for d in decisions if d.verdict == "changed" and d.slot == entry.slot]
-        if config.replace and entry.slot == config.slot:
-            files = sorted([*mine, *(d.file for d in decisions if d.verdict == "score")], key=lambda file: file.path)
-            same = planning.plan_key(files, info.model_version, settings, version=entry.version) == entry.plan_key
-            if not same:
-                yield Rewrite(entry, files, "replace=true")
+    owned: dict[str, list[str]] = {slot: [] for slot in planning.versions(entries)}
+    for path, (_, entry) in sorted(planning.owners(entries).items()):
+        owned[entry.slot].append(path)
+    for slot, version in planning.versions(entries).items():
+        runs = [entry for entry in ledger.current(entries) if entry.slot == slot]
+        mine = [by_path[path].file for path in owned[slot] if path in by_path]
+        missing = [path for path in owned[slot] if path not in by_path]
+        changed = [d for d in decisions if d.verdict == "changed" and d.slot == slot]
+        others = [entry.model_version for entry in runs if entry.model_version != info.model_version]
+        if config.replace and slot == config.slot:
+            new = [d.file for d in decisions if d.verdict == "score" and d.file.path not in owned[slot]]
+            files = sorted([*mine, *new], key=lambda file: file.path)
+            key = planning.plan_key(files, info.model_version, settings, version=version)
+            if [run.plan_key for run in runs] != [key]:
+                yield Rewrite(slot, version + 1, files, "replace=true")
         elif changed and config.on_changed_file == "replace":
             if missing:
                 raise ConflictError(
-                    f"slot {entry.slot}: {changed[0].file.path} changed, and rewriting the slot also needs "
-                    f"{missing[0]}, which is not in the input.",
+                    f"slot {slot}: {changed[0].file.path} changed, and rewriting the slot also needs {missing[0]}, "
+                    "which is not in the input.",
                     "Give all files of the slot as `input`.",
                 )
-            yield Rewrite(entry, mine, f"{len(changed)} of its files changed")
-        elif config.rescore == "replace" and entry.model_version != info.model_version:
+            yield Rewrite(slot, version + 1, mine, f"{len(changed)} of its files changed")
+        elif config.rescore == "replace" and others:
             if missing:
                 log.warning(
                     "slot %s keeps its model: %d of its %d files are not in the input",
-                    entry.slot,
+                    slot,
                     len(missing),
-                    len(entry.files),
+                    len(owned[slot]),
                 )
             elif mine:
-                yield Rewrite(entry, mine, f"scored with model {entry.model_version}")
+                yield Rewrite(slot, version + 1, mine, f"scored with model {', '.join(dict.fromkeys(others))}")
 
 
-def _check_slot(config: NightConfig) -> None:
+def _check_slot(config: NightConfig, labels: list[str]) -> None:
     if config.replace and config.slot is None:
         raise ConfigError(
             "replace=true: expected a slot to replace, found none.", "Name it: slot=dt=2026-11-20 replace=true"
         )
-    key = (config.slot or "dt=").partition("=")[0]
-    if "=" in (config.slot or "dt=") and key in config.keep_columns:
+    keys = [key.casefold() for key in s.partition_columns(config.slot or "")]
+    ours = {name.casefold() for name in (*s.scored_schema(labels, pa.schema([]), needs_review=True).names, s.EMBEDDING)}
+    ours.add(s.TOKENS)
+    if len(set(keys)) < len(keys) or not ours.isdisjoint(keys):
         raise ConfigError(
-            f"keep_columns: {key!r} is the slot's own key; readers would see two columns of that name.",
-            f"Leave {key} out of keep_columns, or name the slot otherwise.",
+            f"slot={config.slot}: readers would see two columns {keys[0]!r}, that of the slot and that of the rows.",
+            "Name the slot with another key.",
         )
 
 
@@ -297,15 +324,17 @@ def _record(file: Seen) -> FileRecord:
 def unfinished_plan(tonight: Tonight, store: Store) -> Plan | None:
     """The newest plan of an earlier run that nobody committed and that is still to be done as it stands."""
     new = {file.path: file for file in tonight.new_files}
-    rewrites = {(r.entry.slot, r.entry.version + 1): r.files for r in tonight.rewrites}
-    taken = {entry.slot for entry in tonight.entries}
+    rewrites = {(rewrite.slot, rewrite.version): rewrite.files for rewrite in tonight.rewrites}
+    versions = planning.versions(tonight.entries)
     for plan in reversed(planning.open_plans(store, tonight.entries)):
         if plan.model_version != tonight.info.model_version or plan.settings != tonight.settings:
             continue
-        if plan.version > 1:
+        version = versions.get(plan.slot)
+        if version is not None and plan.version > version:
             fits = plan.files == rewrites.get((plan.slot, plan.version))
         else:
-            fits = plan.slot not in taken and bool(plan.files) and all(new.get(f.path) == f for f in plan.files)
+            free = version is None or (plan.beside and plan.version == version)
+            fits = free and bool(plan.files) and all(new.get(f.path) == f for f in plan.files)
         if fits:
             return plan
     return None
@@ -319,32 +348,42 @@ def next_plan(config: NightConfig, tonight: Tonight, store: Store) -> Plan | Non
         return plan
     if tonight.rewrites:
         rewrite = tonight.rewrites[0]
-        version = rewrite.entry.version + 1
-        log.info("rewriting slot %s as version %d: %s", rewrite.entry.slot, version, rewrite.why)
-        return _pinned(config, tonight, store, rewrite.entry.slot, version, rewrite.files)
-    new = tonight.new_files
-    taken = {entry.slot for entry in tonight.entries}
-    if new and config.slot in taken:
-        raise ConflictError(
-            f"slot={config.slot}: committed from other inputs; {len(new)} listed files are not among them.",
-            "Leave `slot` out to commit them beside it, choose another slot, or set replace=true.",
-        )
-    default = f"dt={datetime.now(UTC):%Y-%m-%d}"
-    if not new and (tonight.decisions or (config.slot or default) in taken):
+        log.info("rewriting slot %s as version %d: %s", rewrite.slot, rewrite.version, rewrite.why)
+        target = Target(rewrite.slot, rewrite.version, run=1, beside=False)
+        return _pinned(config, tonight, store, target, rewrite.files)
+    found = target_of_new_files(config, tonight)
+    return None if found is None else _pinned(config, tonight, store, found, tonight.new_files)
+
+
+def target_of_new_files(config: NightConfig, tonight: Tonight) -> Target | None:
+    """Slot and run that the new files become; None when there is nothing to commit.
+
+    Raises:
+        ConflictError: `slot` is committed, and holds other files.
+    """
+    new, versions = tonight.new_files, planning.versions(tonight.entries)
+    slot = config.slot or f"dt={datetime.now(UTC):%Y-%m-%d}"
+    if not new and (tonight.decisions or slot in versions):
         return None  # without any file at all, allow_empty commits one empty slot
-    return _pinned(config, tonight, store, config.slot or planning.next_slot(default, tonight.entries), 1, new)
+    if config.slot in versions:
+        raise ConflictError(
+            f"slot={slot}: committed from other inputs; {len(new)} listed files are not among them.",
+            "Leave `slot` out to commit them as a run of today, choose another slot, or set replace=true.",
+        )
+    version = versions.get(slot, 1)
+    run = 1 + ledger.num_runs(tonight.entries, slot, version)
+    return Target(slot, version, run, beside=config.slot is None)
 
 
-def _pinned(
-    config: NightConfig, tonight: Tonight, store: Store, slot: str, version: int, files: list[FileRecord]
-) -> Plan:
+def _pinned(config: NightConfig, tonight: Tonight, store: Store, target: Target, files: list[FileRecord]) -> Plan:
     model_version = tonight.info.model_version
     return planning.pin_plan(
         store,
         Plan(
-            plan_key=planning.plan_key(files, model_version, tonight.settings, version=version),
-            slot=slot,
-            version=version,
+            plan_key=planning.plan_key(files, model_version, tonight.settings, version=target.version),
+            slot=target.slot,
+            version=target.version,
+            beside=target.beside,
             seq=len(tonight.entries) + 1,
             run_id=uuid.uuid4().hex,
             created_at=datetime.now(UTC).isoformat(),

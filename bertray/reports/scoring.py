@@ -70,7 +70,7 @@ class FileRows:
 
 @dataclass(frozen=True)
 class ScoringReport:
-    """One committed slot as plain data, made from its ledger entry."""
+    """One committed run of a slot as plain data, made from its ledger entry."""
 
     slot: str
     run_id: str
@@ -98,6 +98,7 @@ class ScoringReport:
     verb: str = "scored"  # what was done with the rows: scored, embedded
     verdicts: Sequence[Finding] = ()  # on the rows; those on a labelled slot's model are in `evaluation`
     vectors: str = ""  # of embedded rows: what was written, in words
+    run: int = 1  # of the slot
 
     @property
     def rows_in(self) -> int:
@@ -157,7 +158,8 @@ class ScoringReport:
             data = f"{len(paths):,} files of {data_title([self.common_folder])}"
         else:
             data = data_title(paths) if paths else "no file"
-        return f"{self.verb.capitalize()} reviews: {data}, model {model_title(self.model)}, slot {self.slot}"
+        run = f", run {self.run}" if self.run > 1 else ""
+        return f"{self.verb.capitalize()} reviews: {data}, model {model_title(self.model)}, slot {self.slot}{run}"
 
     @property
     def findings(self) -> list[Finding]:
@@ -216,6 +218,7 @@ class ScoringReport:
                 "schema_version": SCHEMA_VERSION,
                 "kind": "scoring" if self.verb == "scored" else self.verb,
                 "slot": self.slot,
+                "run": self.run,
                 "run_id": self.run_id,
                 "model": self.model,
                 "model_version": self.model_version,

@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 def make_entry(
     plan: Plan,
-    seq: int,
+    entries: Sequence[LedgerEntry],
     receipts: Sequence[Receipt],
     file_level: Sequence[StagedFile],
     *,
@@ -40,7 +40,7 @@ def make_entry(
 
     Args:
         plan: what was to be done.
-        seq: place in the ledger.
+        entries: the ledger so far; the new entry goes behind it.
         receipts: of every row once, see `verify_cover`; parts are numbered in this order.
         file_level: staged quarantine rows of files that could not be read at all.
         adopted: how many of the receipts an earlier attempt left.
@@ -51,8 +51,9 @@ def make_entry(
     reasons = [*(receipt.reasons for receipt in receipts), *({file.reason: 1} for file in plan.files if file.reason)]
     files = _file_counts(plan, receipts)
     return LedgerEntry(
-        seq=seq,
+        seq=len(entries) + 1,
         slot=plan.slot,
+        run=1 + ledger.num_runs(entries, plan.slot, plan.version),
         version=plan.version,
         run_id=plan.run_id,
         plan_key=plan.plan_key,
@@ -120,8 +121,13 @@ def _common(ours: Sequence[FileCount], theirs: Sequence[FileCount]) -> str | Non
     return None
 
 
-def commit(store: Store, entry: LedgerEntry) -> LedgerEntry:
+def commit(store: Store, entry: LedgerEntry, *, beside: bool = False) -> LedgerEntry:
     """Append an entry made for the place behind the ledger's end; on a lost race go on behind the winner.
+
+    Args:
+        store: the output.
+        entry: of a plan whose rows are all staged.
+        beside: a winner may be another run of the same slot and version; ours becomes the next.
 
     Returns:
         What was committed: ours, or the entry of a run beside us with the same plan.
@@ -136,12 +142,14 @@ def commit(store: Store, entry: LedgerEntry) -> LedgerEntry:
                 log.info("another run committed the same plan")
                 return other
             common = _common(entry.files, other.files)
-            if common or other.slot == entry.slot:
+            same_slot = other.slot == entry.slot and not (beside and other.version == entry.version)
+            if common or same_slot:
                 raise ConflictError(
                     f"slot {entry.slot}: another run committed "
                     + (f"{common} in slot {other.slot}" if common else "this slot")
                     + "; nothing of this run was committed.",
                     "Run the same command again; it scores what is still new.",
                 )
-        entry = entry.model_copy(update={"seq": entry.seq + len(since)})
+        run = entry.run + ledger.num_runs(since, entry.slot, entry.version)
+        entry = entry.model_copy(update={"seq": entry.seq + len(since), "run": run})
     return committed

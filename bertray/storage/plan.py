@@ -94,15 +94,9 @@ def plan_key(files: Iterable[FileRecord], model_version: str, settings: Mapping[
     return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
-def next_slot(default: str, entries: Sequence[LedgerEntry]) -> str:
-    """`dt=2026-11-20`, or when that is committed `dt=2026-11-20.2`, `.3`, ..."""
-    taken = {entry.slot for entry in entries}
-    if default not in taken:
-        return default
-    number = 2
-    while f"{default}.{number}" in taken:
-        number += 1
-    return f"{default}.{number}"
+def versions(entries: Sequence[LedgerEntry]) -> dict[str, int]:
+    """The newest version of each committed slot."""
+    return {entry.slot: entry.version for entry in current(entries)}
 
 
 def rows_per_part(num_rows: int) -> int:
@@ -112,12 +106,21 @@ def rows_per_part(num_rows: int) -> int:
 
 
 def pin_plan(store: Store, plan: Plan) -> Plan:
-    """Store a plan, or join the equal one that another run stored first."""
+    """Store a plan, or join the equal one that another run stored first.
+
+    Raises:
+        InfrastructureError: it is gone again, see `gc`.
+    """
     key = f"control/plans/{plan.slot}/{plan.plan_key}.json"
     faults.point("plan.before_put")
-    store.put_new(key, plan.to_bytes())
-    faults.point("plan.after_put")
-    return Plan.from_bytes(store.get(key), store.uri(key))
+    try:
+        store.put_new(key, plan.to_bytes())
+        faults.point("plan.after_put")
+        return Plan.from_bytes(store.get(key), store.uri(key))
+    except FileNotFoundError as error:
+        raise InfrastructureError(
+            f"{store.uri(key)}: committed by another run, and cleared away.", "Run the same command again."
+        ) from error
 
 
 def open_plans(store: Store, entries: Sequence[LedgerEntry]) -> list[Plan]:

@@ -12,9 +12,11 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from bertray.errors import ConflictError
 
 SCHEMA_VERSION = 1
+LEDGER_SCHEMA_VERSION = 2  # of plans and ledger entries; 1 had one folder for each slot, without runs
 DIGEST = (
     "record_sha256"  # of a control file's own content: a ledger decides what is scored, so a flipped bit has to show
 )
+RUN_PREFIX = "run="  # readers find a number
 RecordT = TypeVar("RecordT", bound="Record")
 
 
@@ -34,10 +36,11 @@ class Record(BaseModel):
         except ValueError:
             fields = None
         version = fields.get("schema_version") if isinstance(fields, dict) else None
-        if isinstance(version, int) and version != SCHEMA_VERSION:
+        expected = cls.model_fields["schema_version"].default
+        if isinstance(version, int) and version != expected:
             raise ConflictError(
-                f"{where}: expected schema_version {SCHEMA_VERSION}, found {version}.",
-                "Use the bertray version that wrote the output.",
+                f"{where}: expected schema_version {expected}, found {version}.",
+                "Choose a new `output`, or use the bertray version that wrote this one.",
             )
         if not isinstance(fields, dict) or fields.pop(DIGEST, None) != _digest(fields):
             raise ConflictError(
@@ -77,9 +80,11 @@ class FileRecord(Record):
 class Plan(Record):
     """What one run is going to do, pinned before any work: a second run with the same plan joins it."""
 
+    schema_version: int = LEDGER_SCHEMA_VERSION
     plan_key: str
     slot: str
-    version: int  # of the slot; above 1 it takes the place of an earlier one
+    version: int  # of the slot; a higher one takes the place of all runs of the versions before it
+    beside: bool = False  # other runs may stand beside it in its slot, as those of a day do
     seq: int
     run_id: str
     created_at: str
@@ -189,9 +194,11 @@ class CommittedPart(Record):
 class LedgerEntry(Record):
     """The commit: what is here is output, what is not is not."""
 
+    schema_version: int = LEDGER_SCHEMA_VERSION
     seq: int
     slot: str
-    version: int
+    run: int  # 1, 2, ... of those of one slot and version, which stand side by side
+    version: int  # of the slot; a higher one takes the place of all runs of the versions before it
     run_id: str
     plan_key: str
     committed_at: str
@@ -218,6 +225,21 @@ class LedgerEntry(Record):
     adopted_receipts: int
     seconds: float  # of this run up to the commit
     compute_seconds: float  # of it with the model at work, on all workers side by side
+
+    @property
+    def run_folder(self) -> str:
+        """`run=<n>`, its folder below that of the slot."""
+        return f"{RUN_PREFIX}{self.run}"
+
+    @property
+    def folder(self) -> str:
+        """`<slot>/run=<n>`, below `data/`, `quarantine/` and `reports/`."""
+        return f"{self.slot}/{self.run_folder}"
+
+    @property
+    def title(self) -> str:
+        """The slot, with the run where it is not the first, as people read it."""
+        return self.slot if self.run == 1 else f"{self.slot}, run {self.run}"
 
 
 SCORE_BINS = 20  # equal bins of `score_histogram` over [0, 1]

@@ -9,21 +9,24 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import shutil
 import stat
 import uuid
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
 
 from bertray.errors import ConfigError, InfrastructureError
+from bertray.paths import is_uri, local_path
 from bertray.storage import faults
 
 OBJECT_STORE_SCHEMES = ("s3", "gs")
 _NO_HARD_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 SUCCESS = "_SUCCESS"
+_PUBLISHED = re.compile(rf"run=\d+/({SUCCESS}|part-[^/]*\.parquet)")
 PUBLISHING = "control/publishing"  # folders that are about to be renamed into place
 TRASH = "control/trash"  # folders that a later version took the place of
 
@@ -35,6 +38,9 @@ class StoredFile:
     key: str
     size_bytes: int
     modified: datetime
+
+
+Runs = Mapping[str, Sequence[tuple[str, str]]]
 
 
 class Store(Protocol):
@@ -64,22 +70,26 @@ class Store(Protocol):
     def listing(self, prefix: str) -> list[StoredFile]:
         """Everything below `prefix/`, also what a writer that died left half-written; sorted by key."""
 
-    def publish(self, staged: Sequence[tuple[str, str]], folder: str, obsolete: Collection[str] = ()) -> None:
-        """Make the staged `(key, name)` values, and a zero-byte `_SUCCESS`, the content of a folder.
+    def publish(
+        self, folder: str, runs: Runs, *, settled: Collection[str] = (), obsolete: Collection[str] = ()
+    ) -> bool:
+        """Make some runs the content of a slot's folder, each with a zero-byte `_SUCCESS`.
 
-        Values named in `obsolete` go; a folder that holds other names is of a later publication and stays as it is.
-        May run any number of times, also at once.
+        May run any number of times, also at once. On a file system a run appears in one step, and so do all of them
+        where something is obsolete.
+
+        Args:
+            folder: of the slot.
+            runs: of each run, by the name of its folder, the staged keys and the names that readers see.
+            settled: runs that were published before; what is missing of them stays missing.
+            obsolete: `run/name` of values that go.
+
+        Returns:
+            False when the folder holds other parts: a later publication was there, and nothing was changed.
         """
-
-    def unpublish(self, folder: str, obsolete: Collection[str]) -> None:
-        """Take away a folder that holds nothing but values named in `obsolete` and `_SUCCESS`."""
 
     def uri(self, key: str) -> str:
         """Absolute path or URI of a key, for readers."""
-
-
-def is_uri(path: str) -> bool:
-    return "://" in path
 
 
 def is_temporary(key: str) -> bool:
@@ -89,13 +99,13 @@ def is_temporary(key: str) -> bool:
 
 
 def open_store(root: str) -> Store:
-    """Store below a local folder or an `s3://` / `gs://` prefix.
+    """Store below a local folder (a path, or `file://`), or an `s3://` / `gs://` prefix.
 
     Raises:
         ConfigError: the scheme is not supported, or there is no bucket in it.
     """
     if not is_uri(root):
-        return LocalStore(Path(root))
+        return LocalStore(local_path(root))
     scheme = root.partition("://")[0].lower()
     if scheme not in OBJECT_STORE_SCHEMES:
         raise ConfigError(
@@ -210,48 +220,98 @@ class LocalStore:
         with contextlib.suppress(OSError):  # not empty, or gone already
             path.parent.rmdir()
 
-    def publish(self, staged: Sequence[tuple[str, str]], folder: str, obsolete: Collection[str] = ()) -> None:
-        target = self._path / folder
-        wanted = {name for _, name in staged}
-        if self._is_done(target, wanted, obsolete):
-            return
+    def publish(
+        self, folder: str, runs: Runs, *, settled: Collection[str] = (), obsolete: Collection[str] = ()
+    ) -> bool:
+        target, wanted = self._path / folder, _wanted(runs)
         aside = self._path / PUBLISHING / uuid.uuid4().hex
         with _storage_errors(target):
-            aside.mkdir(parents=True)
             try:
-                for key, name in staged:
-                    if not (self._path / key).is_file():
-                        raise _lost(self.uri(key))
-                    _link_or_copy(self._path / key, aside / name)
-                    faults.point("publish.half")
-                (aside / SUCCESS).touch()
-                _sync_folder(aside)
-                target.parent.mkdir(parents=True, exist_ok=True)
-                while not self._is_done(target, wanted, obsolete):
-                    if target.exists():
-                        self._to_trash(target)
-                        faults.point("publish.between_renames")
-                    try:
-                        aside.rename(target)  # one rename: a reader sees all of it or nothing
-                    except OSError as error:
-                        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-                            raise  # otherwise another run was first; what it published is looked at again
-                _sync_folder(target.parent)
+                while True:
+                    with _opened(target) as slot:
+                        found = _published(self.keys(folder), folder)
+                        if not found <= {*wanted, *obsolete}:
+                            return False
+                        missing = [run for run in runs if run not in settled and not _of(run, wanted) <= found]
+                        broken = [run for run in missing if _of(run, found)]
+                        if not missing and found.isdisjoint(obsolete):
+                            return True
+                        if slot is None or broken or not found.isdisjoint(obsolete):
+                            self._replace_slot(target, aside, runs, settled, slot)
+                        elif _is_still(slot, target):
+                            self._add_run(target, aside, missing[0], runs[missing[0]], slot)
             finally:
                 shutil.rmtree(aside, ignore_errors=True)
 
-    def unpublish(self, folder: str, obsolete: Collection[str]) -> None:
-        target = self._path / folder
-        with _storage_errors(target):
-            if target.is_dir() and _names(target) <= {*obsolete, SUCCESS}:
-                self._to_trash(target)
+    def _replace_slot(self, target: Path, aside: Path, runs: Runs, settled: Collection[str], slot: int | None) -> None:
+        """Exchange the whole folder of a slot, unless another one has come in its place."""
+        shutil.rmtree(aside, ignore_errors=True)
+        for run, staged in runs.items():
+            self._stage_aside(aside / run, staged, target / run, may_lack=run in settled)
+        if slot is not None:
+            if not _is_still(slot, target):
+                return
+            self._to_trash(target)
+            faults.point("publish.between_renames")
+        if runs:
+            _sync_folder(aside)
+            self._rename_into(aside, target)
 
-    def _is_done(self, target: Path, wanted: Collection[str], obsolete: Collection[str]) -> bool:
-        """Does a folder hold what is wanted, or what a later publication put there?"""
-        if not target.is_dir():
-            return False
-        found = _names(target)
-        return found == {*wanted, SUCCESS} or not found <= {*obsolete, SUCCESS}
+    def _add_run(self, target: Path, aside: Path, run: str, staged: Sequence[tuple[str, str]], slot: int) -> None:
+        """One run beside those of its slot. In a folder that is replaced meanwhile, it goes where that one goes."""
+        shutil.rmtree(aside, ignore_errors=True)
+        self._stage_aside(aside / run, staged, target / run)
+        self._rename_into(aside / run, target / run, within=slot)
+
+    def _stage_aside(
+        self, aside: Path, staged: Sequence[tuple[str, str]], in_place: Path, *, may_lack: bool = False
+    ) -> None:
+        aside.mkdir(parents=True)
+        for key, name in staged:
+            source = next((path for path in (self._path / key, in_place / name) if path.is_file()), None)
+            if source is not None:
+                _link_or_copy(source, aside / name)
+            elif not may_lack:
+                raise _lost(self.uri(key))
+            faults.point("publish.half")
+        (aside / SUCCESS).touch()
+        _sync_folder(aside)
+
+    def _rename_into(self, source: Path, target: Path, *, within: int | None = None) -> None:
+        """One rename: a reader sees all of it or nothing. A folder that is there already stays."""
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            if within is None:
+                source.rename(target)
+                _sync_folder(target.parent)
+            else:
+                os.rename(source, target.name, dst_dir_fd=within)
+                os.fsync(within)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+
+    def check_folder(self, folder: str) -> Path:
+        """The folder, or the first of those above it that is there.
+
+        Raises:
+            ConfigError: nothing can be created in it.
+        """
+        return _nearest_folder(self._path / folder)
+
+    def check_rename(self, folder: str) -> None:
+        """Find out whether folders can be renamed from `control/` to a place below a folder; changes nothing.
+
+        Raises:
+            ConfigError: that folder, or one above it, is on another file system, cannot be written, or is a link to
+                nothing.
+        """
+        source, target = self.check_folder(PUBLISHING), self.check_folder(folder)
+        probe = f"probe-{uuid.uuid4().hex}"
+        with _storage_errors(target, writes=True), contextlib.suppress(FileNotFoundError):
+            (source / probe).rename(target / probe)  # mounts are told from each other before names are looked up
+        if source.stat().st_dev != target.stat().st_dev:
+            raise _other_file_system(target)
 
     def _to_trash(self, target: Path) -> None:
         trash = self._path / TRASH / uuid.uuid4().hex
@@ -333,36 +393,74 @@ class ObjectStore:
             except FileNotFoundError:
                 return
 
-    def publish(self, staged: Sequence[tuple[str, str]], folder: str, obsolete: Collection[str] = ()) -> None:
+    def publish(
+        self, folder: str, runs: Runs, *, settled: Collection[str] = (), obsolete: Collection[str] = ()
+    ) -> bool:
+        with _storage_errors(self.uri(folder)):
+            return publish_by_copy(self, folder, runs, settled=settled, obsolete=obsolete)
+
+    def copy(self, source: str, target: str) -> None:
         import obstore
 
-        wanted = {name for _, name in staged}
-        found = self._names(folder)
-        if found == {*wanted, SUCCESS} or not found <= {*wanted, *obsolete, SUCCESS}:
-            return
-        with _storage_errors(self.uri(folder)):
-            if found & set(obsolete):
-                self.delete(f"{folder}/{SUCCESS}")  # absent while old and new stand side by side
-            for key, name in staged:
+        with _storage_errors(self.uri(source)):
+            obstore.copy(self._store, source, target)
+
+
+class CopyingStore(Store, Protocol):
+    """A store without rename."""
+
+    def copy(self, source: str, target: str) -> None:
+        """Copy one value; FileNotFoundError when it is absent."""
+
+
+def publish_by_copy(
+    store: CopyingStore, folder: str, runs: Runs, *, settled: Collection[str], obsolete: Collection[str]
+) -> bool:
+    """`Store.publish` where a value is the largest thing that appears in one step."""
+    found, wanted = _published(store.keys(folder), folder), _wanted(runs)
+    if not found <= {*wanted, *obsolete}:
+        return False
+    outdated = found & set(obsolete)
+    if outdated:  # no marker while old and new stand side by side
+        for run in sorted({name.partition("/")[0] for name in found}):
+            store.delete(f"{folder}/{run}/{SUCCESS}")
+    for run, staged in runs.items():
+        whole = _of(run, wanted) <= found
+        if run in settled or (whole and not outdated):
+            continue
+        if not whole and not outdated and f"{run}/{SUCCESS}" in found:
+            store.delete(f"{folder}/{run}/{SUCCESS}")
+        for key, name in staged:
+            if f"{run}/{name}" not in found:
                 try:
-                    obstore.copy(self._store, key, f"{folder}/{name}")
+                    store.copy(key, f"{folder}/{run}/{name}")
                 except FileNotFoundError as error:
                     # Cleared up after another run had put it there: names hold a run's id, so it is the same file.
-                    if not self.exists(f"{folder}/{name}"):
-                        raise _lost(self.uri(key)) from error
-                faults.point("publish.half")
-            for name in found & set(obsolete):
-                self.delete(f"{folder}/{name}")
-            obstore.put(self._store, f"{folder}/{SUCCESS}", b"")
+                    if not store.exists(f"{folder}/{run}/{name}"):
+                        raise _lost(store.uri(key)) from error
+            faults.point("publish.half")
+        if not outdated:
+            store.put(f"{folder}/{run}/{SUCCESS}", b"")
+    for name in sorted(outdated):
+        store.delete(f"{folder}/{name}")
+    if outdated:
+        for run in runs:
+            store.put(f"{folder}/{run}/{SUCCESS}", b"")
+    return True
 
-    def unpublish(self, folder: str, obsolete: Collection[str]) -> None:
-        found = self._names(folder)
-        if found <= {*obsolete, SUCCESS}:
-            for name in sorted(found, key=lambda name: name != SUCCESS):
-                self.delete(f"{folder}/{name}")
 
-    def _names(self, folder: str) -> set[str]:
-        return {key.rpartition("/")[2] for key in self.keys(folder)}
+def _wanted(runs: Runs) -> set[str]:
+    return {f"{run}/{name}" for run, staged in runs.items() for name in (SUCCESS, *(name for _, name in staged))}
+
+
+def _published(keys: Sequence[str], folder: str) -> set[str]:
+    """`run/name` of the parts and markers below a slot; what else lies there is none of ours."""
+    names = (key.removeprefix(f"{folder}/") for key in keys)
+    return {name for name in names if _PUBLISHED.fullmatch(name)}
+
+
+def _of(run: str, names: Collection[str]) -> set[str]:
+    return {name for name in names if name.startswith(f"{run}/")}
 
 
 class _storage_errors:  # noqa: N801 - reads as a word in a with statement
@@ -386,6 +484,8 @@ class _storage_errors:  # noqa: N801 - reads as a word in a with statement
                 f"{self._where}: expected a writable output, found {_words(error)}.",
                 "Choose another `output`, or see to the rights.",
             ) from error
+        if isinstance(error, OSError) and error.errno == errno.EXDEV:
+            raise _other_file_system(self._where) from error
         if isinstance(error, NotADirectoryError | FileExistsError):
             raise ConfigError(
                 f"{self._where}: expected a folder, found a file in its place.", "Choose another `output`."
@@ -413,11 +513,47 @@ def _words(error: BaseException) -> str:
     return " ".join(str(text).split())[:200] or type(error).__name__
 
 
-def _names(folder: Path) -> set[str]:
+@contextlib.contextmanager
+def _opened(folder: Path) -> Iterator[int | None]:
+    """A descriptor of a folder, to name it by however it is renamed; None when there is none."""
     try:
-        return {path.name for path in folder.iterdir()}
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     except FileNotFoundError:
-        return set()
+        yield None
+        return
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _is_still(descriptor: int, folder: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), folder.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _nearest_folder(path: Path) -> Path:
+    nearest = next(folder for folder in (path, *path.parents) if os.path.lexists(folder))
+    if not nearest.is_dir():
+        raise ConfigError(
+            f"{nearest}: expected a folder, found {'a link to nothing' if nearest.is_symlink() else 'a file'}.",
+            "Mount what it stands for, or choose another `output`.",
+        )
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise ConfigError(
+            f"{nearest}: expected a writable output, found one that cannot be written.",
+            "Choose another `output`, or see to the rights.",
+        )
+    return nearest
+
+
+def _other_file_system(where: object) -> ConfigError:
+    return ConfigError(
+        f"{where}: expected the same file system as control/, found another: rows could not be shown in one step.",
+        "Keep the whole output on one file system; `output` itself may be a link to another disk.",
+    )
 
 
 def _link_or_copy(source: Path, target: Path) -> None:

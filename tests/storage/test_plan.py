@@ -6,10 +6,10 @@ from hypothesis import strategies as st
 
 from bertray.errors import ConflictError
 from bertray.storage import ledger
+from bertray.storage.commit import commit
 from bertray.storage.plan import (
     adopt,
     decide_files,
-    next_slot,
     open_plans,
     owners,
     pin_plan,
@@ -17,6 +17,7 @@ from bertray.storage.plan import (
     rows_per_part,
     uncovered,
     verify_cover,
+    versions,
     without_overlap,
 )
 from bertray.storage.records import FileCount, FileRecord, LedgerEntry, Plan, Receipt, Span
@@ -38,7 +39,7 @@ def file(
     )
 
 
-def entry(slot: str, *files: FileRecord, seq: int = 1, key: str = "k") -> LedgerEntry:
+def entry(slot: str, *files: FileRecord, seq: int = 1, key: str = "k", run: int = 1, version: int = 1) -> LedgerEntry:
     counts = [
         FileCount(
             **f.model_dump(include={"path", "relative_path", "format", "size_bytes", "modified", "digest"}),
@@ -64,7 +65,8 @@ def entry(slot: str, *files: FileRecord, seq: int = 1, key: str = "k") -> Ledger
     return LedgerEntry(
         seq=seq,
         slot=slot,
-        version=1,
+        run=run,
+        version=version,
         run_id="r",
         plan_key=key,
         committed_at="t",
@@ -153,7 +155,7 @@ def test_a_repaired_file_that_an_older_slot_took_in_is_that_slots():
     of_bad = of_bad.model_copy(
         update={"files": [of_bad.files[0], of_bad.files[1].model_copy(update={"reason": "file_corrupt"})]}
     )
-    entries = [entry("dt=1", a), of_bad, entry("dt=1", a, repaired, seq=3)]
+    entries = [entry("dt=1", a), of_bad, entry("dt=1", a, repaired, seq=3, version=2)]
     assert {path: (found, by.seq) for path, (found, by) in owners(entries).items()} == {
         "a": (entries[2].files[0], 3),
         "b": (entries[1].files[0], 2),
@@ -186,10 +188,49 @@ def test_the_plan_key_ignores_the_order_of_listing_and_sees_everything_else():
     assert len({key, *others}) == 5
 
 
-def test_a_second_run_of_the_day_gets_the_next_slot():
-    assert next_slot("dt=1", []) == "dt=1"
-    assert next_slot("dt=1", [entry("dt=1")]) == "dt=1.2"
-    assert next_slot("dt=1", [entry("dt=1"), entry("dt=1.2")]) == "dt=1.3"
+def test_runs_of_the_newest_version_of_each_slot_are_current():
+    entries = [
+        entry("dt=1", seq=1),
+        entry("dt=2", seq=2),
+        entry("dt=1", seq=3, run=2),
+        entry("dt=2", seq=4, run=2),
+        entry("dt=1", seq=5, version=2),
+        entry("dt=1", seq=6, run=2, version=2),
+    ]
+    assert [found.seq for found in ledger.current(entries)] == [5, 6, 2, 4]
+    assert versions(entries) == {"dt=1": 2, "dt=2": 1}
+    assert ledger.num_runs(entries, "dt=1", 1) == 2
+    assert ledger.num_runs(entries, "dt=1", 3) == 0
+    assert [found.folder for found in ledger.current(entries)] == [
+        "dt=1/run=1",
+        "dt=1/run=2",
+        "dt=2/run=1",
+        "dt=2/run=2",
+    ]
+
+
+@pytest.mark.parametrize(("beside", "number"), [(True, 3), (False, None)])
+def test_a_run_that_lost_the_race_of_its_day_becomes_the_next(beside, number, tmp_path):
+    store = LocalStore(tmp_path)
+    ledger.append(store, entry("dt=1", file("a", digest="da")))
+    ledger.append(store, entry("dt=1", file("b", digest="db"), seq=2, run=2, key="other"))
+    mine = entry("dt=1", file("c", digest="dc"), seq=2, run=2, key="mine")
+    if number is None:
+        with pytest.raises(ConflictError, match="another run committed this slot"):
+            commit(store, mine, beside=beside)
+        assert len(ledger.read_ledger(store)) == 2
+    else:
+        committed = commit(store, mine, beside=beside)
+        assert (committed.seq, committed.run) == (3, number)
+
+
+@pytest.mark.parametrize("replaced_by", [2, 3])
+def test_no_run_is_added_to_a_version_that_was_replaced(replaced_by, tmp_path):
+    store = LocalStore(tmp_path)
+    ledger.append(store, entry("dt=1", file("a", digest="da")))
+    ledger.append(store, entry("dt=1", file("a", digest="d2"), seq=2, version=replaced_by, key="other"))
+    with pytest.raises(ConflictError, match="another run committed this slot"):
+        commit(store, entry("dt=1", file("c", digest="dc"), seq=2, run=2, key="mine"), beside=True)
 
 
 def test_uncovered_rows_are_the_gaps_between_intervals():
@@ -271,8 +312,12 @@ def test_the_ledger_takes_one_entry_a_sequence_number(tmp_path):
 
 def test_a_control_file_of_another_version_is_a_conflict(tmp_path):
     store = LocalStore(tmp_path)
-    store.put(ledger.entry_key(1), entry("dt=1").model_copy(update={"schema_version": 2}).to_bytes())
-    with pytest.raises(ConflictError, match="expected schema_version 1, found 2"):
+    store.put(ledger.entry_key(1), entry("dt=1").model_copy(update={"schema_version": 1}).to_bytes())
+    with pytest.raises(ConflictError, match="expected schema_version 2, found 1") as caught:
+        ledger.read_ledger(store)
+    assert "Choose a new `output`" in str(caught.value)
+    store.put(ledger.entry_key(1), entry("dt=1").model_copy(update={"schema_version": 3}).to_bytes())
+    with pytest.raises(ConflictError, match="expected schema_version 2, found 3"):
         ledger.read_ledger(store)
     store.put(ledger.entry_key(1), b"{}")
     with pytest.raises(ConflictError, match="damaged or edited"):

@@ -26,9 +26,8 @@ from bertray.storage import plan as planning
 from bertray.storage.commit import commit, make_entry
 from bertray.storage.gc import find_garbage, remove
 from bertray.storage.records import FileRecord, Plan, Receipt, Span, StagedFile
-from bertray.storage.store import SUCCESS, StoredFile
+from bertray.storage.store import SUCCESS, Runs, StoredFile, publish_by_copy
 
-FILES = {"a": 4, "b": 3}
 OLD = datetime(2000, 1, 1, tzinfo=UTC)
 
 
@@ -76,29 +75,18 @@ class MemStore:
     def delete(self, key: str) -> None:
         self.request(lambda: self.values.pop(key, None))
 
-    def publish(self, staged: Sequence[tuple[str, str]], folder: str, obsolete: Collection[str] = ()) -> None:
-        wanted = {name for _, name in staged}
-        found = {key.rpartition("/")[2] for key in self.keys(folder)}
-        if found == {*wanted, SUCCESS} or not found <= {*wanted, *obsolete, SUCCESS}:
-            return
-        if found & set(obsolete):
-            self.delete(f"{folder}/{SUCCESS}")
-        for key, name in staged:
-            self.request(partial(self._copy, key, f"{folder}/{name}"))
-        for name in found & set(obsolete):
-            self.delete(f"{folder}/{name}")
-        self.put(f"{folder}/{SUCCESS}", b"")
+    def copy(self, source: str, target: str) -> None:
+        def copied() -> None:
+            if source not in self.values:
+                raise FileNotFoundError(source)
+            self.values[target] = self.values[source]
 
-    def _copy(self, source: str, target: str) -> None:
-        if source not in self.values and target in self.values:
-            return
-        if source not in self.values:
-            raise InfrastructureError(f"{source}: no longer there", "")
-        self.values[target] = self.values[source]
+        self.request(copied)
 
-    def unpublish(self, folder: str, obsolete: Collection[str]) -> None:
-        for key in self.keys(folder):
-            self.delete(key)
+    def publish(
+        self, folder: str, runs: Runs, *, settled: Collection[str] = (), obsolete: Collection[str] = ()
+    ) -> bool:
+        return publish_by_copy(self, folder, runs, settled=settled, obsolete=obsolete)
 
 
 class Scheduler:
@@ -211,15 +199,14 @@ def night(
     decisions = planning.decide_files(files, entries)
     changed = [d for d in decisions if d.verdict == "changed"]
     new = [d.file for d in decisions if d.verdict == "score"]
-    version = 1
+    version, beside = planning.versions(entries).get(slot, 1), True
     if rewrite and changed:
-        old = next(entry for entry in ledger.current(entries) if entry.slot == changed[0].slot)
-        mine = {file.path for file in old.files}
-        slot, version, new = old.slot, old.version + 1, [file for file in files if file.path in mine]
+        slot, beside = changed[0].slot, False
+        version = planning.versions(entries)[slot] + 1
+        mine = {path for path, (_, entry) in planning.owners(entries).items() if entry.slot == slot}
+        new = [file for file in files if file.path in mine]
     if not new:
         return
-    if version == 1:
-        slot = planning.next_slot(slot, entries)
     key = planning.plan_key(new, "m", {}, version=version)
     plan = planning.pin_plan(
         store,
@@ -227,6 +214,7 @@ def night(
             plan_key=key,
             slot=slot,
             version=version,
+            beside=beside,
             seq=len(entries) + 1,
             run_id=attempt * 8,
             created_at=attempt,
@@ -245,10 +233,10 @@ def night(
     staged = [stage(store, plan, attempt, *shard) for shard in shards if (shard,) not in done]
     receipts = sorted(planning.without_overlap([*adopted, *staged]), key=lambda receipt: receipt.intervals)
     planning.verify_cover(plan, receipts)
-    entry = make_entry(plan, len(entries) + 1, receipts, [], adopted=len(adopted), seconds=0.0, compute_seconds=0.0)
-    entry = commit(store, entry)
+    entry = make_entry(plan, entries, receipts, [], adopted=len(adopted), seconds=0.0, compute_seconds=0.0)
+    entry = commit(store, entry, beside=plan.beside)
     if not dies:
-        ledger.publish(store, entry)
+        ledger.publish(store, entry.slot)
 
 
 def clear_up(store: MemStore) -> None:
@@ -267,26 +255,42 @@ def visible(store: MemStore) -> Counter[str]:
     return Counter(row for key in keys for row in store.values[key].decode().splitlines())
 
 
-BEFORE = [record(path, rows) for path, rows in FILES.items()]
+# Files of each run before, and whether the last of them died before it published.
+EARLIER = {
+    "nothing": ([], False),
+    "one run": ([["a", "b"]], False),
+    "one run that is not published": ([["a", "b"]], True),
+    "three runs": ([["a"], ["b"], ["d"]], False),
+    "three runs, the last not published": ([["a"], ["b"], ["d"]], True),
+}
 
 
-@pytest.mark.timeout(120)
-@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@pytest.mark.timeout(240)
+@settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
     st.integers(0, 2**32),
     st.sampled_from([0.0, 0.01, 0.05]),
-    st.sampled_from(["new files", "a rewrite", "a rewrite of what is not published"]),
+    st.sampled_from(sorted(EARLIER)),
+    st.sampled_from(["s", "t"]),
+    st.sampled_from(["nothing", "for both", "for one"]),
+    st.sampled_from([False, True]),
 )
-def test_whatever_the_order_and_the_faults_every_row_is_committed_once(seed, fault_rate, work):
+def test_whatever_the_order_and_the_faults_every_row_is_committed_once(
+    seed, fault_rate, earlier, other_slot, changes, apart
+):
+    """Two runs on one slot or on two, with the same new file or one each, and maybe a file that changed."""
     store = MemStore()
-    after = [*BEFORE, record("c", 3)]
-    rewrite = work != "new files"
-    if rewrite:
-        night(store, BEFORE, "s", "z", dies=work.endswith("not published"))
-        after = [record("a", 5, "2"), *after[1:]]
+    runs_before, dies = EARLIER[earlier]
+    known: list[FileRecord] = []
+    for number, paths in enumerate(runs_before):
+        known += [record(path, {"a": 4, "b": 3, "d": 2}[path]) for path in paths]
+        night(store, known, "s", f"z{number}", dies=dies and number == len(runs_before) - 1)
+    rewrite = changes != "nothing" and bool(known)
+    after = [record("a", 5, "2") if rewrite and file.path == "a" else file for file in known]
+    ours, theirs = [*after, record("c", 3)], [*after, record("e" if apart else "c", 3)]
     runs = [
-        lambda: night(store, after, "s", "x", rewrite=rewrite),
-        lambda: night(store, after, "t", "y", rewrite=rewrite),
+        lambda: night(store, ours, "s", "x", rewrite=rewrite),
+        lambda: night(store, theirs, other_slot, "y", rewrite=rewrite and changes == "for both"),
         lambda: clear_up(store),
     ]
     ended = Scheduler(store, seed, fault_rate).run(*runs)
@@ -300,9 +304,14 @@ def test_whatever_the_order_and_the_faults_every_row_is_committed_once(seed, fau
     assert exact == Counter(f"{f.path}{f.digest[len(f.path) :]}:{row}" for f in held for row in range(f.rows_in))
     assert max(exact.values(), default=1) == 1
     # And the same commands again, undisturbed, bring everything to its end.
-    for attempt in ("v", "w"):
-        night(store, after, "s", attempt, rewrite=rewrite)
-    assert visible(store) == rows_of(after)
+    everything = [*ours, *(file for file in theirs if file not in ours)]
+    for attempt in ("u", "v", "w"):
+        night(store, everything, "s", attempt, rewrite=rewrite)
+    assert visible(store) == rows_of(everything)
+    current = ledger.current(ledger.read_ledger(store))
     assert {key for key in store.values if key.endswith(SUCCESS)} == {
-        f"data/{entry.slot}/{SUCCESS}" for entry in ledger.current(ledger.read_ledger(store))
+        f"data/{entry.folder}/{SUCCESS}" for entry in current
     }
+    for slot in {entry.slot for entry in current}:
+        runs_of_slot = [entry.run for entry in current if entry.slot == slot]
+        assert runs_of_slot == list(range(1, len(runs_of_slot) + 1))
