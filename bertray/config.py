@@ -11,7 +11,6 @@ import math
 import re
 from collections.abc import Hashable, Mapping, Sequence
 from datetime import date
-from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, ClassVar, Literal, Union, get_args, get_origin
 
@@ -21,6 +20,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from bertray.errors import ConfigError
+from bertray.paths import local_path
 
 MAX_CONFIG_BYTES = 1 << 20
 SLOT_PATTERN = re.compile(r"^(?!\.+$)[A-Za-z0-9_.=-]{1,128}$")
@@ -497,7 +497,9 @@ class NightConfig(Common):
     verb: ClassVar[str]
 
     input: Paths = Field(..., description="review files: file, folder, glob or list")
-    slot: Text | None = Field(None, description="name of tonight's partition; by default dt=<UTC date>")
+    slot: Text | None = Field(
+        None, description="name of the partition; by default dt=<UTC date>, to which a later run of the day adds run=2"
+    )
     keep_columns: tuple[Text, ...] = Field((), description="input columns copied to the output")
     max_length: int | None = Field(None, ge=8, description="by default the bundle's")
     long_text: LongText | None = Field(None, description="by default the bundle's")
@@ -510,7 +512,7 @@ class NightConfig(Common):
         description="refuse above it, once 100 rows are quarantined; below 1, also a night of which nothing was scored",
     )
     on_changed_file: Literal["refuse", "replace"] = Field(
-        "refuse", description="a scored file that changed; replace: its slot gets a new version"
+        "refuse", description="a scored file that changed; replace: its slot gets a new version, in one run"
     )
     rescore: Literal["never", "replace"] = Field(
         "never", description="slots scored with another model; replace: each gets a new version"
@@ -823,7 +825,7 @@ def _parse_yaml(text: str, where: str) -> Any:
 
 
 def _read_file(path: str) -> dict[str, Any]:
-    file = Path(path)
+    file = local_path(path)
     if not file.is_file():
         raise ConfigError(f"-c {path}: no such file.", "Give the path of a YAML file; examples lie in jobs/configs/.")
     if file.stat().st_size > MAX_CONFIG_BYTES:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 from bertray.errors import ConfigError
 
-_FILE = "file://"
+_FILE = "file:"
 
 
 def is_uri(path: str) -> bool:
@@ -17,11 +17,12 @@ def is_uri(path: str) -> bool:
 
 
 def is_file_uri(path: str) -> bool:
-    return path[: len(_FILE)].lower() == _FILE
+    """True for `file:///folder`, and the short form `file:/folder`."""
+    return path[: len(_FILE) + 1].lower() == f"{_FILE}/"
 
 
 def local_path(path: str) -> Path:
-    """A local path or `file://` address as an absolute path; symbolic links stay as they are.
+    """A local path or `file:` address as an absolute path; symbolic links stay as they are.
 
     `~` and `~user` at its beginning are home folders, as in a shell; a file that is really called so wins.
 
@@ -29,7 +30,7 @@ def local_path(path: str) -> Path:
         ConfigError: nobody knows that home folder, or the address names another machine.
     """
     text = _of_file_uri(path) if is_file_uri(path) else path
-    first, _, _ = text.partition("/")
+    first = text.partition("/")[0]
     if not first.startswith("~") or os.path.lexists(first):
         return Path(text).absolute()
     expanded = os.path.expanduser(text)  # noqa: PTH111 - leaves an unknown user's as it is, which is told here
@@ -43,11 +44,14 @@ def local_path(path: str) -> Path:
 def _of_file_uri(uri: str) -> str:
     """`/a b` of `file:///a%20b`. What follows a `?` or `#` belongs to the name, as in a path."""
     rest = uri[len(_FILE) :]
-    host = urlsplit(f"//{rest}").netloc
-    if rest.startswith(("~", ".")):  # not by the book, yet clear
+    if not rest.startswith("//"):
         return unquote(rest)
+    host, slash, below = rest[2:].partition("/")
+    if host.startswith(("~", ".")):  # not by the book, yet clear
+        return unquote(rest[2:])
     if host not in ("", "localhost"):
         raise ConfigError(
-            f"{uri}: expected a file of this machine, found the host {host!r}.", f"Write {_FILE}/folder, or a path."
+            f"{uri}: expected a file of this machine, found the host {host!r}.",
+            "Write file:///folder/file with three slashes, or the path alone.",
         )
-    return unquote(rest[len(host) :])
+    return unquote(slash + below)

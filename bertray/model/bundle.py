@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from bertray.config import Cleaning
 from bertray.errors import ConfigError, ConflictError, InfrastructureError
+from bertray.paths import is_uri, local_path
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -120,7 +121,7 @@ def resolve_model(model: str) -> Path:
     """
     if model == "bundled":
         return bundled_model()
-    if "://" in model:
+    if is_uri(model):
         scheme, _, rest = model.partition("://")
         if scheme not in _REMOTE_SCHEMES or not rest.partition("/")[0]:
             found = f"{scheme}:// without one" if scheme in _REMOTE_SCHEMES else f"{scheme}://"
@@ -129,7 +130,7 @@ def resolve_model(model: str) -> Path:
                 "Give a prefix like s3://bucket/run/model, a local folder, a hub id, or `bundled`.",
             )
         return _checked(_downloaded(model), model)
-    folder = Path(model).expanduser()
+    folder = local_path(model)
     if folder.is_dir():
         return _checked(folder, model)
     if not _HUB_ID.match(model) or model.startswith("."):

@@ -28,6 +28,7 @@ from bertray.environment import environment_of_user
 from bertray.errors import ConflictError
 from bertray.model.bundle import read_info
 from bertray.model.engine import choose_dtype
+from bertray.paths import local_path
 from bertray.pipelines.cluster import Resources, configure_data, machines_of_cluster, ray_session
 from bertray.pipelines.demo import REVIEWS
 from bertray.pipelines.inputs import check_installed, check_length, open_inputs
@@ -52,7 +53,7 @@ def run_benchmark(config: BenchmarkConfig) -> int:
         choose_dtype("int8", torch.device("cpu"))  # says so where this CPU has none
     check_length(config.max_length, config.model, measure.tokenizer_folder(config.model))
     texts = _sample(config)
-    root = _fresh_folder(Path(config.output).absolute())
+    root = _fresh_folder(local_path(config.output))
     with ray_session(config.workers, imports=("ray.data",)) as resources:
         trial = measure.open_trial(
             root,

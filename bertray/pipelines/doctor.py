@@ -17,6 +17,7 @@ from bertray.config import DoctorConfig, Workers
 from bertray.console import say
 from bertray.errors import BertrayError, ConfigError, InfrastructureError
 from bertray.model.bundle import resolve_model
+from bertray.paths import is_uri
 from bertray.pipelines.cluster import READER_CPUS, ray_session
 from bertray.pipelines.runs import check_put_if_absent
 from bertray.storage.store import open_store
@@ -99,9 +100,9 @@ def _storage(output: str | None) -> str:
     with _folder(output) as root:
         store = open_store(root)
         check_put_if_absent(store, single_writer=False)
-        if "://" in root:
+        if is_uri(root):
             return f"{root}: writable, put-if-absent holds"
-        free = shutil.disk_usage(root).free
+        free = shutil.disk_usage(store.root).free
         if free < MIN_FREE_DISK:
             raise InfrastructureError(f"{root}: {free >> 20} MB free.", "Free some space, or choose another disk.")
         return f"{root}: writable, put-if-absent holds, {free / 2**30:.0f} GB free"

@@ -9,14 +9,14 @@ import io
 import os
 import re
 import zlib
-from pathlib import Path
 from typing import IO, Any, cast
-from urllib.parse import unquote, urlsplit
+from urllib.parse import urlsplit
 
 import pyarrow as pa
 import pyarrow.fs as pafs
 
 from bertray.errors import BertrayError, ConfigError, InfrastructureError
+from bertray.paths import local_path
 
 REMOTE_SCHEMES = ("s3", "gs")
 _PIECE_BYTES = 1 << 20
@@ -34,24 +34,6 @@ def scheme_of(path: str) -> str:
         return "file"
     head, separator, _ = path.partition("://")
     return head.lower() if separator and re.fullmatch(r"[A-Za-z][A-Za-z0-9+.-]*", head) else ""
-
-
-def local_path(path: str) -> Path:
-    """A local path or file: URI, made absolute; `~` and `~user` are home folders, symbolic links stay as they are.
-
-    Raises:
-        ConfigError: a URI names another machine.
-    """
-    if scheme_of(path) == "file":
-        rest = path[len("file:") :]
-        host, _, below = rest.removeprefix("//").partition("/") if rest.startswith("//") else ("", "", rest.lstrip("/"))
-        if host not in ("", "localhost"):
-            raise ConfigError(
-                f"{path}: expected a file of this machine, found the host {host!r}.",
-                "Write file:///folder/file with three slashes, or the path alone.",
-            )
-        path = "/" + unquote(below)
-    return Path(os.path.expanduser(path)).absolute()  # noqa: PTH111 - to pathlib "./~x" is a home, and "~x" an error
 
 
 def printable(path: str) -> str:

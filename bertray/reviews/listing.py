@@ -16,8 +16,9 @@ import pyarrow.fs as pafs
 
 from bertray.config import TextFormat
 from bertray.errors import ConfigError, did_you_mean
+from bertray.paths import local_path
 from bertray.reviews import acl_imdb, hub
-from bertray.reviews.files import check_uri, filesystem_of, local_path, printable, reading, scheme_of, stamp
+from bertray.reviews.files import check_uri, filesystem_of, printable, reading, scheme_of, stamp
 from bertray.reviews.inputs import FileEntry
 from bertray.reviews.places import MARKING_FOLDERS, Mark, check_apart, mark_of, marks_above, refuse_marked
 

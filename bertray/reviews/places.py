@@ -13,7 +13,8 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 
 from bertray.errors import ConfigError, DataRefused
-from bertray.reviews.files import filesystem_of, local_path, scheme_of
+from bertray.paths import local_path
+from bertray.reviews.files import filesystem_of, scheme_of
 
 _OUTPUT = "an output of bertray"
 _MARKS = {

@@ -62,7 +62,6 @@ def rewrite(path: Path, **fields: object) -> None:
     ("model", "found"),
     [
         ("http://example.org/model", "http://"),
-        ("file:///tmp/model", "file://"),
         ("foo://bucket/model", "foo://"),
         ("hub://org/name", "hub://"),
         ("s3://", "s3:// without one"),
