@@ -31,6 +31,7 @@ ME = pwd.getpwuid(0)
         ("file:///a%20b/c", "/a b/c"),
         ("FILE:///a/%7Euser", "/a/~user"),
         ("file://localhost/a", "/a"),
+        ("file:/a%20b", "/a b"),
         ("file:///a?b#c", "/a?b#c"),
         ("file://~/out", "{home}/out"),
         ("~$lock.xlsx", "{here}/~$lock.xlsx"),

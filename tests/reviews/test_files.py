@@ -15,32 +15,13 @@ import pytest
 from bertray.config import TextFormat
 from bertray.errors import ConfigError, InfrastructureError
 from bertray.reviews import files
-from bertray.reviews.files import content_digest, local_path, printable
+from bertray.reviews.files import content_digest, printable
 from bertray.reviews.sources import BadFile, InputFile, ReadSpec, inspect, list_inputs, plan_shards, read_shard
 
 AUTO = TextFormat()
 
 
 # --- local paths -----------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("path", "expected"),
-    [
-        ("file:///data/in%20box/a%23b.csv", "/data/in box/a#b.csv"),
-        ("file://localhost/data/a.csv", "/data/a.csv"),
-        ("file:/data/a.csv", "/data/a.csv"),
-        ("FILE:///data/a.csv", "/data/a.csv"),
-        ("/data/in%20box/a.csv", "/data/in%20box/a.csv"),  # no URI: the name is as it stands
-        ("~/in", "HOME/in"),
-        ("./~/in", "CWD/~/in"),
-        ("~nobody-here/in", "CWD/~nobody-here/in"),
-    ],
-)
-def test_a_local_path_is_a_path_a_uri_or_below_a_home(path, expected, monkeypatch, tmp_path):
-    monkeypatch.setenv("HOME", "/home/me")
-    monkeypatch.chdir(tmp_path)
-    assert str(local_path(path)) == expected.replace("HOME", "/home/me").replace("CWD", str(tmp_path))
 
 
 def test_a_uri_of_another_machine_is_refused():
