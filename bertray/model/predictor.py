@@ -93,11 +93,11 @@ def within_memory(
     while True:
         try:
             return compute(seqs)
-        except RuntimeError as error:
+        except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
             budget, longest = engine.max_tokens_per_pack, int(seqs.lens_S.max())
-            message = str(error).splitlines()[0]
+            message = (str(error) or type(error).__name__).splitlines()[0]
         # Outside the handler: the traceback holds the tensors that filled the memory.
         if budget <= longest:
             raise InfrastructureError(

@@ -185,9 +185,11 @@ class _EmbedTokenShard:
 
     def embed(self, number: int) -> None:
         """Compute and write the vectors of one token shard."""
+        from bertray.model.predictor import within_memory
+
         source, target = self._work[number]
         tokens = pa.ipc.open_file(pa.py_buffer(self._store.get(source))).read_all()
-        vectors_ND = self._engine.logits(sequences(one_sequence_each(tokens)))
+        vectors_ND = within_memory(self._engine, self._engine.logits, sequences(one_sequence_each(tokens)))
         values = pa.FixedSizeListArray.from_arrays(pa.array(vectors_ND.ravel()), vectors_ND.shape[1])
         self._store.put(target, to_ipc(pa.table({FEATURES: values})))
 

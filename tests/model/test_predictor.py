@@ -10,6 +10,8 @@ import pytest
 import torch
 
 from bertray.errors import InfrastructureError
+from bertray.model.embedder import Embedder
+from bertray.model.kernels import done
 from bertray.model.predictor import Predictor
 from bertray.model.tokenization import ReviewTokenizer, sequences
 
@@ -73,7 +75,17 @@ def test_review_with_a_logit_that_is_not_finite_has_nan_and_the_others_their_pro
     np.testing.assert_allclose(probs[[1, 2, 4, 5]], expected[[1, 2, 4, 5]], atol=1e-6)
 
 
-@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory."), RuntimeError(CPU_MESSAGE)])
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory."),
+        RuntimeError(CPU_MESSAGE),
+        MemoryError("kernels: not enough memory for a thread's working space"),
+        np._core._exceptions._ArrayMemoryError((1 << 40,), np.dtype("float32")),
+        MemoryError(),
+    ],
+    ids=lambda error: type(error).__name__,
+)
 def test_out_of_memory_halves_the_token_budget_for_good(predictor, tokenizer, monkeypatch, caplog, error):
     words = np.array(["the", "film", "was", "good", "not", "a", "real", "bad"])
     texts = [" ".join(row) for row in words[np.random.default_rng(0).integers(len(words), size=(120, 9))]]
@@ -113,6 +125,33 @@ def test_out_of_memory_with_one_sequence_is_an_infrastructure_error(predictor, t
         predictor.probs(table)
     assert sizes[-1] == 1
     assert len(sizes) == 4  # all, half of what there is (not of the budget), a quarter, an eighth: less than a sequence
+
+
+def test_vectors_survive_it_too(make_classifier, tokenizer, monkeypatch):
+    embedder = Embedder(make_classifier("bert", 3), precision="fp32")
+    table = tokenizer.encode(pa.array([*TEXTS, *(f"{text} a" for text in TEXTS)]))
+    expected = Embedder(make_classifier("bert", 3), precision="fp32").vectors(table)
+    expected_of_tokens = embedder.token_vectors(table)
+    packs = embedder.engine._packs
+
+    def packs_in_little_memory(seqs):
+        if embedder.engine.max_tokens_per_pack > 20:
+            raise MemoryError
+        return packs(seqs)
+
+    monkeypatch.setattr(embedder.engine, "_packs", packs_in_little_memory)
+    np.testing.assert_allclose(embedder.vectors(table), expected, atol=1e-5)
+    np.testing.assert_allclose(embedder.token_vectors(table), expected_of_tokens, atol=1e-5)
+    assert embedder.engine.max_tokens_per_pack <= 20
+
+
+def test_a_kernel_tells_memory_from_a_size_that_it_cannot_compute():
+    result = torch.zeros(1)
+    assert done(0, result) is result
+    with pytest.raises(MemoryError, match="not enough memory"):
+        done(1, result)
+    with pytest.raises(ValueError, match="expected heads of a size for tiles"):
+        done(2, result)
 
 
 def test_other_errors_are_not_taken_for_memory(predictor, tokenizer, monkeypatch):

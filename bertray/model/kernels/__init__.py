@@ -205,10 +205,20 @@ class _NormOf:
         self.struct = _Norm(*(tensor.data_ptr() for tensor in self._numbers), norm.eps)
 
 
+_NO_MEMORY = 1  # what kernels return besides 0; 2: heads of no size for tiles
+
+
 def done(failed: int, result: Tensor) -> Tensor:
-    """The result of a kernel, where it has not failed."""
+    """The result of a kernel, where it has not failed.
+
+    Raises:
+        MemoryError: no memory for the working space of a thread.
+        ValueError: heads of a size that `fits` refuses.
+    """
+    if failed == _NO_MEMORY:
+        raise MemoryError("kernels: not enough memory for a thread's working space")
     if failed:
-        raise MemoryError("kernels: not enough memory for a thread's working space, or a head of no size for tiles")
+        raise ValueError("kernels: expected heads of a size for tiles, found another")
     return result
 
 

@@ -383,11 +383,12 @@ int bertray_allow_tiles() {
 }
 
 // Queries, keys and values of head h begin at `+ h * size`; rows of a token lie a stride apart. Sequence b has queries
-// [query_bounds[b], query_bounds[b + 1]) and keys alike. Returns 0, or 1 where a head has no size for tiles or memory is out.
+// [query_bounds[b], query_bounds[b + 1]) and keys alike. Returns 0,
+// 1 where memory is out, or 2 where a head has no size for tiles.
 int bertray_attention(const bf16* query, int64_t query_stride, const bf16* key, const bf16* value, int64_t key_stride,
                       const int32_t* query_bounds, const int32_t* key_bounds, int64_t num_sequences, int num_heads,
                       int size, bf16* out, int64_t out_stride, int num_threads) {
-  if (size % WIDE != 0 || size > MOST_WIDE * WIDE) return 1;
+  if (size % WIDE != 0 || size > MOST_WIDE * WIDE) return 2;
   const int wide = size / WIDE;
   int64_t most_keys = 0;
   for (int64_t b = 0; b < num_sequences; ++b) most_keys = std::max<int64_t>(most_keys, key_bounds[b + 1] - key_bounds[b]);
@@ -419,12 +420,12 @@ int bertray_attention(const bf16* query, int64_t query_stride, const bf16* key, 
 }
 
 // Attention within each sequence of `x`, [T, D], by queries, keys and values that `linear` makes of it: those of the first
-// head side by side, then those of the next. What a thread makes of some sequences stays in its cache. Returns 0, or 1 where
-// memory is out or a head has no size for tiles.
+// head side by side, then those of the next. What a thread makes of some sequences stays in its cache. Returns 0, 1 where
+// memory is out, or 2 where a head has no size for tiles.
 int bertray_self_attention(const bf16* x, const Linear* linear, const int32_t* bounds, int64_t num_sequences, int num_heads,
                            bf16* out, int num_threads) {
   const int64_t hidden = linear->inputs, size = linear->outputs / num_heads / 3, num_rows = bounds[num_sequences];
-  if (size % WIDE != 0 || size > MOST_WIDE * WIDE) return 1;
+  if (size % WIDE != 0 || size > MOST_WIDE * WIDE) return 2;
   const int64_t stride = 3 * size;
   // A sequence belongs to the block in which it begins.
   const int64_t block = block_of(num_rows, MOST_ROWS, num_threads), num_blocks = (num_rows + block - 1) / block;
@@ -474,7 +475,7 @@ int bertray_attention_gradient(const bf16* query, const bf16* key, const bf16* v
                                int64_t upstream_stride, const int32_t* bounds, int64_t num_sequences, int num_heads,
                                int size, bf16* query_gradient, bf16* key_gradient, bf16* value_gradient,
                                int64_t gradient_stride, int num_threads) {
-  if (size % WIDE != 0 || size > MOST_WIDE * WIDE) return 1;
+  if (size % WIDE != 0 || size > MOST_WIDE * WIDE) return 2;
   int64_t longest = 0;
   for (int64_t b = 0; b < num_sequences; ++b) longest = std::max<int64_t>(longest, bounds[b + 1] - bounds[b]);
   const float scale = 1.0f / std::sqrt(static_cast<float>(size));
