@@ -35,18 +35,17 @@ def embed(tmp_path, tiny_encoder, monkeypatch):
 def make_bundle(encoder, folder, long_text: str = "head"):
     """A classifier with another encoder than `encoder`, as a bundle."""
     import torch
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+    from transformers import AutoModelForSequenceClassification
 
     torch.manual_seed(1)
     model = AutoModelForSequenceClassification.from_pretrained(encoder, num_labels=2)
     with torch.no_grad():
         model.get_input_embeddings().weight.add_(0.01)
-    tokenizer = AutoTokenizer.from_pretrained(encoder)
     values: dict[str, str | None] = {"neg": "neg", "pos": "pos"}
     info = BundleInfo(
         labels=("neg", "pos"), label_values=values, max_length=24, long_text=long_text, cleaning=Cleaning()
     )
-    write_bundle(folder, model, tokenizer, info, "A card.\n")
+    write_bundle(folder, model, encoder, info, "A card.\n")
     return folder
 
 

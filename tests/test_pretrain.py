@@ -33,6 +33,7 @@ def test_an_encoder_is_adapted_and_train_takes_it(tiny_encoder, corpus, tmp_path
         "model/model.safetensors",
         "model/tokenizer.json",
         "model/tokenizer_config.json",
+        "model/vocab.txt",
         "report.html",
     ]
     assert not [name for name in left if "checkpoints" in name or "control/base" in name]

@@ -53,11 +53,11 @@ def test_the_second_text_of_a_pair_reaches_the_model(tiny_encoder, tmp_path):
     [(True, None, "was trained on pairs of texts, and no second"), (False, "aspect", "was trained on single texts")],
 )
 def test_a_model_of_pairs_wants_pairs_and_another_does_not(of_pairs, column, said, tiny_encoder, tmp_path):
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+    from transformers import AutoModelForSequenceClassification
 
     model = AutoModelForSequenceClassification.from_pretrained(tiny_encoder)
     info = BundleInfo(**{**INFO.__dict__, "text_pair": of_pairs})
-    write_bundle(tmp_path / "model", model, AutoTokenizer.from_pretrained(tiny_encoder), info, "")
+    write_bundle(tmp_path / "model", model, tiny_encoder, info, "")
 
     def opened(text_pair: str | None) -> BundleInfo:
         columns = Columns(text_pair=text_pair)

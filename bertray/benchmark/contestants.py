@@ -66,6 +66,18 @@ def rival_dtype(device: str) -> torch.dtype:
     return torch.float16 if device.startswith("cuda") else torch.float32
 
 
+def _rival_model(task: Task, **options: Any) -> Any:
+    from transformers import AutoModelForSequenceClassification
+
+    return AutoModelForSequenceClassification.from_pretrained(task.model, trust_remote_code=False, **options)
+
+
+def _rival_tokenizer(task: Task) -> Any:
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(task.model, trust_remote_code=False)
+
+
 def pipeline_classifier(model: str, max_length: int, device: str, batch_size: int) -> Any:
     """The `pipeline` of transformers as most people write it: batches in order of arrival, padded to their longest."""
     from transformers import pipeline
@@ -79,6 +91,7 @@ def pipeline_classifier(model: str, max_length: int, device: str, batch_size: in
         batch_size=batch_size,
         truncation=True,
         max_length=max_length,
+        trust_remote_code=False,
     )
 
 
@@ -94,10 +107,8 @@ def _pipeline(task: Task) -> Classify:
 
 def _padded(task: Task) -> Classify:
     """Texts sorted by length, so that batches of `batch_size` hold little padding; plain PyTorch."""
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(task.model)
-    model = AutoModelForSequenceClassification.from_pretrained(task.model, dtype=rival_dtype(task.device))
+    tokenizer = _rival_tokenizer(task)
+    model = _rival_model(task, dtype=rival_dtype(task.device))
     model = model.to(task.device).eval()
 
     def run(texts: list[str]) -> tuple[list[str], list[float]]:
@@ -119,14 +130,13 @@ def _padded(task: Task) -> Classify:
 def _openvino(task: Task) -> Classify:
     """OpenVINO with what makes it fast: our tokens, longest first in few shapes, in the precision of this processor."""
     import openvino
-    from transformers import AutoModelForSequenceClassification
 
     from bertray.model.engine import choose_dtype, padded_inputs
     from bertray.model.packing import plan_packs
     from bertray.model.tokenization import ReviewTokenizer
 
     # OpenVINO fuses plain attention itself; what it is traced with are shapes only.
-    model = AutoModelForSequenceClassification.from_pretrained(task.model, attn_implementation="eager").eval()
+    model = _rival_model(task, attn_implementation="eager").eval()
     example = dict.fromkeys(("input_ids", "attention_mask"), torch.ones(2, 8, dtype=torch.int64))
     traced = openvino.convert_model(model, example_input=example)
     bf16 = choose_dtype("auto", torch.device("cpu")) == torch.bfloat16
@@ -181,9 +191,7 @@ def _in_windows(
 
 def _train_tutorial(task: Task) -> Run:
     """The loop of the tutorials: every text padded to `max_length`, fp32, a step a batch."""
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(task.model)
+    tokenizer = _rival_tokenizer(task)
     texts = _texts(task)
     encoded = tokenizer(
         texts, truncation=True, max_length=task.max_length, padding="max_length", return_tensors="pt"
@@ -192,7 +200,7 @@ def _train_tutorial(task: Task) -> Run:
 
     def run() -> float:
         torch.manual_seed(0)
-        model = AutoModelForSequenceClassification.from_pretrained(task.model, dtype=torch.float32).to(task.device)
+        model = _rival_model(task, dtype=torch.float32).to(task.device)
         optimizer = torch.optim.AdamW(model.parameters(), lr=_LEARNING_RATE)
         model.train()
         start = time.perf_counter()
@@ -244,13 +252,12 @@ def _train_bertray(task: Task) -> Run:
 
 def _limit(task: Task) -> Run:
     """Matrix products of the model's own shapes, in the precision that we pick: the seconds of 1e12 operations."""
-    from transformers import AutoConfig
-
     from bertray.benchmark.limit import ModelShape, matmul_rate
     from bertray.model.engine import choose_dtype
+    from bertray.model.pretrained import load_config
 
     device = torch.device(task.device)
-    shape, dtype = ModelShape.of(AutoConfig.from_pretrained(task.model)), choose_dtype("auto", device)
+    shape, dtype = ModelShape.of(load_config(Path(task.model))), choose_dtype("auto", device)
 
     def run() -> float:
         seconds = 1e12 / matmul_rate(shape, dtype, device)

@@ -24,6 +24,7 @@ from bertray.benchmark.memory import watched
 from bertray.config import Cleaning
 from bertray.environment import COMPUTE_ENV, unless_chosen
 from bertray.model.bundle import BundleInfo, bundled_model, read_info, resolve_model, write_bundle
+from bertray.model.pretrained import load_config, load_for_training
 
 TITLES = {
     "bertray": "bertray score",
@@ -114,9 +115,7 @@ class Trial:
 
     @property
     def shape(self) -> ModelShape:
-        from transformers import AutoConfig
-
-        return ModelShape.of(AutoConfig.from_pretrained(self.model))
+        return ModelShape.of(load_config(self.model))
 
     def runs(self, name: str) -> Runs:
         """An empty record of a way; a backward pass counts as two forward ones."""
@@ -176,20 +175,24 @@ def classifier_of(folder: Path, model: str, max_length: int, seed: int) -> Path:
         read_info(found, model=model)
         return found
     import torch
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertConfig
+    from transformers import BertConfig, BertForSequenceClassification
 
     torch.manual_seed(seed)
     labels = ("negative", "positive")
     if model == UNTRAINED:
-        classifier = AutoModelForSequenceClassification.from_config(BertConfig())  # of two labels, and 30,522 pieces
+        classifier: Any = BertForSequenceClassification(BertConfig())  # of two labels, and 30,522 pieces
     else:
-        classifier = AutoModelForSequenceClassification.from_pretrained(found, num_labels=2, use_safetensors=True)
+        classifier, _ = load_for_training("SequenceClassification", found, _of_two_classes)
     classifier.config.id2label = dict(enumerate(labels))
     classifier.config.label2id = {label: number for number, label in enumerate(labels)}
     values: dict[str, str | None] = {label: label for label in labels}
     info = BundleInfo(labels=labels, label_values=values, max_length=max_length, long_text="head", cleaning=Cleaning())
-    write_bundle(folder / "model", classifier, AutoTokenizer.from_pretrained(found), info, "An untrained head.\n")
+    write_bundle(folder / "model", classifier, found, info, "An untrained head.\n")
     return folder / "model"
+
+
+def _of_two_classes(config: Any) -> None:
+    config.num_labels = 2
 
 
 Way = Callable[[int, Runs], None]  # does run number N and notes what it took

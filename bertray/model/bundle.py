@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import importlib.util
 import json
@@ -10,17 +9,31 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bertray.config import Cleaning
 from bertray.errors import ConfigError, ConflictError, InfrastructureError
+from bertray.model.pretrained import (
+    TOKENIZER_FILES,
+    VOCABULARY_FILES,
+    WEIGHT_FILES,
+    check_files,
+    check_links,
+    check_tokenizer,
+    longest_input,
+    matching,
+    quiet_transformers,
+    read_json,
+    save_tokenizer,
+    single_label_classes,
+)
 from bertray.paths import is_uri, local_path
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel
 
 SCHEMA_VERSION = 1
 INFO_FILE = "bertray.json"
@@ -35,17 +48,7 @@ BUNDLED_SHA256 = {
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*(/[\w.-]+)?(@[\w./-]+)?$")
 # Only what a model needs is fetched; weights only as safetensors, never as pickles.
 _HUB_FILES = ("*.json", "*.txt", "*.model", "model*.safetensors", HEAD_FILE)
-_WEIGHT_FILES = "model*.safetensors"
 _REMOTE_SCHEMES = ("s3", "gs")
-# A tokenizer is one of these: of the library `tokenizers`, of WordPiece, of byte-level BPE, of SentencePiece.
-_VOCABULARY_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "*.model")
-_TOKENIZER_FILES = (
-    *_VOCABULARY_FILES,
-    "merges.txt",
-    "added_tokens.json",
-    "special_tokens_map.json",
-    "tokenizer_config.json",
-)
 
 CLASSIFIER = "sequence_classification"
 LINEAR_HEADS = {"mean": "linear_on_mean", "cls": "linear_on_cls"}  # pooling -> `head` of a bundle with head.safetensors
@@ -115,8 +118,8 @@ def resolve_model(model: str) -> Path:
     Every machine of a cluster calls this for itself, so that each model is fetched once per machine.
 
     Raises:
-        ConfigError: no such folder, a URI of another kind or without a bucket, no such model on the hub, or a folder
-            without config, weights as safetensors, or tokenizer.
+        ConfigError: no such folder, a URI of another kind or without a bucket, no such model on the hub, a folder
+            without config, weights as safetensors, or tokenizer, or one with a file that is not whole.
         InfrastructureError: the hub or the object store cannot be reached.
     """
     if model == "bundled":
@@ -149,41 +152,22 @@ def _checked(folder: Path, model: str) -> Path:
             f"model={model}: expected a folder with config.json and model.safetensors, found {_listing(folder)}.",
             "Give the `model` folder of a finished run, a hub id, or `bundled`.",
         )
-    _read_json(folder / "config.json", model)
-    if not _matching(folder, (_WEIGHT_FILES,)):
+    read_json(folder / "config.json", model)
+    check_links(folder, model)
+    if not matching(folder, (WEIGHT_FILES,)):
         raise ConfigError(
             f"model={model}: expected weights as model.safetensors, found {_listing(folder)}; "
             "pickled weights such as pytorch_model.bin are never loaded.",
             "Convert them: load the model with transformers and `save_pretrained` it as safetensors.",
         )
-    if not _matching(folder, _VOCABULARY_FILES):
+    if not matching(folder, VOCABULARY_FILES):
         raise ConfigError(
             f"model={model}: expected a tokenizer (tokenizer.json, vocab.txt, vocab.json or spiece.model), "
             f"found {_listing(folder)}.",
             "Save it beside the weights: `AutoTokenizer.from_pretrained(...).save_pretrained(...)`.",
         )
+    check_files(folder, model)
     return folder
-
-
-def _matching(folder: Path, patterns: Iterable[str]) -> list[Path]:
-    """Files of a folder whose name fits one of the patterns, by name, each once."""
-    return sorted({path for pattern in patterns for path in folder.glob(pattern) if path.is_file()})
-
-
-def _read_json(path: Path, model: str) -> dict[str, Any]:
-    """Raises ConfigError when the file is not a JSON object."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # JSONDecodeError, UnicodeDecodeError
-        raise ConfigError(
-            f"model={model}: expected JSON in {path.name}, found something else ({error}).", "Copy the model again."
-        ) from error
-    if not isinstance(content, dict):
-        raise ConfigError(
-            f"model={model}: expected a JSON object in {path.name}, found a {type(content).__name__}.",
-            "Copy the model again.",
-        )
-    return content
 
 
 def _listing(folder: Path) -> str:
@@ -263,30 +247,32 @@ def read_info(folder: Path, *, model: str = "") -> BundleInfo:
     """What a folder says of itself: its `bertray.json`, or for a plain classifier of the hub what its config tells.
 
     Raises:
-        ConfigError: the folder holds no classifier, or its files do not match its `model_version`.
+        ConfigError: the folder holds no classifier of one label out of at least two, its tokenizer files do not agree
+            with each other or with the model, or its files do not match its `model_version`.
     """
     where = model or str(folder)
     if (folder / INFO_FILE).is_file():
-        info = BundleInfo.from_json(_read_json(folder / INFO_FILE, where), f"model={where}")
+        info = BundleInfo.from_json(read_json(folder / INFO_FILE, where), f"model={where}")
         if info.model_version != content_version(folder, info):
             raise ConfigError(
                 f"model={where}: its files do not match the model_version {info.model_version} they were saved with.",
                 "Copy the bundle again, or train again.",
             )
         return info
-    config = _read_json(folder / "config.json", where)
-    architectures = config.get("architectures") or []
+    config = read_json(folder / "config.json", where)
+    given = config.get("architectures")
+    architectures = [name for name in given if isinstance(name, str)] if isinstance(given, list) else []
     if not any(name.endswith("ForSequenceClassification") for name in architectures):
         raise ConfigError(
             f"model={where}: expected a trained classifier, found {', '.join(architectures) or 'an encoder'}.",
             "Train one first: `bertray train model=" + where + " data.train=... output=...`.",
         )
-    id2label = {int(key): str(value) for key, value in (config.get("id2label") or {}).items()}
-    labels = tuple(id2label[i] for i in sorted(id2label)) or ("LABEL_0", "LABEL_1")
+    labels = single_label_classes(config, where)
+    check_tokenizer(folder, where)
     info = BundleInfo(
         labels=labels,
         label_values={label: label for label in labels},
-        max_length=min(512, int(config.get("max_position_embeddings", 512)) - _position_offset(config)),
+        max_length=min(512, longest_input(folder) or 512),
         long_text="head",
         cleaning=Cleaning(),
         base_model=where,
@@ -294,22 +280,10 @@ def read_info(folder: Path, *, model: str = "") -> BundleInfo:
     return replace(info, model_version=content_version(folder, info))
 
 
-def _position_offset(config: dict[str, Any]) -> int:
-    """RoBERTa counts positions from pad_token_id + 1."""
-    return 2 if config.get("model_type") in ("roberta", "xlm-roberta", "camembert") else 0
-
-
-def longest_input(folder: Path) -> int | None:
-    """Tokens the model of a folder can see at most, special tokens included; None when its config does not say."""
-    config = _read_json(folder / "config.json", str(folder))
-    positions = config.get("max_position_embeddings")
-    return None if positions is None else int(positions) - _position_offset(config)
-
-
 def write_bundle(
     target: Path,
     model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: Path,
     info: BundleInfo,
     card: str,
     head: bytes | None = None,
@@ -317,6 +291,7 @@ def write_bundle(
     """Write a bundle into an empty or absent folder, or in place of an earlier bundle; it is complete or not there.
 
     Args:
+        tokenizer: folder of the model that training started from, whose tokenizer it used.
         head: content of `head.safetensors`, where `model` is an encoder.
 
     Returns:
@@ -324,6 +299,7 @@ def write_bundle(
 
     Raises:
         ConflictError: the target holds something that is not a bundle of bertray.
+        ConfigError: the tokenizer, as written, is not the one that training used.
     """
     if target.exists() and not (target / INFO_FILE).is_file() and not (target.is_dir() and not any(target.iterdir())):
         raise ConflictError(
@@ -335,9 +311,9 @@ def write_bundle(
         shutil.rmtree(left, ignore_errors=True)
     aside = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     try:
-        _no_progress_bars()
-        model.save_pretrained(aside)
-        tokenizer.save_pretrained(aside)
+        with quiet_transformers():
+            model.save_pretrained(aside)
+        save_tokenizer(tokenizer, aside)
         if head is not None:
             (aside / HEAD_FILE).write_bytes(head)
         stored = replace(info, model_version=content_version(aside, info))
@@ -351,13 +327,6 @@ def write_bundle(
         shutil.rmtree(aside, ignore_errors=True)
         raise
     return stored
-
-
-def _no_progress_bars() -> None:
-    """A bar for one small file has no place in a job log."""
-    from transformers.utils import logging as hf_logging
-
-    hf_logging.disable_progress_bar()
 
 
 def content_version(folder: Path, info: BundleInfo) -> str:
@@ -376,7 +345,7 @@ def weights_digest(folder: Path) -> str:
     Another digest means that a model was replaced in place: its token ids or its start of training may differ.
     """
     digest = hashlib.sha256()
-    for path in _matching(folder, ("config.json", "*.safetensors", *_TOKENIZER_FILES)):
+    for path in matching(folder, ("config.json", "*.safetensors", *TOKENIZER_FILES)):
         digest.update(f"{path.name}:{file_sha256(path)}\n".encode())
     return digest.hexdigest()[:16]
 
@@ -392,17 +361,3 @@ def _content_files(folder: Path) -> Iterable[Path]:
 def file_sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-@contextlib.contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """Without warnings of a new head, where one is what we want, and without progress bars."""
-    from transformers.utils import logging as hf_logging
-
-    level = hf_logging.get_verbosity()
-    hf_logging.set_verbosity_error()
-    hf_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        hf_logging.set_verbosity(level)

@@ -24,13 +24,12 @@ from bertray.errors import ConfigError
 from bertray.model.kernels import Kernels, TiledLinear, fits
 from bertray.model.linear import KernelLinear, Linear, PlainLinear, gelu_kind
 from bertray.model.packing import Group, Pack
+from bertray.model.pretrained import OFFSET_POSITIONS
 from bertray.model.tokenization import Sequences, ranges
 
 _BERT_LIKE = ("bert", "roberta", "xlm-roberta", "camembert", "electra")
 _PACKABLE = (*_BERT_LIKE, "distilbert", "albert")
 _LINEAR = ("attended", "up", "down")  # linear layers of each layer besides those of attention
-# These number positions from pad_token_id + 1 and skip padding tokens, wherever they stand.
-OFFSET_POSITIONS = ("roberta", "xlm-roberta", "camembert")
 
 # --- one pack, as tensors --------------------------------------------------------------------------------------------
 

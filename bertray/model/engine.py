@@ -21,6 +21,7 @@ from bertray.model.kernels import kernels
 from bertray.model.lanes import Lanes
 from bertray.model.linear import PlainLinear, PrepackedLinear, QuantizedLinear, can_prepack, can_quantize
 from bertray.model.packing import Pack, plan_packs
+from bertray.model.pretrained import calling, most_positions
 from bertray.model.readout import ClassifierReadout, Readout
 from bertray.model.tokenization import Sequences, ranges
 
@@ -84,21 +85,22 @@ class Engine:
         config = model.config
         self.width = self._readout.width(model)
         """Numbers that come out for a sequence: logits of so many classes, say."""
-        self.labels: tuple[str, ...] = tuple(str(config.id2label[i]) for i in range(config.num_labels))
-        self.vocab_size: int = model.get_input_embeddings().weight.shape[0]
-        self.max_length: int | None = getattr(config, "max_position_embeddings", None)
+        self.labels: tuple[str, ...] = tuple(str(config.id2label[i]) for i in sorted(config.id2label or ()))
+        with calling(path):  # some read characters, and have no table of tokens
+            self.vocab_size: int = model.get_input_embeddings().weight.shape[0]
+        self.max_length: int | None = most_positions(model)
         """Longest sequence that the model can read, in tokens; None: it has no limit of its own."""
         self._lanes = Lanes(1)
         self._encoder: PackedEncoder | None = None
         self._padded: _PaddedModel | None = None
 
-        self.why_not_packed = self._try_to_pack(model)
+        self.why_not_packed = self._try_to_pack(path, model)
         if max_tokens_per_pack is None and self.own_kernels:
             self.max_tokens_per_pack = KERNEL_TOKENS_PER_PACK
         if self.why_not_packed:
             _log.warning("%s runs padded, more slowly: %s.", path, self.why_not_packed)
             self.quantized = False
-            self._padded = _PaddedModel(model.to(device=self.device, dtype=self.dtype), self._readout)
+            self._padded = self._tried_padded(path, model)
 
     @property
     def packed(self) -> bool:
@@ -195,14 +197,29 @@ class Engine:
                 "Use the tokenizer that belongs to the model.",
             )
 
-    def _try_to_pack(self, model: Any) -> str:
+    def _tried_padded(self, path: Path, model: Any) -> _PaddedModel:
+        """The model for padded batches, in fp32 where it cannot be called in another precision."""
+        seqs = _made_up_sequences(self.vocab_size, self.max_length or 17)
+        padded = _PaddedModel(model.to(device=self.device, dtype=self.dtype), self._readout)
+        try:
+            with calling(path), torch.inference_mode():
+                padded.all_logits(seqs, self.width)
+        except ConfigError as error:
+            if self.dtype == torch.float32:
+                raise
+            _log.warning("Computed in fp32: %s", error.message)
+            self.dtype = torch.float32
+            return self._tried_padded(path, model)
+        return padded
+
+    def _try_to_pack(self, path: Path, model: Any) -> str:
         """Build the packed encoder; returns why it cannot be used, or nothing."""
         if reason := self._readout.why_not_packable(model):
             return reason
         encoder = PackedEncoder(model, torch.float32, torch.device("cpu"))
         self.max_length = encoder.max_length
         seqs = _made_up_sequences(self.vocab_size, encoder.max_length)
-        with torch.inference_mode():
+        with calling(path), torch.inference_mode():
             expected_SC = _PaddedModel(model, self._readout).all_logits(seqs, self.width)
         # First the arithmetic, where it must be equal, then the precision and the device asked for.
         self._encoder = encoder

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bertray.config import NewEncoder, NewVocabulary
 from bertray.errors import ConfigError, DataRefused
-from bertray.model.bundle import quiet_transformers
+from bertray.model.pretrained import load_for_training, read_json, save_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -107,7 +106,7 @@ def check_shallow(source: Path, keep: int) -> None:
     """Raises:
     ConfigError: a model has no more layers than are to be kept, or is of a kind whose layers cannot be told apart.
     """
-    config = json.loads((source / "config.json").read_text(encoding="utf-8"))
+    config = read_json(source / "config.json", str(source))
     if config.get("model_type") not in SHALLOW_TYPES:
         raise ConfigError(
             f"training.keep_layers: not for a model of type {config.get('model_type')}.",
@@ -130,13 +129,9 @@ def write_shallow(source: Path, folder: Path, keep: int, *, seed: int) -> None:
     """
     import numpy as np
     import torch
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
     torch.manual_seed(seed)
-    with quiet_transformers():
-        model = AutoModelForSequenceClassification.from_pretrained(
-            source, dtype=torch.float32, use_safetensors=True, local_files_only=True
-        )
+    model, _ = load_for_training("SequenceClassification", source)
     num_layers = model.config.num_hidden_layers
     (stack,) = [
         part for part in model.base_model.modules() if isinstance(part, torch.nn.ModuleList) and len(part) == num_layers
@@ -147,4 +142,4 @@ def write_shallow(source: Path, folder: Path, keep: int, *, seed: int) -> None:
             del stack[depth]
     model.config.num_hidden_layers = keep
     model.save_pretrained(folder)
-    AutoTokenizer.from_pretrained(source).save_pretrained(folder)
+    save_tokenizer(source, folder)

@@ -15,6 +15,7 @@ from torch.nn import functional as F  # noqa: N812 - the name everyone knows
 from bertray.config import Pooling
 from bertray.model.bundle import CLASSIFIER, HEAD_FILE, INFO_FILE, LINEAR_HEADS, read_info
 from bertray.model.encoders import PackedEncoder, PackTensors, classification_head, why_not_packable
+from bertray.model.pretrained import load_classifier, load_encoder, reading
 
 
 class Readout(Protocol):
@@ -40,12 +41,7 @@ class ClassifierReadout:
     """Logits as a sequence classifier of `transformers` gives them."""
 
     def load(self, path: Path) -> Any:
-        from transformers import AutoModelForSequenceClassification
-
-        # fp32 first, whatever the file holds: the engine's self-check compares like with like.
-        return AutoModelForSequenceClassification.from_pretrained(
-            path, dtype=torch.float32, local_files_only=True, use_safetensors=True
-        ).eval()
+        return load_classifier(path)
 
     def width(self, model: Any) -> int:
         return int(model.config.num_labels)
@@ -74,20 +70,7 @@ class PooledReadout:
         self.pooling = pooling
 
     def load(self, path: Path) -> Any:
-        from transformers import AutoModel
-        from transformers.utils import logging as hf_logging
-
-        level = hf_logging.get_verbosity()
-        hf_logging.set_verbosity_error()  # the weights of another head are of no use here, and no news
-        try:
-            model, found = AutoModel.from_pretrained(
-                path, dtype=torch.float32, local_files_only=True, use_safetensors=True, output_loading_info=True
-            )
-        finally:
-            hf_logging.set_verbosity(level)
-        if any(name.startswith("pooler.") for name in found["missing_keys"]):
-            model.pooler = None  # made up at random, never asked, and another one in every bundle that is saved
-        return model.eval()
+        return load_encoder(path)
 
     def width(self, model: Any) -> int:
         return int(getattr(model.config, "hidden_size", None) or model.config.dim)
@@ -118,8 +101,9 @@ class LinearReadout(PooledReadout):
         from safetensors.torch import load_file
 
         super().__init__(pooling)
-        head = load_file(path / HEAD_FILE)
-        self._weight_CD, self._bias_C = head["weight"].float(), head["bias"].float()
+        with reading(path / HEAD_FILE):
+            head = load_file(path / HEAD_FILE)
+            self._weight_CD, self._bias_C = head["weight"].float(), head["bias"].float()
 
     def width(self, model: Any) -> int:
         return len(self._bias_C)

@@ -5,7 +5,6 @@ Legend: N reviews, S sequences (more than N where a long review becomes several 
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from numpy.typing import NDArray
 from bertray.config import LongText
 from bertray.errors import ConfigError
 from bertray.model.fast_tokenizer import common, first_difference, open_fast_tokenizer
+from bertray.model.pretrained import load_tokenizer, read_json, reading
 from bertray.schema import INPUT_IDS, N_TOKENS, SECOND_LEN, SEQ_LENS, TRUNCATED
 
 _log = logging.getLogger(__name__)
@@ -84,15 +84,16 @@ class ReviewTokenizer:
             raise ConfigError(f"long_text: expected one of {list(get_args(LongText))}, found {long_text!r}.")
         self.max_length = max_length
         self.long_text = long_text
-        self._tokenizer = _load(Path(path))
+        self._tokenizer = load_tokenizer(Path(path))
         # The file's own settings would cut or fill the ids before they are counted.
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         file = Path(path) / "tokenizer.json"
         self._fast = open_fast_tokenizer(file, self._tokenizer) if file.is_file() else None
         self._left_to_compare = _REVIEWS_COMPARED
-        self._single = _frame(self._tokenizer, pair=False)
-        self._pair = _frame(self._tokenizer, pair=True)
+        with reading(file):
+            self._single = _frame(self._tokenizer, pair=False)
+            self._pair = _frame(self._tokenizer, pair=True)
         if not self._single.num_special:
             raise ConfigError(
                 f"{path}: expected a tokenizer that frames a text with special tokens, found none.",
@@ -322,37 +323,10 @@ def _frame(tokenizer: Any, *, pair: bool) -> _Frame:
     )
 
 
-def _load(path: Path) -> Any:
-    """The `tokenizers.Tokenizer` of a model folder."""
-    file = path / "tokenizer.json"
-    if file.is_file():
-        from tokenizers import Tokenizer
-
-        tokenizer = Tokenizer.from_file(str(file))
-        if tokenizer.post_processor is not None:
-            return tokenizer
-    # Older folders hold only a vocabulary, or leave the special tokens to transformers.
-    from transformers import AutoTokenizer
-
-    try:
-        backend = getattr(AutoTokenizer.from_pretrained(path, local_files_only=True), "backend_tokenizer", None)
-    except (OSError, ValueError) as error:
-        raise ConfigError(
-            f"{path}: expected a tokenizer, found none that can be read ({str(error).splitlines()[0]}).",
-            "Save one with `AutoTokenizer.from_pretrained(...).save_pretrained(...)`.",
-        ) from error
-    if backend is None:
-        raise ConfigError(
-            f"{path}: expected a tokenizer that the library `tokenizers` can run, found a Python-only one.",
-            "Use a model whose folder has a `tokenizer.json`.",
-        )
-    return backend
-
-
 def _pad_id(tokenizer: Any, path: Path) -> int:
     """Id of the padding token: as `tokenizer_config.json` names it, else by its usual names, else 0."""
     file = path / "tokenizer_config.json"
-    named = json.loads(file.read_text(encoding="utf-8")).get("pad_token") if file.is_file() else None
+    named = read_json(file, str(path)).get("pad_token") if file.is_file() else None
     content = named.get("content") if isinstance(named, dict) else named
     for name in (content, *_PAD_NAMES):
         token_id: int | None = None if name is None else tokenizer.token_to_id(name)

@@ -17,6 +17,7 @@ from bertray.config import DoctorConfig, Workers
 from bertray.console import say
 from bertray.errors import BertrayError, ConfigError, InfrastructureError
 from bertray.model.bundle import resolve_model
+from bertray.model.pretrained import load_encoder
 from bertray.paths import is_uri
 from bertray.pipelines.cluster import READER_CPUS, ray_session
 from bertray.pipelines.runs import check_put_if_absent
@@ -118,10 +119,7 @@ def _folder(output: str | None) -> Iterator[str]:
 
 
 def _model(model: str) -> str:
-    from transformers import AutoModel
-
-    folder = resolve_model(model)
-    parameters = sum(p.numel() for p in AutoModel.from_pretrained(folder, use_safetensors=True).parameters())
+    parameters = sum(p.numel() for p in load_encoder(resolve_model(model)).parameters())
     return f"{model}: {parameters / 1e6:.1f} M parameters"
 
 

@@ -13,11 +13,11 @@ from bertray.errors import ConfigError, DataRefused
 from bertray.model.bundle import (
     INFO_FILE,
     BundleInfo,
-    longest_input,
     read_info,
     resolve_model,
     weights_digest,
 )
+from bertray.model.pretrained import check_tokenizer, longest_input
 from bertray.reviews.labels import LabelMap
 from bertray.reviews.listing import sidecar_remedy
 from bertray.reviews.places import output_that_holds
@@ -159,6 +159,7 @@ def open_encoder(config: EmbedConfig) -> BundleInfo:
         defaults = TrainConfig.model_fields
         length = config.max_length or defaults["max_length"].default
         check_length(length, config.model, folder)
+        check_tokenizer(folder, config.model)
         info = BundleInfo(
             labels=(),
             label_values={},

@@ -21,7 +21,8 @@ import bertray
 from bertray.config import PretrainConfig, to_yaml
 from bertray.console import duration, say
 from bertray.errors import ConfigError, DataRefused
-from bertray.model.bundle import quiet_transformers, resolve_model, weights_digest
+from bertray.model.bundle import resolve_model, weights_digest
+from bertray.model.pretrained import check_tokenizer, has_masked_lm, load_config, load_for_training, save_tokenizer
 from bertray.pipelines.cluster import Resources, session_for
 from bertray.pipelines.examples import ROWS_PER_SHARD, TOKENS, TokenizedData, token_shards
 from bertray.pipelines.inputs import Inputs, check_length, open_inputs, read_spec
@@ -122,17 +123,15 @@ def _given(config: PretrainConfig) -> _Base:
     Raises:
         ConfigError: it does not exist, sees fewer tokens, or is of a kind that does not guess masked tokens.
     """
-    from transformers import MODEL_FOR_MASKED_LM_MAPPING, AutoConfig
-
     from bertray.training.masking import Vocabulary
 
     folder = resolve_model(config.model)
     check_length(config.max_length, config.model, folder)
-    described = AutoConfig.from_pretrained(folder)
-    model_class = MODEL_FOR_MASKED_LM_MAPPING.get(type(described), None)
-    if model_class is None or not model_class.__name__.endswith("ForMaskedLM"):
+    check_tokenizer(folder, config.model)
+    if not has_masked_lm(folder):
+        kind = load_config(folder).model_type
         raise ConfigError(
-            f"model={config.model}: transformers has no masked language model of type {described.model_type}.",
+            f"model={config.model}: transformers has no masked language model of type {kind}.",
             "Give a BERT-family encoder.",
         )
     Vocabulary.of(folder)
@@ -198,28 +197,17 @@ def _check(examples: Examples, inputs: Inputs, base: _Base) -> None:
 
 def _write_model(config: PretrainConfig, base: _Base, outcome: Outcome, run_key: str, store: Store) -> list[str]:
     """The best epoch as a model of `transformers`; returns names of the weights that the base did not have."""
-    import torch
-    from transformers import AutoModelForMaskedLM, AutoTokenizer
-
     checkpoint = checkpoints.load_best(store, outcome.best_step, run_key)
-    with quiet_transformers():
-        model, loading = AutoModelForMaskedLM.from_pretrained(
-            base.folder,
-            dtype=torch.float32,  # as it was learned, whatever the base holds
-            use_safetensors=True,
-            output_loading_info=True,
-            local_files_only=True,
-            ignore_mismatched_sizes=True,
-        )
+    model, new_weights = load_for_training("MaskedLM", base.folder)
     checkpoints.load_model_tensors(model, checkpoint.model)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         model.save_pretrained(folder)
         _keep_pooler(base.folder, folder, model.base_model_prefix)
-        AutoTokenizer.from_pretrained(base.folder).save_pretrained(folder)
+        save_tokenizer(base.folder, folder)
         (folder / "README.md").write_text(_card(config, outcome), encoding="utf-8")
         put_folder(store, folder, "model")
-    return [] if config.from_scratch else sorted(map(str, loading["missing_keys"]))
+    return [] if config.from_scratch else new_weights
 
 
 def _keep_pooler(base: Path, target: Path, prefix: str) -> None:

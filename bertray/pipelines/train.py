@@ -18,6 +18,7 @@ from bertray.console import duration, say
 from bertray.model.bundle import CARD_FILE, LINEAR_HEADS, BundleInfo, resolve_model, weights_digest, write_bundle
 from bertray.model.calibration import fit_temperature, offsets_to_shares
 from bertray.model.making import check_shallow
+from bertray.model.pretrained import check_tokenizer, without_weights
 from bertray.pipelines import distill, features
 from bertray.pipelines.cluster import Resources, session_for
 from bertray.pipelines.evaluation import (
@@ -159,10 +160,12 @@ def check_train(config: TrainConfig) -> Path:
     """What can be told without the data; returns the folder of the base model.
 
     Raises:
-        ConfigError: a model that is not there or sees fewer tokens than `max_length`.
+        ConfigError: a model that is not there or sees fewer tokens than `max_length`, or whose tokenizer files do not
+            agree with each other or with its embeddings.
     """
     folder = resolve_model(config.model)
     check_length(config.max_length, config.model, folder)
+    check_tokenizer(folder, config.model)
     if config.training.keep_layers is not None:
         check_shallow(folder, config.training.keep_layers)
     if config.training.match_shares:
@@ -172,13 +175,9 @@ def check_train(config: TrainConfig) -> Path:
 
 def _check_output_bias(folder: Path) -> None:
     """Raises ConfigError where the decision of a classifier on this encoder could not be moved."""
-    import torch
-    from transformers import AutoConfig, AutoModelForSequenceClassification
-
     from bertray.model.encoders import output_bias
 
-    with torch.device("meta"):  # names and shapes alone
-        output_bias(AutoModelForSequenceClassification.from_config(AutoConfig.from_pretrained(folder)))
+    output_bias(without_weights("SequenceClassification", folder))
 
 
 def run_key_of(config: TrainConfig, data: LabelledData, model_folder: Path) -> str:
@@ -269,6 +268,7 @@ def _write_features_bundle(
     model = PooledReadout(config.training.pooling).load(model_folder)
     model.config.id2label = dict(enumerate(data.labels.names))
     model.config.label2id = {name: number for number, name in enumerate(data.labels.names)}
+    model.config.problem_type = "single_label_classification"
     info = replace(_info(config, data, fitted.temperature), head=LINEAR_HEADS[config.training.pooling])
     how = "a linear head on the frozen encoder"
     return *_saved(config, data, model, model_folder, info, how, store, features.to_tensors(fitted.head)), how
@@ -300,15 +300,12 @@ def _saved(
     head: bytes | None = None,
 ) -> tuple[str, BundleInfo]:
     """Write a bundle to the output; returns where it lies and its info."""
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(model_folder)
     card = model_card(config, data, info, how, model_folder)
     if isinstance(store, LocalStore):
-        return store.uri("model"), write_bundle(Path(store.uri("model")), model, tokenizer, info, card, head)
+        return store.uri("model"), write_bundle(Path(store.uri("model")), model, model_folder, info, card, head)
     with tempfile.TemporaryDirectory() as folder:
         local = Path(folder) / "model"
-        info = write_bundle(local, model, tokenizer, info, card, head)
+        info = write_bundle(local, model, model_folder, info, card, head)
         put_folder(store, local, "model")
     return store.uri("model"), info
 

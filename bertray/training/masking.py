@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from bertray.errors import ConfigError
+from bertray.model.pretrained import load_transformers_tokenizer
 
 MASKED_SHARE, RANDOM_SHARE = 0.8, 0.1  # of what is to be guessed; the rest is left as it is
 
@@ -31,9 +32,7 @@ class Vocabulary:
         Raises:
             ConfigError: it has no token to mask with.
         """
-        from transformers import AutoTokenizer
-
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        tokenizer = load_transformers_tokenizer(folder)
         if tokenizer.mask_token_id is None:
             raise ConfigError(
                 f"model: the tokenizer of {folder} has no mask token.", "Give a model that was made by masking."

@@ -14,7 +14,7 @@ import contextlib
 import inspect
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,8 +22,8 @@ import numpy as np
 
 from bertray.config import Optimization, Pretraining, Training
 from bertray.errors import ConfigError
-from bertray.model.bundle import quiet_transformers
 from bertray.model.calibration import offsets_to_shares
+from bertray.model.pretrained import calling, load_for_training, read_json, single_label_classes
 from bertray.training.masking import Masked, Masker, Vocabulary, held_out_places
 from bertray.training.order import balanced_weights, cheapest_passes, within_budget
 from bertray.training.token_shards import padded
@@ -88,6 +88,8 @@ class Objective(ABC):
             self.packed, why_not = PackedModel.of(self.model, bf16=self.bf16)
             if self.packed is None and says:
                 log.info("trains on padded batches, more slowly: %s", why_not)
+        if self.packed is None:
+            self._try_padded()
         self.net: torch.nn.Module = self.packed or self._padded_net()
         """Gives what the loss is made of; DDP wraps it."""
         self._prepare()
@@ -97,6 +99,21 @@ class Objective(ABC):
     @abstractmethod
     def _load(self, folder: Path) -> PreTrainedModel:
         """The model in fp32."""
+
+    def _try_padded(self) -> None:
+        """Call the model on two sequences; in fp32 from here on where it cannot be called in bf16."""
+        import torch
+
+        try:
+            with calling(self.folder), torch.no_grad(), self._precision():
+                tried = np.arange(4) % self.model.get_input_embeddings().weight.shape[0]
+                self.model(**self._padded([tried, tried[:2]], np.zeros(2, np.int64)))
+        except ConfigError as error:
+            if not self.bf16:
+                raise
+            log.warning("trains in fp32: %s", error.message)
+            self.bf16 = False
+            self._try_padded()
 
     def _padded_net(self) -> torch.nn.Module:
         net: torch.nn.Module = self.model
@@ -312,10 +329,8 @@ class MaskedLanguage(Objective):
         self.held_out_lens_V = shards.lens_N[self._held_out_V]
 
     def _load(self, folder: Path) -> PreTrainedModel:
-        from transformers import AutoModelForMaskedLM
-
         training = self.settings.training
-        return _loaded(AutoModelForMaskedLM, folder, training, {}, bf16=self.bf16, device=self.device)
+        return _loaded("MaskedLM", folder, training, lambda _: None, bf16=self.bf16, device=self.device)
 
     def _padded_net(self) -> torch.nn.Module:
         from bertray.training.packed import PaddedLanguageModel
@@ -406,80 +421,62 @@ def load_classifier(
 ) -> PreTrainedModel:
     """Model with a classification head for `labels`; dropout on attention weights only when asked for.
 
-    A head that knows these very classes, in whatever order, is kept; its rows are put into the order of `labels`.
+    A head that knows these very classes, in whatever order, is kept; its rows are put into the order of `labels`. A
+    multi-label or regression head is replaced.
 
     Raises:
         ConfigError: the folder lacks weights that the encoder has, or has them in other sizes.
     """
     import torch
-    from transformers import AutoConfig, AutoModelForSequenceClassification
 
-    classes = {
-        "num_labels": len(labels),
-        "id2label": dict(enumerate(labels)),
-        "label2id": {label: i for i, label in enumerate(labels)},
-    }
-    model = _loaded(AutoModelForSequenceClassification, folder, training, classes, bf16=bf16, device=device)
-    known = AutoConfig.from_pretrained(folder).id2label
-    before = [str(known[number]) for number in sorted(known)]
-    if before != list(labels) and sorted(before) == sorted(labels):
+    before = _known_classes(folder)
+
+    def change(config: Any) -> None:
+        config.id2label = dict(enumerate(labels))
+        config.label2id = {label: i for i, label in enumerate(labels)}
+        config.problem_type = "single_label_classification"
+
+    model = _loaded("SequenceClassification", folder, training, change, bf16=bf16, device=device)
+    encoder = f"{model.base_model_prefix}."
+    if before is None:
+        for name, module in model.named_modules():
+            if not f"{name}.".startswith(encoder):
+                for parameter in module.parameters(recurse=False):
+                    parameter._is_hf_initialized = False  # else it is left as it is
+                if name:
+                    model._init_weights(module)
+    elif before != labels and sorted(before) == sorted(labels):
         order = torch.tensor([before.index(label) for label in labels])
-        encoder = f"{model.base_model_prefix}."
         for name, parameter in model.named_parameters():
             if not name.startswith(encoder) and len(parameter) == len(labels):
                 parameter.data = parameter.data[order]
     return model
 
 
+def _known_classes(folder: Path) -> tuple[str, ...] | None:
+    """Classes of the head of a folder in id order; None where it is of another kind, and no start for a classifier."""
+    try:
+        return single_label_classes(read_json(folder / "config.json", str(folder)), str(folder))
+    except ConfigError:
+        return None
+
+
 def _loaded(
-    auto_class: Any, folder: Path, training: Optimization, changes: dict[str, Any], *, bf16: bool, device: str
+    kind: str, folder: Path, training: Optimization, change: Callable[[Any], None], *, bf16: bool, device: str
 ) -> PreTrainedModel:
     """Attention is torch's fused one where the architecture has it and it is fast, else plain matrix products."""
-    import torch
-    from transformers import AutoConfig
 
-    config = AutoConfig.from_pretrained(folder)
-    for name, value in changes.items():
-        setattr(config, name, value)
-    if not training.attention_dropout:
-        for name in ("attention_probs_dropout_prob", "attention_dropout"):
-            if hasattr(config, name):
-                setattr(config, name, 0.0)
-    model_class = auto_class._model_mapping.get(type(config), None)
-    has_fused = getattr(model_class, "_supports_sdpa", True)  # DeBERTa-v2 has none, and refuses to load with it
+    def change_all(config: Any) -> None:
+        change(config)
+        if not training.attention_dropout:
+            for name in ("attention_probs_dropout_prob", "attention_dropout"):
+                if hasattr(config, name):
+                    setattr(config, name, 0.0)
+
     # On CPU the bf16 kernel of fused attention has a backward several times slower than plain matrix products.
-    implementation = "eager" if not has_fused or (device == "cpu" and bf16) else "sdpa"
-    with quiet_transformers():
-        model, loading = auto_class.from_pretrained(
-            folder,
-            config=config,
-            dtype=torch.float32,
-            attn_implementation=implementation,
-            use_safetensors=True,
-            ignore_mismatched_sizes=True,  # of a head; those of the encoder are looked at
-            output_loading_info=True,
-        )
-    _check_encoder(model, loading, folder)
-    loaded: PreTrainedModel = model
-    return loaded
-
-
-def _check_encoder(model: PreTrainedModel, loading: Mapping[str, Any], folder: Path) -> None:
-    """Refuse what `transformers` would draw at random without a word.
-
-    Raises:
-        ConfigError: weights of the encoder are missing, or have other sizes. A pooler may be missing: a masked language
-            model has none.
-    """
-    encoder = f"{model.base_model_prefix}."
-    for what, keys in (("lacks", loading["missing_keys"]), ("has in another size", loading["mismatched_keys"])):
-        names = sorted(key if isinstance(key, str) else key[0] for key in keys)
-        found = [name for name in names if name.startswith(encoder) and "pooler" not in name]
-        if found:
-            raise ConfigError(
-                f"model: {folder} {what} {len(found)} weights of the encoder, {found[0]} among them.",
-                "Give a model whose weights and config.json belong together.",
-            )
+    attention = "eager" if device == "cpu" and bf16 else "sdpa"
+    model, _ = load_for_training(kind, folder, change_all, attention=attention)
+    return model
 
 
 def _use_bf16(precision: str, device: str) -> bool:

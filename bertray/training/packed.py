@@ -24,7 +24,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the name everyone knows
 
 from bertray.model.encoders import (
-    OFFSET_POSITIONS,
     GroupIndex,
     activations,
     after_attention,
@@ -42,6 +41,7 @@ from bertray.model.encoders import (
 from bertray.model.kernels.training import TrainedLinear, TrainingKernels, training_kernels
 from bertray.model.linear import gelu_kind
 from bertray.model.packing import Group, round_up
+from bertray.model.pretrained import OFFSET_POSITIONS
 from bertray.training.order import cheapest_passes
 
 if TYPE_CHECKING:

@@ -45,10 +45,10 @@ def folder(make_classifier, tokenizer_folders, tmp_path) -> Path:
 
 
 def write(target: Path, source: Path, info: BundleInfo = INFO) -> BundleInfo:
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+    from transformers import AutoModelForSequenceClassification
 
     model = AutoModelForSequenceClassification.from_pretrained(source)
-    return write_bundle(target, model, AutoTokenizer.from_pretrained(source), info, "model {model_version}\n")
+    return write_bundle(target, model, source, info, "model {model_version}\n")
 
 
 def rewrite(path: Path, **fields: object) -> None:

@@ -527,11 +527,11 @@ def test_weights_of_an_encoder_that_would_be_drawn_at_random_are_refused(tmp_pat
         weights = load_file(folder / "model.safetensors")
         del weights["bert.encoder.layer.0.output.dense.weight"]
         save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-        said = "lacks 1 weights of the encoder, bert.encoder.layer.0.output.dense.weight"
+        said = "lacks 1 weights of BertForSequenceClassification: bert.encoder.layer.0.output.dense.weight"
     else:
         config = json.loads((folder / "config.json").read_text())
         (folder / "config.json").write_text(json.dumps(config | {"vocab_size": config["vocab_size"] + 1}))
-        said = "has in another size 1 weights of the encoder, bert.embeddings.word_embeddings.weight"
+        said = "has in another shape 1 weights of BertForSequenceClassification: bert.embeddings.word_embeddings.weight"
     with pytest.raises(ConfigError, match=said):
         load_classifier(folder, ("bad", "good"), SETTINGS.training, bf16=False, device="cpu")
 
