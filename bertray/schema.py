@@ -33,6 +33,12 @@ TRUNCATED = "truncated"  # bool
 FILE_NO = "file_no"  # int32: number of the input file in its plan
 FEATURES = "features"  # what a model gives for an example, a file for each token shard
 TEXT_HASH = "text_hash"  # uint64: stable hash of the cleaned text; equal texts are never in two splits
+INPUT_HASH = "input_hash"  # uint64: of all that the model reads; for a pair of texts, of both
+# Of a sample of rows (null of the others), letters that the model's tokenizer can read: see `model.coverage`.
+LETTERS = "letters"  # int32
+LETTERS_UNREAD = "letters_unread"  # int32
+LATIN_WORDS = "latin_words"  # int32
+LATIN_TOKENS = "latin_tokens"  # int32: tokens of these words
 GROUP_HASH = "group_hash"  # uint64: stable hash of the group key, or of the text where there is none
 
 # --- scored rows ----------------------------------------------------------------------------------------------------

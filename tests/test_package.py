@@ -27,7 +27,7 @@ ALLOWED = {
     "model": set(),
     "storage": set(),
     "training": {"model", "storage"},
-    "evaluation": {"reviews"},
+    "evaluation": {"reviews", "model"},
     "reports": {"evaluation"},
     "benchmark": {"model", "storage", "training"},
     "pipelines": {"reviews", "model", "storage", "training", "evaluation", "reports", "benchmark"},

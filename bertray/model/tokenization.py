@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from bertray.config import LongText
 from bertray.errors import ConfigError
+from bertray.model.coverage import letters_read
 from bertray.model.fast_tokenizer import common, first_difference, open_fast_tokenizer
 from bertray.model.pretrained import load_tokenizer, read_json, reading
 from bertray.schema import INPUT_IDS, N_TOKENS, SECOND_LEN, SEQ_LENS, TRUNCATED
@@ -25,6 +26,7 @@ from bertray.schema import INPUT_IDS, N_TOKENS, SECOND_LEN, SEQ_LENS, TRUNCATED
 _log = logging.getLogger(__name__)
 
 _REVIEWS_COMPARED = 64  # of the first reviews of a process, tokenized both ways
+_REVIEWS_COVERED = 100  # of each unit of work: a share of letters, known to a point or two
 _REVIEWS_PER_CALL = 512  # an encoding object is some hundred times its ids: bound how many live at once
 _PAD_NAMES = ("[PAD]", "<pad>")
 
@@ -159,6 +161,26 @@ class ReviewTokenizer:
                 TRUNCATED: pa.array(truncated_N, pa.bool_()),
             }
         )
+
+    def coverage(self, texts: pa.Array) -> dict[str, pa.Array]:
+        """Letters that the tokenizer can read, of a sample spread evenly over the texts; null of the others.
+
+        Args:
+            texts: string [N] without nulls.
+
+        Returns:
+            int32 [N] each: the columns `letters`, `letters_unread`, `latin_words`, `latin_tokens`.
+        """
+        sample_R = np.unique(np.linspace(0, len(texts) - 1, min(len(texts), _REVIEWS_COVERED)).round().astype(np.int64))
+        counts = letters_read(self._tokenizer, texts.take(pa.array(sample_R)).to_pylist())
+        unsampled_N = np.ones(len(texts), bool)
+        unsampled_N[sample_R] = False
+        columns = {}
+        for name, counts_R in counts.items():
+            counts_N = np.zeros(len(texts), np.int32)
+            counts_N[sample_R] = counts_R
+            columns[name] = pa.array(counts_N, mask=unsampled_N)
+        return columns
 
     def _encode_part(self, texts: pa.Array, pairs: pa.Array | None) -> tuple[NDArray[Any], ...]:
         text_ids, text_lens_N = self._tokenize(texts)

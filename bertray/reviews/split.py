@@ -6,6 +6,7 @@ from hashlib import blake2b
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 
 def group_hash(values: pa.Array | pa.ChunkedArray) -> np.ndarray:
@@ -15,6 +16,23 @@ def group_hash(values: pa.Array | pa.ChunkedArray) -> np.ndarray:
         text = "\0null" if value is None else value if isinstance(value, str) else str(value)
         hashes += blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()
     return np.frombuffer(bytes(hashes), dtype="<u8").astype(np.uint64)
+
+
+def input_hash(text_hash_N: np.ndarray, texts: pa.Array, pairs: pa.Array | None) -> np.ndarray:
+    """uint64 [N]: the same for rows that a model reads alike: equal texts with equal second texts.
+
+    Args:
+        text_hash_N: `group_hash` of the texts, which is that of rows without a second one.
+        texts: string [N].
+        pairs: the second texts, string [N]; a null stands for a row without one.
+    """
+    if pairs is None:
+        return text_hash_N
+    hashes_N = text_hash_N.copy()
+    has_pair_N = pairs.is_valid().to_numpy(zero_copy_only=False)
+    mask = pa.array(has_pair_N)
+    hashes_N[has_pair_N] = group_hash(pc.binary_join_element_wise(texts.filter(mask), pairs.filter(mask), "\0"))
+    return hashes_N
 
 
 def group_or_text_hash(groups: pa.Array | pa.ChunkedArray, texts: pa.Array | pa.ChunkedArray) -> np.ndarray:
