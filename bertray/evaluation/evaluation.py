@@ -15,9 +15,10 @@ from bertray.evaluation.baselines import TITLES
 from bertray.evaluation.comparison import Comparison, compare
 from bertray.evaluation.curves import Curves, curves
 from bertray.evaluation.intervals import Estimate
+from bertray.evaluation.leakage import Leakage
 from bertray.evaluation.metrics import ClassMetrics, all_metrics, check_rows, class_metrics, confusion_matrix
 from bertray.evaluation.slices import SliceMetrics, Values, slice_metrics
-from bertray.evaluation.verdicts import Finding, PageKind, judge
+from bertray.evaluation.verdicts import Finding, PageKind, judge, worst_first
 from bertray.schema import SCHEMA_VERSION
 
 
@@ -38,12 +39,14 @@ class Evaluation:
     kind: PageKind = "evaluation"
     model_name: str = "the model"  # as sentences call it
     speedup: float | None = None  # of a distilled student over its teacher
+    leakage: Leakage | None = None  # rows that the model has seen in training; None: not known
+    on_rows: tuple[Finding, ...] = ()  # rows that the model cannot make sense of, and texts that it learned from
 
     @property
     def findings(self) -> list[Finding]:
-        """Verdicts, the worst first."""
+        """Verdicts on the rows and on the model, the worst first."""
         columns = zip(*self.confusion_matrix, strict=True)
-        return judge(
+        on_model = judge(
             self.metrics,
             self.comparisons,
             given={label: row.support for label, row in self.per_class.items()},
@@ -52,6 +55,7 @@ class Evaluation:
             name=self.model_name,
             speedup=self.speedup,
         )
+        return worst_first([*self.on_rows, *(self.leakage.findings if self.leakage else []), *on_model])
 
     def to_json(self) -> dict[str, Any]:
         """The content of metrics.json."""
@@ -68,6 +72,7 @@ class Evaluation:
                 for column, values in self.slices.items()
             },
             "baselines": {name: _plain(figures) for name, figures in self.baselines.items()},
+            **({"leakage": self.leakage.to_json()} if self.leakage else {}),
         }
 
 

@@ -30,7 +30,10 @@ from bertray.model.pretrained import (
     save_tokenizer,
     single_label_classes,
 )
+from bertray.model.training_texts import FILE as TEXTS_FILE
+from bertray.model.training_texts import TrainingTexts
 from bertray.paths import is_uri, local_path
+from bertray.profile import Profile
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -47,7 +50,7 @@ BUNDLED_SHA256 = {
 }
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*(/[\w.-]+)?(@[\w./-]+)?$")
 # Only what a model needs is fetched; weights only as safetensors, never as pickles.
-_HUB_FILES = ("*.json", "*.txt", "*.model", "model*.safetensors", HEAD_FILE)
+_HUB_FILES = ("*.json", "*.txt", "*.model", "model*.safetensors", HEAD_FILE, TEXTS_FILE)
 _REMOTE_SCHEMES = ("s3", "gs")
 
 CLASSIFIER = "sequence_classification"
@@ -69,11 +72,15 @@ class BundleInfo:
     data_fingerprint: str = ""
     max_chars: int = 20_000  # longer reviews were cut to this before tokenizing
     text_pair: bool = False  # trained on pairs: a review comes with a second text
+    profile: Profile | None = None  # what validation rows looked like
     model_version: str = ""  # digest of the files beside this one and of the fields above
     schema_version: int = SCHEMA_VERSION
 
     def to_json(self) -> dict[str, Any]:
-        return {**asdict(self), "labels": list(self.labels), "cleaning": self.cleaning.model_dump()}
+        content = {**asdict(self), "labels": list(self.labels), "cleaning": self.cleaning.model_dump()}
+        if self.profile is None:  # so that the digest of bundles of before the field is what it was
+            del content["profile"]
+        return content
 
     @classmethod
     def from_json(cls, data: dict[str, Any], where: str) -> BundleInfo:
@@ -84,9 +91,12 @@ class BundleInfo:
                 "Score with the bertray version that trained the model, or train again.",
             )
         try:
-            return cls(
-                **{**data, "labels": tuple(data["labels"]), "cleaning": Cleaning.model_validate(data["cleaning"])}
-            )
+            read = {
+                "labels": tuple(data["labels"]),
+                "cleaning": Cleaning.model_validate(data["cleaning"]),
+                "profile": Profile.from_json(data["profile"]) if "profile" in data else None,
+            }
+            return cls(**{**data, **read})
         except (KeyError, TypeError, ValueError) as error:
             raise ConfigError(f"{where}: not a bertray bundle file ({error}).", "Train the model again.") from error
 
@@ -287,12 +297,14 @@ def write_bundle(
     info: BundleInfo,
     card: str,
     head: bytes | None = None,
+    texts: TrainingTexts | None = None,
 ) -> BundleInfo:
     """Write a bundle into an empty or absent folder, or in place of an earlier bundle; it is complete or not there.
 
     Args:
         tokenizer: folder of the model that training started from, whose tokenizer it used.
         head: content of `head.safetensors`, where `model` is an encoder.
+        texts: that the model was trained on.
 
     Returns:
         The info as stored, with its `model_version`.
@@ -316,6 +328,8 @@ def write_bundle(
         save_tokenizer(tokenizer, aside)
         if head is not None:
             (aside / HEAD_FILE).write_bytes(head)
+        if texts is not None:
+            (aside / TEXTS_FILE).write_bytes(texts.to_bytes())
         stored = replace(info, model_version=content_version(aside, info))
         (aside / INFO_FILE).write_text(json.dumps(stored.to_json(), indent=2, ensure_ascii=False) + "\n", "utf-8")
         (aside / CARD_FILE).write_text(card.replace("{model_version}", stored.model_version), encoding="utf-8")

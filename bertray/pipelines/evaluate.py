@@ -8,8 +8,10 @@ import time
 import bertray
 from bertray.config import EvaluateConfig, to_yaml
 from bertray.console import duration, say
+from bertray.model.bundle import resolve_model
+from bertray.model.training_texts import read_training_texts
 from bertray.pipelines.cluster import check_precision, session_for
-from bertray.pipelines.evaluation import NOT_INT8, STAGING, evaluate_shards, finish_report, in_words
+from bertray.pipelines.evaluation import NOT_INT8, STAGING, evaluate_shards, findings_on, finish_report, in_words
 from bertray.pipelines.inputs import label_map, open_inputs, open_model, read_spec
 from bertray.pipelines.runs import claimed_output, finished_run, mark_finished
 from bertray.reports.html import data_title, model_title
@@ -63,6 +65,8 @@ def run_evaluate(config: EvaluateConfig) -> int:
             split="input",
             title=f"Evaluation of {model_title(config.model)} on {data_title(config.input)}",
             config=config,
+            texts=read_training_texts(resolve_model(config.model)),
+            findings=findings_on(rows, info),
             notes=[NOT_INT8] if config.precision == "int8" and rows.int8 is None else [],
             facts={
                 "model": config.model,

@@ -21,17 +21,22 @@ from bertray.console import Ticker, timed
 from bertray.errors import DataRefused
 from bertray.evaluation.baselines import MAJORITY, TEACHER, TFIDF_LOGREG, TfidfLogreg, fit_tfidf_logreg, majority
 from bertray.evaluation.evaluation import Evaluation, evaluate_predictions
+from bertray.evaluation.leakage import find_leakage
+from bertray.evaluation.plausibility import judge_rows
 from bertray.evaluation.slices import length_bands
-from bertray.evaluation.verdicts import PageKind, kept_sentence
+from bertray.evaluation.verdicts import Finding, PageKind, kept_sentence
 from bertray.model.bundle import BundleInfo
+from bertray.model.training_texts import TrainingTexts
 from bertray.pipelines.cluster import Resources
 from bertray.pipelines.inputs import Inputs
 from bertray.pipelines.parts import ScoreSettings, parquet_bytes
+from bertray.pipelines.profiles import log_findings
 from bertray.pipelines.shards import ReadSettings, stage_parts
+from bertray.profile import Profile
 from bertray.reports.evaluation import EvaluationReport
 from bertray.reviews.labels import LabelMap
 from bertray.reviews.sources import Shard, read_shard
-from bertray.storage.records import Agreement, Receipt, add_agreements
+from bertray.storage.records import Agreement, Receipt, add_agreements, profile_of
 from bertray.storage.store import Store
 
 ROWS_PER_SHARD = 4096
@@ -55,9 +60,10 @@ class EvaluatedRows:
     unknown: int  # rows whose label the model does not know
     unlabelled: int  # rows without a label
     refused: int  # rows that could not be scored
-    text_hash_N: np.ndarray  # uint64, of the cleaned text
+    input_hash_N: np.ndarray  # uint64, of all that the model reads of a row
     seconds: float = 0.0  # that the model took, all actors together, without their start
     int8: Agreement | None = None
+    profile: Profile | None = None  # of all scored rows, with a usable label or not
 
     @property
     def num_rows(self) -> int:
@@ -127,7 +133,8 @@ def evaluate_shards(
     refused = sum(receipt.rows_quarantined for receipt in receipts)
     seconds = sum(receipt.seconds for receipt in receipts)
     int8 = add_agreements(receipt.int8 for receipt in receipts)
-    return replace(collect(store, keys, info, labels, slice_columns, refused), seconds=seconds, int8=int8)
+    rows = collect(store, keys, info, labels, slice_columns, refused)
+    return replace(rows, seconds=seconds, int8=int8, profile=profile_of(receipts))
 
 
 def collect(
@@ -171,7 +178,7 @@ def collect(
         unknown=int((label_ids_N == -1).sum()),
         unlabelled=int((label_ids_N == -3).sum()),
         refused=refused,
-        text_hash_N=kept[s.TEXT_HASH].to_numpy(),
+        input_hash_N=kept[s.INPUT_HASH].to_numpy(),
     )
 
 
@@ -301,10 +308,28 @@ def evaluate_rows(
     teacher_NC: np.ndarray | None = None,
     best_metric: str = "loss",
     speedup: float | None = None,
+    texts: TrainingTexts | None = None,
+    findings: Sequence[Finding] = (),
+    where: str = "",
 ) -> Evaluation:
     """All figures of some rows: overall, per class, by length, script and configured columns, beside the baselines.
 
     Without rows of a train split, the majority class is that of the rows themselves.
+
+    Args:
+        rows: with labels.
+        inputs: that they stand in, for the baselines.
+        info: of the model.
+        split: what the rows are.
+        seed: of the intervals.
+        kind: page that the figures are for.
+        baselines: fitted on the training rows.
+        teacher_NC: probabilities of a student's teacher.
+        best_metric: value of `training.best_metric`, which decides comparisons.
+        speedup: rows per second of a student, those of its teacher being 1.
+        texts: that the model was trained on, to tell which rows it has seen; what is found of that is logged.
+        findings: further ones on the rows.
+        where: what the line in the log begins with.
     """
     others: dict[str, np.ndarray] = {}
     if kind != "training":
@@ -314,7 +339,7 @@ def evaluate_rows(
     if teacher_NC is not None:
         others[TEACHER] = teacher_NC
     slices: dict[str, Any] = {"length": length_bands(rows.n_tokens_N), "script": rows.script, **rows.slices}
-    return evaluate_predictions(
+    evaluation = evaluate_predictions(
         rows.label_ids_N,
         rows.probs_NC,
         info.labels,
@@ -327,6 +352,22 @@ def evaluate_rows(
         best_metric=best_metric,
         speedup=speedup,
     )
+    leakage = find_leakage(texts, rows.input_hash_N, rows.label_ids_N, rows.probs_NC, info.labels, seed)
+    if leakage is not None:
+        log_findings(leakage.findings, where)
+    return replace(evaluation, leakage=leakage, on_rows=tuple(findings))
+
+
+def seen_in_training(evaluation: Evaluation) -> dict[str, str]:
+    """A fact for the report."""
+    return {"rows seen in training": "not known" if evaluation.leakage is None else str(evaluation.leakage)}
+
+
+def findings_on(rows: EvaluatedRows, info: BundleInfo) -> list[Finding]:
+    """Findings, logged, where a model cannot make sense of rows."""
+    findings = [] if rows.profile is None else judge_rows(rows.profile, info.profile)
+    log_findings(findings)
+    return findings
 
 
 def finish_report(
@@ -345,12 +386,16 @@ def finish_report(
     teacher_NC: np.ndarray | None = None,
     also: Mapping[str, Any] | None = None,
     speedup: float | None = None,
+    texts: TrainingTexts | None = None,
+    findings: Sequence[Finding] = (),
 ) -> Evaluation:
     """Write predictions.parquet, report.html and, last, metrics.json; returns the figures.
 
     Args:
         also: goes into metrics.json.
         speedup: rows per second of a student, those of its teacher being 1.
+        texts: that the model was trained on, to tell which rows it has seen.
+        findings: on the rows, and on the texts of training; logged already.
     """
     best_metric = config.training.best_metric if isinstance(config, TrainConfig) else "loss"
     with timed("figures"):
@@ -365,6 +410,8 @@ def finish_report(
             teacher_NC=teacher_NC,
             best_metric=best_metric,
             speedup=speedup,
+            texts=texts,
+            findings=findings,
         )
     report = EvaluationReport(
         title=title,
@@ -372,7 +419,7 @@ def finish_report(
         history=list(history),
         mistakes=confident_mistakes(rows, inputs, info.labels, config.report.num_mistakes),
         notes=[*notes, *row_notes(rows), *_baseline_notes(baselines)],
-        facts=dict(facts),
+        facts={**facts, **seen_in_training(evaluation)},
         config=to_yaml(config),
         created=f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
     )

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import logging
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
 
+from bertray import schema as s
 from bertray.config import TrainConfig
 from bertray.console import Ticker
 from bertray.errors import ConfigError, DataRefused
@@ -22,17 +25,19 @@ from bertray.pipelines.shards import ReadSettings, write_token_shards
 from bertray.reports.scoring import because
 from bertray.reviews.counts import count_labels
 from bertray.reviews.labels import NO_LABEL, LabelMap, check_values
-from bertray.reviews.sources import Period, check_slices
+from bertray.reviews.sources import InputFile, Period, check_slices, plan_shards, read_shard
 from bertray.reviews.split import joined_groups, validation_mask
 from bertray.storage.records import add_counts
 from bertray.storage.store import LocalStore, Store, open_store
 from bertray.training.loop import Examples
-from bertray.training.token_shards import TokenShards, cache_key, load_rows
+from bertray.training.token_shards import COLUMNS, TokenShards, cache_key, load_rows
 
 log = logging.getLogger(__name__)
 
 TOKENS = "control/tokens"
 ROWS_PER_SHARD = 4096
+ROWS_COMPARED = 1000  # of files with as many rows, to tell whether they are copies
+MOST_FILES_COMPARED = 100  # so; beyond, files with equal bytes are found alone
 
 
 @dataclass(frozen=True)
@@ -125,12 +130,60 @@ def open_data(config: TrainConfig) -> LabelledData:
     for key, inputs in (("data.validation", validation), (test_key, test)):
         if inputs:
             labels.check(count_labels(inputs.files, inputs.spec), key, needs_all_classes=False)
+    check_distinct({"data.train": train, "data.validation": validation or None, test_key: test or None})
     pinned = [
         [(f.path, f.size_bytes, f.digest, f.num_rows) for f in inputs.files] if inputs else None
         for inputs in (train, validation, test)
     ]
     identity = {"files": pinned} | ({"teacher": teacher.info.model_version} if teacher else {})
     return LabelledData(train, validation or None, test or None, labels, cache_key(identity), teacher, rare)
+
+
+def check_distinct(splits: Mapping[str, Inputs | None]) -> None:
+    """Refuse a file that stands in two splits, under whatever name, compressed or in another format.
+
+    Args:
+        splits: inputs by config key; two periods of the same files are distinct.
+
+    Raises:
+        DataRefused: names the file.
+    """
+    given = [(key, inputs) for key, inputs in splits.items() if inputs is not None]
+    for (key, inputs), (other_key, other) in combinations(given, 2):
+        if inputs.spec.period is not None and other.spec.period is not None:
+            continue
+        found = _common_file(inputs, other)
+        if found is not None:
+            as_what = "" if found[0].path == found[1].path else f" as {found[1].path}"
+            raise DataRefused(
+                f"{other_key}: expected other reviews than in {key}, found {found[0].path} in both{as_what}; figures "
+                "on reviews that a model was trained on, or chosen by, say nothing about others.",
+                "Name other files, or leave data.validation out (a share of data.train is then held out)."
+                if "data.validation" in (key, other_key)
+                else "Name other files.",
+            )
+
+
+def _common_file(inputs: Inputs, other: Inputs) -> tuple[InputFile, InputFile] | None:
+    """The first file of an input that the other one has too: with equal bytes, or equal first rows and as many."""
+    by_digest = {file.digest: file for file in other.files if file.num_rows}
+    for file in inputs.files:
+        if file.digest in by_digest:
+            return file, by_digest[file.digest]
+    as_long = {file.num_rows for file in inputs.files} & {file.num_rows for file in other.files} - {0}
+    these, those = ([file for file in one.files if file.num_rows in as_long] for one in (inputs, other))
+    if len(these) + len(those) > MOST_FILES_COMPARED:
+        return None
+    by_rows = {_first_texts(file, other): file for file in those}
+    return next(((file, by_rows[rows]) for file in these if (rows := _first_texts(file, inputs)) in by_rows), None)
+
+
+def _first_texts(file: InputFile, inputs: Inputs) -> tuple[int, bytes]:
+    """Number of rows, and a digest of the cleaned texts of the first ones."""
+    shard = plan_shards([file], ROWS_COMPARED)[0]
+    kept = read_shard(shard, replace(inputs.spec, period=None)).kept
+    texts = [kept[name].to_pylist() for name in (s.TEXT, s.TEXT_PAIR) if name in kept.column_names]
+    return file.num_rows, hashlib.sha256(json.dumps(texts).encode()).digest()
 
 
 def _periods(config: TrainConfig) -> tuple[Period | None, Period | None]:
@@ -152,6 +205,12 @@ def check_splits(examples: Examples, data: LabelledData) -> None:
             "texts stay in one split.",
             "Give reviews with more different texts, or name data.validation.",
         )
+    if straddling_rows(examples) == len(examples.validation):
+        raise DataRefused(
+            f"data.validation: expected other reviews than in data.train, found all {len(examples.validation):,} in "
+            "both.",
+            "Name other files, or leave data.validation out (a share of data.train is then held out).",
+        )
     counts = np.bincount(examples.label_ids_N[examples.train], minlength=len(labels.names))
     missing = [name for name, count in zip(labels.names, counts, strict=True) if count == 0]
     if missing and data.teacher is None:
@@ -159,6 +218,12 @@ def check_splits(examples: Examples, data: LabelledData) -> None:
             f"data.train: no example of {', '.join(missing)} in the train split ({int(counts.sum())} examples).",
             "Give more reviews of these classes, or leave them out of `labels`.",
         )
+
+
+def straddling_rows(examples: Examples) -> int:
+    """Validation rows of which the train split has the text, too."""
+    input_hash_N = examples.shards.input_hash_N
+    return int(np.isin(input_hash_N[examples.validation], input_hash_N[examples.train]).sum())
 
 
 # --- token shards ----------------------------------------------------------------------------------------------------
@@ -262,6 +327,7 @@ def token_shards(
             "long_text": settings.long_text,
             "group": settings.group_column,
             "period": spec.period and asdict(spec.period),
+            "kept": COLUMNS,
         }
     )
     folder = f"{TOKENS}/{key}"

@@ -37,6 +37,8 @@ class FittedHead:
     temperature: float
     seconds: float
     train_rows: int
+    held_out: np.ndarray  # examples of the validation split that chose it
+    held_out_VC: np.ndarray  # their logits
 
 
 def fit_on_features(
@@ -70,8 +72,9 @@ def fit_on_features(
         balanced=training.class_weights == "balanced",
         seed=config.seed,
     )
-    temperature = fit_temperature(head.logits(features_VD), label_ids_N[held_out])
-    return FittedHead(head, temperature, time.monotonic() - started, len(train))
+    held_out_VC = head.logits(features_VD)
+    temperature = fit_temperature(held_out_VC, label_ids_N[held_out])
+    return FittedHead(head, temperature, time.monotonic() - started, len(train), held_out, held_out_VC)
 
 
 def _sample(members: np.ndarray, label_ids_N: np.ndarray, most: int, seed: int) -> np.ndarray:

@@ -22,7 +22,8 @@ from bertray.config import EmbedConfig, NightConfig, ScoreConfig, Workers, to_ya
 from bertray.console import Ticker, duration, say, table
 from bertray.errors import ConflictError, DataRefused
 from bertray.evaluation.evaluation import Evaluation
-from bertray.model.bundle import BundleInfo
+from bertray.model.bundle import BundleInfo, resolve_model
+from bertray.model.training_texts import read_training_texts
 from bertray.pipelines.cluster import Resources, check_precision, ray_session, without_ray
 from bertray.pipelines.evaluation import in_words
 from bertray.pipelines.inputs import Inputs
@@ -128,6 +129,7 @@ def run_night(config: NightConfig, info: BundleInfo, open_worker: Callable[[], A
                 seed=config.seed,
                 inputs=_inputs_of(plan, tonight, spec),
                 skipped=_skipped(tonight),
+                texts=read_training_texts(resolve_model(config.model)) if spec.wants_label else None,
             )
             _print_entry(store, entry, evaluation)
             tonight = decide(config, info, store, looked_at)  # what is left: a plan may hold only some of the files
@@ -141,8 +143,15 @@ def _finish_earlier_runs(config: NightConfig, info: BundleInfo, store: Store, en
     ledger.publish_all(store, entries)
     for entry in ledger.current(entries):
         if not has_report(store, entry):
-            of_then = replace(info, labels=tuple(entry.labels), model_version=entry.model_version)
-            write_night_report(store, entry, of_then, config.report_options, seed=config.seed)
+            same = entry.model_version == info.model_version
+            of_then = replace(
+                info,
+                labels=tuple(entry.labels),
+                model_version=entry.model_version,
+                profile=info.profile if same else None,
+            )
+            texts = read_training_texts(resolve_model(config.model)) if same and entry.evaluation_parts else None
+            write_night_report(store, entry, of_then, config.report_options, seed=config.seed, texts=texts)
 
 
 # --- one plan --------------------------------------------------------------------------------------------------------

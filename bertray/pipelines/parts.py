@@ -25,11 +25,12 @@ from bertray.model.tokenization import ReviewTokenizer
 from bertray.storage import faults
 from bertray.storage.records import SCORE_BINS, TOKEN_BANDS, Agreement, Receipt, Span, StagedFile
 from bertray.storage.store import open_store
+from bertray.training.token_shards import reading_of
 
 if TYPE_CHECKING:
     from bertray.model.predictor import Predictor
 
-EVALUATION_COLUMNS = (s.FILE_NO, s.ROW_NO, s.ID, s.LABEL, s.SCRIPT, s.N_TOKENS, s.TEXT_HASH)
+EVALUATION_COLUMNS = (s.FILE_NO, s.ROW_NO, s.ID, s.LABEL, s.SCRIPT, s.N_TOKENS, s.INPUT_HASH)
 COMPARED_ROWS = 256  # of each process that computes in int8: so many are computed in fp32, too
 SHARD = "shard"  # column that carries a tokenized shard as an Arrow IPC file
 
@@ -137,6 +138,8 @@ class MakePart:
             tokens=int(n_tokens_N.sum()),
             truncated=int(pc.sum(kept[s.TRUNCATED]).as_py() or 0),
             repeated=made.repeated,
+            scripts=_counts(kept[s.SCRIPT]),
+            reading=reading_of(kept),
             seconds=time.monotonic() - started - made.aside_s,
             part=self._stage(f"part-{name}", made.rows) if settings.write_parts and kept.num_rows else None,
             quarantine=self._stage(f"q-{name}", self._quarantine_rows(refused)) if refused.num_rows else None,

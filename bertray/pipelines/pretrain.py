@@ -27,6 +27,7 @@ from bertray.pipelines.cluster import Resources, session_for
 from bertray.pipelines.examples import ROWS_PER_SHARD, TOKENS, TokenizedData, token_shards
 from bertray.pipelines.inputs import Inputs, check_length, open_inputs, read_spec
 from bertray.pipelines.parts import parquet_bytes
+from bertray.pipelines.profiles import check_reading
 from bertray.pipelines.rank import PROGRESS, TrainJob
 from bertray.pipelines.runs import claimed_output, finished_run, mark_finished, put_folder, remove_folder
 from bertray.pipelines.shards import ReadSettings, read_texts
@@ -79,6 +80,8 @@ def run_pretrain(config: PretrainConfig) -> int:
             data = TokenizedData(store.root, keys, None, None, config.held_out_fraction, config.seed)
             examples = data.examples()
             _check(examples, inputs, base)
+            if given is not None:
+                check_reading(examples, config.model)
             loop = LoopSettings((), config.training, config.seed, run_key, resources.threads, MaskedLanguage)
             outcome = run_workers(TrainJob(data, base.model, loop), examples, store, resources)
         new_weights = _write_model(config, base, outcome, run_key, store)

@@ -24,7 +24,7 @@ from bertray.pipelines.cluster import READER_CPUS, Resources, blocks_of, numbers
 from bertray.pipelines.parts import SHARD, MakePart, PartSettings, one_chunk, shards_of
 from bertray.pipelines.stalls import Pending
 from bertray.reviews.sources import ReadSpec, Shard, WorkItem, read_shard
-from bertray.reviews.split import group_hash, group_or_text_hash
+from bertray.reviews.split import group_hash, group_or_text_hash, input_hash
 from bertray.storage.records import Receipt
 from bertray.storage.store import open_store
 from bertray.training.token_shards import COLUMNS, to_ipc
@@ -118,7 +118,10 @@ class ReadAndTokenize:
         columns = {name: kept[name] for name in kept.column_names if name not in (s.TEXT, s.TEXT_PAIR, s.CUT)}
         columns |= {name: tokens[name] for name in tokens.column_names}
         group = settings.group_column
-        columns[s.TEXT_HASH] = pa.array(group_hash(texts))
+        text_hash_N = group_hash(texts)
+        columns[s.TEXT_HASH] = pa.array(text_hash_N)
+        columns[s.INPUT_HASH] = pa.array(input_hash(text_hash_N, texts, pairs))
+        columns |= tokenizer.coverage(texts)
         if group is not None:
             columns[s.GROUP_HASH] = pa.array(group_or_text_hash(one_chunk(kept[s.KEEP_PREFIX + group]), texts))
         else:

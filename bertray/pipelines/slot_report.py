@@ -8,7 +8,10 @@ from collections.abc import Mapping, Sequence
 from bertray.config import ReportOptions
 from bertray.errors import DataRefused
 from bertray.evaluation.evaluation import Evaluation
+from bertray.evaluation.plausibility import judge_rows
+from bertray.evaluation.verdicts import Finding
 from bertray.model.bundle import BundleInfo
+from bertray.model.training_texts import TrainingTexts
 from bertray.pipelines.evaluation import (
     NOT_INT8,
     collect,
@@ -16,13 +19,15 @@ from bertray.pipelines.evaluation import (
     evaluate_rows,
     int8_in_words,
     row_notes,
+    seen_in_training,
 )
 from bertray.pipelines.inputs import Inputs
+from bertray.pipelines.profiles import log_findings
 from bertray.reports.evaluation import EvaluationReport
 from bertray.reports.scoring import FileRows, ScoringReport
 from bertray.reviews.labels import LabelMap
 from bertray.storage import ledger
-from bertray.storage.records import TOKEN_BANDS, LedgerEntry
+from bertray.storage.records import TOKEN_BANDS, LedgerEntry, profile_of
 from bertray.storage.store import Store
 
 UNKNOWN_LABELS = "The input has a label column, but none of its values is a class of the model: no accuracy."
@@ -37,6 +42,7 @@ def write_night_report(
     seed: int,
     inputs: Inputs | None = None,
     skipped: Sequence[Mapping[str, str]] = (),
+    texts: TrainingTexts | None = None,
 ) -> Evaluation | None:
     """Write `reports/<slot>/run=<n>/`: report.html, metrics.json where labels exist, and last report.json.
 
@@ -48,12 +54,15 @@ def write_night_report(
         seed: of the intervals.
         inputs: the files behind the entry, in its order, to show texts of mistakes; None after a crash.
         skipped: listed files that were not scored: `path`, `why`.
+        texts: that the model was trained on, to tell which labelled rows it has seen.
 
     Returns:
         The figures on labelled rows, or None where there are no labels.
     """
     folder = report_folder(entry)
-    evaluated = _evaluation(store, entry, info, options, seed, inputs)
+    evaluated = _evaluation(store, entry, info, options, seed, inputs, texts)
+    findings = row_findings(entry, info)
+    log_findings(findings, f"slot {entry.title}")
     report = ScoringReport(
         slot=entry.slot,
         run=entry.run,
@@ -82,8 +91,10 @@ def write_night_report(
             "ledger entry": f"{entry.seq}",
             "parts": f"{len(entry.parts):,}",
             "parts taken over from an interrupted run": f"{entry.adopted_receipts:,}",
+            **(evaluated.facts if evaluated is not None else {}),
         },
         config=json.dumps(entry.settings, indent=1, ensure_ascii=False),
+        verdicts=findings,
         notes=_notes(entry, evaluated),
         created=entry.committed_at,
         evaluation=evaluated,
@@ -122,6 +133,11 @@ def _notes(entry: LedgerEntry, evaluated: EvaluationReport | None) -> list[str]:
     return [*unknown, NOT_INT8] if asked else unknown
 
 
+def row_findings(entry: LedgerEntry, info: BundleInfo) -> list[Finding]:
+    """Findings on rows that the model cannot make sense of; of embedded rows, on letters that it cannot read."""
+    return judge_rows(profile_of([entry]), info.profile if past_tense(entry) == "scored" else None)
+
+
 def past_tense(entry: LedgerEntry) -> str:
     """What was done with the reviews of an entry."""
     return "embedded" if "pooling" in entry.settings else "scored"
@@ -149,7 +165,13 @@ def scoring_rate(entry: LedgerEntry) -> float:
 
 
 def _evaluation(
-    store: Store, entry: LedgerEntry, info: BundleInfo, options: ReportOptions, seed: int, inputs: Inputs | None
+    store: Store,
+    entry: LedgerEntry,
+    info: BundleInfo,
+    options: ReportOptions,
+    seed: int,
+    inputs: Inputs | None,
+    texts: TrainingTexts | None,
 ) -> EvaluationReport | None:
     if not entry.evaluation_parts:
         return None
@@ -159,11 +181,13 @@ def _evaluation(
         rows = collect(store, keys, info, labels, entry.settings["slices"], entry.rows_quarantined)
     except DataRefused:  # the column is there, but none of its values is a class of the model
         return None
-    evaluation = evaluate_rows(rows, inputs, info, split=f"slot {entry.title}", seed=seed, kind="night")
+    slot = f"slot {entry.title}"
+    evaluation = evaluate_rows(rows, inputs, info, split=slot, seed=seed, kind="night", texts=texts, where=slot)
     mistakes = [] if inputs is None else confident_mistakes(rows, inputs, info.labels, options.num_mistakes)
     return EvaluationReport(
         title=f"Labelled reviews of {entry.title}",
         evaluation=evaluation,
         mistakes=mistakes,
         notes=row_notes(rows),
+        facts=seen_in_training(evaluation),
     )

@@ -15,16 +15,20 @@ import numpy as np
 import bertray
 from bertray.config import KEYS_OF_METHOD, TrainConfig, to_yaml
 from bertray.console import duration, say
+from bertray.evaluation.leakage import judge_validation
+from bertray.evaluation.verdicts import Finding
 from bertray.model.bundle import CARD_FILE, LINEAR_HEADS, BundleInfo, resolve_model, weights_digest, write_bundle
-from bertray.model.calibration import fit_temperature, offsets_to_shares
+from bertray.model.calibration import fit_temperature, offsets_to_shares, probs_of_reviews
 from bertray.model.making import check_shallow
 from bertray.model.pretrained import check_tokenizer, without_weights
+from bertray.model.training_texts import TrainingTexts
 from bertray.pipelines import distill, features
 from bertray.pipelines.cluster import Resources, session_for
 from bertray.pipelines.evaluation import (
     Baselines,
     EvaluatedRows,
     evaluate_shards,
+    findings_on,
     finish_report,
     in_words,
     train_baselines,
@@ -36,15 +40,18 @@ from bertray.pipelines.examples import (
     check_splits,
     open_data,
     rows_by_file,
+    straddling_rows,
     tokenize,
 )
 from bertray.pipelines.features import FittedHead, fit_on_features
 from bertray.pipelines.inputs import check_length
 from bertray.pipelines.model_card import model_card
 from bertray.pipelines.parts import parquet_bytes
+from bertray.pipelines.profiles import check_reading, log_findings, training_texts_of, validation_profile
 from bertray.pipelines.rank import PROGRESS, TrainJob
 from bertray.pipelines.runs import claimed_output, finished_run, mark_finished, put_folder, remove_folder
 from bertray.pipelines.workers import history_table, run_workers
+from bertray.profile import Profile
 from bertray.reports.html import data_title, model_title
 from bertray.reviews.counts import count_without_time
 from bertray.storage.store import LocalStore, Store, open_store
@@ -77,28 +84,34 @@ def run_train(config: TrainConfig) -> int:
     with claimed_output(store, "train", run_key, to_yaml(config), CHECKPOINTS):
         with session_for(config.workers, data.num_rows, ranks=True, imports=IMPORTS) as resources:
             tokenized = tokenize(config, data, base, store, resources)
-            start, model_folder = distill.student_of(config, model_folder, store)
+            start, base_folder = distill.student_of(config, model_folder, store)
             if data.teacher:
                 tokenized = distill.taught(data, tokenized, store, resources)
             examples = tokenized.examples()
             check_splits(examples, data)
+            findings = [*check_reading(examples, config.model), *_straddling(examples)]
+            texts = training_texts_of(examples, model_folder)
             outcome: Outcome | None = None
             decision: Decision | None = None
             fitted: FittedHead | None = None
             if config.training.method == "features":
                 fitted = fit_on_features(config, base, tokenized.keys, examples, store, resources)
-                bundle, info, how = _write_features_bundle(config, data, fitted, model_folder, store)
+                info = _info(config, data, fitted.temperature, _profile_of_features(config, data, examples, fitted))
+                bundle, info, how = _write_features_bundle(config, data, fitted, base_folder, info, texts, store)
             else:
                 outcome = _fit(config, start, tokenized, run_key, examples, store, resources)
                 decision = _decision(config, examples, outcome)
-                bundle, info, how = _write_bundle(config, data, run_key, outcome, decision, model_folder, store)
+                info = _info(config, data, decision.temperature, _profile(config, data, examples, outcome, decision))
+                bundle, info, how = _write_bundle(
+                    config, data, run_key, outcome, decision, base_folder, info, texts, store
+                )
             rows = _evaluate(config, data, examples, bundle, info, store, resources)
             of_teacher = (
                 distill.evaluate_teacher(config, data, data.teacher, store, resources) if data.teacher else None
             )
         baselines = _baselines(config, data, examples) if config.report.baselines else None
         teacher_NC, teacher_facts, speeds = None, {}, {}
-        notes = _notes(config, data, examples, outcome, rows)
+        notes = _notes(config, data, examples, outcome)
         if decision is not None and config.training.match_shares:
             notes.append(_moved_in_words(config, decision, info.labels))
         if data.teacher and of_teacher:
@@ -124,6 +137,8 @@ def run_train(config: TrainConfig) -> int:
             also=speeds,
             speedup=distill.speedup(speeds) if speeds else None,
             notes=notes,
+            texts=None if data.test is None else texts,  # of validation rows a note says that they chose the model
+            findings=[*findings, *(findings_on(rows, info) if data.test else [])],
             facts={
                 **_facts(config, data, examples, info, time.monotonic() - started),
                 **(_training_facts(config, examples, outcome) if outcome else {}),
@@ -131,7 +146,7 @@ def run_train(config: TrainConfig) -> int:
                 **(features.in_words(fitted, config.training.head, config.training.pooling) if fitted else {}),
             },
         )
-        store.put(f"model/{CARD_FILE}", model_card(config, data, info, how, model_folder, evaluation, rows).encode())
+        store.put(f"model/{CARD_FILE}", model_card(config, data, info, how, base_folder, evaluation, rows).encode())
         mark_finished(store)
         _clean_up(store)
         say(in_words(evaluation))
@@ -184,6 +199,13 @@ def run_key_of(config: TrainConfig, data: LabelledData, model_folder: Path) -> s
     """What makes two runs the same: data, base model and every setting that decides what is trained."""
     identity = {"config": _identity(config), "data": data.fingerprint, "base model": weights_digest(model_folder)}
     return cache_key(identity)
+
+
+def _straddling(examples: Examples) -> list[Finding]:
+    """Logged before the first step."""
+    findings = judge_validation(straddling_rows(examples), len(examples.validation))
+    log_findings(findings)
+    return findings
 
 
 # --- training --------------------------------------------------------------------------------------------------------
@@ -241,6 +263,8 @@ def _write_bundle(
     outcome: Outcome,
     decision: Decision,
     model_folder: Path,
+    info: BundleInfo,
+    texts: TrainingTexts,
     store: Store,
 ) -> tuple[str, BundleInfo, str]:
     """The best checkpoint as a bundle, its decision moved; returns where it lies, its info and how it came about."""
@@ -255,12 +279,17 @@ def _write_bundle(
         bias_C = output_bias(model)
         bias_C.data += bias_C.new_tensor(decision.offsets_C)
         how += f"; decision moved to the shares of validation, logits by {decision.told(data.labels.names)}"
-    info = _info(config, data, decision.temperature)
-    return *_saved(config, data, model, model_folder, info, how, store), how
+    return *_saved(config, data, model, model_folder, info, texts, how, store), how
 
 
 def _write_features_bundle(
-    config: TrainConfig, data: LabelledData, fitted: FittedHead, model_folder: Path, store: Store
+    config: TrainConfig,
+    data: LabelledData,
+    fitted: FittedHead,
+    model_folder: Path,
+    info: BundleInfo,
+    texts: TrainingTexts,
+    store: Store,
 ) -> tuple[str, BundleInfo, str]:
     """The encoder as it is, with the head beside it; returns where it lies, its info and how it came about."""
     from bertray.model.readout import PooledReadout
@@ -269,12 +298,34 @@ def _write_features_bundle(
     model.config.id2label = dict(enumerate(data.labels.names))
     model.config.label2id = {name: number for number, name in enumerate(data.labels.names)}
     model.config.problem_type = "single_label_classification"
-    info = replace(_info(config, data, fitted.temperature), head=LINEAR_HEADS[config.training.pooling])
+    info = replace(info, head=LINEAR_HEADS[config.training.pooling])
     how = "a linear head on the frozen encoder"
-    return *_saved(config, data, model, model_folder, info, how, store, features.to_tensors(fitted.head)), how
+    return *_saved(config, data, model, model_folder, info, texts, how, store, features.to_tensors(fitted.head)), how
 
 
-def _info(config: TrainConfig, data: LabelledData, temperature: float) -> BundleInfo:
+def _profile(
+    config: TrainConfig, data: LabelledData, examples: Examples, outcome: Outcome, decision: Decision
+) -> Profile:
+    """Validation rows as the best epoch scores them, its decision moved."""
+    probs_VC = _softmax((outcome.held_out_VK + decision.offsets_C) / decision.temperature)
+    return validation_profile(examples, examples.validation, probs_VC, data.labels.names, _read_tokens(config))
+
+
+def _profile_of_features(config: TrainConfig, data: LabelledData, examples: Examples, fitted: FittedHead) -> Profile:
+    probs_VC = _softmax(fitted.held_out_VC / fitted.temperature)
+    return validation_profile(examples, fitted.held_out, probs_VC, data.labels.names, _read_tokens(config))
+
+
+def _softmax(logits_VC: np.ndarray) -> np.ndarray:
+    return probs_of_reviews(logits_VC, np.arange(len(logits_VC)))
+
+
+def _read_tokens(config: TrainConfig) -> int | None:
+    """Tokens of a review that scoring reads; None: all of them."""
+    return None if config.long_text == "windows" else config.max_length
+
+
+def _info(config: TrainConfig, data: LabelledData, temperature: float, profile: Profile) -> BundleInfo:
     return BundleInfo(
         labels=data.labels.names,
         label_values=dict(data.labels.values),
@@ -286,6 +337,7 @@ def _info(config: TrainConfig, data: LabelledData, temperature: float) -> Bundle
         data_fingerprint=data.fingerprint,
         max_chars=config.max_chars,
         text_pair=config.columns.text_pair is not None,
+        profile=profile,
     )
 
 
@@ -295,6 +347,7 @@ def _saved(
     model: Any,
     model_folder: Path,
     info: BundleInfo,
+    texts: TrainingTexts,
     how: str,
     store: Store,
     head: bytes | None = None,
@@ -302,10 +355,10 @@ def _saved(
     """Write a bundle to the output; returns where it lies and its info."""
     card = model_card(config, data, info, how, model_folder)
     if isinstance(store, LocalStore):
-        return store.uri("model"), write_bundle(Path(store.uri("model")), model, model_folder, info, card, head)
+        return store.uri("model"), write_bundle(Path(store.uri("model")), model, model_folder, info, card, head, texts)
     with tempfile.TemporaryDirectory() as folder:
         local = Path(folder) / "model"
-        info = write_bundle(local, model, model_folder, info, card, head)
+        info = write_bundle(local, model, model_folder, info, card, head, texts)
         put_folder(store, local, "model")
     return store.uri("model"), info
 
@@ -353,9 +406,7 @@ def _baselines(config: TrainConfig, data: LabelledData, examples: Examples) -> B
     )
 
 
-def _notes(
-    config: TrainConfig, data: LabelledData, examples: Examples, outcome: Outcome | None, rows: EvaluatedRows
-) -> list[str]:
+def _notes(config: TrainConfig, data: LabelledData, examples: Examples, outcome: Outcome | None) -> list[str]:
     """What the reader of the report should know."""
     notes = [*data.rare_classes]
     if data.test is None:
@@ -386,14 +437,6 @@ def _notes(
             )
     if outcome is not None and outcome.resumed_from is not None:
         notes.append(f"The run was interrupted and resumed at step {outcome.resumed_from}.")
-    text_hash_N = examples.shards.text_hash_N
-    straddling = np.intersect1d(text_hash_N[examples.train], text_hash_N[examples.validation])
-    if len(straddling):
-        notes.append(f"{len(straddling)} texts stand in both data.train and data.validation.")
-    if data.test is not None:
-        known = np.isin(rows.text_hash_N, text_hash_N[examples.train])
-        if known.any():
-            notes.append(f"{int(known.sum())} of the test texts also stand in data.train.")
     period = data.train.spec.period
     without_time = count_without_time(data.train.files, data.train.spec, period) if period else 0
     if without_time:

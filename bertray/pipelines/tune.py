@@ -29,6 +29,7 @@ from bertray.model.bundle import resolve_model, weights_digest
 from bertray.pipelines.cluster import Resources, ray_session
 from bertray.pipelines.examples import TOKENS, TokenizedData, check_splits, open_data, tokenize
 from bertray.pipelines.parts import parquet_bytes
+from bertray.pipelines.profiles import check_reading
 from bertray.pipelines.runs import claimed_output, finished_run, mark_finished, remove_folder
 from bertray.pipelines.stalls import StallWatch
 from bertray.pipelines.train import check_train, run_key_of
@@ -116,6 +117,7 @@ def run_tune(config: TuneConfig) -> int:
             tokenized = tokenize(config, data, weights_digest(model_folder), store, resources)
             examples = tokenized.examples()
             check_splits(examples, data)
+            check_reading(examples, config.model)
             job = _TrialJob(config, tokenized, run_key, resources.device, resources.threads)
             trials = _search(job, store, resources)
         metric = config.training.best_metric

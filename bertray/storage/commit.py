@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 
 from bertray.errors import ConflictError
+from bertray.profile import add_readings
 from bertray.storage import ledger
 from bertray.storage.records import (
     SCORE_BINS,
@@ -77,6 +78,8 @@ def make_entry(
         truncated=sum(receipt.truncated for receipt in receipts),
         repeated=sum(receipt.repeated for receipt in receipts),
         needs_review=sum(receipt.needs_review for receipt in receipts),
+        scripts=add_counts(receipt.scripts for receipt in receipts),
+        reading=add_readings(receipt.reading for receipt in receipts),
         int8=add_agreements(receipt.int8 for receipt in receipts),
         adopted_receipts=adopted,
         seconds=seconds,

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
-from typing import Any, TypeVar
+import operator
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Protocol, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from bertray.errors import ConflictError
+from bertray.profile import Profile, Reading, add_readings, percentiles_at_least, shares
 
 SCHEMA_VERSION = 1
 LEDGER_SCHEMA_VERSION = 2  # of plans and ledger entries; 1 had one folder for each slot, without runs
@@ -145,6 +147,8 @@ class Receipt(Record):
     repeated: int = 0  # rows that the model had met before in this run, so that it computed nothing for them
     needs_review: int
     seconds: float
+    scripts: dict[str, int] = {}  # dominant script -> scored rows
+    reading: Reading = Reading()
     int8: Agreement | None = None
     part: StagedFile | None
     quarantine: StagedFile | None
@@ -221,6 +225,8 @@ class LedgerEntry(Record):
     truncated: int
     repeated: int = 0
     needs_review: int
+    scripts: dict[str, int] = {}
+    reading: Reading = Reading()
     int8: Agreement | None = None
     adopted_receipts: int
     seconds: float  # of this run up to the commit
@@ -244,6 +250,42 @@ class LedgerEntry(Record):
 
 SCORE_BINS = 20  # equal bins of `score_histogram` over [0, 1]
 TOKEN_BANDS = (16, 32, 64, 128, 256, 512)  # upper ends of the bins of `token_histogram`; the last bin is open
+
+
+class Counted(Protocol):
+    """What a receipt and a ledger entry count of their rows."""
+
+    @property
+    def rows_scored(self) -> int: ...
+    @property
+    def label_counts(self) -> dict[str, int]: ...
+    @property
+    def score_histogram(self) -> list[int]: ...
+    @property
+    def token_histogram(self) -> list[int]: ...
+    @property
+    def truncated(self) -> int: ...
+    @property
+    def scripts(self) -> dict[str, int]: ...
+    @property
+    def reading(self) -> Reading: ...
+
+
+def profile_of(counted: Sequence[Counted]) -> Profile:
+    """What the scored rows of receipts, or of an entry, look like to the model."""
+    rows = sum(one.rows_scored for one in counted)
+    scores = add_histograms((one.score_histogram for one in counted), SCORE_BINS)
+    middles = [(n + 0.5) / SCORE_BINS for n in range(SCORE_BINS)]
+    tokens = add_histograms((one.token_histogram for one in counted), len(TOKEN_BANDS) + 1)
+    return Profile(
+        rows=rows,
+        predicted=shares(add_counts(one.label_counts for one in counted)),
+        mean_score=sum(map(operator.mul, middles, scores)) / sum(scores) if any(scores) else None,
+        truncated=sum(one.truncated for one in counted) / max(rows, 1),
+        scripts=shares(add_counts(one.scripts for one in counted)),
+        n_tokens=percentiles_at_least(tokens, TOKEN_BANDS),
+        reading=add_readings(one.reading for one in counted),
+    )
 
 
 def add_histograms(histograms: Iterable[list[int]], num_bins: int) -> list[int]:

@@ -14,12 +14,44 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from bertray.schema import FEATURES, FILE_NO, GROUP_HASH, ID, INPUT_IDS, LABEL, N_TOKENS, ROW_NO, SECOND_LEN, TEXT_HASH
+from bertray.profile import Reading
+from bertray.schema import (
+    FEATURES,
+    FILE_NO,
+    GROUP_HASH,
+    ID,
+    INPUT_HASH,
+    INPUT_IDS,
+    LABEL,
+    LATIN_TOKENS,
+    LATIN_WORDS,
+    LETTERS,
+    LETTERS_UNREAD,
+    N_TOKENS,
+    ROW_NO,
+    SCRIPT,
+    SECOND_LEN,
+    TEXT_HASH,
+)
 
 if TYPE_CHECKING:
     from bertray.storage.store import Store
 
-COLUMNS = (ID, LABEL, TEXT_HASH, GROUP_HASH, INPUT_IDS, SECOND_LEN, N_TOKENS, ROW_NO, FILE_NO)
+_READING = (LETTERS, LETTERS_UNREAD, LATIN_WORDS, LATIN_TOKENS)
+COLUMNS = (
+    ID,
+    LABEL,
+    TEXT_HASH,
+    INPUT_HASH,
+    GROUP_HASH,
+    INPUT_IDS,
+    SECOND_LEN,
+    N_TOKENS,
+    SCRIPT,
+    *_READING,
+    ROW_NO,
+    FILE_NO,
+)
 
 
 def cache_key(parts: dict[str, Any]) -> str:
@@ -61,12 +93,21 @@ def write_examples(path: Path, tokens: pa.Table, labels: Sequence[str]) -> None:
         ID: pa.array(rows).cast(pa.string()),
         LABEL: pa.array(labels, pa.string()),
         TEXT_HASH: pa.array(rows.astype(np.uint64)),
+        INPUT_HASH: pa.array(rows.astype(np.uint64)),
+        SCRIPT: pa.nulls(len(rows), pa.string()),
+        **{name: pa.nulls(len(rows), pa.int32()) for name in _READING},
         GROUP_HASH: pa.array(rows.astype(np.uint64)),
         ROW_NO: pa.array(rows),
         FILE_NO: pa.array(np.zeros(len(rows), np.int32)),
     }
     columns |= {name: tokens[name] for name in (INPUT_IDS, SECOND_LEN, N_TOKENS)}
     path.write_bytes(to_ipc(pa.table({name: columns[name] for name in COLUMNS})))
+
+
+def reading_of(rows: pa.Table) -> Reading:
+    """Letters of the sampled ones among tokenized rows."""
+    sampled = rows.select(_READING).drop_null()
+    return Reading.of_rows(*(sampled[name].to_numpy() for name in _READING))
 
 
 class TokenShards:
@@ -94,6 +135,9 @@ class TokenShards:
         self.n_tokens_N: np.ndarray = rows[N_TOKENS].to_numpy()
         self.second_lens_N: np.ndarray = rows[SECOND_LEN].to_numpy()
         self.text_hash_N: np.ndarray = rows[TEXT_HASH].to_numpy()
+        self.input_hash_N: np.ndarray = rows[INPUT_HASH].to_numpy()
+        self.scripts: pa.ChunkedArray = rows[SCRIPT]
+        self._readings = rows.select(_READING)
         self.group_hash_N: np.ndarray = rows[GROUP_HASH].to_numpy()
         self.row_no_N: np.ndarray = rows[ROW_NO].to_numpy()
         self.file_no_N: np.ndarray = rows[FILE_NO].to_numpy()
@@ -101,6 +145,10 @@ class TokenShards:
 
     def __len__(self) -> int:
         return len(self.lens_N)
+
+    def reading(self, examples_M: np.ndarray) -> Reading:
+        """Letters of the sampled ones among some examples."""
+        return reading_of(self._readings.take(examples_M))
 
     def padded(self, examples_B: np.ndarray, pad_id: int) -> dict[str, np.ndarray]:
         """Padded model inputs of some examples.

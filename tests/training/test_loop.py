@@ -39,6 +39,9 @@ SETTINGS = LoopSettings(
 )
 
 
+READING = ("letters", "letters_unread", "latin_words", "latin_tokens")
+
+
 def settings(**training) -> LoopSettings:
     return dataclasses.replace(SETTINGS, training=SETTINGS.training.model_copy(update=training))
 
@@ -57,11 +60,13 @@ def examples(folder, num_rows: int = 53) -> Examples:
         {
             "id": pa.array([f"r{i}" for i in range(num_rows)]),
             "label": pa.array(labels),
-            "text_hash": pa.array(np.arange(num_rows, dtype=np.uint64)),
+            **{name: pa.array(np.arange(num_rows, dtype=np.uint64)) for name in ("text_hash", "input_hash")},
             "group_hash": pa.array(np.arange(num_rows, dtype=np.uint64)),
             "input_ids": pa.array(rows, pa.list_(pa.uint16())),
             "second_len": pa.array(np.zeros(num_rows, np.int32)),
             "n_tokens": pa.array([len(row) for row in rows], pa.int32()),
+            "script": pa.nulls(num_rows, pa.string()),
+            **{name: pa.nulls(num_rows, pa.int32()) for name in READING},
             "row_no": pa.array(np.arange(num_rows)),
             "file_no": pa.array(np.zeros(num_rows, np.int32)),
         }
