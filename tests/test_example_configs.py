@@ -90,7 +90,9 @@ def check(name: str, tiny_encoder: Path, tmp_path: Path) -> None:
     assert slices <= set(metrics["slices"])
     if name == "tweets":
         assert set(metrics["slices"]["date"]) == {"2015-02-23", "2015-02-24"}
-        assert "7 rows without `date` count as before 2015-02-23" in html.unescape((output / "report.html").read_text())
+        assert "7 rows without <code>date</code> count as before 2015-02-23" in html.unescape(
+            (output / "report.html").read_text()
+        )
         predicted = pq.read_table(output / "predictions.parquet")["id"].to_pylist()
         dates = pq.read_table(tmp_path / "train.parquet")
         late = dates.filter(pa.compute.greater_equal(dates["date"], "2015-02-23"))
@@ -159,4 +161,4 @@ def test_the_config_of_topics(tiny_encoder, tmp_path):
     words = [f"model={tiny_encoder}", f"input={write_reviews(tmp_path / 'in')}", f"output={tmp_path / 'out'}"]
     assert run(["topics", "-c", str(CONFIGS / "topics.yaml"), *words, "max_length=24", "topics.map_rows=0"]) == 0
     assert pq.read_table(tmp_path / "out" / "assignments.parquet").num_rows == 147
-    assert "Sentiment of the topics" in (tmp_path / "out" / "report.html").read_text()
+    assert "Label distribution by topic" in (tmp_path / "out" / "report.html").read_text()

@@ -45,7 +45,7 @@ def test_a_night_in_int8_tells_what_it_changed(model, reviews, tmp_path, monkeyp
         words = [f"model={model}", f"input={reviews}", f"output={out}", "slot=night", "rows_per_shard=16", LABELS]
         assert run(["score", *words, f"precision={precision}"]) == 0
         rows[precision] = pq.read_table(out / "data", partitioning=None).sort_by("id").to_pydict()
-        notes[precision] = json.loads((out / "reports" / "night" / "report.json").read_text())["notes"]
+        notes[precision] = json.loads((out / "reports" / "night" / "run=1" / "report.json").read_text())["notes"]
         entry = json.loads((out / "control" / "commits" / "00000001.json").read_text())
         compared[precision] = entry["int8"]
         assert entry["settings"]["precision"] == precision
@@ -66,7 +66,9 @@ def test_a_model_that_cannot_be_computed_in_int8_says_so(model, reviews, tmp_pat
     monkeypatch.setattr("bertray.model.engine._INT8_TOLERANCE", -1.0)
     words = [f"model={model}", f"input={reviews}", f"output={tmp_path / 'out'}", "slot=night", LABELS]
     assert run(["score", *words, "precision=int8"]) == 0
-    assert json.loads((tmp_path / "out" / "reports" / "night" / "report.json").read_text())["notes"] == [NOT_INT8]
+    assert json.loads((tmp_path / "out" / "reports" / "night" / "run=1" / "report.json").read_text())["notes"] == [
+        NOT_INT8
+    ]
 
 
 def test_enough_rows_are_compared_however_small_the_work_items(model, tmp_path, monkeypatch):
