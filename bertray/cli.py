@@ -41,7 +41,7 @@ SUMMARIES = {
     "demo": "The whole path on bundled reviews and the bundled model, without network.",
     "benchmark": "Rows a second here, beside what people use instead and the machine's own limit.",
     "doctor": "Is this machine ready? One line a check, with the remedy.",
-    "init": "Look at data and print a commented config that works on it.",
+    "init": "Look at data and write a commented config of train or score that works on it.",
 }
 
 # What the parser raises for an unknown verb or flag; typer names only its subclass in public.
@@ -52,7 +52,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
-    context_settings={"help_option_names": ["--help"]},
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 config_app = typer.Typer(
     help="Show a resolved config, or its JSON schema.", no_args_is_help=True, rich_markup_mode=None
@@ -159,19 +159,22 @@ def _plan(overrides: Overrides = None, files: Files = None, verbose: Verbose = F
     raise typer.Exit(run_plan(configs.load_config(verb, files or [], overrides or [])))
 
 
-@app.command("init", help=SUMMARIES["init"])
+@app.command("init", help=SUMMARIES["init"], epilog=_key_help("init"))
 def _init(
-    data: Annotated[list[str], typer.Argument(metavar="DATA [KEY=VALUE]...", help="File, folder or glob, then keys.")],
+    data: Annotated[
+        list[str] | None, typer.Argument(metavar="DATA [KEY=VALUE]...", help="File, folder or glob, then keys.")
+    ] = None,
     files: Files = None,
     verbose: Verbose = False,
 ) -> None:
     _set_up(verbose)
     from bertray.pipelines.init import run_init
 
-    paths, keys = _paths_and_keys("init", data)
-    if not paths:
-        raise ConfigError("init: no data given.", "`bertray init reviews.csv > train.yaml`")
-    loaded = configs.load_config("init", files or [], [f"data={_yaml_list(paths)}", *keys])
+    paths, keys = _paths_and_keys("init", data or [])
+    if not paths and not files and not any(key.startswith("data=") for key in keys):
+        raise ConfigError("init: expected data, found none.", "Name it: `bertray init reviews.csv output=train.yaml`.")
+    given = [f"data={_yaml_list(paths)}"] if paths else []
+    loaded = configs.load_config("init", files or [], [*given, *keys])
     assert isinstance(loaded, configs.InitConfig)
     raise typer.Exit(run_init(loaded))
 
@@ -222,7 +225,12 @@ def main(argv: list[str] | None = None) -> None:
     """Run one command and leave the process with its exit code."""
     environment.set_up_streams()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # `ray job stop` and cron say goodbye as Ctrl-C does
-    code = run(sys.argv[1:] if argv is None else argv)
+    words = sys.argv[1:] if argv is None else argv
+    code = run(words)
+    if code and words[0] in ("init", "files", "config"):
+        from bertray.console import remove_empty_stdout
+
+        remove_empty_stdout()
     environment.close_streams()
     if code == EXIT_INTERRUPTED:
         # Threads of Ray and torch may be anywhere in native code; an orderly end of the interpreter can crash on them.
@@ -246,15 +254,20 @@ def run(argv: list[str]) -> int:
         return _leave(EXIT_INTERRUPTED, "run the same command again to go on")
     except Exception as error:
         if isinstance(error, _UsageError):
-            _say(f"{name}: {error.format_message()}")
-            return _leave(ConfigError.exit_code, "`bertray --help` lists the commands, `bertray VERB --help` the keys.")
+            verb = argv[0] if argv and argv[0] in configs.CONFIGS else ""
+            flag = getattr(error, "option_name", "")
+            near = configs.flag_as_key(verb, flag) if verb and flag.startswith("--") else ""
+            _say(f"{name}: {error.format_message().removesuffix('.')}.{near}")
+            remedy = f"Settings are written key=value; `bertray {verb} --help` lists the keys." if verb else ""
+            return _leave(ConfigError.exit_code, remedy or "`bertray --help` lists the commands.")
         known = _known_error(error)
         if verbose or known is None:
             logging.getLogger("bertray").error("traceback", exc_info=error)
         if known is None:
             _say(f"{name}: {type(error).__name__}: {' '.join(str(error).split())[:300]}")
             return _leave(EXIT_BUG, "please report it with the traceback above")
-        _say(f"{name}: {known.message}")
+        verb = argv[0] if argv else ""
+        _say(f"{name}: {known.message.removeprefix(f'{verb} config: ').removeprefix(f'{verb}: ')}")
         return _leave(known.exit_code, known.remedy)
 
 

@@ -6,9 +6,11 @@ Sources are applied in order: `-c a.yaml`, `-c b.yaml`, then the overrides. Mapp
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import math
 import re
+import shlex
 from collections.abc import Hashable, Mapping, Sequence
 from datetime import date
 from types import UnionType
@@ -19,8 +21,9 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from bertray.errors import ConfigError
+from bertray.errors import ConfigError, did_you_mean
 from bertray.paths import local_path
+from bertray.wording import counted, setting
 
 MAX_CONFIG_BYTES = 1 << 20
 SLOT_PATTERN = re.compile(r"^(?!\.+$)[A-Za-z0-9_.=-]{1,128}$")
@@ -764,6 +767,12 @@ class InitConfig(Section):
     """`bertray init DATA`: a commented config that works on the data."""
 
     data: Paths = Field(..., description="file, folder or glob to look at")
+    verb: Literal["train", "score"] | None = Field(
+        None, description="command that the config is for; by default train, and score where no column is a label"
+    )
+    output: Text | None = Field(
+        None, min_length=1, description="file that receives the config, whole or not at all; by default it is printed"
+    )
     reader: TextFormat = TextFormat()
 
 
@@ -827,7 +836,10 @@ def _parse_yaml(text: str, where: str) -> Any:
 def _read_file(path: str) -> dict[str, Any]:
     file = local_path(path)
     if not file.is_file():
-        raise ConfigError(f"-c {path}: no such file.", "Give the path of a YAML file; examples lie in jobs/configs/.")
+        found, near = "expected a file, found a folder" if file.is_dir() else "no such file", ""
+        with contextlib.suppress(OSError):
+            near = did_you_mean(file.name, [other.name for other in file.parent.iterdir()])
+        raise ConfigError(f"-c {path}: {found}.{near}", "`bertray init DATA output=train.yaml` writes a config.")
     if file.stat().st_size > MAX_CONFIG_BYTES:
         raise ConfigError(f"-c {path}: larger than {MAX_CONFIG_BYTES} bytes.", "A config is a page of YAML.")
     try:
@@ -838,7 +850,8 @@ def _read_file(path: str) -> dict[str, Any]:
     if data is None:
         return {}
     if not isinstance(data, dict):
-        raise ConfigError(f"{path}: expected keys and values, found a {type(data).__name__}.", "Write `key: value`.")
+        found = "a list" if isinstance(data, list) else "text" if isinstance(data, str) else f"a {type(data).__name__}"
+        raise ConfigError(f"-c {path}: expected YAML of keys and values, found {found}.", "Write `key: value`.")
     return data
 
 
@@ -868,10 +881,7 @@ def _is_paths(field: FieldInfo) -> bool:
 def _override(config: type[Section], word: str) -> tuple[list[str], Any]:
     key, equals, raw = word.partition("=")
     if not equals or not key or key.startswith("-"):
-        raise ConfigError(
-            f"{word!r}: expected key=value, found no key or no '='.",
-            "Options are keys, for example `training.epochs=2`; the only flags are -c, -v, --help and --version.",
-        )
+        raise ConfigError(f"{word!r}: expected key=value, found no {'key' if equals else '='}.", _as_key(config, word))
     field = _field(config, key)
     if field is None:
         return key.split("."), _parse_yaml(raw, key)
@@ -881,6 +891,26 @@ def _override(config: type[Section], word: str) -> tuple[list[str], Any]:
     if _is_paths(field) or _keeps_raw_text(field.annotation):
         return key.split("."), None if raw in ("null", "~") else _unquote(raw)
     return key.split("."), _parse_yaml(raw, key)
+
+
+def _as_key(config: type[Section], word: str) -> str:
+    """The remedy for a word of a command line that is no `key=value`."""
+    if _field(config, word) is not None:
+        return f"Write `{word}=VALUE`, without spaces around the equals sign."
+    if word.endswith((".yaml", ".yml")) and local_path(word).is_file():
+        return f"Name a config by its flag: `-c {shlex.quote(word)}`."
+    key = next((key for key in ("data.train", "input", "data") if _field(config, key) is not None), None)
+    if key is not None and local_path(word).exists():
+        return f"Name the data by its key: `{setting(key, word)}`."
+    return "Settings are keys, for example `output=FOLDER`; the only flags are -c, -v, --help and --version."
+
+
+def flag_as_key(verb: str, flag: str) -> str:
+    """` Did you mean 'training.epochs'?` for `--epochs`, or an empty string."""
+    where = flag.lstrip("-").partition("=")[0].replace("-", "_").split(".")
+    config = CONFIGS[verb]
+    full = ".".join(where)
+    return f" Did you mean {full!r}?" if full in keys(config) else _suggest(config, where)
 
 
 def _unquote(raw: str) -> str:
@@ -1009,11 +1039,38 @@ def _explain(config: type[Section], item: Any) -> str:
         return f"{key}: no such key.{_suggest(config, where)}"
     if item["type"] == "missing":
         return f"{key}: missing, and it has no default ({_description(config, where)})."
-    message = item["msg"].removeprefix("Value error, ")
+    message = _expected(item, f"{key}.{next(iter(fields_at(config, where)), 'key')}")
     if not where:
         return f"{message}."
-    found = "" if isinstance(value, Mapping) else f", found {value!r}"
+    found = "" if isinstance(value, Mapping) else f", found {'nothing' if value in (None, '') else repr(value)}"
     return f"{key}: {message}{found}."
+
+
+def _expected(item: Any, key_below: str) -> str:
+    """`expected a whole number`, of what pydantic says of a value."""
+    limits = item.get("ctx", {})
+    words = {
+        "int_parsing": "a whole number",
+        "int_type": "a whole number",
+        "int_from_float": "a whole number",
+        "float_parsing": "a number",
+        "float_type": "a number",
+        "finite_number": "a finite number",
+        "bool_parsing": "true or false",
+        "bool_type": "true or false",
+        "string_type": "text",
+        "tuple_type": "a list",
+        "model_type": f"keys below it, such as {key_below}",
+        "dict_type": "keys and values",
+        "string_too_short": "a value",
+        "literal_error": str(limits.get("expected")),
+        "greater_than_equal": f"{limits.get('ge')} or more",
+        "greater_than": f"more than {limits.get('gt')}",
+        "less_than_equal": f"{limits.get('le')} or less",
+        "less_than": f"less than {limits.get('lt')}",
+        "string_too_long": f"at most {counted(limits.get('max_length', 0), 'character')}",
+    }.get(item["type"])
+    return f"expected {words}" if words else str(item["msg"]).removeprefix("Value error, ")
 
 
 def fields_at(config: type[Section], path: Sequence[str]) -> dict[str, FieldInfo]:
@@ -1099,12 +1156,15 @@ def guess_verb(files: Sequence[str], overrides: Sequence[str]) -> str:
     Raises:
         ConfigError: neither is set, or both are.
     """
+    for word in overrides:
+        if "=" not in word:
+            _override(TrainConfig, word)  # which refuses it
     named = {key for path in files for key in _read_file(path)} | {re.split(r"[.=]", word)[0] for word in overrides}
     if ("data" in named or "training" in named) == ("input" in named):
         raise ConfigError(
             "plan: expected a train config (data.train) or a score config (input), found "
             + ("both." if "input" in named else "neither."),
-            "Give the config of the command you want to plan.",
+            "Give the config of the command that you want to plan, such as `data.train=reviews.csv output=runs/first`.",
         )
     return "score" if "input" in named else "train"
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import os
+import stat
 import sys
 import tempfile
 import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from types import TracebackType
 
 from rich.console import Console
@@ -116,6 +119,22 @@ def table(title: str, columns: list[str], rows: list[list[str]]) -> None:
     for row in rows:
         grid.add_row(*map(Text, row))
     out.print(grid)
+
+
+def remove_empty_stdout() -> None:
+    """Remove the file that a shell has made for `> FILE` when a command failed before it wrote a line.
+
+    An empty config would be read as one without keys, an empty list of files as a night without rows. Only a regular
+    file goes that is empty, has one name and one owner, and was not opened to append: for anything else somebody waits.
+    """
+    with suppress(OSError, ValueError):
+        sys.stdout.flush()
+        made, flags = os.fstat(1), fcntl.fcntl(1, fcntl.F_GETFL)
+        path = Path("/proc/self/fd/1").readlink()  # Linux; elsewhere the file stays
+        is_ours = stat.S_ISREG(made.st_mode) and made.st_nlink == 1 and made.st_uid == os.geteuid()
+        if is_ours and not made.st_size and not flags & os.O_APPEND and os.path.samestat(made, path.lstat()):
+            path.unlink()
+            err.out(f"bertray: the empty {path} is removed", highlight=False)
 
 
 @contextmanager

@@ -299,7 +299,7 @@ def test_files_of_unknown_formats_are_ignored_aloud(night, caplog):
     with caplog.at_level(logging.INFO):
         assert night.run() == 0
     assert night.counts() == {"good.parquet": (NUM_GOOD, NUM_GOOD, 0), "late.PQ": (10, 10, 0)}
-    assert "2 files of unknown formats are ignored, such as 'c'" in caplog.text
+    assert "left out 2 files of unknown format, such as 'c'" in caplog.text
 
 
 def test_a_flipped_bit_in_a_page_with_a_checksum_costs_its_row_group_alone(night):

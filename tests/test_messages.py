@@ -167,7 +167,7 @@ def test_a_plan_over_reviews_without_text_says_so(tmp_path, capsys, tiny_classif
     # `score` would put the row into the quarantine.
     assert run(["plan", f"model={tiny_classifier}", f"input={path}", f"output={tmp_path / 'out'}"]) == 0
     printed = " ".join(capsys.readouterr().out.split())
-    assert "no forecast: none of 1 sampled rows can be used; first: text_empty" in printed
+    assert "no forecast: none of 1 sampled row can be used; first: text_empty" in printed
 
 
 def test_labels_of_another_model_are_refused(tmp_path, capsys, reviews, tiny_classifier):
@@ -189,7 +189,7 @@ def test_a_folder_that_holds_a_run_is_told_where_its_model_is(tmp_path, tiny_enc
     (tmp_path / "run" / "model").symlink_to(tiny_encoder)
     code, text = outcome(capsys, "score", f"model={tmp_path / 'run'}", f"input={reviews}", f"output={tmp_path / 'out'}")
     assert code == 2, text
-    assert f"Give model={tmp_path / 'run' / 'model'}." in text
+    assert f"Give `model={tmp_path / 'run' / 'model'}`." in text
 
 
 @pytest.mark.parametrize(
@@ -199,7 +199,10 @@ def test_a_folder_that_holds_a_run_is_told_where_its_model_is(tmp_path, tiny_enc
         (["train", "--epochs", "3"], "No such option"),
         (["config", "show", "scroe"], "Did you mean 'score'?"),
         (["train", "-c", "nowhere.yaml"], "no such file"),
-        (["init"], "Missing argument"),
+        (
+            ["init"],
+            "init: expected data, found none.\nbertray: exit 2 (configuration): Name it: `bertray init reviews.csv",
+        ),
     ],
 )
 def test_a_wrong_command_line_is_a_configuration_error(capsys, argv, part):

@@ -13,6 +13,7 @@ import numpy as np
 
 from bertray.evaluation.intervals import Estimate, percentile_estimate, resampled_counts
 from bertray.evaluation.metrics import averages, cell_sums
+from bertray.wording import counted
 
 FIGURES = {"accuracy": "accuracy", "macro_f1": "macro F1", "mcc": "MCC"}  # those compared, as sentences call them
 # Figures that decide which of two models is better, by `training.best_metric`.
@@ -165,7 +166,7 @@ def _points(difference: float) -> str:
 
 
 def _rows(count: int) -> str:
-    return f"{count:,} row{'' if count == 1 else 's'}"
+    return counted(count, "row")
 
 
 def capital(name: str) -> str:

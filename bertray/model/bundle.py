@@ -34,6 +34,7 @@ from bertray.model.training_texts import FILE as TEXTS_FILE
 from bertray.model.training_texts import TrainingTexts
 from bertray.paths import is_uri, local_path
 from bertray.profile import Profile
+from bertray.wording import command, setting
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -146,10 +147,9 @@ def resolve_model(model: str) -> Path:
     folder = local_path(model)
     if folder.is_dir():
         return _checked(folder, model)
-    if not _HUB_ID.match(model) or model.startswith("."):
-        raise ConfigError(
-            f"model={model}: no such folder.", "Give a trained run's `model` folder, a hub id, or `bundled`."
-        )
+    if folder.exists() or not _HUB_ID.match(model) or model.startswith("."):
+        found = "expected a folder, found a file" if folder.exists() else "no such folder"
+        raise ConfigError(f"model={model}: {found}.", "Give a trained run's `model` folder, a hub id, or `bundled`.")
     return _from_hub(model)
 
 
@@ -157,7 +157,9 @@ def _checked(folder: Path, model: str) -> Path:
     """The folder, when it has all that loading a model needs."""
     if not (folder / "config.json").is_file():
         if (folder / "model" / "config.json").is_file():
-            raise ConfigError(f"model={model}: holds a run, not a model.", f"Give model={Path(model) / 'model'}.")
+            raise ConfigError(
+                f"model={model}: holds a run, not a model.", f"Give `{setting('model', str(Path(model) / 'model'))}`."
+            )
         raise ConfigError(
             f"model={model}: expected a folder with config.json and model.safetensors, found {_listing(folder)}.",
             "Give the `model` folder of a finished run, a hub id, or `bundled`.",
@@ -207,7 +209,7 @@ def _from_hub(model: str) -> Path:
         offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") == "1" else ""
         raise InfrastructureError(
             f"model={model}: no such folder here, and the model hub cannot be reached{offline}.",
-            "Connect and run it again, give a local folder, or use model=bundled.",
+            "Connect and run it again, give a local folder, or use `model=bundled`.",
         ) from error
     return _checked(Path(path), model)
 
@@ -275,7 +277,7 @@ def read_info(folder: Path, *, model: str = "") -> BundleInfo:
     if not any(name.endswith("ForSequenceClassification") for name in architectures):
         raise ConfigError(
             f"model={where}: expected a trained classifier, found {', '.join(architectures) or 'an encoder'}.",
-            "Train one first: `bertray train model=" + where + " data.train=... output=...`.",
+            f"Train one first: {command('train', 'data.train=REVIEWS output=RUN', model=where)}.",
         )
     labels = single_label_classes(config, where)
     check_tokenizer(folder, where)

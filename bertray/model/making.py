@@ -39,7 +39,7 @@ def learn_vocabulary(texts: Sequence[str], wanted: NewVocabulary) -> PreTrainedT
         raise DataRefused(
             f"vocabulary.size={wanted.size}: the reviews hold only {found} pieces that occur "
             f"{wanted.min_frequency} times or more.",
-            f"Set vocabulary.size={found} or less, or give more reviews.",
+            f"Set `vocabulary.size={found}` or less, or give more reviews.",
         )
     return _finished(tokenizer)
 

@@ -53,6 +53,7 @@ from bertray.reviews.repeats import NearTexts
 from bertray.reviews.sources import BadFile, InputFile, check_columns, with_digests
 from bertray.storage.store import Store, open_store
 from bertray.training.token_shards import cache_key
+from bertray.wording import counted
 
 log = logging.getLogger(__name__)
 
@@ -129,7 +130,9 @@ def open_splits(config: AuditConfig) -> list[Split]:
         files = [file for file in looked_at if isinstance(file, InputFile)]
         if not files:
             reasons = f": {bad[0].reason} ({bad[0].detail})" if bad else ""
-            raise DataRefused(f"data.{name}: none of {len(bad)} files can be read{reasons}.", "Give files of reviews.")
+            raise DataRefused(
+                f"data.{name}: none of {counted(len(bad), 'file')} can be read{reasons}.", "Give files of reviews."
+            )
         column = config.columns.label
         wants_label = column != _DEFAULT_LABEL or all(column in file.columns for file in files)
         spec = read_spec(
@@ -139,7 +142,10 @@ def open_splits(config: AuditConfig) -> list[Split]:
         first = sum(len(split.inputs.files) for split in splits)
         inputs = Inputs(with_digests(files), spec, range(first, first + len(files)))
         if inputs.num_rows == 0:
-            raise DataRefused(f"data.{name}: {len(files)} files, no row.", "Give files that hold reviews.")
+            raise DataRefused(
+                f"data.{name}: expected reviews, found {counted(len(files), 'file')} and no row.",
+                "Give files that hold reviews.",
+            )
         splits.append(Split(name, inputs, bad))
     return splits
 
@@ -201,7 +207,7 @@ class _Audit:
         self._notes: list[str] = []
         if 0 < with_ids < len(self._files):
             self._notes.append(
-                f"{with_ids} of {len(self._files)} files have ids; only these were looked at for repeats."
+                f"{with_ids} of {counted(len(self._files), 'file')} have ids; only these were looked at for repeats."
             )
         for split in splits:
             with_label = sum(config.columns.label in file.columns for file in split.inputs.files)

@@ -90,7 +90,7 @@ def run_benchmark(config: BenchmarkConfig) -> int:
 
 def _fresh_folder(root: Path) -> Path:
     if root.exists() and any(root.iterdir()) and not (root / FIGURES).is_file():
-        raise ConflictError(f"{root}: not empty, and not a former benchmark.", "Give another output=.")
+        raise ConflictError(f"{root}: not empty, and not a former benchmark.", "Give another `output`.")
     shutil.rmtree(root, ignore_errors=True)
     root.mkdir(parents=True)
     (root / FIGURES).write_text("{}\n", encoding="utf-8")

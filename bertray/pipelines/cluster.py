@@ -445,7 +445,7 @@ def plan_resources(workers: Workers, machines: Sequence[Machine], *, local: bool
             return Resources(workers.num_workers, threads, _rounded(cpus), 0, stall_s)
     raise ConfigError(
         f"workers: {_wanted(workers)} are needed, the cluster has {_cpus_in_words(machines)} CPUs.",
-        "Lower workers.num_workers or workers.threads, or use a cluster with more CPUs.",
+        "Lower `workers.num_workers` or `workers.threads`, or use a cluster with more CPUs.",
     )
 
 
@@ -456,7 +456,7 @@ def _on_gpus(workers: Workers, machines: Sequence[Machine], *, local: bool, grow
     if gpus < workers.num_workers and not growing:
         raise ConfigError(
             f"workers: {workers.num_workers} GPUs asked for, this {'machine' if local else 'cluster'} has {gpus}.",
-            "Set workers.use_gpu=false or fewer workers.num_workers.",
+            "Set `workers.use_gpu=false` or fewer `workers.num_workers`.",
         )
     shares = [(machine.cpus - READER_CPUS) / int(machine.gpus) for machine in with_gpus]
     return Resources(

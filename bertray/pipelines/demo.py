@@ -48,7 +48,7 @@ def run_demo(config: DemoConfig) -> int:
 def _fresh_folder(root: Path) -> Path:
     if root.exists() and any(root.iterdir()):
         if not (root / MARKER).is_file():
-            raise ConflictError(f"{root}: not empty, and not a former demo.", "Give another output=.")
+            raise ConflictError(f"{root}: not empty, and not a former demo.", "Give another `output`.")
         shutil.rmtree(root)
     root.mkdir(parents=True, exist_ok=True)
     (root / MARKER).write_text('{"schema_version": 1}\n', encoding="utf-8")

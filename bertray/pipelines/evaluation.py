@@ -38,6 +38,7 @@ from bertray.reviews.labels import LabelMap
 from bertray.reviews.sources import Shard, read_shard
 from bertray.storage.records import Agreement, Receipt, add_agreements, profile_of
 from bertray.storage.store import Store
+from bertray.wording import counted
 
 ROWS_PER_SHARD = 4096
 STAGING = "control/staging"
@@ -161,8 +162,9 @@ def collect(
     usable_N = label_ids_N >= 0
     if not usable_N.any():
         raise DataRefused(
-            f"evaluation: none of {table.num_rows} rows has a label that the model knows ({', '.join(info.labels)}).",
-            "Map the labels of this data, for example `labels={0: negative, 1: positive}`.",
+            f"evaluation: none of {counted(table.num_rows, 'row')} has a label that the model knows "
+            f"({', '.join(info.labels)}).",
+            "Map the labels of this data, for example `'labels={0: negative, 1: positive}'`.",
         )
     kept = table.filter(pa.array(usable_N))
     return EvaluatedRows(
@@ -435,13 +437,13 @@ def row_notes(rows: EvaluatedRows) -> list[str]:
     """What is not in the figures, in sentences."""
     notes = []
     if rows.left_out:
-        notes.append(f"{rows.left_out:,} rows have a label that `labels` leaves out; they are not counted.")
+        notes.append(f"{counted(rows.left_out, 'row has', 'rows have')} a label that `labels` leaves out; not counted.")
     if rows.unknown:
-        notes.append(f"{rows.unknown:,} rows have a label that the model does not know; they are not counted.")
+        notes.append(f"{counted(rows.unknown, 'row has', 'rows have')} a label that the model has not; not counted.")
     if rows.unlabelled:
-        notes.append(f"{rows.unlabelled:,} rows have no label; they are not counted.")
+        notes.append(f"{counted(rows.unlabelled, 'row has', 'rows have')} no label; not counted.")
     if rows.refused:
-        notes.append(f"{rows.refused:,} rows could not be scored (empty or broken) and are not counted.")
+        notes.append(f"{counted(rows.refused, 'row')} could not be scored (empty or broken); not counted.")
     if rows.int8 is not None:
         notes.append(int8_in_words(rows.int8))
     return notes

@@ -31,6 +31,7 @@ from bertray.storage.records import add_counts
 from bertray.storage.store import LocalStore, Store, open_store
 from bertray.training.loop import Examples
 from bertray.training.token_shards import COLUMNS, TokenShards, cache_key, load_rows
+from bertray.wording import counted
 
 log = logging.getLogger(__name__)
 
@@ -345,7 +346,7 @@ def token_shards(
         reasons = add_counts(summary.reasons for summary in summaries)
         refused = sum(reasons.values())
         if not keys:
-            raise DataRefused(f"{split}: none of {inputs.num_rows} rows is usable.", "Look at the file.")
+            raise DataRefused(f"{split}: none of {counted(inputs.num_rows, 'row')} is usable.", "Look at the file.")
         if refused:
             log.warning("%s: %d of %d rows cannot be used: %s", split, refused, done, because(reasons))
         store.put(manifest, json.dumps({"keys": keys, "rows": done, "refused": refused}).encode())

@@ -11,6 +11,7 @@ from bertray.errors import ConfigError
 from bertray.storage import ledger
 from bertray.storage.gc import find_garbage, remove
 from bertray.storage.store import open_store
+from bertray.wording import counted
 
 
 def run_gc(config: GcConfig) -> int:
@@ -30,7 +31,7 @@ def run_gc(config: GcConfig) -> int:
     table("no longer needed", ["", "files", "MB"], rows)
     if config.delete:
         remove(store, garbage)
-        say(f"{len(garbage):,} files removed")
+        say(f"{counted(len(garbage), 'file')} removed")
     else:
-        say("nothing was removed; delete=true removes them")
+        say("nothing was removed; `delete=true` removes them")
     return 0

@@ -1,11 +1,29 @@
-"""`bertray init DATA`: look at data and print a commented config that works on it."""
+"""`bertray init DATA`: look at data and write a commented config that works on it."""
 
 from __future__ import annotations
 
+import posixpath
+
 from bertray.config import InitConfig
+from bertray.console import say
+from bertray.errors import ConflictError
 from bertray.reviews.sniff import look, render_config
+from bertray.storage.store import open_store
 
 
 def run_init(config: InitConfig) -> int:
-    print(render_config(look(config.data, config.reader)), end="")
+    """Print the config, or write it to a file that is not there yet."""
+    seen = look(config.data, config.reader)
+    verb = config.verb or ("train" if seen.label_counts else "score")
+    text = render_config(seen, verb, config.output or f"{verb}.yaml")
+    if config.output is None:
+        print(text, end="")
+        return 0
+    folder, name = posixpath.split(config.output)
+    store = open_store(folder or ".")
+    if not store.put_new(name, text.encode()) and store.get(name) != text.encode():
+        raise ConflictError(
+            f"{config.output}: a file is there, and holds something else.", "Choose another `output`, or remove it."
+        )
+    say(f"config   {store.uri(name)}")
     return 0

@@ -35,6 +35,7 @@ from bertray.reviews.sources import (
     with_digests,
     work_items,
 )
+from bertray.wording import counted
 
 
 @dataclass(frozen=True)
@@ -116,7 +117,10 @@ def open_inputs(key: str, paths: Sequence[str], config: Common, spec: ReadSpec) 
     inputs = Inputs(with_digests(files), spec)
     if inputs.num_rows == 0:
         period = f" {spec.period}" if spec.period else ""
-        raise DataRefused(f"{key}: {len(files)} files, no row{period}.", "Give files that hold reviews.")
+        raise DataRefused(
+            f"{key}: expected reviews, found {counted(len(files), 'file')} and no row{period}.",
+            "Give files that hold reviews.",
+        )
     return inputs
 
 
@@ -212,7 +216,8 @@ def check_length(max_length: int, model: str, folder: Path) -> None:
     if longest is not None and max_length > longest:
         raise ConfigError(
             f"max_length={max_length}: {model} sees at most {longest} tokens.",
-            f"Set max_length={longest} or less; long_text=head_tail or windows reach further into long reviews.",
+            f"Set `max_length={longest}` or less; `long_text=head_tail` or `long_text=windows` reaches "
+            "further into long reviews.",
         )
 
 
@@ -230,7 +235,7 @@ def refuse_bad_files(key: str, bad: Sequence[BadFile], paths: Sequence[str], rem
         if output := output_that_holds(bad[0].path):
             remedy = f"It is of the output {output}: restore it from a backup, and remove nothing there."
         raise DataRefused(
-            f"{key}: {len(bad)} of {len(paths)} files cannot be read, first {bad[0].path}: {bad[0].reason} "
+            f"{key}: {len(bad)} of {counted(len(paths), 'file')} cannot be read, first {bad[0].path}: {bad[0].reason} "
             f"({bad[0].detail}).",
             remedy,
         )

@@ -54,6 +54,7 @@ from bertray.storage.commit import commit, make_entry
 from bertray.storage.heartbeat import Heartbeat, live_attempt
 from bertray.storage.records import LedgerEntry, Plan, Receipt, StagedFile
 from bertray.storage.store import Store, open_store
+from bertray.wording import counted
 
 log = logging.getLogger(__name__)
 
@@ -134,7 +135,7 @@ def run_night(config: NightConfig, info: BundleInfo, open_worker: Callable[[], A
             _print_entry(store, entry, evaluation)
             tonight = decide(config, info, store, looked_at)  # what is left: a plan may hold only some of the files
     if not committed:
-        say(f"nothing new: {len(tonight.decisions)} files listed, all in slots already ({store.root})")
+        say(f"nothing new: {counted(len(tonight.decisions), 'file')} listed, all in slots already ({store.root})")
     return 0
 
 
@@ -165,7 +166,7 @@ def _run_plan(
     if not config.takeover and (holder := live_attempt(store, planning.staging_folder(plan))):
         raise ConflictError(
             f"slot {plan.slot}: another run is at work on it ({holder}).",
-            "Wait for it; if it is dead or lost, set takeover=true.",
+            "Wait for it; if it is dead or lost, set `takeover=true`.",
         )
     check_free_space(store, sum(file.size_bytes for file in plan.files))
     work = work_items(_shards(config, tonight, plan, spec), plan.rows_per_shard)
@@ -322,7 +323,8 @@ def _check_refused(config: NightConfig, entry: LedgerEntry) -> None:
     if refused > ROWS_BEFORE_RATIO and refused > config.max_quarantine_ratio * entry.rows_in:
         worst = max(entry.reasons.items(), key=lambda item: item[1])
         raise DataRefused(
-            f"quarantine: {refused} of {entry.rows_in} rows ({refused / entry.rows_in:.1%}) would be kept out, above "
+            f"quarantine: {refused:,} of {counted(entry.rows_in, 'row')} ({refused / entry.rows_in:.1%}) would be "
+            f"kept out, above "
             f"max_quarantine_ratio={config.max_quarantine_ratio}; most often {worst[0]} ({worst[1]}). "
             "Nothing was committed.",
             "Look at the input; if it is as it should be, raise max_quarantine_ratio.",
@@ -353,7 +355,7 @@ def _print_entry(store: Store, entry: LedgerEntry, evaluation: Evaluation | None
         ["", "rows in", past_tense(entry), "quarantined", "rows/s"],
         [
             [
-                f"{len(entry.files)} file{'' if len(entry.files) == 1 else 's'}",
+                counted(len(entry.files), "file"),
                 f"{entry.rows_in:,}",
                 f"{entry.rows_scored:,}",
                 f"{entry.rows_quarantined:,}",

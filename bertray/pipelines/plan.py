@@ -32,6 +32,7 @@ from bertray.pipelines.tonight import Tonight, decide, look, spec_for, target_of
 from bertray.pipelines.train import check_train, run_key_of
 from bertray.reviews.sources import read_shard
 from bertray.storage.store import open_store
+from bertray.wording import counted
 
 SAMPLE_ROWS = 1000
 TIMED_ROWS = 64
@@ -74,9 +75,12 @@ def _plan_score(config: ScoreConfig) -> None:
     if unfinished is not None:
         say(f"slot {unfinished.slot}: begun on {unfinished.created_at[:16]} UTC and not finished; it is resumed first")
     for rewrite in tonight.rewrites:
-        say(f"slot {rewrite.slot}: rewritten as version {rewrite.version}, {len(rewrite.files)} files ({rewrite.why})")
+        say(
+            f"slot {rewrite.slot}: rewritten as version {rewrite.version}, "
+            f"{counted(len(rewrite.files), 'file')} ({rewrite.why})"
+        )
     if tonight.new_files and (target := target_of_new_files(config, tonight)):
-        say(f"slot {target.slot}: {len(tonight.new_files)} new files as run {target.run}")
+        say(f"slot {target.slot}: {counted(len(tonight.new_files), 'new file')} as run {target.run}")
     to_score = [*(file for rewrite in tonight.rewrites for file in rewrite.files), *tonight.new_files]
     good = tonight.readable(to_score)
     inputs = Inputs(good, spec_for(config, info, good))
@@ -184,7 +188,7 @@ def draw_sample(inputs: Inputs, tokenizer: ReviewTokenizer, num_rows: int = SAMP
     rows = sum(batch.rows_in for batch in batches)
     if not tokens:
         raise DataRefused(
-            f"none of {rows:,} sampled rows can be used; first: {batches[0].refused[s.REASON][0].as_py()}.",
+            f"none of {counted(rows, 'sampled row')} can be used; first: {batches[0].refused[s.REASON][0].as_py()}.",
             "Look at the file, and at `columns.text`.",
         )
     return Sample(pa.concat_tables(tokens), rows, sum(batch.refused.num_rows for batch in batches))
@@ -206,7 +210,9 @@ def _print_files(tonight: Tonight) -> None:
     if len(rows) > MAX_LINES:
         rest = Counter((place, why) for _, place, _, why in rows[MAX_LINES:])
         rows = rows[:MAX_LINES]
-        rows += [[f"... and {count:,} more files", place, "", why] for (place, why), count in rest.most_common()]
+        rows += [
+            [f"... and {counted(count, 'more file')}", place, "", why] for (place, why), count in rest.most_common()
+        ]
     table("files", ["path", "tonight", "rows", "why"], rows)
     say(", ".join(f"{count} {verdict}" for verdict, count in sorted(counts.items())) or "no files")
 
@@ -220,7 +226,7 @@ def _print_sample(sample: Sample, num_rows: int, max_length: int) -> None:
     )
     if sample.rows_refused:
         share = sample.rows_refused / sample.rows_read
-        say(f"of {sample.rows_read:,} sampled rows {sample.rows_refused} would be quarantined ({share:.2%})")
+        say(f"of {counted(sample.rows_read, 'sampled row')} {sample.rows_refused:,} would be quarantined ({share:.2%})")
 
 
 def _print_forecast(config: Common, seconds: float, basis: str, alone: Resources | None) -> None:
@@ -240,7 +246,7 @@ def _print_forecast(config: Common, seconds: float, basis: str, alone: Resources
         resources = plan_resources(config.workers, [machine], local=True)
     on_gpu = config.workers.use_gpu
     say(
-        f"{resources.num_workers} worker{'s' if resources.num_workers > 1 else ''} of "
+        f"{counted(resources.num_workers, 'worker')} of "
         + ("1 GPU" if on_gpu else f"{resources.threads} threads")
         + f", {resources.cpus_per_worker:g} CPU each"
     )

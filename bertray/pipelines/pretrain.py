@@ -40,6 +40,7 @@ from bertray.training import checkpoint as checkpoints
 from bertray.training.loop import Examples, LoopSettings, Outcome
 from bertray.training.objectives import MaskedLanguage
 from bertray.training.token_shards import cache_key
+from bertray.wording import counted
 
 log = logging.getLogger(__name__)
 
@@ -167,7 +168,7 @@ def _sample(config: PretrainConfig, inputs: Inputs, resources: Resources) -> lis
         num_rows += sum(shard.hi - shard.lo for shard in work[number])
     texts = [text for batch in read_texts(chosen, inputs.spec, resources) for text in batch]
     if not texts:
-        raise DataRefused(f"input: none of {inputs.num_rows} rows is usable.", "Look at the file.")
+        raise DataRefused(f"input: none of {counted(inputs.num_rows, 'row')} is usable.", "Look at the file.")
     texts.sort()  # whatever order they came in
     chosen_texts = np.random.default_rng(config.seed).permutation(len(texts))[: config.vocabulary.sample_rows]
     return [texts[number] for number in np.sort(chosen_texts)]

@@ -14,6 +14,7 @@ from bertray.storage.heartbeat import Heartbeat, live_attempt
 from bertray.storage.ledger import COMMITS
 from bertray.storage.records import SCHEMA_VERSION, Record
 from bertray.storage.store import LocalStore, Store
+from bertray.wording import command
 
 RUN_FILE = "control/run.json"
 FINISHED_FILE = "control/finished.json"
@@ -180,7 +181,8 @@ def check_free_space(store: Store, input_bytes: int) -> None:
     if free < needed:
         raise InfrastructureError(
             f"{store.root}: {free >> 20} MiB are free, about {needed >> 20} MiB are needed.",
-            "Free some space (`bertray gc` shows what an output no longer needs), then run the same command again.",
+            f"Free some space ({command('gc', output=store.root)} shows what this output no longer needs), then run "
+            "the same command again.",
         )
 
 
@@ -220,5 +222,5 @@ def check_put_if_absent(store: Store, *, single_writer: bool) -> None:
     if not holds and not single_writer:
         raise ConfigError(
             f"{store.root}: put-if-absent does not hold there, so two runs could both commit.",
-            "Use another store, or set single_writer=true if only one run ever writes.",
+            "Use another store, or set `single_writer=true` if only one run ever writes.",
         )

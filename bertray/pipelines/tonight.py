@@ -37,6 +37,7 @@ from bertray.storage import ledger
 from bertray.storage import plan as planning
 from bertray.storage.records import FileCount, FileRecord, LedgerEntry, Plan
 from bertray.storage.store import Store
+from bertray.wording import counted
 
 log = logging.getLogger(__name__)
 
@@ -118,7 +119,7 @@ def look(config: NightConfig, store: Store) -> dict[str, Seen]:
     listed = list_inputs(config.input, config.reader, output=config.output)
     if not listed and not config.allow_empty:
         raise DataRefused(
-            f"input: no review file in {', '.join(config.input)}.", "Check the path, or set allow_empty=true."
+            f"input: no review file in {', '.join(config.input)}.", "Check the path, or set `allow_empty=true`."
         )
     scored = planning.owners(ledger.read_ledger(store)).values()
     known = {(file.path, file.size_bytes, file.modified): file for file, _ in scored}
@@ -159,7 +160,7 @@ def decide(config: NightConfig, info: BundleInfo, store: Store, found: Mapping[s
             tonight = _decided(config, info, entries, settings, tonight.looked_at | faults)
     else:
         bad = [seen for file in tonight.to_read if isinstance(seen := found[file.path], BadFile)]
-        refuse_bad_files("input", bad, list(found), "Repair or remove them, or set on_bad_file=quarantine.")
+        refuse_bad_files("input", bad, list(found), "Repair or remove them, or set `on_bad_file=quarantine`.")
     readable = tonight.readable(tonight.to_read)
     spec = spec_for(config, info, readable)
     check_columns(readable, spec)
@@ -194,9 +195,8 @@ def _decided(
     changed = [d for d in decisions if d.verdict == "changed" and d.slot not in rewritten]
     if changed:
         raise ConflictError(
-            f"input: {len(changed)} scored file{'s' if len(changed) > 1 else ''} changed: {changed[0].file.path} "
-            f"({changed[0].why}).",
-            "Deliver changes under a new name, set on_changed_file=replace, or score into another output.",
+            f"input: {counted(len(changed), 'scored file')} changed: {changed[0].file.path} ({changed[0].why}).",
+            "Deliver changes under a new name, set `on_changed_file=replace`, or score into another output.",
         )
     return Tonight(info, entries, decisions, rewrites, looked_at, settings)
 
@@ -248,7 +248,7 @@ def _rewrites(
 def _check_slot(config: NightConfig, labels: list[str]) -> None:
     if config.replace and config.slot is None:
         raise ConfigError(
-            "replace=true: expected a slot to replace, found none.", "Name it: slot=dt=2026-11-20 replace=true"
+            "replace=true: expected a slot to replace, found none.", "Name it: `slot=dt=2026-11-20 replace=true`."
         )
     keys = [key.casefold() for key in s.partition_columns(config.slot or "")]
     ours = {name.casefold() for name in (*s.scored_schema(labels, pa.schema([]), needs_review=True).names, s.EMBEDDING)}
@@ -367,8 +367,9 @@ def target_of_new_files(config: NightConfig, tonight: Tonight) -> Target | None:
         return None  # without any file at all, allow_empty commits one empty slot
     if config.slot in versions:
         raise ConflictError(
-            f"slot={slot}: committed from other inputs; {len(new)} listed files are not among them.",
-            "Leave `slot` out to commit them as a run of today, choose another slot, or set replace=true.",
+            f"slot={slot}: committed from other inputs; "
+            f"{counted(len(new), 'listed file is', 'listed files are')} not among them.",
+            "Leave `slot` out to commit them as a run of today, choose another slot, or set `replace=true`.",
         )
     version = versions.get(slot, 1)
     run = 1 + ledger.num_runs(tonight.entries, slot, version)

@@ -33,6 +33,7 @@ from bertray.storage import plan as planning
 from bertray.storage.records import Receipt, Record, StagedFile, add_counts
 from bertray.storage.store import Store, open_store
 from bertray.training.token_shards import cache_key, to_ipc
+from bertray.wording import counted
 
 log = logging.getLogger(__name__)
 
@@ -153,7 +154,7 @@ def embed_rows(
     )
     if not embedded.num_rows:
         raise DataRefused(
-            f"input: none of {inputs.num_rows} rows is usable ({embedded.reasons}).", "Look at the input."
+            f"input: none of {counted(inputs.num_rows, 'row')} is usable ({embedded.reasons}).", "Look at the input."
         )
     store.put(manifest, embedded.to_bytes())
     return embedded

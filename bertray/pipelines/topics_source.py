@@ -25,6 +25,7 @@ from bertray.reviews.sources import InputFile, kept_schema, label_is_readable, r
 from bertray.storage import ledger
 from bertray.storage.records import LedgerEntry
 from bertray.storage.store import open_store
+from bertray.wording import setting
 
 MIN_TOPIC_SIZE = 10
 MIN_TOPIC_SHARE = 0.005
@@ -90,7 +91,8 @@ def open_source(config: TopicsConfig) -> Source:
         raise ConfigError(
             f"scored: the rows of {config.scored} hold no column {text!r}; scoring keeps a text only where "
             "keep_columns names it.",
-            f"Give the raw reviews beside it (`input=…`), or score into a new output with `keep_columns=[{text}]`.",
+            f"Give the raw reviews beside it, `input=FOLDER`, or score into a new output with "
+            f"`{setting('keep_columns', [text])}`.",
         )
     has_label = bool(files) and all(label_is_readable(file, reading.columns) for file in files)
     wants_label = has_label or (scored is None and config.columns.label != Columns.model_fields["label"].default)

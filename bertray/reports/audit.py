@@ -10,6 +10,7 @@ from bertray.reports.html import count, percent, render
 from bertray.reports.plain import excerpt, plain
 from bertray.reports.scoring import REASON_WORDS, because
 from bertray.schema import SCHEMA_VERSION
+from bertray.wording import counted
 
 WEIGHTS = ("serious", "look", "minor", "none")
 WEIGHT_WORDS = {"serious": "serious", "look": "worth a look", "minor": "minor", "none": "nothing found"}
@@ -182,7 +183,7 @@ class AuditReport:
     def headline(self) -> str:
         """How many rows were looked at, and how many kinds of trouble there are."""
         files = sum(split.files for split in self.splits)
-        said = f"{_rows(self.rows_in)} in {files:,} file{'' if files == 1 else 's'}"
+        said = f"{_rows(self.rows_in)} in {counted(files, 'file')}"
         if len(self.splits) > 1:
             said += f" ({', '.join(f'{split.name} {split.rows_in:,}' for split in self.splits)})"
         serious = [f.title.lower() for f in self.findings if f.weight == "serious"]
@@ -247,7 +248,7 @@ class AuditReport:
             [f"{rows:,} of {_rows(self.rows_in)} cannot be used ({percent(share)}): {because(total)}."] if rows else []
         )
         if files:
-            said.append(f"{files:,} file{' cannot' if files == 1 else 's cannot'} be read at all.")
+            said.append(f"{counted(files, 'file')} cannot be read at all.")
         return Finding(
             "broken",
             "Empty and broken rows",
@@ -313,7 +314,7 @@ class AuditReport:
         said, advice = [], "Join by split and id together, or make ids that are unique over all splits."
         if ids.groups:
             inside = " in one split" if len(self.splits) > 1 else ""
-            repeated = f"{ids.groups:,} id{'' if ids.groups == 1 else 's'} in {_rows(ids.rows)} more than once{inside}"
+            repeated = f"{counted(ids.groups, 'id')} in {_rows(ids.rows)} more than once{inside}"
             said.append(repeated + self._with_other_labels(ids))
             advice = (
                 "Nothing that is joined by the id can be trusted; a nightly run scores the first row of a file and "
@@ -359,7 +360,7 @@ class AuditReport:
         if not extra:
             return Finding("near_duplicates", "Near-duplicates", "none", 0.0, (f"No two texts have {alike}.",))
         said = [
-            f"{name}: {each.groups:,} group{'' if each.groups == 1 else 's'} of different texts with {alike}, "
+            f"{name}: {counted(each.groups, 'group')} of different texts with {alike}, "
             f"{each.rows:,} rows" + self._with_other_labels(each)
             for name, each in near.items()
             if each.groups
@@ -388,7 +389,7 @@ class AuditReport:
             for name, other in self.labels.items()
             if other and (absent := {value for all_of in self.labels.values() for value in all_of} - set(other))
         ]
-        classes = f"{len(counts)} class{'' if len(counts) == 1 else 'es'}"
+        classes = counted(len(counts), "class", "classes")
         said = f"{split}: the largest of {classes} is {label} with {percent(share)} of {_rows(total)}."
         weight = "look" if share >= _UNEVEN or missing or len(counts) == 1 else "minor"
         advice = (

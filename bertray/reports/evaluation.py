@@ -17,6 +17,7 @@ from bertray.reports.charts import MAX_SERIES, Charts
 from bertray.reports.html import render
 from bertray.reports.plain import excerpt, plain
 from bertray.schema import SCHEMA_VERSION
+from bertray.wording import counted
 
 MAX_MATRIX_CLASSES = 30
 MAX_CONFUSIONS = 10
@@ -75,7 +76,7 @@ class EvaluationReport:
         accuracy = self.evaluation.metrics["accuracy"]
         rows, name = self.evaluation.rows, self.evaluation.model_name
         right = (
-            f"On {rows:,} {self.split_words}{'' if rows == 1 else 's'}, {name} is right on "
+            f"On {counted(rows, self.split_words)}, {name} is right on "
             f"{100 * accuracy.value:.1f} % (95 % interval {100 * accuracy.low:.1f} to {100 * accuracy.high:.1f} %)."
         )
         beside_teacher = self.evaluation.comparisons.get(TEACHER)

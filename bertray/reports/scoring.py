@@ -15,6 +15,7 @@ from bertray.reports.evaluation import EvaluationReport
 from bertray.reports.html import data_title, model_title, percent, render
 from bertray.reports.plain import plain
 from bertray.schema import SCHEMA_VERSION, Reason
+from bertray.wording import counted
 
 FILES_SHOWN = 500  # in one table of the page
 REASON_WORDS = {
@@ -142,8 +143,8 @@ class ScoringReport:
     def headline(self) -> str:
         """How many came in, how many were scored, what most of them say."""
         came_in, scored, refused = self.rows_in, self.rows_scored, self.rows_quarantined
-        files = f"{len(self.files):,} file{'' if len(self.files) == 1 else 's'}"
-        said = f"{came_in:,} review{'' if came_in == 1 else 's'} came in with {files}: {scored:,} {self.verb}"
+        files = counted(len(self.files), "file")
+        said = f"{counted(came_in, 'review')} came in with {files}: {scored:,} {self.verb}"
         said += f", {refused:,} quarantined." if refused else ", none quarantined."
         if scored and self.label_counts:
             label, rows = max(self.label_counts.items(), key=lambda item: item[1])
@@ -155,7 +156,7 @@ class ScoringReport:
         """Data, model and slot."""
         paths = [file.path for file in self.files]
         if self.common_folder:
-            data = f"{len(paths):,} files of {data_title([self.common_folder])}"
+            data = f"{counted(len(paths), 'file')} of {data_title([self.common_folder])}"
         else:
             data = data_title(paths) if paths else "no file"
         run = f", run {self.run}" if self.run > 1 else ""

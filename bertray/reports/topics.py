@@ -12,6 +12,7 @@ from bertray.reports.charts import MAX_TOPIC_COLOURS, topic_colour, topic_map
 from bertray.reports.html import render
 from bertray.reports.plain import excerpt, plain
 from bertray.schema import SCHEMA_VERSION
+from bertray.wording import counted
 
 WORDS_IN_NAME = 3
 TOPICS_SHOWN = 150  # of the page; topics.parquet and report.json have all
@@ -133,7 +134,7 @@ class TopicsReport:
     def headline(self) -> str:
         """How many topics, and the largest."""
         largest = self.topics[0]
-        topics = f"{len(self.topics)} topic{'' if len(self.topics) == 1 else 's'}"
+        topics = counted(len(self.topics), "topic")
         return (
             f"{self.rows:,} reviews have {topics}; {100 * self.outliers.share:.1f} % are outliers. The largest is "
             f"“{largest.name}” with {100 * largest.share:.1f} %."

@@ -88,7 +88,8 @@ def _load(uri: str, wanted: HubDataset) -> Any:
         from datasets.exceptions import DatasetNotFoundError
     except ImportError as error:
         raise ConfigError(
-            f"{uri}: expected the extra `hub`, found that `datasets` is not installed.", "pip install 'bertray[hub]'"
+            f"{uri}: expected the extra `hub`, found that `datasets` is not installed.",
+            "Run `pip install 'bertray[hub]'`.",
         ) from error
     try:
         return datasets.load_dataset(wanted.name, wanted.config, split=wanted.split, revision=wanted.revision)

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import re
-import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,9 +9,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import yaml
 
 from bertray.errors import DataRefused, did_you_mean
+from bertray.wording import counted, setting
 
 UNKNOWN, LEFT_OUT, NO_LABEL = -1, -2, -3  # label ids of values that are not classes
 _SHOWN = 12
@@ -162,7 +159,8 @@ class LabelMap:
         unknown = self.unknown_values(counts)
         if unknown:
             raise DataRefused(
-                f"{where}: expected label values {_listed(self.values)}, found {sum(unknown.values())} rows with "
+                f"{where}: expected label values {_listed(self.values)}, found "
+                f"{counted(sum(unknown.values()), 'row')} with "
                 f"others: {_counted(unknown)}.",
                 f"Give every value a class name (null leaves it out): `{self._remedy(unknown)}`.",
             )
@@ -174,7 +172,7 @@ class LabelMap:
             meant: dict[str, str | None] = dict(zip(fresh, self.names, strict=True))
         else:
             meant = {**self.values, **{value: f"class_{value}" if value.isdecimal() else value for value in fresh}}
-        return setting(meant)
+        return setting("labels", meant)
 
     def to_json(self) -> dict[str, Any]:
         return {"names": list(self.names), "values": dict(self.values)}
@@ -182,18 +180,6 @@ class LabelMap:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> LabelMap:
         return cls(tuple(data["names"]), dict(data["values"]))
-
-
-def setting(meant: Mapping[str, str | None]) -> str:
-    """A `labels` setting as a shell takes it: YAML with quotes where YAML or the shell would read something else."""
-    pairs = [f"{_scalar(value)}: {'null' if name is None else _scalar(name)}" for value, name in meant.items()]
-    return shlex.quote(f"labels={{{', '.join(pairs)}}}")
-
-
-def _scalar(text: str) -> str:
-    """A word as YAML reads it back: in double quotes unless it stands for itself, also between braces."""
-    plain = yaml.safe_dump([text], default_flow_style=True, allow_unicode=True, width=10**9).strip()[1:-1]
-    return text if plain == text and re.fullmatch(r"[^\W\d]\w*", text) else json.dumps(text, ensure_ascii=False)
 
 
 def check_values(counts: Mapping[str, int], column: str, where: str) -> list[str]:
@@ -215,9 +201,9 @@ def check_values(counts: Mapping[str, int], column: str, where: str) -> list[str
         others = [value for value in sorted_values(counts) if value not in named]
         raise DataRefused(
             f"{where}: expected classes in column {column!r}, found its own name as a value in "
-            f"{sum(counts[value] for value in named)} rows.",
+            f"{counted(sum(counts[value] for value in named), 'row')}.",
             "Take these rows out (a header that stands again?), or leave them out: "
-            f"`{setting({**{value: value for value in others}, **dict.fromkeys(named)})}`."
+            f"`{setting('labels', {**{value: value for value in others}, **dict.fromkeys(named)})}`."
             if len(others) > 1
             else "Set `columns.label` to the column that holds the classes.",
         )
@@ -227,7 +213,7 @@ def check_values(counts: Mapping[str, int], column: str, where: str) -> list[str
     ]
     common = [value for value in counts if value not in rare]
     return [
-        f"{where}: the class {value!r} has {counts[value]} row{'s' * (counts[value] > 1)}."
+        f"{where}: the class {value!r} has {counted(counts[value], 'row')}."
         f"{did_you_mean(value, common)} `labels` names the classes, and null leaves a value out."
         for value in rare
     ]
@@ -239,4 +225,4 @@ def _listed(values: Iterable[str]) -> str:
 
 
 def _counted(counts: Mapping[str, int]) -> str:
-    return _listed([f"{value[:40]} ({count})" for value, count in counts.items()])
+    return _listed([f"{value[:40]} ({count:,})" for value, count in counts.items()])

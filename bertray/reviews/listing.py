@@ -21,6 +21,7 @@ from bertray.reviews import acl_imdb, hub
 from bertray.reviews.files import check_uri, filesystem_of, printable, reading, scheme_of, stamp
 from bertray.reviews.inputs import FileEntry
 from bertray.reviews.places import MARKING_FOLDERS, Mark, check_apart, mark_of, marks_above, refuse_marked
+from bertray.wording import counted
 
 logger = logging.getLogger(__name__)
 
@@ -188,7 +189,7 @@ def _by_rule(path: str, found: list[_Found], reader: TextFormat) -> list[FileEnt
             "Name one file and set `reader.format`, or convert them.",
         )
     if ignored:
-        logger.info("%s: %d files of unknown formats are ignored, such as %r", path, len(ignored), ignored[0])
+        logger.info("%s: left out %s of unknown format, such as %r", path, counted(len(ignored), "file"), ignored[0])
     return entries
 
 

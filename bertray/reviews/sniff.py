@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from statistics import median
@@ -24,6 +25,7 @@ from bertray.reviews.labels import canonical, sorted_values, value_counts
 from bertray.reviews.listing import format_of, list_inputs
 from bertray.reviews.screening import id_text, utf8_or_empty
 from bertray.reviews.script import dominant_script
+from bertray.wording import counted
 
 ROWS_LOOKED_AT = 1000
 _LABEL_ROWS_COUNTED = 2_000_000
@@ -67,6 +69,7 @@ class Look:
     median_chars: int
     p90_chars: int
     script: str
+    other_columns: tuple[str, ...]
     notes: tuple[str, ...]
 
 
@@ -88,9 +91,9 @@ def look(paths: Sequence[str], reader: TextFormat) -> Look:
     elif entries[0].format == "jsonl":
         reader = _with(reader, encoding=_encoding(_head(entries[0].path).raw, notes))
     files = _readable(sources.inspect_all(entries, reader), notes)
-    files = _of_one_kind(files, notes)
+    files = _with_same_columns(files, notes)
     notes += [f"{file.relative_path}: {note}" for file in files[:5] for note in file.notes]
-    if files[0].format not in ("csv", "jsonl"):
+    if not any(file.format in ("csv", "jsonl") for file in files):
         reader = stated
     sample = _sample(files, reader)
     columns = _guess_columns(sample, notes)
@@ -115,6 +118,7 @@ def look(paths: Sequence[str], reader: TextFormat) -> Look:
         median_chars=int(median(lengths)) if lengths else 0,
         p90_chars=p90,
         script=script,
+        other_columns=tuple(name for name in sample if name not in columns.model_dump().values()),
         notes=tuple(notes),
     )
 
@@ -240,14 +244,14 @@ def _readable(files: Sequence[InputFile | BadFile], notes: list[str]) -> list[In
     return with_rows
 
 
-def _of_one_kind(files: list[InputFile], notes: list[str]) -> list[InputFile]:
-    """The files that share columns and hold most; the others are named in a note.
+def _with_same_columns(files: list[InputFile], notes: list[str]) -> list[InputFile]:
+    """The files that share columns and hold most, whatever their format; the others are named in notes.
 
     A name for a text or a label counts fourfold: a table of ids and labels alone has as many rows as the one of texts.
     """
-    kinds: dict[tuple[str, frozenset[str]], list[InputFile]] = {}
+    kinds: dict[frozenset[str], list[InputFile]] = {}
     for file in files:
-        kinds.setdefault((file.format, frozenset(file.columns)), []).append(file)
+        kinds.setdefault(frozenset(file.columns), []).append(file)
 
     def weight(group: list[InputFile]) -> int:
         names = group[0].columns
@@ -256,10 +260,23 @@ def _of_one_kind(files: list[InputFile], notes: list[str]) -> list[InputFile]:
         return sum(file.size_bytes for file in group) * (4 if has_text else 1) * (4 if has_label else 1)
 
     chosen = max(kinds.values(), key=weight)
-    others = [file.relative_path for group in kinds.values() if group is not chosen for file in group]
-    if others:
-        notes.append(f"left out, other format or columns: {', '.join(others[:5])}{' ...' if len(others) > 5 else ''}")
+    formats = sorted({file.format for file in chosen})
+    if len(formats) > 1:
+        held = [_rows_and_files([file for file in chosen if file.format == name], name) for name in formats]
+        notes.append(f"{len(formats)} formats with the same columns, read together: {', '.join(held)}")
+    for group in kinds.values():
+        if group is not chosen:
+            kind = "/".join(sorted({file.format for file in group}))
+            names = ", ".join(repr(name) for name in list(group[0].columns)[:6])
+            shown = ", ".join(file.relative_path for file in group[:5]) + (" ..." if len(group) > 5 else "")
+            notes.append(f"left out, other columns: {_rows_and_files(group, kind)} with {names}: {shown}")
+    if len(kinds) > 1:
+        notes.append("files that were left out need a config of their own: name them to `bertray init`")
     return chosen
+
+
+def _rows_and_files(files: list[InputFile], kind: str) -> str:
+    return f"{counted(len(files), f'{kind} file')} ({counted(sum(file.num_rows for file in files), 'row')})"
 
 
 def _splits(
@@ -279,7 +296,7 @@ def _splits(
         return {"train": everything}
     if unnamed:
         shown = ", ".join(file.relative_path for file in unnamed[:3])
-        notes.append(f"not in any split: {len(unnamed)} files, such as {shown}")
+        notes.append(f"not in any split: {counted(len(unnamed), 'file')}, such as {shown}")
     return {split: tuple(named[split]) for split in ("train", "validation", "test") if split in named}
 
 
@@ -310,7 +327,9 @@ def _sample(files: list[InputFile], reader: TextFormat) -> dict[str, pa.Array]:
 
 
 def _joined(arrays: list[pa.Array]) -> pa.Array:
-    return pa.concat_arrays([array.cast(arrays[0].type) for array in arrays])
+    if len({array.type for array in arrays}) > 1:  # of several formats
+        arrays = [canonical(array) for array in arrays]
+    return pa.concat_arrays(arrays)
 
 
 def _plain(values: pa.Array) -> pa.Array:
@@ -412,18 +431,51 @@ def _label_counts(
 # --- config ----------------------------------------------------------------------------------------------------------
 
 
-def render_config(seen: Look) -> str:
-    """Commented YAML that `bertray train -c FILE output=FOLDER` accepts as it is."""
+def render_config(seen: Look, verb: str, file: str) -> str:
+    """Commented YAML that `bertray train -c FILE output=FOLDER` accepts as it is, or `bertray score`.
+
+    Args:
+        seen: what the data looks like.
+        verb: `train` or `score`.
+        file: name that the config will have, for the commands in its comments.
+    """
     out = io.StringIO()
 
     def write(line: str = "", comment: str = "") -> None:
         out.write(f"{line}  # {comment}\n" if line and comment else f"# {comment}\n" if comment else f"{line}\n")
 
-    write(comment=f"{seen.num_files} file{'s' * (seen.num_files != 1)}, {seen.num_rows:,} rows")
+    write(comment=f"{counted(seen.num_files, 'file')}, {counted(seen.num_rows, 'row')}")
     for note in seen.notes:
         write(comment=_one_line(note))
-    write(comment="Train: bertray train -c THIS_FILE output=runs/first")
+    words = f"-c {shlex.quote(file)} output={'runs/first' if verb == 'train' else 'scored'}"
+    write(comment=f"{verb.capitalize()}: bertray {verb} {_one_line(words)}")
     write()
+    if verb == "train":
+        _write_splits(seen, write)
+    else:
+        paths = [path for split in seen.splits.values() for path in split]
+        write(f"input: {_word(paths if len(paths) > 1 else paths[0])}")
+    _write_reader(seen.reader, write)
+    write()
+    write("columns:")
+    for name in ("id", "text", "text_pair", "label"):
+        value = getattr(seen.columns, name)
+        is_there = name != "id" or seen.has_ids
+        if name == "label" and verb == "score" and seen.label_counts:
+            write(comment=f" label: {_word(value)}  for the accuracy, where its values are classes of the model")
+        elif value is not None and is_there and (name != "label" or seen.label_counts):
+            write(f"  {name}: {_word(value)}")
+    if verb == "train":
+        _write_training(seen, write)
+    else:
+        write()
+        write("model: runs/first/model", "of a training run, or a hub id")
+        if seen.other_columns:
+            write(comment=f"keep_columns: {_word(list(seen.other_columns))}")
+    return out.getvalue()
+
+
+def _write_splits(seen: Look, write: Any) -> None:
     write("data:")
     for split, paths in seen.splits.items():
         write(f"  {split}: {_word(list(paths) if len(paths) > 1 else paths[0])}")
@@ -431,13 +483,9 @@ def render_config(seen: Look) -> str:
         write(comment="no data.validation: 10 % of train is held out, identical texts on one side")
     if "test" not in seen.splits:
         write(comment="no data.test: the report is on the validation split")
-    _write_reader(seen.reader, write)
-    write()
-    write("columns:")
-    for name in ("id", "text", "text_pair", "label"):
-        value = getattr(seen.columns, name)
-        if value is not None and (name != "id" or seen.has_ids):
-            write(f"  {name}: {_word(value)}")
+
+
+def _write_training(seen: Look, write: Any) -> None:
     _write_labels(seen, write)
     write()
     if seen.script in _ENCODERS:
@@ -454,7 +502,6 @@ def render_config(seen: Look) -> str:
     write("  epochs: 3")
     write("  learning_rate: 5.0e-5")
     write("  batch_size: 32")
-    return out.getvalue()
 
 
 def _write_reader(reader: TextFormat, write: Any) -> None:
@@ -493,4 +540,4 @@ def _word(value: Any) -> str:
 
 
 def _one_line(text: str) -> str:
-    return " ".join("".join(char if char.isprintable() else " " for char in text).split())[:200]
+    return " ".join("".join(char if char.isprintable() else " " for char in text).split())[:500]

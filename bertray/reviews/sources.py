@@ -203,7 +203,7 @@ def _missing_remedy(key: str, file: InputFile) -> str:
     if key == "keep_columns":
         remedy = "Correct the key that names it (`keep_columns`, `report.slices` or `data.group`)"
     if file.format == "csv":
-        remedy += "; for a file without a header set `reader.header=false`, its columns are then '0', '1', ..."
+        remedy += "; for a file without a header set `reader.header=false`, its columns are then '0', '1' and so on"
         if len(file.columns) == 1:
             remedy += "; only one column was found: is `reader.delimiter` right"
     remedy += "".join(f"; {note.removesuffix('?')}" for note in file.notes)

@@ -488,13 +488,19 @@ class _storage_errors:  # noqa: N801 - reads as a word in a with statement
             raise _other_file_system(self._where) from error
         if isinstance(error, NotADirectoryError | FileExistsError):
             raise ConfigError(
-                f"{self._where}: expected a folder, found a file in its place.", "Choose another `output`."
+                f"{_file_in_place(self._where)}: expected a folder, found a file.", "Choose another `output`."
             ) from error
         if isinstance(error, OSError) or type(error).__module__.startswith("obstore"):
             raise InfrastructureError(
                 f"{self._where}: the storage failed: {_words(error)}.",
                 "Check the storage, then run the same command again.",
             ) from error
+
+
+def _file_in_place(where: object) -> object:
+    """The file that stands where a folder should be, at or above a local path."""
+    path = Path(str(where))
+    return next((str(above) for above in (path, *path.parents) if above.is_file()), where)
 
 
 def _is_refused(error: BaseException) -> bool:

@@ -286,7 +286,7 @@ class _Loop:
         if not np.isfinite(value):
             raise Diverged(
                 f"training: the {what} is {value} at step {self.progress.step + 1}; the last checkpoint is finite.",
-                "Lower training.learning_rate or set training.precision=fp32, in a new output.",
+                "Lower `training.learning_rate` or set `training.precision=fp32`, in a new output.",
             )
 
     def _no_sync(self) -> contextlib.AbstractContextManager[None]:
@@ -326,7 +326,7 @@ class _Loop:
         if not np.isfinite([value, figures["loss"]]).all():
             raise Diverged(
                 "training: the validation loss is not finite; the last checkpoint before it is kept.",
-                "Lower training.learning_rate or set training.precision=fp32, in a new output.",
+                "Lower `training.learning_rate` or set `training.precision=fp32`, in a new output.",
             )
         if progress.best_value is None or value > progress.best_value:
             progress.best_value, progress.best_step, progress.epochs_without_gain = value, progress.step, 0

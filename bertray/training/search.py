@@ -62,7 +62,7 @@ def check_space(config: TuneConfig) -> TuneConfig:
         if ranges:
             raise ConfigError(
                 f"search.sampler=grid: {', '.join(ranges)} is a range, of which there is no end.",
-                f"List its values: {{{ranges[0]}: [...]}}, or use sampler=tpe or random.",
+                f"List its values: `{{{ranges[0]}: [...]}}`, or use `search.sampler=tpe` or `search.sampler=random`.",
             )
     return config.model_copy(update={"search": search.model_copy(update={"space": space})})
 

@@ -83,7 +83,7 @@ def test_unknown_values_are_refused_with_counts_in_order_and_the_remedy():
     with pytest.raises(DataRefused) as caught:
         labels.check({"1": 12500, "0": 12400}, "data.train")
     assert str(caught.value) == (
-        "data.train: expected label values negative, positive, found 24900 rows with others: 0 (12400), 1 (12500). "
+        "data.train: expected label values negative, positive, found 24,900 rows with others: 0 (12,400), 1 (12,500). "
         'Give every value a class name (null leaves it out): `\'labels={"0": negative, "1": positive}\'`.'
     )
 

@@ -229,7 +229,7 @@ def test_reading_an_output_that_is_a_file_or_below_one_is_a_config_error(tmp_pat
     (tmp_path / "file").write_text("x")
     store = LocalStore(tmp_path / "file" / below)
     for call in (store.get, store.exists, store.keys, store.delete):
-        with pytest.raises(ConfigError, match="expected a folder, found a file in its place"):
+        with pytest.raises(ConfigError, match="expected a folder, found a file"):
             call("control/x")
 
 
