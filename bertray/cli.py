@@ -257,7 +257,8 @@ def run(argv: list[str]) -> int:
             verb = argv[0] if argv and argv[0] in configs.CONFIGS else ""
             flag = getattr(error, "option_name", "")
             near = configs.flag_as_key(verb, flag) if verb and flag.startswith("--") else ""
-            _say(f"{name}: {error.format_message().removesuffix('.')}.{near}")
+            said = error.format_message().partition(" (Possible")[0].removesuffix(".")
+            _say(f"{name}: {said}.{near}")
             remedy = f"Settings are written key=value; `bertray {verb} --help` lists the keys." if verb else ""
             return _leave(ConfigError.exit_code, remedy or "`bertray --help` lists the commands.")
         known = _known_error(error)

@@ -236,8 +236,10 @@ _WHOLE_NUMBER = re.compile(r"(-?[0-9]+)\.0+")
 
 
 def _labels(value: Any) -> Any:
-    if value is None or isinstance(value, str):
+    if value is None:
         return value
+    if not isinstance(value, Mapping | list | tuple):
+        raise ValueError("expected a list of class names, or value: name pairs, such as [negative, positive]")
     if isinstance(value, Mapping):
         names: dict[Any, Any] = {}
         for written, name in value.items():
@@ -245,9 +247,7 @@ def _labels(value: Any) -> Any:
             if names.setdefault(key, name) != name:
                 raise ValueError(f"gives the value {key!r} two names: {names[key]!r} and {name!r}")
         return names
-    if isinstance(value, Sequence):
-        return tuple(_label_value(v) for v in value)
-    return value
+    return tuple(_label_value(v) for v in value)
 
 
 def _label_value(value: Any) -> Any:
@@ -838,7 +838,7 @@ def _read_file(path: str) -> dict[str, Any]:
     if not file.is_file():
         found, near = "expected a file, found a folder" if file.is_dir() else "no such file", ""
         with contextlib.suppress(OSError):
-            near = did_you_mean(file.name, [other.name for other in file.parent.iterdir()])
+            near = "" if file.is_dir() else did_you_mean(file.name, [other.name for other in file.parent.iterdir()])
         raise ConfigError(f"-c {path}: {found}.{near}", "`bertray init DATA output=train.yaml` writes a config.")
     if file.stat().st_size > MAX_CONFIG_BYTES:
         raise ConfigError(f"-c {path}: larger than {MAX_CONFIG_BYTES} bytes.", "A config is a page of YAML.")
