@@ -129,6 +129,7 @@ def remove_empty_stdout() -> None:
     """
     with suppress(OSError, ValueError):
         sys.stdout.flush()
+        sys.stderr.flush()  # which may go to the same file
         made, flags = os.fstat(1), fcntl.fcntl(1, fcntl.F_GETFL)
         path = Path("/proc/self/fd/1").readlink()  # Linux; elsewhere the file stays
         is_ours = stat.S_ISREG(made.st_mode) and made.st_nlink == 1 and made.st_uid == os.geteuid()
