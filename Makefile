@@ -1,28 +1,34 @@
 # Two commands do everything on a fresh machine with Python 3.11+ and make: `make demo` and `make test`.
 PYTHON ?= python3
 BIN := .venv/bin
+# Tests that need no Ray, on two processes.
+QUICK := -n 2 --dist loadfile -m "not slow and not soak and not scale and not ray"
 # Tests and the demo never reach for a model hub; a short temporary path keeps Ray's sockets under the system's limit.
 export HF_HUB_OFFLINE ?= 1
 export RAY_USAGE_STATS_ENABLED ?= 0
 
-.PHONY: demo test test-slow test-without-kernels soak scale recipes compare-kills lint format install clean
+.PHONY: demo test test-slow test-without-kernels coverage soak scale recipes compare-kills lint format install clean
 
 demo: install
 	$(BIN)/bertray demo
 
 test: lint
-	$(BIN)/pytest -n 2 --dist loadfile -m "not slow and not soak and not scale and not ray" --durations=12
+	$(BIN)/pytest $(QUICK) --durations=12
 	$(BIN)/pytest -m "ray and not slow and not soak" --durations=12
 
 # Where this CPU runs our kernels, the tests of the rooms that use them once more, as every other CPU runs them.
 test-without-kernels: install
 	@if $(BIN)/python -c 'import sys; from bertray.model.kernels import kernels; sys.exit(kernels() is None)'; then \
-	  BERTRAY_KERNELS=off $(BIN)/pytest -n 2 --dist loadfile -m "not slow and not soak and not scale and not ray" \
+	  BERTRAY_KERNELS=off $(BIN)/pytest $(QUICK) \
 	    tests/model tests/training tests/benchmark; \
 	else echo "our kernels are not in use here: make test has run without them"; fi
 
 test-slow: install
 	$(BIN)/pytest -m "slow and not soak" --durations=12
+
+# Lines of the package that no quick test runs; the tests on Ray run more of them. It is no gate.
+coverage: install
+	$(BIN)/pytest $(QUICK) --cov=bertray --cov-report=term-missing:skip-covered
 
 soak: install
 	$(BIN)/pytest -m soak -s
@@ -56,4 +62,4 @@ install: .venv/.installed
 	@touch $@
 
 clean:
-	rm -rf .venv demo-run build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv demo-run build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage .coverage.*
