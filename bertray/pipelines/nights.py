@@ -188,7 +188,7 @@ def _run_plan(
         for receipt in worker(work, read, settings):
             receipts.append(receipt)
             done += receipt.rows_in
-            ticker.update(done, f"{done / (time.monotonic() - started):,.0f} rows/s")
+            ticker.update(done)
         faults.point("verify.before")
         receipts = sorted(planning.without_overlap(receipts), key=lambda receipt: receipt.intervals)
         planning.verify_cover(plan, receipts)
@@ -308,18 +308,13 @@ def _check_refused(config: NightConfig, entry: LedgerEntry) -> None:
     if of_nothing and not entry.rows_scored and config.max_quarantine_ratio < 1:
         worst = max(entry.reasons.items(), key=lambda item: item[1])
         raise DataRefused(
-            f"quarantine: nothing of {len(of_nothing)} file{'s' if len(of_nothing) > 1 else ''} ({entry.rows_in} rows) "
+            f"quarantine: nothing of {counted(len(of_nothing), 'file')} ({counted(entry.rows_in, 'row')}) "
             f"could be scored, first {of_nothing[0].path}; most often {worst[0]} ({worst[1]}). Nothing was committed.",
             "Look at the input and at how `reader` and `columns` read it; if it is as it should be, set "
             "max_quarantine_ratio=1.",
         )
     if of_nothing:
-        log.warning(
-            "%d file%s gave no row to score, such as %s",
-            len(of_nothing),
-            "s" if len(of_nothing) > 1 else "",
-            of_nothing[0].path,
-        )
+        log.warning("%s gave no row to score, such as %s", counted(len(of_nothing), "file"), of_nothing[0].path)
     if refused > ROWS_BEFORE_RATIO and refused > config.max_quarantine_ratio * entry.rows_in:
         worst = max(entry.reasons.items(), key=lambda item: item[1])
         raise DataRefused(
@@ -363,8 +358,9 @@ def _print_entry(store: Store, entry: LedgerEntry, evaluation: Evaluation | None
             ]
         ],
     )
-    for reason, count in sorted(entry.reasons.items()):
-        say(f"  quarantined {count}: {reason}")
+    for noun, reasons in (("row", entry.row_reasons), ("file", entry.file_reasons)):
+        for reason, count in sorted(reasons.items()):
+            say(f"  quarantined {counted(count, noun)}: {reason}")
     if evaluation is not None:
         say(in_words(evaluation))
     say(f"data     {store.uri(f'data/{entry.folder}')}")

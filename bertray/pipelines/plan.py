@@ -226,7 +226,10 @@ def _print_sample(sample: Sample, num_rows: int, max_length: int) -> None:
     )
     if sample.rows_refused:
         share = sample.rows_refused / sample.rows_read
-        say(f"of {counted(sample.rows_read, 'sampled row')} {sample.rows_refused:,} would be quarantined ({share:.2%})")
+        say(
+            f"of {counted(sample.rows_read, 'sampled row')} {sample.rows_refused:,} would be quarantined "
+            f"({share:.2%}), without those of repeated ids"
+        )
 
 
 def _print_forecast(config: Common, seconds: float, basis: str, alone: Resources | None) -> None:

@@ -80,7 +80,7 @@ def write_night_report(
         tokens=entry.tokens,
         truncated=entry.truncated,
         repeated=entry.repeated,
-        quarantined=entry.reasons,
+        quarantined=entry.row_reasons,
         seconds=entry.seconds,
         rows_per_s=scoring_rate(entry),
         needs_review=entry.needs_review if entry.settings.get("needs_review_below") else None,

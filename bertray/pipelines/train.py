@@ -61,6 +61,7 @@ from bertray.training.loop import Examples, LoopSettings, Outcome
 from bertray.training.objectives import Classification, Distillation, load_classifier
 from bertray.training.order import num_steps
 from bertray.training.token_shards import cache_key
+from bertray.wording import counted
 
 log = logging.getLogger(__name__)
 
@@ -409,6 +410,12 @@ def _baselines(config: TrainConfig, data: LabelledData, examples: Examples) -> B
 def _notes(config: TrainConfig, data: LabelledData, examples: Examples, outcome: Outcome | None) -> list[str]:
     """What the reader of the report should know."""
     notes = [*data.rare_classes]
+    rows = data.train.num_rows + (data.validation.num_rows if data.validation else 0)
+    unusable, unlabelled = rows - len(examples.shards), int((examples.label_ids_N < 0).sum())
+    if unusable:
+        notes.append(f"{unusable:,} of {counted(rows, 'row')} could not be used; the log says why.")
+    if unlabelled and data.teacher is None:
+        notes.append(f"{counted(unlabelled, 'row has', 'rows have')} no label; not used.")
     if data.test is None:
         notes.append(
             "No data.test was given: the figures are on validation rows, which also chose the best epoch"
@@ -467,6 +474,7 @@ def _facts(
     return {
         "base model": config.model,
         "model version": info.model_version,
+        "rows read": f"{data.train.num_rows + (data.validation.num_rows if data.validation else 0):,}",
         "train examples": f"{len(examples.train):,}",
         "validation examples": f"{len(examples.validation):,}",
         "mean tokens of an example": f"{lens_N.mean():.1f}",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -84,7 +85,7 @@ class ScoringReport:
     token_histogram: Sequence[int]
     tokens: int  # of all scored rows, before truncation
     truncated: int  # rows
-    quarantined: Mapping[str, int]  # reason -> rows, or files for reasons that concern a whole file
+    quarantined: Mapping[str, int]  # reason -> rows of files that could be read
     seconds: float  # of the run, start-up included
     rows_per_s: float  # while the model was at work
     repeated: int = 0  # rows whose tokens had been met before in this run: the model computed nothing for them
@@ -118,6 +119,11 @@ class ScoringReport:
         """Every row that came in was scored or quarantined, in each file, and labels count the scored rows."""
         counted = not self.label_counts or sum(self.label_counts.values()) == self.rows_scored
         return counted and all(file.adds_up for file in self.files)
+
+    @property
+    def files_quarantined(self) -> dict[str, int]:
+        """Files that were quarantined whole, by reason."""
+        return dict(Counter(file.reason for file in self.files if file.reason))
 
     @property
     def files_unknown(self) -> int:
@@ -243,6 +249,7 @@ class ScoringReport:
                 "needs_review": self.needs_review,
                 "needs_review_below": self.needs_review_below,
                 "quarantined": self.quarantined,
+                "files_quarantined": self.files_quarantined,
                 "seconds": self.seconds,
                 "rows_per_s": self.rows_per_s,
                 "facts": self.facts,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import operator
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
@@ -230,6 +231,17 @@ class LedgerEntry(Record):
     int8: Agreement | None = None
     adopted_receipts: int
     seconds: float  # of this run up to the commit
+
+    @property
+    def file_reasons(self) -> dict[str, int]:
+        """Files that were quarantined whole, by reason."""
+        return dict(Counter(file.reason for file in self.files if file.reason))
+
+    @property
+    def row_reasons(self) -> dict[str, int]:
+        """Quarantined rows of files that could be read, by reason."""
+        return dict(Counter(self.reasons) - Counter(self.file_reasons))
+
     compute_seconds: float  # of it with the model at work, on all workers side by side
 
     @property

@@ -107,7 +107,7 @@ def make_night():
             "token_histogram": (59, 50, 9),
             "tokens": 2360,
             "truncated": 9,
-            "quarantined": {"text_empty": 2, "id_duplicate": 1, "file_corrupt": 1},
+            "quarantined": {"text_empty": 2, "id_duplicate": 1},
             "seconds": 2.0,
             "rows_per_s": 150.0,
         }
