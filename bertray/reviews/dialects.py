@@ -26,6 +26,7 @@ _OTHER_CONTENT = {
     b"PK\x03\x04": "a zip archive or Excel workbook",
     b"\xd0\xcf\x11\xe0": "an Excel workbook",
     b"BZh": "bzip2 content",
+    b"\x1f\x8b": "gzip content within gzip",
     b"\xfd7zXZ": "xz content",
     b"\x28\xb5\x2f\xfd": "zstd content",
     b"PAR1": "Parquet content",
@@ -41,7 +42,7 @@ def other_content(head: bytes, encoding: str) -> str | None:
             return f"{name}: {named}"
     wide = wide_encoding(head)
     if wide is not None and not records.is_wide(encoding):
-        return f"looks like UTF-16: set reader.encoding={wide}"
+        return f"looks like {wide[:6].upper()}: set reader.encoding={wide}"
     return None
 
 
@@ -118,23 +119,26 @@ def best_way(lines: Sequence[Line], delimiter: str, reader: TextFormat) -> Diale
     """
     quotings = [True, False] if reader.quoting is None else [reader.quoting]
     escapes = [""] if reader.escape is None else [reader.escape]
-    if reader.escape is None and any('\\"' in line.text for line in lines):
+    num_quotes, num_escaped = (sum(line.text.count(mark) for line in lines) for mark in ('"', '\\"'))
+    if reader.escape is None and num_escaped:
         escapes.append("\\")
+    only_escaped = reader.quoting is None and num_escaped == num_quotes
     spaced = re.compile(re.escape(delimiter) + ' +"')
     spaces = [False, True] if delimiter != " " and any(spaced.search(line.text) for line in lines) else [False]
     ways = [
         Dialect(delimiter, quoting, escape, space)
         for quoting, escape, space in product(quotings, escapes, spaces)
-        if quoting or (not space and escape == (reader.escape or ""))  # both are for quotes, unless said otherwise
+        # Both are for quotes, unless said otherwise or no quote goes without an escape.
+        if quoting or (not space and (only_escaped or escape == (reader.escape or "")))
     ]
-    if len(ways) == 1 or not any('"' in line.text for line in lines):
+    if len(ways) == 1 or not num_quotes:
         return next((way for way in ways if way.quoting == (delimiter != "\t")), ways[0])
     encloses = _encloses(lines, delimiter)
     if reader.quoting is None and delimiter != "\t" and encloses:
         ways = [way for way in ways if way.quoting]
     prefers_quotes = delimiter != "\t" or encloses
-    # At a tie the first way wins: quotes where they are usual, no escapes, no spaces.
-    ways.sort(key=lambda way: way.quoting != prefers_quotes)
+    # At a tie the first way wins: quotes where they are usual, no escapes but where most quotes have one, no spaces.
+    ways.sort(key=lambda way: (way.quoting != prefers_quotes, (2 * num_escaped > num_quotes) != bool(way.escape)))
     return min(ways, key=lambda way: _num_broken(lines, way))
 
 
@@ -192,10 +196,22 @@ def _with_columns(dialect: Dialect, found: list[CsvRecord], has_header: bool, no
     return _with_marks(replace(named, extra_empty=extra_empty), rows, width)
 
 
-def _with_marks(dialect: Dialect, rows: Iterable[CsvRecord], width: int) -> Dialect:
-    """The dialect with `width` and the marks of columns whose values have a narrow form."""
+def _with_marks(dialect: Dialect, rows: Sequence[CsvRecord], width: int) -> Dialect:
+    """The dialect with `width` and the marks of columns whose values have a narrow form.
+
+    Where records of several lines leave nothing to learn from, single lines of that width tell the form: one pair of
+    stray quotes may hold all rows but a few.
+    """
+    marked = _marks_of(dialect, [record.fields for record in rows if record.fields], width)
+    if marked.marks or all(len(record.lines) == 1 for record in rows):
+        return marked
+    lines = [line.text.rstrip("\r\n").split(dialect.delimiter) for record in rows for line in record.lines]
+    return _marks_of(dialect, [fields for fields in lines if len(fields) == width], width)
+
+
+def _marks_of(dialect: Dialect, rows: Sequence[list[str]], width: int) -> Dialect:
     marks: list[tuple[int, str]] = []
-    good = [record.fields for record in rows if record.fields and len(record.fields) >= width]
+    good = [fields for fields in rows if len(fields) >= width]
     rising, largest_step = None, 0
     for at in range(width):
         values = [fields[at].strip() for fields in good if "\n" not in fields[at]]

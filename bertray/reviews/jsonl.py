@@ -63,7 +63,7 @@ def _other_form(lines: list[records.Line]) -> tuple[Reason, str] | None:
     """Why a file of JSON is no JSON Lines, from its first records."""
     text = lines[0].text.lstrip()
     values = [value for line in lines if isinstance(value := _parse(line)[0], dict)]
-    if text.startswith("[") and not values[1:]:
+    if text.startswith("[") and (not values[1:] or _parse(lines[0])[0] is None):  # its rows may stand on lines
         return Reason.FILE_UNSUPPORTED, f"a JSON array; {_AS_LINES}, or `jq -c '.[]'`"
     if not values:
         if text.startswith("{"):

@@ -341,7 +341,7 @@ def holds_rows(fields: list[str], dialect: Dialect) -> bool:
 
 # --- JSON ------------------------------------------------------------------------------------------------------------
 
-_BETWEEN_OBJECTS = re.compile(r"\}\s*\{")
+_BETWEEN_OBJECTS = re.compile(r"\}\s*,?\s*\{")
 _SPACE, _BEHIND = re.compile(r"\s*"), re.compile(r"\s*,?\s*")
 _DECODER = json.JSONDecoder()
 
@@ -359,7 +359,7 @@ def json_records(lines: Iterator[Line], encoding: str) -> Iterator[Line]:
 def _objects(line: Line, encoding: str) -> Iterator[Line]:
     """The texts of a line that may hold several objects, each with its own offset.
 
-    Where one is no JSON, it goes up to the next `}{`, so that those after it are read.
+    Where one is no JSON, it goes up to the next `}{` or `},{`, so that those after it are read.
     """
     text, start, offset = line.text, 0, line.offset
     bounds = [match.end() - 1 for match in _BETWEEN_OBJECTS.finditer(text)] + [len(text)]

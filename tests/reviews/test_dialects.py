@@ -98,6 +98,24 @@ def test_labels_and_codes_tell_rows_from_lines_where_numbers_do_not(tmp_path, di
     assert found == (rows if name == "a.tsv" else [*rows[:7], BAD, *rows[8:]])
 
 
+@pytest.mark.parametrize("columns", [("id", "text"), ("text", "label"), ("label", "text"), ("id", "text", "label")])
+@pytest.mark.parametrize(("first", "last"), [(0, 11), (0, 10), (1, 11), (2, 10)])
+def test_stray_quotes_around_nearly_all_rows_cost_one_row_and_hide_none(tmp_path, columns, first, last):
+    rows = [{"id": str(n), "text": f"number {n} was fine", "label": ("neg", "pos")[n % 2]} for n in range(12)]
+    rows[first]["text"] = '"' + rows[first]["text"]
+    rows[last]["text"] += '"'
+    written = [tuple(row[name] for name in columns) for row in rows]
+    (tmp_path / "a.csv").write_text(table(written, "\t".join(columns), ","))
+    # A quote that ends its line without a partner is a character of the text.
+    assert rows_of(tmp_path / "a.csv", list(columns)) == [BAD if no == first else row for no, row in enumerate(written)]
+
+
+def test_a_file_of_one_review_of_several_lines_is_one_row(tmp_path):
+    text = "good:\npicture, sound\nbad:\nbattery, price\nall in all, fine\nI would buy it again, yes"
+    (tmp_path / "a.csv").write_text(f'id,text\nr1,"{text}"\n')
+    assert rows_of(tmp_path / "a.csv", ["id", "text"]) == [("r1", text)]
+
+
 def test_stray_quotes_far_below_the_first_rows_hide_none_wherever_reading_starts(tmp_path):
     rows = [(str(n), f"review number {n} was fine") for n in range(9000)]
     rows = with_stray_quotes(with_stray_quotes(rows, 4094, 4099), 8500, 8501)
@@ -118,6 +136,17 @@ def test_a_tsv_whose_first_quote_is_far_below_is_read_as_its_quotes_are_used(tmp
 
 
 # --- escapes ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("enclosed", [False, True])
+@pytest.mark.parametrize("delimiter", [",", "\t", ";", "|"])
+def test_quotes_that_are_escaped_outside_enclosed_fields_lose_their_escapes(tmp_path, delimiter, enclosed):
+    rows = [("1", 'said "no" twice'), ("2", "fine"), ("3", '"Quoted" first'), ("4", "a back\\slash")]
+    rows += [("5", f"good{delimiter}bad")] * enclosed
+    with (tmp_path / "a.csv").open("w", newline="") as file:  # as pandas' to_csv(doublequote=False, escapechar="\\")
+        csv.writer(file, delimiter=delimiter, doublequote=False, escapechar="\\").writerows([("id", "text"), *rows])
+    assert rows_of(tmp_path / "a.csv", ["id", "text"], delimiter=delimiter) == rows
+
 
 ESCAPED = [
     (r'1,"he said \"no, never\" and left"', 'he said "no, never" and left'),
@@ -253,6 +282,8 @@ def test_gzip_is_known_by_its_content(tmp_path, name, zipped):
         ("id\ttext\n1\t很好推荐很好推荐\n".encode("utf-16-le"), "looks like UTF-16: set reader.encoding=utf-16-le"),
         (b"PK\x03\x04....", "a zip archive or Excel workbook"),
         (b"PAR1....", "Parquet content: name it .parquet"),
+        ("id\ttext\n1\tgood film\n".encode("utf-32"), "looks like UTF-32: set reader.encoding=utf-32"),
+        (gzip.compress(gzip.compress(b"text\ngood")), "gzip content within gzip"),
         (b"BZh91AY", "bzip2 content"),
     ],
 )
@@ -415,6 +446,24 @@ def test_json_in_another_form_is_named_with_the_way_out(tmp_path, value, indent,
     assert file.reason == Reason.FILE_UNSUPPORTED
     assert file.detail.startswith(f"{found}")
     assert "orient='records', lines=True" in file.detail
+
+
+@pytest.mark.parametrize("form", ["[{}]", "[\n{}\n]\n", " [ {}\n]"])
+@pytest.mark.parametrize("num_rows", [2, 3, 30])
+def test_a_json_array_with_its_objects_on_lines_is_told_before_a_row_is_lost(tmp_path, form, num_rows):
+    objects = ",\n".join(json.dumps({"id": str(no), "text": f"good film {no}"}) for no in range(num_rows))
+    (tmp_path / "a.json").write_text(form.format(objects))
+    file = look_at(tmp_path / "a.json")
+    assert isinstance(file, BadFile)
+    assert (file.reason, file.detail[:12]) == (Reason.FILE_UNSUPPORTED, "a JSON array")
+
+
+@pytest.mark.parametrize("between", [",", ", ", " , "])
+def test_objects_of_a_line_may_stand_between_commas(tmp_path, between):
+    texts = ["good", "a },{ in it", "bad"]
+    line = between.join(json.dumps({"text": text}) for text in texts)
+    (tmp_path / "a.jsonl").write_text(f"{line}\n{line},\n")
+    assert rows_of(tmp_path / "a.jsonl", ["text"]) == [(text,) for text in texts * 2]
 
 
 @pytest.mark.parametrize("first_seen", [1, 999, 1000, 1100])
