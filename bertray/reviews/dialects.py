@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice, pairwise, product
+from itertools import dropwhile, islice, pairwise, product, takewhile
 
 from bertray.config import TextFormat
 from bertray.reviews import records
@@ -86,8 +86,10 @@ def decide(path: str, reader: TextFormat, head: records.Head) -> Decision:
     """
     lines, skip_lines, stated = first_lines(head, reader)
     delimiter = reader.delimiter or stated or delimiter_of(path, reader)
-    if delimiter == "\t" and reader.quoting is None and not head.whole and not _opens_quotes(lines):
-        lines += _from_first_quote(records.open_lines(path, reader.encoding))
+    is_all = head.whole and len(lines) <= ROWS_LOOKED_AT
+    if delimiter == "\t" and reader.quoting is None and not is_all:
+        numbered = (line._replace(offset=no) for no, line in enumerate(records.open_lines(path, reader.encoding)))
+        lines = [*takewhile(_opens_no_quotes, lines), *_from_first_quote(islice(numbered, skip_lines, None))]
     best = best_way(lines, delimiter, reader)
     notes: list[str] = []
     if not best.quoting and delimiter != "\t" and reader.quoting is None:
@@ -245,15 +247,13 @@ def _pattern(values: list[str]) -> str | None:
     return None
 
 
-def _opens_quotes(lines: Iterable[Line]) -> bool:
-    """Does a field start with a quote?"""
-    return any(line.text.startswith('"') or '\t"' in line.text for line in lines)
+def _opens_no_quotes(line: Line) -> bool:
+    return not line.text.startswith('"') and '\t"' not in line.text
 
 
-def _from_first_quote(lines: Iterator[Line]) -> list[Line]:
-    """Lines from the first one on in which a field starts with a quote."""
-    first = next((line for line in lines if _opens_quotes([line])), None)
-    return [] if first is None else [first, *islice(lines, ROWS_LOOKED_AT)]
+def _from_first_quote(lines: Iterable[Line]) -> list[Line]:
+    """Some thousand lines from the first one on in which a field between tabs starts with a quote."""
+    return list(islice(dropwhile(_opens_no_quotes, lines), ROWS_LOOKED_AT))
 
 
 def _encloses(lines: Sequence[Line], delimiter: str) -> bool:

@@ -127,12 +127,25 @@ def test_stray_quotes_far_below_the_first_rows_hide_none_wherever_reading_starts
     assert rows_of(tmp_path / "a.tsv", ["id", "text"], 1000) == rows
 
 
-def test_a_tsv_whose_first_quote_is_far_below_is_read_as_its_quotes_are_used(tmp_path):
-    plain = [(str(n), "a plain review of some words") for n in range(40_000)]
-    enclosed = [(str(40_000 + n), f'said "yes",\nthen\tno {n}') for n in range(50)]
+@pytest.mark.parametrize("num_plain", [998, 1000, 2000, 40_000])  # within the first megabyte, and below it
+def test_a_tsv_whose_first_quote_is_far_below_is_read_as_its_quotes_are_used(tmp_path, num_plain):
+    plain = [(str(n), "a plain review of some words") for n in range(num_plain)]
+    enclosed = [(str(num_plain + n), f'said "yes",\nthen\tno {n}') for n in range(50)]
     with (tmp_path / "a.tsv").open("w", newline="") as file:
         csv.writer(file, delimiter="\t", lineterminator="\n").writerows([("id", "text"), *plain, *enclosed])
     assert rows_of(tmp_path / "a.tsv", ["id", "text"]) == [*plain, *enclosed]
+
+
+def test_lines_above_a_long_tsv_are_told_by_their_number(tmp_path):
+    rows = [(str(n), f'said ""no"" {n}') for n in range(1500)]
+    lines = ['"Reviews of November"', "", '"id"\t"text"', *(f'"{n}"\t"{text}"' for n, text in rows)]
+    (tmp_path / "a.tsv").write_text("\n".join(lines) + "\n")
+    file = look_at(tmp_path / "a.tsv")
+    assert isinstance(file, InputFile)
+    assert "is reader.skip_lines=2 right?" in file.notes[0]
+    assert rows_of(tmp_path / "a.tsv", ["id", "text"], skip_lines=2) == [
+        (n, text.replace('""', '"')) for n, text in rows
+    ]
 
 
 # --- escapes ---------------------------------------------------------------------------------------------------------
