@@ -21,7 +21,7 @@ _MARKS = {
     "a Delta Lake table": re.compile(r"(.*/)?_delta_log/.+"),
     "an Apache Hudi table": re.compile(r"(.*/)?\.hoodie/.+"),
     "an Apache Iceberg table": re.compile(
-        r"(.*/)?metadata/(?:v\d+|\d+-[0-9a-f-]{36})(?:\.gz)?\.metadata\.json(?:\.gz)?"
+        r"(.*/)?metadata/(?:v?\d+(?:-[\w-]+)?(?:\.gz)?\.metadata\.json(?:\.gz)?|version-hint\.text|snap-\d+-.+\.avro)"
     ),
     _OUTPUT: re.compile(r"(.*/)?control/run\.json"),
 }

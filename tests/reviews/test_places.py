@@ -142,6 +142,30 @@ def test_a_table_is_refused_wherever_it_is_entered(tmp_path, kind, path):
         list_inputs([f"{tmp_path}/lake/{named}"], AUTO)
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "v3.metadata.json",
+        "v3.gz.metadata.json",
+        "00001-01234567-89AB-CDEF-0123-456789ABCDEF.metadata.json",
+        "1730000000-a_b.metadata.json",
+        "version-hint.text",
+        "snap-8123-1-0f3c.avro",
+    ],
+)
+def test_an_iceberg_table_is_known_by_any_file_of_its_metadata(tmp_path, name):
+    touch(tmp_path / "table", f"metadata/{name}", "data/part-0.parquet")
+    for path in ("table", "table/data", "table/data/*.parquet"):
+        with pytest.raises(DataRefused, match="found an Apache Iceberg table"):
+            list_inputs([f"{tmp_path}/{path}"], AUTO)
+
+
+@pytest.mark.parametrize("name", ["schema.metadata.json", "a.parquet", "snap-shot.parquet", "reviews.metadata.json"])
+def test_a_folder_that_is_called_metadata_is_no_table(tmp_path, name):
+    touch(tmp_path, f"metadata/{name}", "metadata/b.parquet")
+    assert "b.parquet" in names([str(tmp_path)])
+
+
 @pytest.mark.parametrize("kind", TABLES)
 def test_a_table_on_an_object_store_is_refused(s3_bucket, kind):  # noqa: F811
     lake = kind.split()[-2].lower()
