@@ -79,6 +79,14 @@ def without_a_layer(folder: Path) -> None:
     save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
 
 
+def with_weights_that_nothing_reads(folder: Path) -> None:
+    """As `position_embedding_type=relative_key` has them, which transformers no longer computes."""
+    tensors = load_file(folder / "model.safetensors")
+    prefix = next(name for name in tensors if "layer.1.attention" in name).partition("layer.1.")[0]
+    tensors[f"{prefix}layer.1.attention.self.distance_embedding.weight"] = torch.ones(127, 8)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
 def outcome(capsys: pytest.CaptureFixture[str], argv: list[str]) -> tuple[int, str]:
     code = run(argv)
     return code, capsys.readouterr().err
@@ -104,12 +112,18 @@ def pretraining(model: Path, data: Path, output: Path) -> list[str]:
     return ["pretrain", f"model={model}", f"input={data}", f"output={output}", "max_length=24", "training.epochs=1"]
 
 
+def audit(model: Path, data: Path, output: Path) -> list[str]:
+    keys = ["max_length=24", "label_errors.by=embeddings"]
+    return ["audit", f"model={model}", f"data.train={data}", f"output={output}", *keys]
+
+
 VERBS: dict[str, Verb] = {
     "score": night("score"),
     "embed": night("embed"),
     "train": training("training.epochs=1"),
     "features": training("training.method=features"),
     "pretrain": pretraining,
+    "audit": audit,
 }
 REFUSED = [
     (without_head, ("score",), "lacks 2 weights of BertForSequenceClassification: classifier.bias"),
@@ -117,7 +131,9 @@ REFUSED = [
     (disagreeing, tuple(VERBS), "do not agree: 'The film was GREAT"),
     (with_added_tokens, tuple(VERBS), "'<emoji>' is 78"),
     (lambda folder: edit(folder, "config.json", problem_type="multi_label_classification"), ("score",), "problem_type"),
-    (lambda folder: edit(folder, "config.json", id2label={"0": "pos", "1": "pos"}), ("score",), "'pos' twice"),
+    (lambda folder: edit(folder, "config.json", id2label={"0": "pos", "1": "pos"}), ("score",), "'pos' and 'pos'"),
+    (lambda folder: edit(folder, "config.json", label2id={"neg": 1, "pos": 0}), ("score",), "do not agree: 'neg' is 0"),
+    (with_weights_that_nothing_reads, tuple(VERBS), "its layers that nothing reads: "),
 ]
 
 

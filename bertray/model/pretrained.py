@@ -105,7 +105,13 @@ def check_files(folder: Path, model: str) -> None:
     for path in matching(folder, VOCABULARY_FILES):
         with reading(path), path.open("rb") as file:
             _check_no_pointer(path, file.read(len(_LFS_POINTER)), model)
-    quantized = read_json(folder / "config.json", model).get("quantization_config")
+    config = read_json(folder / "config.json", model)
+    if named := config.get("transformers_weights"):  # which may be pickled, too
+        raise ConfigError(
+            f"model={model}: expected weights in model.safetensors, found transformers_weights {named!r} instead.",
+            "Rename the weights to model.safetensors (or to its parts and their index), and remove that field.",
+        )
+    quantized = config.get("quantization_config")
     if quantized:
         method = quantized.get("quant_method") if isinstance(quantized, dict) else None
         raise ConfigError(
@@ -260,7 +266,7 @@ def load_config(folder: Path) -> Any:
     file = folder / "config.json"
     given = read_json(file, str(folder))
     kind = given.get("model_type")
-    if kind is not None and kind not in CONFIG_MAPPING:
+    if kind is not None and not (isinstance(kind, str) and kind in CONFIG_MAPPING):
         import transformers
 
         if given.get("auto_map"):
@@ -274,6 +280,9 @@ def load_config(folder: Path) -> Any:
         config._attn_implementation = None
         if (getattr(config, "pad_token_id", None) or 0) < 0:  # as some old files say that there is none
             config.pad_token_id = None
+        num_layers = getattr(config, "num_hidden_layers", 1)
+    if num_layers < 1:
+        raise ConfigError(f"{file}: expected at least one layer as num_hidden_layers, found {num_layers}.", _COPY_AGAIN)
     return config
 
 
@@ -305,6 +314,8 @@ def single_label_classes(config: Mapping[str, Any], model: str) -> tuple[str, ..
         names = {int(key): str(value) for key, value in given.items()}
     except ValueError as error:
         raise ConfigError(f"{where}: expected numbers as keys of id2label, found {list(given)[:5]}.", remedy) from error
+    if len(names) < len(given):
+        raise ConfigError(f"{where}: expected each id once in id2label, found {', '.join(map(str, given))}.", remedy)
     if len(names) < 2:
         raise ConfigError(
             f"{where}: expected a classifier of at least two classes, found {len(names)}, as a regression has.",
@@ -315,11 +326,22 @@ def single_label_classes(config: Mapping[str, Any], model: str) -> tuple[str, ..
     if isinstance(number, int) and number != len(names):
         raise ConfigError(f"{where}: expected {number} names in id2label (num_labels), found {len(names)}.", remedy)
     classes = tuple(names[i] for i in range(len(names)))
-    repeated = sorted({name for name in classes if classes.count(name) > 1})
+    # Names of columns, which SQL compares without case.
+    folded = [name.strip().casefold() for name in classes]
+    repeated = [name for name, short in zip(classes, folded, strict=True) if folded.count(short) > 1 or not short]
     odd = [value for value in given.values() if not isinstance(value, str | int | float)]
     if repeated or odd:
-        found = f"{repeated[0]!r} twice" if repeated else json.dumps(odd[0])
+        found = " and ".join(map(repr, repeated)) if repeated else json.dumps(odd[0])
         raise ConfigError(f"{where}: expected a name of its own for each class in id2label, found {found}.", remedy)
+    ids = config.get("label2id")
+    for number, name in enumerate(classes):
+        other = ids.get(name, number) if isinstance(ids, dict) else number
+        if other not in (number, str(number)):
+            raise ConfigError(
+                f"{where}: id2label and label2id do not agree: {name!r} is {number} in the first and {other!r} in the "
+                "second.",
+                remedy,
+            )
     return classes
 
 
@@ -404,8 +426,8 @@ def load_for_training(
         attention: `eager` or `sdpa`, where the architecture has it; by default what `transformers` chooses.
 
     Raises:
-        ConfigError: the folder lacks weights of the encoder, or has them in other shapes. A pooler may be missing: a
-            masked language model has none.
+        ConfigError: the folder lacks weights of the encoder, or has them in other shapes, or with numbers that are not
+            finite. A pooler may be missing: a masked language model has none.
     """
     auto_class = _auto_class(kind)
     config = load_config(folder)
@@ -418,7 +440,14 @@ def load_for_training(
         encoder = f"{model.base_model_prefix}."
         return lambda name: not name.startswith(encoder) or "pooler" in name
 
-    return _load(auto_class, folder, config, is_new, attention)
+    model, new_weights = _load(auto_class, folder, config, is_new, attention)
+    broken = [name for name, weight in model.named_parameters() if not weight.isfinite().all()]
+    if broken:
+        raise ConfigError(
+            f"model: {folder} has {len(broken)} weights that are not finite: {_some(broken)}.",
+            "Give an earlier checkpoint of its training, or copy it again.",
+        )
+    return model, new_weights
 
 
 def without_weights(kind: str, folder: Path) -> Any:
@@ -482,13 +511,21 @@ def _load(
     others = {name if isinstance(name, str) else name[0] for name in loading["mismatched_keys"]}
     allowed = may_be_new(model)
     prefix, unread = f"{model.base_model_prefix}.", sorted(map(str, loading["unexpected_keys"]))
-    kinds = {_kind_of_weight(name, prefix) for name in model.state_dict()}
-    beyond = [name for name in unread if _NUMBER.search(name) and _kind_of_weight(name, prefix) in kinds]
-    if beyond:
-        raise ConfigError(
-            f"model: {folder} has weights of more layers than its config.json says: {_some(beyond)}.",
-            "Give a model whose weights and config.json belong together.",
-        )
+    known = [name.removeprefix(prefix) for name in model.state_dict()]
+    kinds, layers = {_NUMBER.sub("#", name) for name in known}, {_layer(name) for name in known} - {""}
+    unread_in_layers = {name: name.removeprefix(prefix) for name in unread if _NUMBER.search(name)}
+    beyond = [name for name, short in unread_in_layers.items() if _NUMBER.sub("#", short) in kinds]
+    besides = [name for name, short in unread_in_layers.items() if _layer(short) in layers]
+    for where, unused in (
+        ("more layers than its config.json says", beyond),
+        ("its layers that nothing reads", besides),
+    ):
+        if unused:
+            raise ConfigError(
+                f"model: {folder} has weights of {where}: {_some(unused)}.",
+                "Give a model whose weights and config.json belong together; merge adapters into it; an architecture "
+                "that transformers no longer has in full, as relative positions of BERT, cannot be used.",
+            )
     for what, names in (("lacks", missing), ("has in another shape", others)):
         found = sorted(name for name in names if not allowed(name))
         if found:
@@ -502,9 +539,10 @@ def _load(
     return model, sorted({*missing, *others})
 
 
-def _kind_of_weight(name: str, prefix: str) -> str:
-    """Its name without the number of the layer, and as in an encoder without a head."""
-    return _NUMBER.sub("#", name.removeprefix(prefix))
+def _layer(name: str) -> str:
+    """Name of the layer that a weight belongs to, `encoder.layer.0.`; empty where it belongs to none."""
+    found = _NUMBER.search(name)
+    return name[: found.end() + 1] if found else ""
 
 
 def _some(names: list[str]) -> str:
@@ -529,7 +567,7 @@ _PROBES = (
     "<br /><b>bold</b> &amp; \u201cquoted\u201d \u2018so\u2019 \u2013 \u2014 \u2026 ... !!! ???",
     "[CLS] [SEP] [MASK] [UNK] [PAD] <s> </s> <unk> <mask> <pad> ##ing \u2581the Ġthe",
     "\x00 \x07 \u200b \ufeff \ufffd \xad soft",
-    "snake_case camelCase ALLCAPS " + "x" * 120,
+    "snake_case camelCase ALLCAPS " + " ".join("x" * length for length in (20, 40, 80, 101, 120, 240)),
 )
 
 
@@ -590,6 +628,8 @@ def check_tokenizer(folder: Path, model: str) -> None:
         _check_same(found, _backend(folder), folder, model)
     else:
         found = _backend(folder)
+        with reading(folder):
+            found.encode_batch(_PROBES)
     rows = read_json(folder / "config.json", model).get("vocab_size")
     known = found.get_vocab(with_added_tokens=True)
     beyond = {word: i for word, i in known.items() if isinstance(rows, int) and i >= rows}
@@ -642,15 +682,27 @@ def _check_tokenizer_code(folder: Path) -> None:
     """Refuse a tokenizer whose class lies in the folder; `transformers` would take the nearest of its own."""
     from transformers.models.auto.tokenization_auto import tokenizer_class_from_name
 
-    file = folder / "tokenizer_config.json"
-    settings = read_json(file, str(folder)) if file.is_file() else {}
-    name, code = settings.get("tokenizer_class"), settings.get("auto_map")
-    if isinstance(name, str) and code and tokenizer_class_from_name(name) is None:
-        raise ConfigError(f"{file}: needs Python code that lies in the folder (tokenizer_class {name!r}).", _NO_CODE)
+    maps = [settings.get("auto_map") for settings in _tokenizer_settings(folder)]
+    code = any("AutoTokenizer" in found if isinstance(found, dict) else found for found in maps)
+    name = _tokenizer_class(folder)
+    if code and name and tokenizer_class_from_name(name) is None:
+        raise ConfigError(f"{folder}: needs Python code that lies in the folder (tokenizer_class {name!r}).", _NO_CODE)
+
+
+def _tokenizer_settings(folder: Path) -> list[dict[str, Any]]:
+    """Content of the files that may name the tokenizer's class, the one that counts first."""
+    files = [folder / name for name in ("tokenizer_config.json", "config.json")]
+    return [read_json(file, str(folder)) for file in files if file.is_file()]
+
+
+def _tokenizer_class(folder: Path) -> str:
+    """Name of the tokenizer's class that the files give; empty where they give none."""
+    names = [settings.get("tokenizer_class") for settings in _tokenizer_settings(folder)]
+    return next((name for name in names if isinstance(name, str)), "")
 
 
 def _check_vocabulary(tokenizer: Any, folder: Path, model: str) -> None:
-    """Compare `tokenizer.json` with a `vocab.txt` or `vocab.json` beside it, which other libraries read."""
+    """Compare `tokenizer.json` with a vocabulary or merges beside it, which other libraries read."""
     kind = type(tokenizer.model).__name__
     path = folder / {"WordPiece": "vocab.txt", "BPE": "vocab.json"}.get(kind, "")
     if not path.is_file():
@@ -661,13 +713,24 @@ def _check_vocabulary(tokenizer: Any, folder: Path, model: str) -> None:
         with reading(path):
             words = {line: number for number, line in enumerate(path.read_text("utf-8").split("\n")) if line}
     for word, number in words.items():
-        found = tokenizer.token_to_id(word.rstrip("\r"))
-        if found != number:
-            raise ConfigError(
-                f"model={model}: tokenizer.json and {path.name} do not agree: {word!r} is {found} in the first and "
-                f"{number} in the second; the weights were trained with one of them.",
-                f"Remove {path.name} if they were trained with tokenizer.json, else remove tokenizer.json.",
-            )
+        if (found := tokenizer.token_to_id(word)) != number:
+            raise _refused_vocabulary(path, model, word, found, number)
+    merges = folder / "merges.txt"
+    if kind == "BPE" and merges.is_file():
+        with reading(merges):
+            lines = [line for line in merges.read_text("utf-8").split("\n") if line and not line.startswith("#version")]
+        used = [" ".join(merge) for merge in json.loads(tokenizer.to_str())["model"]["merges"]]
+        for number, (mine, its) in enumerate(zip(used, lines, strict=False)):  # some readers drop the last line
+            if mine != its:
+                raise _refused_vocabulary(merges, model, f"merge {number}", mine, its)
+
+
+def _refused_vocabulary(path: Path, model: str, what: str, used: object, other: object) -> ConfigError:
+    return ConfigError(
+        f"model={model}: tokenizer.json and {path.name} do not agree: {what!r} is {used} in the first and {other} in "
+        "the second; the weights were trained with one of them.",
+        f"Remove {path.name} if they were trained with tokenizer.json, else remove tokenizer.json.",
+    )
 
 
 def _python_only(folder: Path) -> str:
@@ -675,12 +738,11 @@ def _python_only(folder: Path) -> str:
     from transformers import TokenizersBackend
     from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES, tokenizer_class_from_name
 
-    files = [folder / name for name in ("tokenizer_config.json", "config.json")]
-    settings, config = (read_json(file, str(folder)) if file.is_file() else {} for file in files)
-    name = settings.get("tokenizer_class") or config.get("tokenizer_class")
-    name = name or TOKENIZER_MAPPING_NAMES.get(config.get("model_type"))
-    found = tokenizer_class_from_name(name) if isinstance(name, str) else None
-    return str(name) if isinstance(found, type) and not issubclass(found, TokenizersBackend) else ""
+    name = _tokenizer_class(folder)
+    if not name and (folder / "config.json").is_file():
+        name = TOKENIZER_MAPPING_NAMES.get(read_json(folder / "config.json", str(folder)).get("model_type")) or ""
+    found = tokenizer_class_from_name(name)
+    return name if isinstance(found, type) and not issubclass(found, TokenizersBackend) else ""
 
 
 def _refused_as_python(folder: Path, name: str) -> ConfigError:
@@ -691,24 +753,35 @@ def _refused_as_python(folder: Path, name: str) -> ConfigError:
 
 
 def _check_same(used: Any, other: Any, folder: Path, model: str) -> None:
-    text = _first_difference(used, other)
-    if text is not None:
-        ids, other_ids = (tokenizer.encode(text).ids for tokenizer in (used, other))
+    with reading(folder):
+        found = _first_difference(used, other, typed=_reads_token_types(folder))
+    if found is not None:
+        text, what, mine, its = found
         raise ConfigError(
-            f"model={model}: tokenizer.json and the other tokenizer files do not agree: {text[:60]!r} has the ids "
-            f"{_start(ids)} by the first and {_start(other_ids)} by `AutoTokenizer`; the weights were trained with one "
+            f"model={model}: tokenizer.json and the other tokenizer files do not agree: {text[:60]!r} has the {what} "
+            f"{_start(mine)} by the first and {_start(its)} by `AutoTokenizer`; the weights were trained with one "
             "of them.",
             "Save that one over the others: `AutoTokenizer.from_pretrained(F).save_pretrained(F)` of that folder F, or "
             "for tokenizer.json the same with `PreTrainedTokenizerFast`.",
         )
 
 
+def _reads_token_types(folder: Path) -> bool:
+    file = folder / "config.json"
+    types = read_json(file, str(folder)).get("type_vocab_size") if file.is_file() else None
+    return isinstance(types, int) and types > 1
+
+
 def _start(ids: list[int]) -> str:
     return str(ids[:12])[:-1] + (", ...]" if len(ids) > 12 else "]")
 
 
-def _first_difference(one: Any, other: Any) -> str | None:
-    """The first text for which two tokenizers give other ids, alone or with a second text."""
+def _first_difference(one: Any, other: Any, *, typed: bool) -> tuple[str, str, list[int], list[int]] | None:
+    """The first text of which two tokenizers make something else, alone or with a second text; then what, by each.
+
+    Args:
+        typed: the model reads token types, which are compared, too.
+    """
     for tokenizer in (one, other):
         tokenizer.no_truncation()
         tokenizer.no_padding()
@@ -716,15 +789,18 @@ def _first_difference(one: Any, other: Any) -> str | None:
     pairs = [(text, text) for text in texts[: len(_PROBES)]]
     for batch in (texts, pairs):
         for text, mine, its in zip(batch, one.encode_batch(batch), other.encode_batch(batch), strict=True):
+            first = text if isinstance(text, str) else text[0]
             if mine.ids != its.ids:
-                return text if isinstance(text, str) else text[0]
+                return first, "ids", mine.ids, its.ids
+            if typed and mine.type_ids != its.type_ids:
+                return first, "token types", mine.type_ids, its.type_ids
     return None
 
 
 def _special_words(tokenizer: Any) -> list[str]:
-    """Texts with each added token at the start, alone and between words."""
+    """Texts with each added token at the start, alone, between words and in other case."""
     words = [token.content for token in tokenizer.get_added_tokens_decoder().values()]
-    return [f"{word} a {word} b{word}c" for word in words[:200]]
+    return [f"{word} a {word} b{word}c {word.lower()} {word.upper()}" for word in words[:200]]
 
 
 def _random_texts(tokenizer: Any) -> list[str]:

@@ -33,6 +33,7 @@ from bertray.evaluation.label_errors import (
     tfidf_features,
 )
 from bertray.model.bundle import resolve_model, weights_digest
+from bertray.model.pretrained import check_tokenizer
 from bertray.pipelines import audit_tasks as tasks
 from bertray.pipelines.audit_page import Picker, audit_report, with_texts
 from bertray.pipelines.audit_tables import Audited, Split
@@ -80,6 +81,7 @@ def run_audit(config: AuditConfig) -> int:
     _check_installed(config)
     folder = resolve_model(config.model)
     check_length(config.max_length, config.model, folder)
+    check_tokenizer(folder, config.model)
     splits = open_splits(config)
     labels = open_labels(config, splits)
     run_key = _run_key(config, splits, weights_digest(folder))

@@ -17,7 +17,7 @@ from bertray.config import DoctorConfig, Workers
 from bertray.console import say
 from bertray.errors import BertrayError, ConfigError, InfrastructureError
 from bertray.model.bundle import resolve_model
-from bertray.model.pretrained import load_encoder
+from bertray.model.pretrained import check_tokenizer, load_encoder
 from bertray.paths import is_uri
 from bertray.pipelines.cluster import READER_CPUS, ray_session
 from bertray.pipelines.runs import check_put_if_absent
@@ -119,7 +119,9 @@ def _folder(output: str | None) -> Iterator[str]:
 
 
 def _model(model: str) -> str:
-    parameters = sum(p.numel() for p in load_encoder(resolve_model(model)).parameters())
+    folder = resolve_model(model)
+    check_tokenizer(folder, model)
+    parameters = sum(p.numel() for p in load_encoder(folder).parameters())
     return f"{model}: {parameters / 1e6:.1f} M parameters"
 
 

@@ -63,6 +63,14 @@ def weights(change: Callable[[str, torch.Tensor], tuple[str, torch.Tensor] | Non
     return rewrite
 
 
+def added(*names: str) -> Change:
+    def rewrite(folder: Path) -> None:
+        tensors = load_file(folder / "model.safetensors") | dict.fromkeys(names, torch.ones(3))
+        save_file({k: v.clone() for k, v in tensors.items()}, folder / "model.safetensors", metadata={"format": "pt"})
+
+    return rewrite
+
+
 def without(word: str) -> Change:
     return weights(lambda name, tensor: None if word in name else (name, tensor))
 
@@ -114,6 +122,10 @@ def test_no_other_module_has_a_library_read_a_model():
         edited(model_type="new", auto_map={"AutoModel": "code.C"}),
         edited("tokenizer_config.json", tokenizer_class="New", auto_map={"AutoTokenizer": ["code.C", None]}),
         edited("tokenizer_config.json", tokenizer_class="New", auto_map={"AutoTokenizer": [None, "code.C"]}),
+        both(
+            edited("tokenizer_config.json", without=("tokenizer_class",)),
+            edited(tokenizer_class="New", auto_map={"AutoTokenizer": ["code.C", None]}),
+        ),
         both(
             edited("tokenizer_config.json", tokenizer_class="New", auto_map={"AutoTokenizer": ["code.C", None]}),
             lambda folder: (folder / "tokenizer.json").rename(folder / "vocab.json"),
@@ -199,6 +211,7 @@ def to_nothing(folder: Path) -> None:
         (weights(lambda name, x: (name, x.to(torch.int8) if x.dim() == 2 else x)), "full precision, found I8"),
         (weights(lambda name, x: (name, x.to(torch.float8_e4m3fn) if x.dim() == 2 else x)), "found F8_E4M3"),
         (written("adapter_config.json", "{}"), "an adapter of PEFT"),
+        (edited(transformers_weights="adapter_model.bin"), "found transformers_weights 'adapter_model.bin'"),
     ],
 )
 def test_a_damaged_folder_is_refused_before_any_library_reads_it(change, said, folder):
@@ -210,6 +223,7 @@ def test_a_damaged_folder_is_refused_before_any_library_reads_it(change, said, f
 @pytest.mark.parametrize(
     ("change", "said"),
     [
+        (edited(model_type=["bert"]), r"config.json: transformers [\d.]+ has no architecture \['bert'\]"),
         (edited(model_type="bret"), r"config.json: transformers [\d.]+ has no architecture 'bret'"),
         (edited(without=("model_type",)), "config.json: cannot be used"),
         (edited(max_position_embeddings=None), "config.json: cannot be used.*max_position_embeddings"),
@@ -218,6 +232,7 @@ def test_a_damaged_folder_is_refused_before_any_library_reads_it(change, said, f
         (written("tokenizer.json", '{"a":'), "tokenizer.json: cannot be used"),
         (written("tokenizer.json", ""), "tokenizer.json: cannot be used"),
         (tokenizer_json(lambda content: content["model"].update(type="Newer")), "tokenizer.json: cannot be used"),
+        (tokenizer_json(lambda content: content["model"].update(unk_token="?")), "cannot be used .*Missing"),
     ],
 )
 def test_what_a_library_cannot_read_is_a_configuration_error_that_names_the_file(change, said, folder):
@@ -232,6 +247,7 @@ def test_what_a_library_cannot_read_is_a_configuration_error_that_names_the_file
         (edited(hidden_act="swishy"), "cannot be used.*swishy"),
         (edited(num_attention_heads=5), "not a multiple of the number of attention heads"),
         (edited(pad_token_id=9999), "cannot be used.*Padding_idx"),
+        (edited(num_hidden_layers=0), "expected at least one layer as num_hidden_layers, found 0"),
     ],
 )
 def test_a_config_of_which_no_model_can_be_made_is_a_configuration_error(change, said, folder):
@@ -279,7 +295,11 @@ RENAMED = weights(lambda name, tensor: (f"module.net.{name}", tensor))
         (edited(intermediate_size=24), *(["in another shape .*intermediate.dense"] * 3)),
         (edited(max_position_embeddings=80), *(["in another shape 1 .*position_embeddings"] * 3)),
         (edited(num_hidden_layers=1), *(["weights of more layers than its config.json says: .*layer.1."] * 3)),
+        (added(f"bert.encoder{LAYER}attention.self.distance_embedding.weight"), *(["that nothing reads: .*dist"] * 3)),
+        (added(f"bert.encoder{LAYER}output.adapters.a.down.weight"), *(["its layers that nothing reads: .*down"] * 3)),
+        (added("bert.embeddings.position_ids", "cls.0.weight", "qa.1.bias"), None, None, None),
         (weights(lambda name, tensor: (name, tensor.half())), None, None, None),
+        (weights(lambda name, x: (name, x / 0 if LAYER in name else x)), None, None, "16 weights that are not finite"),
         (in_two_parts, None, None, None),
     ],
 )
@@ -311,7 +331,10 @@ def test_weights_that_would_be_drawn_at_random_are_refused(change, classifier, e
         ({"id2label": {"0": "score"}}, "at least two classes, found 1"),
         ({"id2label": {}}, "at least two classes, found 0"),
         ({"id2label": None, "num_labels": 1}, "at least two classes, found 1"),
-        ({"id2label": {"0": "neg", "1": "pos", "2": "pos"}}, "found 'pos' twice"),
+        ({"id2label": {"0": "neg", "1": "pos", "2": "pos"}}, "each class in id2label, found 'pos' and 'pos'"),
+        ({"id2label": {"0": "neg", "1": "Pos", "2": "pos "}}, "found 'Pos' and 'pos '"),
+        ({"id2label": {"0": "neg", "1": " "}}, "found ' '"),
+        ({"id2label": {"0": "neg", "00": "x", "1": "pos"}}, "expected each id once in id2label, found 0, 00, 1"),
         ({"id2label": {"1": "neg", "2": "pos"}}, r"expected ids 0 to 1 in id2label, found \[1, 2\]"),
         ({"id2label": {"0": "neg", "2": "pos"}}, r"expected ids 0 to 1 in id2label, found \[0, 2\]"),
         ({"id2label": {"neg": 0, "pos": 1}}, "expected numbers as keys of id2label"),
@@ -319,6 +342,10 @@ def test_weights_that_would_be_drawn_at_random_are_refused(change, classifier, e
         ({"id2label": {"0": "neg", "1": None}}, "found null"),
         ({"id2label": {"0": "neg", "1": {"en": "pos"}}}, 'found {"en": "pos"}'),
         ({"id2label": {"0": "neg", "1": "pos"}, "num_labels": 3}, "expected 3 names in id2label"),
+        (
+            {"id2label": {"0": "neg", "1": "pos"}, "label2id": {"pos": 0, "neg": 1}},
+            "do not agree: 'neg' is 0 in the first and 1 in the second",
+        ),
     ],
 )
 def test_a_head_that_gives_no_single_label_is_refused(change, said, folder):
@@ -382,6 +409,11 @@ def test_a_pad_token_of_minus_one_is_none(folder):
 # --- tokenizers -------------------------------------------------------------------------------------------------------
 
 
+def one_type_for_both_texts(content: dict[str, Any]) -> None:
+    for piece in content["post_processor"]["pair"]:
+        next(iter(piece.values()))["type_id"] = 0
+
+
 def vocabulary_of_another_order(folder: Path) -> None:
     words = load_tokenizer(folder).get_vocab()
     lines = sorted(words, key=words.__getitem__)
@@ -398,6 +430,7 @@ def vocabulary_of_another_order(folder: Path) -> None:
         (tokenizer_json(lambda t: t["post_processor"]["special_tokens"]["[CLS]"].update(ids=[4])), "do not agree: ''"),
         (tokenizer_json(lambda t: t["added_tokens"].pop()), r"do not agree: .*\[MASK\]"),
         (edited("tokenizer_config.json", do_lower_case=False), "do not agree: 'The film was GREAT"),
+        (tokenizer_json(one_type_for_both_texts), r"has the token types \["),
         (vocabulary_of_another_order, "tokenizer.json and vocab.txt do not agree: "),
     ],
 )
@@ -408,6 +441,33 @@ def test_tokenizer_files_that_disagree_are_refused_with_a_text_that_shows_it(cha
         check_tokenizer(folder, "m")
     with pytest.raises(ConfigError, match=said):
         read_info(folder)
+
+
+@pytest.mark.parametrize(("order", "said"), [(1, None), (-1, "tokenizer.json and merges.txt do not agree: 'merge 0'")])
+def test_merges_beside_a_tokenizer_are_those_that_it_uses(order, said, make_classifier, tokenizer_folders, tmp_path):
+    folder = tmp_path / "roberta"
+    shutil.copytree(make_classifier("roberta", 3), folder)
+    shutil.copytree(tokenizer_folders["roberta"], folder, dirs_exist_ok=True)
+    edited(vocab_size=300)(folder)
+    model = json.loads((folder / "tokenizer.json").read_text("utf-8"))["model"]
+    lines = [" ".join(merge) for merge in model["merges"]]
+    written("vocab.json", json.dumps(model["vocab"]))(folder)
+    written("merges.txt", "\n".join(["#version: 0.2", *lines[::order], ""]))(folder)
+    if said is None:
+        check_tokenizer(folder, "m")
+    else:
+        with pytest.raises(ConfigError, match=said):
+            check_tokenizer(folder, "m")
+
+
+@pytest.mark.parametrize("longest", [15, 30, 60, 110, 200])
+def test_tokenizer_files_agree_on_the_longest_word_too(longest, tiny_encoder, tmp_path):
+    folder = tmp_path / "encoder"
+    shutil.copytree(tiny_encoder, folder)
+    check_tokenizer(folder, "m")
+    tokenizer_json(lambda content: content["model"].update(max_input_chars_per_word=longest))(folder)
+    with pytest.raises(ConfigError, match="do not agree: 'snake_case"):
+        check_tokenizer(folder, "m")
 
 
 @pytest.mark.parametrize("kept", ["AutoTokenizer", "PreTrainedTokenizerFast"])
