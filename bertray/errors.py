@@ -71,7 +71,7 @@ class InfrastructureError(BertrayError):
 
 
 class Diverged(InfrastructureError):
-    """Training went to where numbers end; other settings would not."""
+    """The loss or a gradient became NaN or infinite."""
 
 
 class GateRefused(BertrayError):

@@ -1,4 +1,4 @@
-"""What rows look like: lengths, scripts, letters that a tokenizer can read, and labels, as a small record."""
+"""Profile of rows: lengths, scripts, letters that a tokenizer can read, and labels, as a small record."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def add_readings(readings: Iterable[Reading]) -> Reading:
 
 @dataclass(frozen=True)
 class Profile:
-    """What some rows look like to a model.
+    """Lengths, scripts and labels of some rows, as a model reads them.
 
     Args:
         rows: that it is of.

@@ -170,6 +170,7 @@ class Engine:
             seqs.lens_S,
             max_tokens_per_pack=tokens,
             padded=not self.packed,
+            equal_lengths=self._padded is not None and not self._padded.may_pad,
             width_multiple=16 if few_shapes else 1,
             slots_multiple=64 if few_shapes else 1,
         )
@@ -198,9 +199,23 @@ class Engine:
             )
 
     def _tried_padded(self, path: Path, model: Any) -> _PaddedModel:
-        """The model for padded batches, in fp32 where it cannot be called in another precision."""
+        """The model for padded batches, in fp32 where it cannot be called in another precision.
+
+        A model whose numbers padding changes, as of XLNet, which reads the last place of a row, gets batches of one
+        length.
+        """
         seqs = _made_up_sequences(self.vocab_size, self.max_length or 17)
-        padded = _PaddedModel(model.to(device=self.device, dtype=self.dtype), self._readout)
+        with calling(path), torch.inference_mode():
+            together_SC, alone_SC = (
+                _PaddedModel(model.float(), self._readout, may_pad).all_logits(seqs, self.width)
+                for may_pad in (True, False)
+            )
+            difference = _difference(together_SC, alone_SC)
+            padded = _PaddedModel(
+                model.to(device=self.device, dtype=self.dtype), self._readout, difference <= _FP32_TOLERANCE
+            )
+        if not padded.may_pad:
+            _log.warning("%s: padding changes its numbers (by %.2g); batches are of one length.", path, difference)
         try:
             with calling(path), torch.inference_mode():
                 padded.all_logits(seqs, self.width)
@@ -257,10 +272,14 @@ class Engine:
 
 
 class _PaddedModel:
-    """`transformers`' own forward pass over padded batches."""
+    """`transformers`' own forward pass over padded batches.
 
-    def __init__(self, model: Any, readout: Readout) -> None:
-        self._model, self._readout = model, readout
+    Args:
+        may_pad: sequences of several lengths may share a batch.
+    """
+
+    def __init__(self, model: Any, readout: Readout, may_pad: bool = True) -> None:
+        self._model, self._readout, self.may_pad = model, readout, may_pad
         self._pad_id = model.config.pad_token_id or 0
         self._reads_types = (
             "token_type_ids" in inspect.signature(model.forward).parameters
@@ -269,9 +288,10 @@ class _PaddedModel:
 
     def all_logits(self, seqs: Sequences, width: int) -> NDArray[np.float32]:
         """[S, width] of a few sequences, in input order."""
-        pack = plan_packs(seqs.lens_S, max_tokens_per_pack=1 << 30, padded=True)[0]
+        starts_S = np.cumsum(seqs.lens_S) - seqs.lens_S
         logits_SC = np.empty((len(seqs.lens_S), width), np.float32)
-        logits_SC[pack.sequences_B] = self.logits(pack, seqs, np.cumsum(seqs.lens_S) - seqs.lens_S).cpu().numpy()
+        for pack in plan_packs(seqs.lens_S, max_tokens_per_pack=1 << 30, padded=True, equal_lengths=not self.may_pad):
+            logits_SC[pack.sequences_B] = self.logits(pack, seqs, starts_S).cpu().numpy()
         return logits_SC
 
     def logits(self, pack: Pack, seqs: Sequences, starts_S: NDArray[np.int64]) -> Tensor:

@@ -47,6 +47,7 @@ def plan_packs(
     *,
     max_tokens_per_pack: int,
     padded: bool = False,
+    equal_lengths: bool = False,
     width_multiple: int = 1,
     slots_multiple: int = 1,
 ) -> list[Pack]:
@@ -56,6 +57,7 @@ def plan_packs(
         lens_S: length of each sequence, at least 1.
         max_tokens_per_pack: tokens of a pack at most, unless one sequence alone is longer.
         padded: count every sequence as long as the longest of its pack, and make one group of each pack.
+        equal_lengths: a pack holds sequences of one length, so that padding them adds nothing.
         width_multiple: groups are this or a multiple of it wide, so that few shapes occur.
         slots_multiple: likewise for the rows of the packed input.
     """
@@ -72,6 +74,8 @@ def plan_packs(
         else:
             before = int(ends_S[start] - sorted_S[start])
             stop = int(np.searchsorted(ends_S, before + max_tokens_per_pack, side="right"))
+        if equal_lengths:
+            stop = min(stop, int(np.searchsorted(-sorted_S, -sorted_S[start], side="right")))
         stop = min(max(stop, start + 1), len(lens_S))
         lens_B = sorted_S[start:stop]
         packs.append(

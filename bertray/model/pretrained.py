@@ -176,7 +176,7 @@ def _check_weight_file(path: Path, model: str) -> None:
         )
 
 
-# --- what libraries raise --------------------------------------------------------------------------------------------
+# --- errors of libraries ---------------------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
@@ -240,7 +240,7 @@ def calling(folder: Path) -> contextlib.AbstractContextManager[None]:
 
 @contextlib.contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Without warnings of a new head, where one is what we want, and without progress bars."""
+    """Suppresses warnings of a new head, where one is wanted, and progress bars."""
     from transformers.utils import logging as hf_logging
 
     level = hf_logging.get_verbosity()
@@ -502,7 +502,7 @@ def _load(
             config=config,
             dtype=torch.float32,
             use_safetensors=True,
-            ignore_mismatched_sizes=True,  # looked at below
+            ignore_mismatched_sizes=True,  # refused below
             output_loading_info=True,
             attn_implementation=attention,
             **_SAFE,

@@ -1,4 +1,4 @@
-"""What a trained bundle remembers of its data: the profile of validation rows, and the hashes of training texts."""
+"""Profile of validation rows and hashes of training texts, which a trained bundle carries."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ log = logging.getLogger(__name__)
 def validation_profile(
     examples: Examples, numbers_V: np.ndarray, probs_VC: np.ndarray, labels: Sequence[str], read_tokens: int | None
 ) -> Profile:
-    """What validation rows look like to the model.
+    """Profile of the validation rows, as the trained model reads and labels them.
 
     Args:
         examples: of the run.
         numbers_V: examples of the validation split.
-        probs_VC: what the model that is kept says of them.
+        probs_VC: probabilities that the kept model gives them.
         labels: names of the classes, C of them.
         read_tokens: of a row, special tokens included; None: all of it.
     """

@@ -43,6 +43,7 @@ def _configs() -> dict[str, tuple[Any, dict[str, Any]]]:
         ),
         "deberta-v2": (t.DebertaV2Config, {**plain, "relative_attention": True, "pos_att_type": ["p2c", "c2p"]}),
         "modernbert": (t.ModernBertConfig, modern),
+        "xlnet": (t.XLNetConfig, {"d_model": 32, "n_layer": 3, "n_head": 4, "d_inner": 48, "pad_token_id": 0}),
     }
 
 

@@ -22,7 +22,7 @@ from bertray.model.linear import can_quantize
 from bertray.model.tokenization import ReviewTokenizer, Sequences, sequences
 
 PACKED = ["bert", "roberta", "xlm-roberta", "camembert", "distilbert", "electra", "albert"]
-PADDED = ["deberta-v2", "modernbert"]
+PADDED = ["deberta-v2", "modernbert", "xlnet"]
 MAX_LENGTH = 40
 VOCAB_SIZE = 60
 TOLERANCE = 1e-3  # the contract for fp32; logits here spread over some 30 times that and more
