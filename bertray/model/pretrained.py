@@ -11,6 +11,7 @@ import contextlib
 import errno
 import json
 import re
+import shlex
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib.util import find_spec
@@ -140,7 +141,7 @@ def _check_no_pointer(path: Path, content: bytes, model: str) -> None:
     if content.startswith(_LFS_POINTER):
         raise ConfigError(
             f"model={model}: {path.name} is a pointer of Git LFS, not the file itself.",
-            f"Fetch the files: `git -C {path.parent} lfs pull`.",
+            f"Fetch the files: `cd {shlex.quote(str(path.parent))} && git lfs pull`.",
         )
 
 
