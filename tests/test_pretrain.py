@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -117,7 +118,7 @@ def test_a_vocabulary_larger_than_the_corpus_allows_is_refused_with_the_size_tha
     texts = ["a good film", "a bad film"]
     with pytest.raises(DataRefused, match="hold only") as error:
         learn_vocabulary(texts, NewVocabulary(size=30_000, min_frequency=1))
-    allowed = int(str(error.value.remedy).split("vocabulary.size=")[1].split()[0])
+    allowed = int(re.findall(r"`vocabulary\.size=(\d+)`", error.value.remedy)[0])
     assert len(learn_vocabulary(texts, NewVocabulary(size=allowed, min_frequency=1))) == allowed
 
 
@@ -125,7 +126,7 @@ def test_the_size_that_is_told_fits_where_single_characters_are_most_of_it_too()
     texts = ["".join(chr(0x4E00 + 7 * row + column) for column in range(7)) for row in range(300)]
     with pytest.raises(DataRefused) as error:
         learn_vocabulary(texts, NewVocabulary(size=30_000, min_frequency=1))
-    allowed = int(str(error.value.remedy).split("vocabulary.size=")[1].split()[0])
+    allowed = int(re.findall(r"`vocabulary\.size=(\d+)`", error.value.remedy)[0])
     assert allowed == 5 + 2100
     assert len(learn_vocabulary(texts, NewVocabulary(size=allowed, min_frequency=1))) == allowed
 
@@ -178,8 +179,8 @@ def test_whoever_follows_the_remedy_of_a_refusal_uses_the_same_output(corpus, tm
     shape = ["from_scratch=true", "encoder={num_layers: 1, hidden_size: 16, num_heads: 2}"]
     words = [f"input={corpus / 'train.parquet'}", f"output={tmp_path / 'out'}", *shape, *KEYS]
     assert run(["pretrain", *words]) == 6
-    size = capsys.readouterr().err.split("Set vocabulary.size=")[1].split()[0]
-    assert run(["pretrain", *words, f"vocabulary.size={size}"]) == 0
+    [setting] = re.findall(r"Set `(vocabulary\.size=\d+)`", capsys.readouterr().err)
+    assert run(["pretrain", *words, setting]) == 0
 
 
 def test_an_empty_corpus_is_refused(tiny_encoder, tmp_path, capsys):

@@ -208,7 +208,7 @@ def test_scored_rows_without_text_or_of_other_reviews_are_told(scored, topics, t
     assert topics(f"scored={folder}") == 2
     error = capsys.readouterr().err
     assert "hold no column 'text'" in error
-    assert "`keep_columns=[text]`" in error
+    assert "`'keep_columns=[text]'`" in error
     assert topics(f"scored={folder}", "slot=dt=2001-01-01") == 2
     assert "slot=dt=2001-01-01: not committed" in capsys.readouterr().err
     write_reviews(tmp_path / "other", "b.parquet")

@@ -102,7 +102,7 @@ def test_a_folder_without_tokenizer_is_refused(folder, tokenizer_folders):
 
 
 def test_a_run_is_told_from_its_model(folder):
-    with pytest.raises(ConfigError, match=f"holds a run, not a model. Give model={folder.parent}/model"):
+    with pytest.raises(ConfigError, match=f"holds a run, not a model. Give `model={folder.parent}/model`"):
         resolve_model(str(folder.rename(folder.parent / "model").parent))
 
 
