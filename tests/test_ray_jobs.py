@@ -175,5 +175,5 @@ def test_a_job_whose_workers_can_never_fit_is_refused_within_half_a_minute(small
     run = submit(small_head, "jobs/score.py", *words, "workers.threads=3")
     assert run.returncode == 1
     assert "are needed, the cluster has 2 CPUs" in run.stdout
-    assert "bertray: exit 2 (configuration): Lower workers.num_workers or workers.threads" in run.stdout
+    assert "bertray: exit 2 (configuration): Lower `workers.num_workers` or `workers.threads`" in run.stdout
     assert time.monotonic() - start < 60  # the job's own start aside
