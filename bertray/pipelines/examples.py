@@ -85,6 +85,11 @@ class LabelledData:
     rare_classes: tuple[str, ...] = ()  # a sentence for each
 
     @property
+    def num_learning_rows(self) -> int:
+        """Rows of train and validation, before any is left out."""
+        return self.train.num_rows + (self.validation.num_rows if self.validation else 0)
+
+    @property
     def num_rows(self) -> int:
         """Rows of all splits."""
         return sum(inputs.num_rows for inputs in (self.train, self.validation, self.test) if inputs)

@@ -410,7 +410,7 @@ def _baselines(config: TrainConfig, data: LabelledData, examples: Examples) -> B
 def _notes(config: TrainConfig, data: LabelledData, examples: Examples, outcome: Outcome | None) -> list[str]:
     """What the reader of the report should know."""
     notes = [*data.rare_classes]
-    rows = data.train.num_rows + (data.validation.num_rows if data.validation else 0)
+    rows = data.num_learning_rows
     unusable, unlabelled = rows - len(examples.shards), int((examples.label_ids_N < 0).sum())
     if unusable:
         notes.append(f"{unusable:,} of {counted(rows, 'row')} could not be used; the log says why.")
@@ -474,7 +474,7 @@ def _facts(
     return {
         "base model": config.model,
         "model version": info.model_version,
-        "rows read": f"{data.train.num_rows + (data.validation.num_rows if data.validation else 0):,}",
+        "rows read": f"{data.num_learning_rows:,}",
         "train examples": f"{len(examples.train):,}",
         "validation examples": f"{len(examples.validation):,}",
         "mean tokens of an example": f"{lens_N.mean():.1f}",
