@@ -13,7 +13,7 @@ import typer
 
 import bertray
 from bertray import config as configs
-from bertray import environment
+from bertray import runtime
 from bertray.errors import EXIT_BUG, EXIT_INTERRUPTED, EXIT_OK, BertrayError, ConfigError, did_you_mean
 
 CODE_NAMES = {
@@ -98,8 +98,8 @@ def _set_up(verbose: bool) -> None:
     from bertray.console import set_up_logging
 
     set_up_logging(verbose=verbose)
-    environment.set_up_threads()
-    for module, path in environment.hidden_modules().items():
+    runtime.set_up_threads()
+    for module, path in runtime.hidden_modules().items():
         raise ConfigError(
             f"{path}: hides Python's own module `{module}`, since its folder is in PYTHONPATH.",
             "Rename the file, or take the folder out of PYTHONPATH (`ray job submit --working-dir` puts it there).",
@@ -223,7 +223,7 @@ def _config_schema(verb: VerbArgument, verbose: Verbose = False) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     """Run one command and leave the process with its exit code."""
-    environment.set_up_streams()
+    runtime.set_up_streams()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # `ray job stop` and cron say goodbye as Ctrl-C does
     words = sys.argv[1:] if argv is None else argv
     code = run(words)
@@ -231,7 +231,7 @@ def main(argv: list[str] | None = None) -> None:
         from bertray.console import remove_empty_stdout
 
         remove_empty_stdout()
-    environment.close_streams()
+    runtime.close_streams()
     if code == EXIT_INTERRUPTED:
         # Threads of Ray and torch may be anywhere in native code; an orderly end of the interpreter can crash on them.
         # What had to be closed, Ray's processes among it, has been by now.

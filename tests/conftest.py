@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from bertray.environment import THREADS_ENV, unless_chosen
+from bertray.runtime import THREADS_ENV, unless_chosen
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -91,8 +91,8 @@ def ray_cluster():
     """One local Ray for the whole test session; four logical CPUs, so that actor pools leave some for tasks."""
     import ray
 
-    from bertray.environment import COMPUTE_ENV
     from bertray.pipelines.cluster import LOCAL_TRAIN_ENV
+    from bertray.runtime import COMPUTE_ENV
 
     os.environ.update(unless_chosen(COMPUTE_ENV) | LOCAL_TRAIN_ENV)
     ray.init(

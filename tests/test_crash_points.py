@@ -13,8 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from bertray.io.store import open_store
 from bertray.storage import ledger
-from bertray.storage.store import open_store
 from tests.nightly import INFO, check_exact, expected_ids, night_config, run_night, start_night, visible, write_inbox
 
 ROWS = {"a.parquet": 40, "b.parquet": 9, "c.parquet": 5}  # 3 shards, and two small files together

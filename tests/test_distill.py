@@ -13,10 +13,10 @@ import torch
 from bertray.cli import run
 from bertray.config import Training
 from bertray.errors import ConfigError
+from bertray.io.store import LocalStore
 from bertray.model.making import check_shallow, write_shallow
 from bertray.pipelines.examples import TokenizedData
 from bertray.schema import FEATURES
-from bertray.storage.store import LocalStore
 from bertray.training.loop import Examples, LoopSettings, run_loop
 from bertray.training.objectives import Distillation
 from bertray.training.token_shards import to_ipc

@@ -11,10 +11,10 @@ import pytest
 
 from bertray.cli import run
 from bertray.config import Cleaning
+from bertray.io import faults
 from bertray.model.bundle import BundleInfo, write_bundle
 from bertray.model.embedder import Embedder
 from bertray.model.tokenization import ReviewTokenizer
-from bertray.storage import faults
 from tests.corpus import write
 from tests.nightly import worker_without_ray
 

@@ -11,8 +11,8 @@ import pytest
 
 from bertray.cli import run
 from bertray.config import Workers
-from bertray.environment import THREADS_ENV
 from bertray.pipelines.cluster import without_ray
+from bertray.runtime import THREADS_ENV
 from tests.corpus import train_argv, write
 from tests.processes import environment_beside_the_cluster
 

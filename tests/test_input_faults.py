@@ -29,13 +29,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from bertray.errors import DataRefused
+from bertray.io import faults
+from bertray.io.store import Store, open_store
 from bertray.pipelines.inputs import refuse_bad_files
 from bertray.reviews import parquet
 from bertray.reviews.sources import BadFile, InputFile, ReadSpec, inspect, list_inputs, plan_shards, read_shard
 from bertray.schema import Reason
-from bertray.storage import faults, ledger
+from bertray.storage import ledger
 from bertray.storage.records import LedgerEntry
-from bertray.storage.store import Store, open_store
 from tests.nightly import LoopWorker, night_config, run_night, visible
 
 NUM_GOOD = 20

@@ -7,8 +7,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from bertray import schema as s
+from bertray.io.store import open_store
 from bertray.storage import ledger
-from bertray.storage.store import open_store
 from tests import nightly
 from tests.nightly import expected_ids, night_config, run_night, write_inbox
 

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from bertray.storage.store import open_store
+from bertray.io.store import open_store
 from tests.corpus import train_argv, write
 from tests.processes import environment_beside_the_cluster
 

@@ -14,8 +14,8 @@ import pytest
 
 from bertray.cli import app
 from bertray.config import CONFIGS, load_config
-from bertray.environment import THREADS_ENV
 from bertray.pipelines import demo
+from bertray.runtime import THREADS_ENV
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "bertray"
@@ -54,7 +54,7 @@ def room_of(path: Path) -> str | None:
 @pytest.mark.parametrize("verb", ["score", "plan", "init", "audit"])
 def test_the_environment_of_threads_is_set_before_torch_reads_it(verb):
     code = (
-        "import sys, bertray.environment as e; from bertray.cli import run; add = e.set_up_threads; "
+        "import sys, bertray.runtime as e; from bertray.cli import run; add = e.set_up_threads; "
         "e.set_up_threads = lambda: (add(), print(sorted({'torch', 'sklearn'} & set(sys.modules)), "
         "*([of.get(name) for name in e.THREADS_ENV] for of in (e.os.environ, e.environment_of_user())))); "
         f"run(['{verb}', 'nowhere'])"

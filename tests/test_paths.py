@@ -10,10 +10,10 @@ import pytest
 from bertray.cli import run
 from bertray.config import load_config
 from bertray.errors import ConfigError
+from bertray.io.store import open_store
 from bertray.model.bundle import resolve_model
 from bertray.paths import is_uri, local_path
 from bertray.reviews.files import filesystem_of
-from bertray.storage.store import open_store
 
 ME = pwd.getpwuid(0)
 

@@ -18,8 +18,8 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from bertray.environment import COMPUTE_ENV
 from bertray.pipelines.cluster import LOCAL_TRAIN_ENV
+from bertray.runtime import COMPUTE_ENV
 from tests.corpus import write
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]

@@ -15,8 +15,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from bertray.cli import run
+from bertray.io.store import open_store
 from bertray.storage import ledger
-from bertray.storage.store import open_store
 from tests.corpus import write
 from tests.processes import descendants, is_alive, wait_for
 

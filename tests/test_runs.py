@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from bertray.errors import ConfigError, ConflictError, DataRefused
+from bertray.io.store import LocalStore
 from bertray.pipelines.runs import RUN_FILE, claimed_output, mark_finished
-from bertray.storage.store import LocalStore
 
 TOKENS = "control/tokens/a"
 RUN = ("train", "key", "seed: 0\n")

@@ -17,12 +17,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from bertray.cli import run
+from bertray.io.store import open_store
 from bertray.pipelines.tonight import decide, look, next_plan
 from bertray.storage import ledger
 from bertray.storage.gc import find_garbage, remove
 from bertray.storage.heartbeat import Heartbeat
 from bertray.storage.plan import staging_folder
-from bertray.storage.store import open_store
 from tests.nightly import INFO, check_exact, expected_ids, night_config, run_night, start_night, visible, write_inbox
 from tests.processes import wait_for
 

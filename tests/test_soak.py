@@ -21,7 +21,7 @@ import pytest
 
 from bertray.benchmark.memory import private_mb
 from bertray.cli import run
-from bertray.storage.store import Store
+from bertray.io.store import Store
 from tests import test_ray_kills
 from tests.corpus import write
 from tests.nightly import night_config, run_night, visible_runs, write_inbox

@@ -18,11 +18,11 @@ from bertray.config import TuneConfig, build_config, to_yaml
 from bertray.console import Ticker
 from bertray.errors import ConfigError, InfrastructureError
 from bertray.evaluation.metrics import all_metrics, confusion_matrix
+from bertray.io.store import LocalStore
 from bertray.pipelines import tune as tuning
 from bertray.pipelines.runs import FINISHED_FILE
 from bertray.pipelines.tune import TRIALS, stored_trials
 from bertray.reports.search import SearchReport
-from bertray.storage.store import LocalStore
 from bertray.training import search as searching
 from bertray.training.search import Sampler, Tried
 

@@ -220,8 +220,8 @@ def _train_tutorial(task: Task) -> Run:
 def _train_bertray(task: Task) -> Run:
     """bertray's own loop on one process, without Ray; its steps alone are timed."""
     from bertray.config import Training
+    from bertray.io.store import LocalStore
     from bertray.model.tokenization import ReviewTokenizer
-    from bertray.storage.store import LocalStore
     from bertray.training.loop import Examples, LoopSettings, run_loop
     from bertray.training.token_shards import TokenShards, write_examples
 

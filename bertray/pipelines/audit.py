@@ -32,6 +32,7 @@ from bertray.evaluation.label_errors import (
     out_of_sample_probs,
     tfidf_features,
 )
+from bertray.io.store import Store, open_store
 from bertray.model.bundle import resolve_model, weights_digest
 from bertray.model.pretrained import check_tokenizer
 from bertray.pipelines import audit_tasks as tasks
@@ -52,7 +53,6 @@ from bertray.reviews.labels import NO_LABEL, LabelMap
 from bertray.reviews.near import NumberFile, bands_and_rows, components, jaccard
 from bertray.reviews.repeats import NearTexts
 from bertray.reviews.sources import BadFile, InputFile, check_columns, with_digests
-from bertray.storage.store import Store, open_store
 from bertray.training.token_shards import cache_key
 from bertray.wording import counted
 

@@ -24,7 +24,6 @@ from bertray.benchmark.contestants import pipeline_classifier
 from bertray.benchmark.measure import Runs, Trial
 from bertray.config import BenchmarkConfig, Columns, ScoreConfig, TextFormat, build_config
 from bertray.console import Ticker, duration, say, table
-from bertray.environment import environment_of_user
 from bertray.errors import ConflictError
 from bertray.model.bundle import read_info
 from bertray.model.engine import choose_dtype
@@ -36,6 +35,7 @@ from bertray.pipelines.nights import run_night
 from bertray.pipelines.parts import PartSettings
 from bertray.pipelines.shards import ReadSettings, stage_parts
 from bertray.reviews.sources import ReadSpec, WorkItem, read_shard
+from bertray.runtime import environment_of_user
 from bertray.storage.records import Receipt
 
 log = logging.getLogger(__name__)

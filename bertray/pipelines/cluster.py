@@ -28,10 +28,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from bertray import errors
 from bertray.config import Workers
 from bertray.console import stderr_without
-from bertray.environment import COMPUTE_ENV, THREADS_ENV, unless_chosen
 from bertray.errors import BertrayError, ConfigError, InfrastructureError
-from bertray.loading import without_collection
 from bertray.pipelines.stalls import Pending, StallWatch
+from bertray.runtime import COMPUTE_ENV, THREADS_ENV, unless_chosen, without_collection
 from bertray.storage.heartbeat import is_alive, process_namespace
 
 if TYPE_CHECKING:

@@ -13,6 +13,7 @@ import numpy as np
 
 from bertray.config import TrainConfig
 from bertray.errors import DataRefused
+from bertray.io.store import Store
 from bertray.model.bundle import resolve_model
 from bertray.pipelines.cluster import Resources
 from bertray.pipelines.evaluation import EvaluatedRows, evaluate_shards
@@ -20,7 +21,6 @@ from bertray.pipelines.examples import LabelledData, Teacher, TokenizedData, tok
 from bertray.pipelines.features import compute_rows
 from bertray.pipelines.runs import put_folder
 from bertray.pipelines.shards import ReadSettings
-from bertray.storage.store import Store
 from bertray.training.token_shards import TokenShards
 
 log = logging.getLogger(__name__)

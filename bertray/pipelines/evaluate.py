@@ -8,6 +8,7 @@ import time
 import bertray
 from bertray.config import EvaluateConfig, to_yaml
 from bertray.console import duration, say
+from bertray.io.store import open_store
 from bertray.model.bundle import resolve_model
 from bertray.model.training_texts import read_training_texts
 from bertray.pipelines.cluster import check_precision, session_for
@@ -17,7 +18,6 @@ from bertray.pipelines.runs import claimed_output, finished_run, mark_finished
 from bertray.reports.html import data_title, model_title
 from bertray.reviews.counts import count_labels
 from bertray.reviews.sources import check_slices
-from bertray.storage.store import open_store
 from bertray.training.token_shards import cache_key
 
 log = logging.getLogger(__name__)

@@ -25,6 +25,7 @@ from bertray.evaluation.leakage import find_leakage
 from bertray.evaluation.plausibility import judge_rows
 from bertray.evaluation.slices import length_bands
 from bertray.evaluation.verdicts import Finding, PageKind, kept_sentence
+from bertray.io.store import Store
 from bertray.model.bundle import BundleInfo
 from bertray.model.training_texts import TrainingTexts
 from bertray.pipelines.cluster import Resources
@@ -37,7 +38,6 @@ from bertray.reports.evaluation import EvaluationReport
 from bertray.reviews.labels import LabelMap
 from bertray.reviews.sources import Shard, read_shard
 from bertray.storage.records import Agreement, Receipt, add_agreements, profile_of
-from bertray.storage.store import Store
 from bertray.wording import counted
 
 ROWS_PER_SHARD = 4096

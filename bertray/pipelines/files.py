@@ -5,9 +5,9 @@ from __future__ import annotations
 from bertray.config import FilesConfig
 from bertray.console import say
 from bertray.errors import ConfigError, did_you_mean
+from bertray.io.store import Store, open_store
 from bertray.storage import ledger
 from bertray.storage.records import LedgerEntry
-from bertray.storage.store import Store, open_store
 
 
 def run_files(config: FilesConfig) -> int:

@@ -7,8 +7,8 @@ import posixpath
 from bertray.config import InitConfig
 from bertray.console import say
 from bertray.errors import ConflictError
+from bertray.io.store import open_store
 from bertray.reviews.sniff import look, render_config
-from bertray.storage.store import open_store
 
 
 def run_init(config: InitConfig) -> int:

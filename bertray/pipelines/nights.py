@@ -22,6 +22,8 @@ from bertray.config import EmbedConfig, NightConfig, ScoreConfig, Workers, to_ya
 from bertray.console import Ticker, duration, say, table
 from bertray.errors import ConflictError, DataRefused
 from bertray.evaluation.evaluation import Evaluation
+from bertray.io import faults
+from bertray.io.store import Store, open_store
 from bertray.model.bundle import BundleInfo, resolve_model
 from bertray.model.training_texts import read_training_texts
 from bertray.pipelines.cluster import Resources, check_precision, ray_session, without_ray
@@ -48,12 +50,11 @@ from bertray.reviews.sources import (
     plan_shards,
     work_items,
 )
-from bertray.storage import faults, ledger
+from bertray.storage import ledger
 from bertray.storage import plan as planning
 from bertray.storage.commit import commit, make_entry
 from bertray.storage.heartbeat import Heartbeat, live_attempt
 from bertray.storage.records import LedgerEntry, Plan, Receipt, StagedFile
-from bertray.storage.store import Store, open_store
 from bertray.wording import counted
 
 log = logging.getLogger(__name__)

@@ -19,12 +19,12 @@ import pyarrow.parquet as pq
 
 from bertray import schema as s
 from bertray.config import EmbeddingKind, ScoringPrecision
-from bertray.loading import without_collection
+from bertray.io import faults
+from bertray.io.store import open_store
 from bertray.model.bundle import resolve_model
 from bertray.model.tokenization import ReviewTokenizer
-from bertray.storage import faults
+from bertray.runtime import without_collection
 from bertray.storage.records import SCORE_BINS, TOKEN_BANDS, Agreement, Receipt, Span, StagedFile
-from bertray.storage.store import open_store
 from bertray.training.token_shards import reading_of
 
 if TYPE_CHECKING:

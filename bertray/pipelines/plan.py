@@ -15,6 +15,7 @@ from bertray import schema as s
 from bertray.config import Common, ScoreConfig, ScoringPrecision, Section, TrainConfig
 from bertray.console import duration, say, table
 from bertray.errors import DataRefused
+from bertray.io.store import open_store
 from bertray.model.bundle import resolve_model
 from bertray.model.tokenization import ReviewTokenizer, sequences
 from bertray.pipelines.cluster import (
@@ -31,7 +32,6 @@ from bertray.pipelines.runs import check_claim
 from bertray.pipelines.tonight import Tonight, decide, look, spec_for, target_of_new_files, unfinished_plan
 from bertray.pipelines.train import check_train, run_key_of
 from bertray.reviews.sources import read_shard
-from bertray.storage.store import open_store
 from bertray.wording import counted
 
 SAMPLE_ROWS = 1000

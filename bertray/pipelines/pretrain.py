@@ -21,6 +21,7 @@ import bertray
 from bertray.config import PretrainConfig, to_yaml
 from bertray.console import duration, say
 from bertray.errors import ConfigError, DataRefused
+from bertray.io.store import Store, open_store
 from bertray.model.bundle import resolve_model, weights_digest
 from bertray.model.pretrained import check_tokenizer, has_masked_lm, load_config, load_for_training, save_tokenizer
 from bertray.pipelines.cluster import Resources, session_for
@@ -35,7 +36,6 @@ from bertray.pipelines.workers import history_table, run_workers
 from bertray.reports.html import data_title, model_title
 from bertray.reports.pretraining import PretrainingReport
 from bertray.schema import SCHEMA_VERSION
-from bertray.storage.store import Store, open_store
 from bertray.training import checkpoint as checkpoints
 from bertray.training.loop import Examples, LoopSettings, Outcome
 from bertray.training.objectives import MaskedLanguage

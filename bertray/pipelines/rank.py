@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from bertray.errors import BertrayError, DataRefused, Diverged
-from bertray.loading import without_collection
+from bertray.io.store import open_store
 from bertray.model.bundle import resolve_model
 from bertray.model.tokenization import ReviewTokenizer
 from bertray.pipelines.examples import TokenizedData
-from bertray.storage.store import open_store
+from bertray.runtime import without_collection
 from bertray.training.loop import LoopSettings, Outcome, run_loop
 
 PROGRESS = "control/progress.json"

@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from bertray import schema as s
+from bertray.io.store import open_store
 from bertray.model.bundle import resolve_model
 from bertray.model.tokenization import ReviewTokenizer
 from bertray.pipelines.cluster import READER_CPUS, Resources, blocks_of, numbers
@@ -26,7 +27,6 @@ from bertray.pipelines.stalls import Pending
 from bertray.reviews.sources import ReadSpec, Shard, WorkItem, read_shard
 from bertray.reviews.split import group_hash, group_or_text_hash, input_hash
 from bertray.storage.records import Receipt
-from bertray.storage.store import open_store
 from bertray.training.token_shards import COLUMNS, to_ipc
 
 FEW_ITEMS = 64  # up to here every reading task carries them all

@@ -10,6 +10,7 @@ from bertray.errors import DataRefused
 from bertray.evaluation.evaluation import Evaluation
 from bertray.evaluation.plausibility import judge_rows
 from bertray.evaluation.verdicts import Finding
+from bertray.io.store import Store
 from bertray.model.bundle import BundleInfo
 from bertray.model.training_texts import TrainingTexts
 from bertray.pipelines.evaluation import (
@@ -28,7 +29,6 @@ from bertray.reports.scoring import FileRows, ScoringReport
 from bertray.reviews.labels import LabelMap
 from bertray.storage import ledger
 from bertray.storage.records import TOKEN_BANDS, LedgerEntry, profile_of
-from bertray.storage.store import Store
 
 UNKNOWN_LABELS = "The input has a label column, but none of its values is a class of the model: no accuracy."
 

@@ -18,6 +18,7 @@ import pyarrow as pa
 from bertray import schema as s
 from bertray.config import EmbedConfig, NightConfig, ScoreConfig
 from bertray.errors import ConfigError, ConflictError, DataRefused, InfrastructureError
+from bertray.io.store import Store
 from bertray.model.bundle import BundleInfo
 from bertray.pipelines.inputs import label_map, read_spec, refuse_bad_files
 from bertray.reviews.sources import (
@@ -36,7 +37,6 @@ from bertray.reviews.sources import (
 from bertray.storage import ledger
 from bertray.storage import plan as planning
 from bertray.storage.records import FileCount, FileRecord, LedgerEntry, Plan
-from bertray.storage.store import Store
 from bertray.wording import counted
 
 log = logging.getLogger(__name__)

@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 from bertray import schema as s
 from bertray.console import Ticker
 from bertray.errors import ConflictError, DataRefused, InfrastructureError
+from bertray.io.store import Store, open_store
 from bertray.model.bundle import BundleInfo
 from bertray.model.topics import Assigner
 from bertray.pipelines.cluster import READER_CPUS, Resources, blocks_of, numbers
@@ -31,7 +32,6 @@ from bertray.pipelines.stalls import Pending
 from bertray.reviews.sources import Shard, kept_schema, read_shard
 from bertray.storage import plan as planning
 from bertray.storage.records import Receipt, Record, StagedFile, add_counts
-from bertray.storage.store import Store, open_store
 from bertray.training.token_shards import cache_key, to_ipc
 from bertray.wording import counted
 

@@ -9,6 +9,7 @@ import time
 
 from bertray.config import TopicsConfig, to_yaml
 from bertray.console import say, table, timed
+from bertray.io.store import Store, open_store
 from bertray.pipelines.cluster import session_for
 from bertray.pipelines.inputs import check_installed
 from bertray.pipelines.runs import claimed_output, finished_run, mark_finished, remove_folder
@@ -21,7 +22,6 @@ from bertray.pipelines.topics_found import all_rows, find_on_sample
 from bertray.pipelines.topics_page import topics_report, write_topics
 from bertray.pipelines.topics_source import Source, check_enough, open_source
 from bertray.reports.topics import TopicsReport
-from bertray.storage.store import Store, open_store
 from bertray.training.token_shards import cache_key
 
 

@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 from bertray import schema as s
 from bertray.config import TopicsConfig
 from bertray.errors import DataRefused
+from bertray.io.store import Store
 from bertray.model.topics import FoundTopics, NoWords, TopicSettings, find_topics, new_numbers
 from bertray.pipelines.cluster import Resources
 from bertray.pipelines.parts import one_chunk
@@ -27,7 +28,6 @@ from bertray.pipelines.topic_rows import (
 from bertray.pipelines.topics_source import Source, scored_rows
 from bertray.reviews.labels import LabelMap
 from bertray.reviews.words import Words, words_of
-from bertray.storage.store import Store
 
 log = logging.getLogger(__name__)
 

@@ -17,6 +17,7 @@ from bertray.config import KEYS_OF_METHOD, TrainConfig, to_yaml
 from bertray.console import duration, say
 from bertray.evaluation.leakage import judge_validation
 from bertray.evaluation.verdicts import Finding
+from bertray.io.store import LocalStore, Store, open_store
 from bertray.model.bundle import CARD_FILE, LINEAR_HEADS, BundleInfo, resolve_model, weights_digest, write_bundle
 from bertray.model.calibration import fit_temperature, offsets_to_shares, probs_of_reviews
 from bertray.model.making import check_shallow
@@ -54,7 +55,6 @@ from bertray.pipelines.workers import history_table, run_workers
 from bertray.profile import Profile
 from bertray.reports.html import data_title, model_title
 from bertray.reviews.counts import count_without_time
-from bertray.storage.store import LocalStore, Store, open_store
 from bertray.training.checkpoint import FOLDER as CHECKPOINTS
 from bertray.training.checkpoint import load_best, load_model_tensors
 from bertray.training.loop import Examples, LoopSettings, Outcome

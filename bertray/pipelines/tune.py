@@ -25,6 +25,7 @@ from bertray.console import Ticker, duration, say, table
 from bertray.errors import BertrayError, ConfigError, Diverged, InfrastructureError
 from bertray.evaluation.intervals import Estimate, mean_estimate
 from bertray.evaluation.metrics import EPS, confusion_matrix, matrix_metrics
+from bertray.io.store import Store, open_store
 from bertray.model.bundle import resolve_model, weights_digest
 from bertray.pipelines.cluster import Resources, ray_session
 from bertray.pipelines.examples import TOKENS, TokenizedData, check_splits, open_data, tokenize
@@ -35,7 +36,6 @@ from bertray.pipelines.stalls import StallWatch
 from bertray.pipelines.train import check_train, run_key_of
 from bertray.reports.html import data_title, model_title
 from bertray.reports.search import SearchReport, shown
-from bertray.storage.store import Store, open_store
 from bertray.training import search as searching
 from bertray.training.loop import Examples, LoopSettings
 from bertray.training.objectives import Classification

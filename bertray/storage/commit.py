@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 
 from bertray.errors import ConflictError
+from bertray.io.store import Store
 from bertray.profile import add_readings
 from bertray.storage import ledger
 from bertray.storage.records import (
@@ -22,7 +23,6 @@ from bertray.storage.records import (
     add_counts,
     add_histograms,
 )
-from bertray.storage.store import Store
 
 log = logging.getLogger(__name__)
 

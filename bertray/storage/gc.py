@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from bertray.storage import faults
+from bertray.io import faults
+from bertray.io.store import PUBLISHING, TRASH, Store, StoredFile, is_temporary
 from bertray.storage.heartbeat import NAME as HEARTBEAT
 from bertray.storage.ledger import COMMITS, PUBLISHED, current
 from bertray.storage.records import LedgerEntry
-from bertray.storage.store import PUBLISHING, TRASH, Store, StoredFile, is_temporary
 
 RUNS = "control/runs"
 PLANS = "control/plans"

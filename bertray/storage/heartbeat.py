@@ -13,7 +13,7 @@ from pathlib import Path
 from types import TracebackType
 
 from bertray.errors import BertrayError
-from bertray.storage.store import Store
+from bertray.io.store import Store
 
 log = logging.getLogger(__name__)
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 
 from bertray.errors import ConflictError, InfrastructureError
-from bertray.storage import faults
+from bertray.io import faults
+from bertray.io.store import SUCCESS, Store
 from bertray.storage.records import CommittedPart, LedgerEntry
-from bertray.storage.store import SUCCESS, Store
 
 COMMITS = "control/commits"
 PUBLISHED = "control/published"

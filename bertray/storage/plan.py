@@ -13,10 +13,10 @@ from itertools import pairwise
 from typing import Any, Literal
 
 from bertray.errors import ConflictError, InfrastructureError
-from bertray.storage import faults
+from bertray.io import faults
+from bertray.io.store import Store
 from bertray.storage.ledger import current
 from bertray.storage.records import FileCount, FileRecord, LedgerEntry, Plan, Receipt
-from bertray.storage.store import Store
 
 log = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from bertray.errors import ConflictError
-from bertray.storage.store import Store
+from bertray.io.store import Store
 
 if TYPE_CHECKING:
     import torch

@@ -19,7 +19,7 @@ import numpy as np
 
 from bertray.config import Optimization
 from bertray.errors import BertrayError, DataRefused, Diverged, InfrastructureError
-from bertray.storage.store import Store
+from bertray.io.store import Store
 from bertray.training.checkpoint import (
     Checkpoint,
     Progress,

@@ -35,7 +35,7 @@ from bertray.schema import (
 )
 
 if TYPE_CHECKING:
-    from bertray.storage.store import Store
+    from bertray.io.store import Store
 
 _READING = (LETTERS, LETTERS_UNREAD, LATIN_WORDS, LATIN_TOKENS)
 COLUMNS = (

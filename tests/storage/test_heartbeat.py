@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from bertray.io.store import LocalStore
 from bertray.storage import heartbeat
 from bertray.storage.heartbeat import FRESH, Heartbeat, live_attempt
-from bertray.storage.store import LocalStore
 
 
 @pytest.fixture(params=["kernel tells", "no /proc", "/proc of nobody"])

@@ -5,6 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bertray.errors import ConflictError
+from bertray.io.store import LocalStore
 from bertray.storage import ledger
 from bertray.storage.commit import commit
 from bertray.storage.plan import (
@@ -21,7 +22,6 @@ from bertray.storage.plan import (
     without_overlap,
 )
 from bertray.storage.records import FileCount, FileRecord, LedgerEntry, Plan, Receipt, Span
-from bertray.storage.store import LocalStore
 
 
 def file(

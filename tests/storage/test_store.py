@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from bertray.errors import ConfigError, InfrastructureError
-from bertray.storage.store import LocalStore, open_store
+from bertray.io.store import LocalStore, open_store
 
 
 @pytest.fixture(params=["local", "no hard links", "s3"])

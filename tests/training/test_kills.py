@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from bertray.storage.store import LocalStore
+from bertray.io.store import LocalStore
 from bertray.training.loop import run_loop
 from tests.processes import FORKSERVER
 from tests.training.test_loop import examples, losses, settings

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from bertray.config import Pretraining
-from bertray.storage.store import LocalStore
+from bertray.io.store import LocalStore
 from bertray.training import loop as loop_module
 from bertray.training.loop import LoopSettings, run_loop
 from bertray.training.objectives import MaskedLanguage, error_of_mean

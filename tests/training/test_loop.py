@@ -16,7 +16,7 @@ from transformers import BertForSequenceClassification
 
 from bertray.config import Training
 from bertray.errors import ConfigError, DataRefused, InfrastructureError
-from bertray.storage.store import LocalStore
+from bertray.io.store import LocalStore
 from bertray.training.checkpoint import checkpoint_folders, load_latest
 from bertray.training.loop import Examples, LoopSettings, Outcome, _Loop, run_loop
 from bertray.training.objectives import Classification, load_classifier

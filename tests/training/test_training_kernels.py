@@ -15,11 +15,11 @@ import torch
 import torch.multiprocessing as mp
 from torch.nn import functional as F
 
+from bertray.io.store import LocalStore
 from bertray.model import kernels as kernels_module
 from bertray.model.encoders import outputs
 from bertray.model.kernels import training as training_module
 from bertray.model.kernels.training import TrainedLinear, TrainingKernels, training_kernels
-from bertray.storage.store import LocalStore
 from bertray.training import packed as packed_module
 from bertray.training.dropout import use_fast_dropout
 from bertray.training.loop import _Loop, run_loop

@@ -12,7 +12,7 @@ from sklearn.metrics import matthews_corrcoef
 from torch.optim.optimizer import register_optimizer_step_post_hook
 from transformers import AutoModelForSequenceClassification
 
-from bertray.storage.store import LocalStore
+from bertray.io.store import LocalStore
 from bertray.training import loop as loop_module
 from bertray.training.loop import Examples, run_loop
 from bertray.training.packed import PackedModel

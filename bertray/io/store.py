@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from bertray.errors import ConfigError, InfrastructureError
+from bertray.io import faults
 from bertray.paths import is_uri, local_path
-from bertray.storage import faults
 
 OBJECT_STORE_SCHEMES = ("s3", "gs")
 _NO_HARD_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)

@@ -1,0 +1,1 @@
+"""Files and stores: reading, writing once, publishing, and named points to die at in tests."""
