@@ -25,13 +25,13 @@ from bertray.errors import BertrayError
 from bertray.io import faults
 from bertray.io.store import Store, open_store
 from bertray.model.bundle import BundleInfo
+from bertray.outputs import ledger
+from bertray.outputs.control_files import Receipt
 from bertray.pipelines import nights
 from bertray.pipelines.cluster import Resources
 from bertray.pipelines.parts import EmbedSettings, LabelMaker, MakePart, PartSettings, ScoreSettings, VectorMaker
 from bertray.pipelines.shards import ReadAndTokenize, ReadSettings, stage_parts
 from bertray.reviews.sources import WorkItem
-from bertray.storage import ledger
-from bertray.storage.records import Receipt
 from tests.processes import FORKSERVER
 
 INFO = BundleInfo(

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from bertray.io.store import open_store
-from bertray.storage import ledger
+from bertray.outputs import ledger
 from tests.nightly import INFO, check_exact, expected_ids, night_config, run_night, start_night, visible, write_inbox
 
 ROWS = {"a.parquet": 40, "b.parquet": 9, "c.parquet": 5}  # 3 shards, and two small files together

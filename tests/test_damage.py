@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from bertray.io.store import open_store
-from bertray.storage import ledger
+from bertray.outputs import ledger
 from tests.nightly import check_exact, night_config, run_night, visible, write_inbox
 
 ROWS = {"a.parquet": 40, "b.parquet": 9}

@@ -17,10 +17,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from bertray.config import Cleaning
+from bertray.outputs import ledger
 from bertray.pipelines import nights
 from bertray.pipelines.parts import MakePart
 from bertray.reviews import clean, screening
-from bertray.storage import ledger
 from tests.corpus import sentences
 from tests.nightly import night_config, run_night, write_inbox
 from tests.test_input_faults import codec_bomb

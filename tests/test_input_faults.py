@@ -31,12 +31,12 @@ from hypothesis import strategies as st
 from bertray.errors import DataRefused
 from bertray.io import faults
 from bertray.io.store import Store, open_store
+from bertray.outputs import ledger
+from bertray.outputs.control_files import LedgerEntry
 from bertray.pipelines.inputs import refuse_bad_files
 from bertray.reviews import parquet
 from bertray.reviews.sources import BadFile, InputFile, ReadSpec, inspect, list_inputs, plan_shards, read_shard
 from bertray.schema import Reason
-from bertray.storage import ledger
-from bertray.storage.records import LedgerEntry
 from tests.nightly import LoopWorker, night_config, run_night, visible
 
 NUM_GOOD = 20

@@ -331,7 +331,7 @@ def test_too_many_quarantined_rows_refuse_the_commit(night, capsys):
 
 def test_a_run_that_died_before_its_commit_is_finished_by_the_same_command(night, monkeypatch):
     _, out, score = night
-    from bertray.storage import ledger
+    from bertray.outputs import ledger
 
     def die(store, entry):
         raise RuntimeError("killed")
@@ -350,7 +350,7 @@ def test_a_run_that_died_before_its_commit_is_finished_by_the_same_command(night
 
 def test_a_run_that_died_before_publishing_is_published_by_the_same_command(night, monkeypatch):
     _, out, score = night
-    from bertray.storage import ledger
+    from bertray.outputs import ledger
 
     def die(store, entry):
         raise RuntimeError("killed")

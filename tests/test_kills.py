@@ -11,7 +11,7 @@ from collections.abc import Callable
 import pytest
 
 from bertray.io.store import Store, open_store
-from bertray.storage import ledger
+from bertray.outputs import ledger
 from tests.nightly import check_exact, expected_ids, night_config, run_night, start_night, visible_runs, write_inbox
 
 LIMIT_S = 0.5  # kills fall into the first half second of a run; a whole run takes about as long

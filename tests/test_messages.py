@@ -111,7 +111,7 @@ def test_a_damaged_training_file_is_refused_by_name(tmp_path, tiny_encoder, revi
 
 def test_an_output_that_holds_another_run_is_a_conflict(tmp_path, tiny_encoder, reviews, capsys):
     from bertray.io.store import LocalStore
-    from bertray.pipelines.runs import claim_output
+    from bertray.outputs.claims import claim_output
 
     claim_output(LocalStore(tmp_path / "out"), "train", "another", "model: other\n")
     argv = ["train", f"model={tiny_encoder}", f"data.train={reviews}", f"output={tmp_path / 'out'}", "max_length=32"]

@@ -8,7 +8,7 @@ import pytest
 
 from bertray import schema as s
 from bertray.io.store import open_store
-from bertray.storage import ledger
+from bertray.outputs import ledger
 from tests import nightly
 from tests.nightly import expected_ids, night_config, run_night, write_inbox
 

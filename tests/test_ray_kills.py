@@ -16,7 +16,7 @@ import pytest
 
 from bertray.cli import run
 from bertray.io.store import open_store
-from bertray.storage import ledger
+from bertray.outputs import ledger
 from tests.corpus import write
 from tests.processes import descendants, is_alive, wait_for
 

@@ -158,7 +158,7 @@ def test_a_config_without_its_flag_is_told_the_flag(tmp_path, capsys, name):
 def test_a_disk_that_is_full_names_the_output(tmp_path, monkeypatch, name):
     from bertray.errors import InfrastructureError
     from bertray.io.store import LocalStore
-    from bertray.pipelines import runs
+    from bertray.outputs import claims as runs
 
     monkeypatch.setattr(runs, "MIN_FREE_BYTES", 1 << 60)
     with pytest.raises(InfrastructureError) as caught:

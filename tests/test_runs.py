@@ -9,7 +9,7 @@ import pytest
 
 from bertray.errors import ConfigError, ConflictError, DataRefused
 from bertray.io.store import LocalStore
-from bertray.pipelines.runs import RUN_FILE, claimed_output, mark_finished
+from bertray.outputs.claims import RUN_FILE, claimed_output, mark_finished
 
 TOKENS = "control/tokens/a"
 RUN = ("train", "key", "seed: 0\n")

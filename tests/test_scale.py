@@ -27,11 +27,20 @@ import pytest
 from bertray.benchmark.memory import private_mb
 from bertray.cli import run
 from bertray.io.store import open_store
+from bertray.outputs import ledger
+from bertray.outputs.commit import make_entry
+from bertray.outputs.control_files import (
+    SCORE_BINS,
+    TOKEN_BANDS,
+    FileRecord,
+    LedgerEntry,
+    Plan,
+    Receipt,
+    Span,
+    StagedFile,
+)
 from bertray.reviews.sources import InputFile, plan_shards, work_items
-from bertray.storage import ledger
-from bertray.storage import plan as planning
-from bertray.storage.commit import make_entry
-from bertray.storage.records import SCORE_BINS, TOKEN_BANDS, FileRecord, LedgerEntry, Plan, Receipt, Span, StagedFile
+from bertray.scoring import plan as planning
 from tests.processes import descendants, run_beside_the_cluster
 
 pytestmark = [pytest.mark.scale, pytest.mark.timeout(1800)]

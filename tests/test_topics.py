@@ -11,10 +11,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from bertray.cli import run
+from bertray.outputs.claims import FINISHED_FILE
 from bertray.pipelines import topic_rows, topics_found, topics_source
 from bertray.pipelines import topics as topics_of
 from bertray.pipelines.cluster import session_for
-from bertray.pipelines.runs import FINISHED_FILE
 from bertray.pipelines.shards import stage_parts
 from tests.nightly import session_alone
 

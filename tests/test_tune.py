@@ -19,8 +19,8 @@ from bertray.console import Ticker
 from bertray.errors import ConfigError, InfrastructureError
 from bertray.evaluation.metrics import all_metrics, confusion_matrix
 from bertray.io.store import LocalStore
+from bertray.outputs.claims import FINISHED_FILE
 from bertray.pipelines import tune as tuning
-from bertray.pipelines.runs import FINISHED_FILE
 from bertray.pipelines.tune import TRIALS, stored_trials
 from bertray.reports.search import SearchReport
 from bertray.training import search as searching

@@ -35,6 +35,7 @@ from bertray.evaluation.label_errors import (
 from bertray.io.store import Store, open_store
 from bertray.model.bundle import resolve_model, weights_digest
 from bertray.model.pretrained import check_tokenizer
+from bertray.outputs.claims import claimed_output, finished_run, mark_finished, remove_folder
 from bertray.pipelines import audit_tasks as tasks
 from bertray.pipelines.audit_page import Picker, audit_report, with_texts
 from bertray.pipelines.audit_tables import Audited, Split
@@ -44,7 +45,6 @@ from bertray.pipelines.features import FOLDER as FEATURES_FOLDER
 from bertray.pipelines.features import embed_token_shards
 from bertray.pipelines.inputs import Inputs, check_installed, check_length, inspect_inputs, read_spec
 from bertray.pipelines.parts import parquet_bytes
-from bertray.pipelines.runs import claimed_output, finished_run, mark_finished, remove_folder
 from bertray.pipelines.shards import ReadSettings, write_token_shards
 from bertray.reports.audit import AuditReport, Doubt
 from bertray.reviews.counts import count_labels

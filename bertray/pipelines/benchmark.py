@@ -27,6 +27,7 @@ from bertray.console import Ticker, duration, say, table
 from bertray.errors import ConflictError
 from bertray.model.bundle import read_info
 from bertray.model.engine import choose_dtype
+from bertray.outputs.control_files import Receipt
 from bertray.paths import local_path
 from bertray.pipelines.cluster import Resources, configure_data, machines_of_cluster, ray_session
 from bertray.pipelines.demo import REVIEWS
@@ -36,7 +37,6 @@ from bertray.pipelines.parts import PartSettings
 from bertray.pipelines.shards import ReadSettings, stage_parts
 from bertray.reviews.sources import ReadSpec, WorkItem, read_shard
 from bertray.runtime import environment_of_user
-from bertray.storage.records import Receipt
 
 log = logging.getLogger(__name__)
 

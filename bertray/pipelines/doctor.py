@@ -19,9 +19,9 @@ from bertray.errors import BertrayError, ConfigError, InfrastructureError
 from bertray.io.store import open_store
 from bertray.model.bundle import resolve_model
 from bertray.model.pretrained import check_tokenizer, load_encoder
+from bertray.outputs.claims import check_put_if_absent
 from bertray.paths import is_uri
 from bertray.pipelines.cluster import READER_CPUS, ray_session
-from bertray.pipelines.runs import check_put_if_absent
 
 PACKAGES = ("ray", "torch", "transformers", "pyarrow", "pandas", "scikit-learn")
 MIN_SHARED_MEMORY = 256 << 20

@@ -6,11 +6,11 @@ from bertray.config import EmbedConfig
 from bertray.errors import ConflictError
 from bertray.io.store import open_store
 from bertray.model.bundle import BundleInfo
+from bertray.outputs import ledger
+from bertray.outputs.claims import check_claim
 from bertray.pipelines import nights
 from bertray.pipelines.inputs import open_encoder
-from bertray.pipelines.runs import check_claim
 from bertray.pipelines.tonight import night_settings
-from bertray.storage import ledger
 
 # Of the settings of a night, those that may differ between vectors that are compared.
 _FREE = ("columns", "reader", "keep_columns", "unique_ids")

@@ -28,6 +28,7 @@ from bertray.evaluation.verdicts import Finding, PageKind, kept_sentence
 from bertray.io.store import Store
 from bertray.model.bundle import BundleInfo
 from bertray.model.training_texts import TrainingTexts
+from bertray.outputs.control_files import Agreement, Receipt, add_agreements, profile_of
 from bertray.pipelines.cluster import Resources
 from bertray.pipelines.inputs import Inputs
 from bertray.pipelines.parts import ScoreSettings, parquet_bytes
@@ -37,7 +38,6 @@ from bertray.profile import Profile
 from bertray.reports.evaluation import EvaluationReport
 from bertray.reviews.labels import LabelMap
 from bertray.reviews.sources import Shard, read_shard
-from bertray.storage.records import Agreement, Receipt, add_agreements, profile_of
 from bertray.wording import counted
 
 ROWS_PER_SHARD = 4096

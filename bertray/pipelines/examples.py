@@ -20,6 +20,7 @@ from bertray.console import Ticker
 from bertray.errors import ConfigError, DataRefused
 from bertray.io.store import LocalStore, Store, open_store
 from bertray.model.bundle import BundleInfo, read_info, resolve_model
+from bertray.outputs.control_files import add_counts
 from bertray.pipelines.cluster import Resources
 from bertray.pipelines.inputs import Inputs, label_map, open_inputs, read_spec
 from bertray.pipelines.shards import ReadSettings, write_token_shards
@@ -28,7 +29,6 @@ from bertray.reviews.counts import count_labels
 from bertray.reviews.labels import NO_LABEL, LabelMap, check_values
 from bertray.reviews.sources import InputFile, Period, check_slices, plan_shards, read_shard
 from bertray.reviews.split import joined_groups, validation_mask
-from bertray.storage.records import add_counts
 from bertray.training.loop import Examples
 from bertray.training.token_shards import COLUMNS, TokenShards, cache_key, load_rows
 from bertray.wording import counted

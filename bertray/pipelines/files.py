@@ -6,8 +6,8 @@ from bertray.config import FilesConfig
 from bertray.console import say
 from bertray.errors import ConfigError, did_you_mean
 from bertray.io.store import Store, open_store
-from bertray.storage import ledger
-from bertray.storage.records import LedgerEntry
+from bertray.outputs import ledger
+from bertray.outputs.control_files import LedgerEntry
 
 
 def run_files(config: FilesConfig) -> int:

@@ -9,8 +9,8 @@ from bertray.config import GcConfig
 from bertray.console import say, table
 from bertray.errors import ConfigError
 from bertray.io.store import open_store
-from bertray.storage import ledger
-from bertray.storage.gc import find_garbage, remove
+from bertray.outputs import ledger
+from bertray.outputs.garbage import find_garbage, remove
 from bertray.wording import counted
 
 

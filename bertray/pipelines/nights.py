@@ -26,11 +26,15 @@ from bertray.io import faults
 from bertray.io.store import Store, open_store
 from bertray.model.bundle import BundleInfo, resolve_model
 from bertray.model.training_texts import read_training_texts
+from bertray.outputs import ledger
+from bertray.outputs.claims import check_free_space, check_publishing, check_put_if_absent, claim_output
+from bertray.outputs.commit import commit, make_entry
+from bertray.outputs.control_files import LedgerEntry, Plan, Receipt, StagedFile
+from bertray.outputs.heartbeat import Heartbeat, live_attempt
 from bertray.pipelines.cluster import Resources, check_precision, ray_session, without_ray
 from bertray.pipelines.evaluation import in_words
 from bertray.pipelines.inputs import Inputs
 from bertray.pipelines.parts import EmbedSettings, PartSettings, ScoreSettings, parquet_bytes
-from bertray.pipelines.runs import check_free_space, check_publishing, check_put_if_absent, claim_output
 from bertray.pipelines.shards import ReadSettings, stage_parts
 from bertray.pipelines.slot_report import (
     has_report,
@@ -50,11 +54,7 @@ from bertray.reviews.sources import (
     plan_shards,
     work_items,
 )
-from bertray.storage import ledger
-from bertray.storage import plan as planning
-from bertray.storage.commit import commit, make_entry
-from bertray.storage.heartbeat import Heartbeat, live_attempt
-from bertray.storage.records import LedgerEntry, Plan, Receipt, StagedFile
+from bertray.scoring import plan as planning
 from bertray.wording import counted
 
 log = logging.getLogger(__name__)

@@ -23,8 +23,8 @@ from bertray.io import faults
 from bertray.io.store import open_store
 from bertray.model.bundle import resolve_model
 from bertray.model.tokenization import ReviewTokenizer
+from bertray.outputs.control_files import SCORE_BINS, TOKEN_BANDS, Agreement, Receipt, Span, StagedFile
 from bertray.runtime import without_collection
-from bertray.storage.records import SCORE_BINS, TOKEN_BANDS, Agreement, Receipt, Span, StagedFile
 from bertray.training.token_shards import reading_of
 
 if TYPE_CHECKING:

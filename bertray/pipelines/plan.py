@@ -18,6 +18,7 @@ from bertray.errors import DataRefused
 from bertray.io.store import open_store
 from bertray.model.bundle import resolve_model
 from bertray.model.tokenization import ReviewTokenizer, sequences
+from bertray.outputs.claims import check_claim
 from bertray.pipelines.cluster import (
     Machine,
     Resources,
@@ -28,7 +29,6 @@ from bertray.pipelines.cluster import (
 )
 from bertray.pipelines.examples import open_data
 from bertray.pipelines.inputs import Inputs, open_model
-from bertray.pipelines.runs import check_claim
 from bertray.pipelines.tonight import Tonight, decide, look, spec_for, target_of_new_files, unfinished_plan
 from bertray.pipelines.train import check_train, run_key_of
 from bertray.reviews.sources import read_shard

@@ -21,12 +21,12 @@ from bertray import schema as s
 from bertray.io.store import open_store
 from bertray.model.bundle import resolve_model
 from bertray.model.tokenization import ReviewTokenizer
+from bertray.outputs.control_files import Receipt
 from bertray.pipelines.cluster import READER_CPUS, Resources, blocks_of, numbers
 from bertray.pipelines.parts import SHARD, MakePart, PartSettings, one_chunk, shards_of
 from bertray.pipelines.stalls import Pending
 from bertray.reviews.sources import ReadSpec, Shard, WorkItem, read_shard
 from bertray.reviews.split import group_hash, group_or_text_hash, input_hash
-from bertray.storage.records import Receipt
 from bertray.training.token_shards import COLUMNS, to_ipc
 
 FEW_ITEMS = 64  # up to here every reading task carries them all

@@ -13,6 +13,8 @@ from bertray.evaluation.verdicts import Finding
 from bertray.io.store import Store
 from bertray.model.bundle import BundleInfo
 from bertray.model.training_texts import TrainingTexts
+from bertray.outputs import ledger
+from bertray.outputs.control_files import TOKEN_BANDS, LedgerEntry, profile_of
 from bertray.pipelines.evaluation import (
     NOT_INT8,
     collect,
@@ -27,8 +29,6 @@ from bertray.pipelines.profiles import log_findings
 from bertray.reports.evaluation import EvaluationReport
 from bertray.reports.scoring import FileRows, ScoringReport
 from bertray.reviews.labels import LabelMap
-from bertray.storage import ledger
-from bertray.storage.records import TOKEN_BANDS, LedgerEntry, profile_of
 
 UNKNOWN_LABELS = "The input has a label column, but none of its values is a class of the model: no accuracy."
 

@@ -20,6 +20,8 @@ from bertray.config import EmbedConfig, NightConfig, ScoreConfig
 from bertray.errors import ConfigError, ConflictError, DataRefused, InfrastructureError
 from bertray.io.store import Store
 from bertray.model.bundle import BundleInfo
+from bertray.outputs import ledger
+from bertray.outputs.control_files import FileCount, FileRecord, LedgerEntry, Plan
 from bertray.pipelines.inputs import label_map, read_spec, refuse_bad_files
 from bertray.reviews.sources import (
     BadFile,
@@ -34,9 +36,7 @@ from bertray.reviews.sources import (
     list_inputs,
     with_digests,
 )
-from bertray.storage import ledger
-from bertray.storage import plan as planning
-from bertray.storage.records import FileCount, FileRecord, LedgerEntry, Plan
+from bertray.scoring import plan as planning
 from bertray.wording import counted
 
 log = logging.getLogger(__name__)

@@ -14,6 +14,8 @@ from bertray.config import Columns, EmbedConfig, TextFormat, TopicsConfig
 from bertray.errors import ConfigError, DataRefused, did_you_mean
 from bertray.io.store import open_store
 from bertray.model.bundle import BundleInfo
+from bertray.outputs import ledger
+from bertray.outputs.control_files import LedgerEntry
 from bertray.pipelines.files import committed_entries
 from bertray.pipelines.inputs import Inputs, inspect_inputs, open_encoder, open_inputs, read_spec
 from bertray.pipelines.parts import one_chunk
@@ -23,8 +25,6 @@ from bertray.pipelines.topic_rows import (
 from bertray.reviews.counts import count_labels
 from bertray.reviews.labels import LabelMap, sorted_values
 from bertray.reviews.sources import InputFile, kept_schema, label_is_readable, read_shard
-from bertray.storage import ledger
-from bertray.storage.records import LedgerEntry
 from bertray.wording import setting
 
 MIN_TOPIC_SIZE = 10

@@ -23,6 +23,7 @@ from bertray.model.calibration import fit_temperature, offsets_to_shares, probs_
 from bertray.model.making import check_shallow
 from bertray.model.pretrained import check_tokenizer, without_weights
 from bertray.model.training_texts import TrainingTexts
+from bertray.outputs.claims import claimed_output, finished_run, mark_finished, put_folder, remove_folder
 from bertray.pipelines import distill, features
 from bertray.pipelines.cluster import Resources, session_for
 from bertray.pipelines.evaluation import (
@@ -50,7 +51,6 @@ from bertray.pipelines.model_card import model_card
 from bertray.pipelines.parts import parquet_bytes
 from bertray.pipelines.profiles import check_reading, log_findings, training_texts_of, validation_profile
 from bertray.pipelines.rank import PROGRESS, TrainJob
-from bertray.pipelines.runs import claimed_output, finished_run, mark_finished, put_folder, remove_folder
 from bertray.pipelines.workers import history_table, run_workers
 from bertray.profile import Profile
 from bertray.reports.html import data_title, model_title

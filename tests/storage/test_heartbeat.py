@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from bertray.io.store import LocalStore
-from bertray.storage import heartbeat
-from bertray.storage.heartbeat import FRESH, Heartbeat, live_attempt
+from bertray.outputs import heartbeat
+from bertray.outputs.heartbeat import FRESH, Heartbeat, live_attempt
 
 
 @pytest.fixture(params=["kernel tells", "no /proc", "/proc of nobody"])

@@ -6,9 +6,10 @@ from hypothesis import strategies as st
 
 from bertray.errors import ConflictError
 from bertray.io.store import LocalStore
-from bertray.storage import ledger
-from bertray.storage.commit import commit
-from bertray.storage.plan import (
+from bertray.outputs import ledger
+from bertray.outputs.commit import commit
+from bertray.outputs.control_files import FileCount, FileRecord, LedgerEntry, Plan, Receipt, Span
+from bertray.scoring.plan import (
     adopt,
     decide_files,
     open_plans,
@@ -21,7 +22,6 @@ from bertray.storage.plan import (
     versions,
     without_overlap,
 )
-from bertray.storage.records import FileCount, FileRecord, LedgerEntry, Plan, Receipt, Span
 
 
 def file(

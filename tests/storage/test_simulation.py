@@ -22,11 +22,11 @@ from hypothesis import strategies as st
 
 from bertray.errors import BertrayError, ConflictError, InfrastructureError
 from bertray.io.store import SUCCESS, Runs, StoredFile, publish_by_copy
-from bertray.storage import ledger
-from bertray.storage import plan as planning
-from bertray.storage.commit import commit, make_entry
-from bertray.storage.gc import find_garbage, remove
-from bertray.storage.records import FileRecord, Plan, Receipt, Span, StagedFile
+from bertray.outputs import ledger
+from bertray.outputs.commit import commit, make_entry
+from bertray.outputs.control_files import FileRecord, Plan, Receipt, Span, StagedFile
+from bertray.outputs.garbage import find_garbage, remove
+from bertray.scoring import plan as planning
 
 OLD = datetime(2000, 1, 1, tzinfo=UTC)
 

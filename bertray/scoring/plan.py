@@ -15,8 +15,8 @@ from typing import Any, Literal
 from bertray.errors import ConflictError, InfrastructureError
 from bertray.io import faults
 from bertray.io.store import Store
-from bertray.storage.ledger import current
-from bertray.storage.records import FileCount, FileRecord, LedgerEntry, Plan, Receipt
+from bertray.outputs.control_files import FileCount, FileRecord, LedgerEntry, Plan, Receipt
+from bertray.outputs.ledger import current
 
 log = logging.getLogger(__name__)
 

@@ -11,9 +11,9 @@ from pathlib import Path
 
 from bertray.errors import ConfigError, ConflictError, DataRefused, InfrastructureError
 from bertray.io.store import LocalStore, Store
-from bertray.storage.heartbeat import Heartbeat, live_attempt
-from bertray.storage.ledger import COMMITS
-from bertray.storage.records import SCHEMA_VERSION, Record
+from bertray.outputs.control_files import SCHEMA_VERSION, Record
+from bertray.outputs.heartbeat import Heartbeat, live_attempt
+from bertray.outputs.ledger import COMMITS
 from bertray.wording import command
 
 RUN_FILE = "control/run.json"

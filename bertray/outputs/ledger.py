@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Sequence
 from bertray.errors import ConflictError, InfrastructureError
 from bertray.io import faults
 from bertray.io.store import SUCCESS, Store
-from bertray.storage.records import CommittedPart, LedgerEntry
+from bertray.outputs.control_files import CommittedPart, LedgerEntry
 
 COMMITS = "control/commits"
 PUBLISHED = "control/published"

@@ -8,9 +8,8 @@ from datetime import UTC, datetime
 
 from bertray.errors import ConflictError
 from bertray.io.store import Store
-from bertray.profile import add_readings
-from bertray.storage import ledger
-from bertray.storage.records import (
+from bertray.outputs import ledger
+from bertray.outputs.control_files import (
     SCORE_BINS,
     TOKEN_BANDS,
     CommittedPart,
@@ -23,6 +22,7 @@ from bertray.storage.records import (
     add_counts,
     add_histograms,
 )
+from bertray.profile import add_readings
 
 log = logging.getLogger(__name__)
 

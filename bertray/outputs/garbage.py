@@ -8,9 +8,9 @@ from datetime import datetime, timedelta
 
 from bertray.io import faults
 from bertray.io.store import PUBLISHING, TRASH, Store, StoredFile, is_temporary
-from bertray.storage.heartbeat import NAME as HEARTBEAT
-from bertray.storage.ledger import COMMITS, PUBLISHED, current
-from bertray.storage.records import LedgerEntry
+from bertray.outputs.control_files import LedgerEntry
+from bertray.outputs.heartbeat import NAME as HEARTBEAT
+from bertray.outputs.ledger import COMMITS, PUBLISHED, current
 
 RUNS = "control/runs"
 PLANS = "control/plans"

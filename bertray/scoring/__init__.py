@@ -1,0 +1,1 @@
+"""New files, plan, work units and parts of a scoring run."""
