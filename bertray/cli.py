@@ -285,7 +285,7 @@ def _known_error(error: BaseException) -> BertrayError | None:
             words = f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror)
         return InfrastructureError(f"{words}.", "Make room, then run the same command again.")
     if "ray" in sys.modules:
-        from bertray.pipelines.cluster import as_known
+        from bertray.execution.cluster import as_known
 
         return as_known(error)
     return None

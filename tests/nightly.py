@@ -22,15 +22,15 @@ import pyarrow.parquet as pq
 from bertray import schema as s
 from bertray.config import Cleaning, NightConfig, Workers, build_config
 from bertray.errors import BertrayError
+from bertray.execution.cluster import Resources
+from bertray.execution.shards import ReadAndTokenize, ReadSettings, stage_parts
 from bertray.io import faults
 from bertray.io.store import Store, open_store
 from bertray.model.bundle import BundleInfo
 from bertray.outputs import ledger
 from bertray.outputs.control_files import Receipt
 from bertray.pipelines import nights
-from bertray.pipelines.cluster import Resources
 from bertray.pipelines.parts import EmbedSettings, LabelMaker, MakePart, PartSettings, ScoreSettings, VectorMaker
-from bertray.pipelines.shards import ReadAndTokenize, ReadSettings, stage_parts
 from bertray.reviews.sources import WorkItem
 from tests.processes import FORKSERVER
 

@@ -12,9 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from bertray.config import TextFormat
+from bertray.execution.cluster import Resources
+from bertray.execution.shards import ReadAndTokenize, ReadSettings, tables_of
 from bertray.model.packing import plan_packs
-from bertray.pipelines.cluster import Resources
-from bertray.pipelines.shards import ReadAndTokenize, ReadSettings, tables_of
 from bertray.reviews.sources import ReadSpec, inspect, list_inputs, plan_shards, work_items
 
 ROWS = 4096

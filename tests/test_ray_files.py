@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from bertray.errors import ConfigError
-from bertray.pipelines import cluster
-from bertray.pipelines.cluster import LONGEST_FOLDER, _temporary_folder
+from bertray.execution import cluster
+from bertray.execution.cluster import LONGEST_FOLDER, _temporary_folder
 from tests.corpus import write
 from tests.processes import environment_beside_the_cluster
 

@@ -12,10 +12,10 @@ import pytest
 from bertray.cli import run
 from bertray.config import Cleaning, Columns, EvaluateConfig
 from bertray.errors import ConfigError
+from bertray.execution.shards import ReadAndTokenize, ReadSettings
 from bertray.model.bundle import BundleInfo, write_bundle
 from bertray.pipelines.inputs import open_inputs, open_model
 from bertray.pipelines.rank import train_rank
-from bertray.pipelines.shards import ReadAndTokenize, ReadSettings
 from bertray.reviews.sources import ReadSpec
 from tests.nightly import INFO, session_alone, staged_in_this_process
 
@@ -99,7 +99,7 @@ def test_scored_and_evaluated_reviews_are_tokenized_as_they_were_for_training(ti
         return staged
 
     monkeypatch.setattr("bertray.pipelines.train.session_for", session_alone)  # where Ray runs in this process too
-    monkeypatch.setattr("bertray.pipelines.workers.train_rank", rank)
+    monkeypatch.setattr("bertray.execution.train_workers.train_rank", rank)
     monkeypatch.setattr("bertray.pipelines.evaluation.stage_parts", spied("evaluate"))
     monkeypatch.setattr("bertray.pipelines.nights.stage_parts", spied("score"))
     path = write(

@@ -11,11 +11,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from bertray.cli import run
+from bertray.execution.cluster import session_for
+from bertray.execution.shards import stage_parts
 from bertray.outputs.claims import FINISHED_FILE
 from bertray.pipelines import topic_rows, topics_found, topics_source
 from bertray.pipelines import topics as topics_of
-from bertray.pipelines.cluster import session_for
-from bertray.pipelines.shards import stage_parts
 from tests.nightly import session_alone
 
 THEMES = {"good": ["great", "lovely", "fine"], "bad": ["awful", "poor", "boring"], "film": ["plot", "actor", "story"]}

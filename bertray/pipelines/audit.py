@@ -32,6 +32,8 @@ from bertray.evaluation.label_errors import (
     out_of_sample_probs,
     tfidf_features,
 )
+from bertray.execution.cluster import Resources, session_for
+from bertray.execution.shards import ReadSettings, write_token_shards
 from bertray.io.store import Store, open_store
 from bertray.model.bundle import resolve_model, weights_digest
 from bertray.model.pretrained import check_tokenizer
@@ -40,12 +42,10 @@ from bertray.pipelines import audit_tasks as tasks
 from bertray.pipelines.audit_page import Picker, audit_report, with_texts
 from bertray.pipelines.audit_tables import Audited, Split
 from bertray.pipelines.audit_tasks import AuditItem, ScanSettings
-from bertray.pipelines.cluster import Resources, session_for
 from bertray.pipelines.features import FOLDER as FEATURES_FOLDER
 from bertray.pipelines.features import embed_token_shards
 from bertray.pipelines.inputs import Inputs, check_installed, check_length, inspect_inputs, read_spec
 from bertray.pipelines.parts import parquet_bytes
-from bertray.pipelines.shards import ReadSettings, write_token_shards
 from bertray.reports.audit import AuditReport, Doubt
 from bertray.reviews.counts import count_labels
 from bertray.reviews.findings import AuditRows, candidates, distinct_texts, find

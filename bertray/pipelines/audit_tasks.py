@@ -15,11 +15,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from bertray import schema as s
+from bertray.execution.cluster import Resources
+from bertray.execution.shards import name_of, tables_of
 from bertray.model.bundle import resolve_model
 from bertray.model.tokenization import ReviewTokenizer
-from bertray.pipelines.cluster import Resources
 from bertray.pipelines.parts import one_chunk
-from bertray.pipelines.shards import name_of, tables_of
 from bertray.reviews.marks import marks_of
 from bertray.reviews.near import band_hashes, folded, shingle_sets
 from bertray.reviews.sources import ReadSpec, WorkItem, read_shard

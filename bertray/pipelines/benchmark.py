@@ -25,16 +25,16 @@ from bertray.benchmark.measure import Runs, Trial
 from bertray.config import BenchmarkConfig, Columns, ScoreConfig, TextFormat, build_config
 from bertray.console import Ticker, duration, say, table
 from bertray.errors import ConflictError
+from bertray.execution.cluster import Resources, configure_data, machines_of_cluster, ray_session
+from bertray.execution.shards import ReadSettings, stage_parts
 from bertray.model.bundle import read_info
 from bertray.model.engine import choose_dtype
 from bertray.outputs.control_files import Receipt
 from bertray.paths import local_path
-from bertray.pipelines.cluster import Resources, configure_data, machines_of_cluster, ray_session
 from bertray.pipelines.demo import REVIEWS
 from bertray.pipelines.inputs import check_installed, check_length, open_inputs
 from bertray.pipelines.nights import run_night
 from bertray.pipelines.parts import PartSettings
-from bertray.pipelines.shards import ReadSettings, stage_parts
 from bertray.reviews.sources import ReadSpec, WorkItem, read_shard
 from bertray.runtime import environment_of_user
 

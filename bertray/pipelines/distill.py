@@ -13,14 +13,14 @@ import numpy as np
 
 from bertray.config import TrainConfig
 from bertray.errors import DataRefused
+from bertray.execution.cluster import Resources
+from bertray.execution.shards import ReadSettings
 from bertray.io.store import Store
 from bertray.model.bundle import resolve_model
 from bertray.outputs.claims import put_folder
-from bertray.pipelines.cluster import Resources
 from bertray.pipelines.evaluation import EvaluatedRows, evaluate_shards
 from bertray.pipelines.examples import LabelledData, Teacher, TokenizedData, token_shards
 from bertray.pipelines.features import compute_rows
-from bertray.pipelines.shards import ReadSettings
 from bertray.training.token_shards import TokenShards
 
 log = logging.getLogger(__name__)

@@ -16,12 +16,12 @@ from pathlib import Path
 from bertray.config import DoctorConfig, Workers
 from bertray.console import say
 from bertray.errors import BertrayError, ConfigError, InfrastructureError
+from bertray.execution.cluster import READER_CPUS, ray_session
 from bertray.io.store import open_store
 from bertray.model.bundle import resolve_model
 from bertray.model.pretrained import check_tokenizer, load_encoder
 from bertray.outputs.claims import check_put_if_absent
 from bertray.paths import is_uri
-from bertray.pipelines.cluster import READER_CPUS, ray_session
 
 PACKAGES = ("ray", "torch", "transformers", "pyarrow", "pandas", "scikit-learn")
 MIN_SHARED_MEMORY = 256 << 20

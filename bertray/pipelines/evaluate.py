@@ -8,11 +8,11 @@ import time
 import bertray
 from bertray.config import EvaluateConfig, to_yaml
 from bertray.console import duration, say
+from bertray.execution.cluster import check_precision, session_for
 from bertray.io.store import open_store
 from bertray.model.bundle import resolve_model
 from bertray.model.training_texts import read_training_texts
 from bertray.outputs.claims import claimed_output, finished_run, mark_finished
-from bertray.pipelines.cluster import check_precision, session_for
 from bertray.pipelines.evaluation import NOT_INT8, STAGING, evaluate_shards, findings_on, finish_report, in_words
 from bertray.pipelines.inputs import label_map, open_inputs, open_model, read_spec
 from bertray.reports.html import data_title, model_title

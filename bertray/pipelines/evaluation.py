@@ -25,15 +25,15 @@ from bertray.evaluation.leakage import find_leakage
 from bertray.evaluation.plausibility import judge_rows
 from bertray.evaluation.slices import length_bands
 from bertray.evaluation.verdicts import Finding, PageKind, kept_sentence
+from bertray.execution.cluster import Resources
+from bertray.execution.shards import ReadSettings, stage_parts
 from bertray.io.store import Store
 from bertray.model.bundle import BundleInfo
 from bertray.model.training_texts import TrainingTexts
 from bertray.outputs.control_files import Agreement, Receipt, add_agreements, profile_of
-from bertray.pipelines.cluster import Resources
 from bertray.pipelines.inputs import Inputs
 from bertray.pipelines.parts import ScoreSettings, parquet_bytes
 from bertray.pipelines.profiles import log_findings
-from bertray.pipelines.shards import ReadSettings, stage_parts
 from bertray.profile import Profile
 from bertray.reports.evaluation import EvaluationReport
 from bertray.reviews.labels import LabelMap

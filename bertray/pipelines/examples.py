@@ -18,12 +18,12 @@ from bertray import schema as s
 from bertray.config import TrainConfig
 from bertray.console import Ticker
 from bertray.errors import ConfigError, DataRefused
+from bertray.execution.cluster import Resources
+from bertray.execution.shards import ReadSettings, write_token_shards
 from bertray.io.store import LocalStore, Store, open_store
 from bertray.model.bundle import BundleInfo, read_info, resolve_model
 from bertray.outputs.control_files import add_counts
-from bertray.pipelines.cluster import Resources
 from bertray.pipelines.inputs import Inputs, label_map, open_inputs, read_spec
-from bertray.pipelines.shards import ReadSettings, write_token_shards
 from bertray.reports.scoring import because
 from bertray.reviews.counts import count_labels
 from bertray.reviews.labels import NO_LABEL, LabelMap, check_values

@@ -13,13 +13,13 @@ import pyarrow as pa
 
 from bertray.config import Pooling, TrainConfig
 from bertray.console import Ticker
+from bertray.execution.cluster import Resources, blocks_of, numbers
+from bertray.execution.stalls import Pending
 from bertray.io.store import Store, open_store
 from bertray.model.bundle import resolve_model
 from bertray.model.calibration import fit_temperature
 from bertray.model.heads import LinearHead, fit_head
 from bertray.model.tokenization import sequences
-from bertray.pipelines.cluster import Resources, blocks_of, numbers
-from bertray.pipelines.stalls import Pending
 from bertray.schema import FEATURES, INPUT_IDS, SEQ_LENS
 from bertray.training.loop import Examples
 from bertray.training.token_shards import cache_key, load_rows, to_ipc

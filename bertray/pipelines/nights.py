@@ -22,6 +22,8 @@ from bertray.config import EmbedConfig, NightConfig, ScoreConfig, Workers, to_ya
 from bertray.console import Ticker, duration, say, table
 from bertray.errors import ConflictError, DataRefused
 from bertray.evaluation.evaluation import Evaluation
+from bertray.execution.cluster import Resources, check_precision, ray_session, without_ray
+from bertray.execution.shards import ReadSettings, stage_parts
 from bertray.io import faults
 from bertray.io.store import Store, open_store
 from bertray.model.bundle import BundleInfo, resolve_model
@@ -31,11 +33,9 @@ from bertray.outputs.claims import check_free_space, check_publishing, check_put
 from bertray.outputs.commit import commit, make_entry
 from bertray.outputs.control_files import LedgerEntry, Plan, Receipt, StagedFile
 from bertray.outputs.heartbeat import Heartbeat, live_attempt
-from bertray.pipelines.cluster import Resources, check_precision, ray_session, without_ray
 from bertray.pipelines.evaluation import in_words
 from bertray.pipelines.inputs import Inputs
 from bertray.pipelines.parts import EmbedSettings, PartSettings, ScoreSettings, parquet_bytes
-from bertray.pipelines.shards import ReadSettings, stage_parts
 from bertray.pipelines.slot_report import (
     has_report,
     past_tense,

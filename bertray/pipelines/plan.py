@@ -15,11 +15,7 @@ from bertray import schema as s
 from bertray.config import Common, ScoreConfig, ScoringPrecision, Section, TrainConfig
 from bertray.console import duration, say, table
 from bertray.errors import DataRefused
-from bertray.io.store import open_store
-from bertray.model.bundle import resolve_model
-from bertray.model.tokenization import ReviewTokenizer, sequences
-from bertray.outputs.claims import check_claim
-from bertray.pipelines.cluster import (
+from bertray.execution.cluster import (
     Machine,
     Resources,
     inside_cluster,
@@ -27,6 +23,10 @@ from bertray.pipelines.cluster import (
     plan_resources,
     without_ray,
 )
+from bertray.io.store import open_store
+from bertray.model.bundle import resolve_model
+from bertray.model.tokenization import ReviewTokenizer, sequences
+from bertray.outputs.claims import check_claim
 from bertray.pipelines.examples import open_data
 from bertray.pipelines.inputs import Inputs, open_model
 from bertray.pipelines.tonight import Tonight, decide, look, spec_for, target_of_new_files, unfinished_plan

@@ -21,15 +21,15 @@ import pyarrow.parquet as pq
 from bertray import schema as s
 from bertray.console import Ticker
 from bertray.errors import ConflictError, DataRefused, InfrastructureError
+from bertray.execution.cluster import READER_CPUS, Resources, blocks_of, numbers
+from bertray.execution.shards import ReadSettings, stage_parts
+from bertray.execution.stalls import Pending
 from bertray.io.store import Store, open_store
 from bertray.model.bundle import BundleInfo
 from bertray.model.topics import Assigner
 from bertray.outputs.control_files import Receipt, Record, StagedFile, add_counts
-from bertray.pipelines.cluster import READER_CPUS, Resources, blocks_of, numbers
 from bertray.pipelines.inputs import Inputs
 from bertray.pipelines.parts import SHARD, EmbedSettings, Made, Maker, VectorMaker, one_chunk, shards_of
-from bertray.pipelines.shards import ReadSettings, stage_parts
-from bertray.pipelines.stalls import Pending
 from bertray.reviews.sources import Shard, kept_schema, read_shard
 from bertray.scoring import plan as planning
 from bertray.training.token_shards import cache_key, to_ipc

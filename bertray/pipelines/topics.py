@@ -9,9 +9,9 @@ import time
 
 from bertray.config import TopicsConfig, to_yaml
 from bertray.console import say, table, timed
+from bertray.execution.cluster import session_for
 from bertray.io.store import Store, open_store
 from bertray.outputs.claims import claimed_output, finished_run, mark_finished, remove_folder
-from bertray.pipelines.cluster import session_for
 from bertray.pipelines.inputs import check_installed
 from bertray.pipelines.topic_rows import (
     FOLDER,

@@ -14,9 +14,9 @@ import pyarrow.compute as pc
 from bertray import schema as s
 from bertray.config import TopicsConfig
 from bertray.errors import DataRefused
+from bertray.execution.cluster import Resources
 from bertray.io.store import Store
 from bertray.model.topics import FoundTopics, NoWords, TopicSettings, find_topics, new_numbers
-from bertray.pipelines.cluster import Resources
 from bertray.pipelines.parts import one_chunk
 from bertray.pipelines.topic_rows import (
     EmbeddedRows,

@@ -17,6 +17,8 @@ from bertray.config import KEYS_OF_METHOD, TrainConfig, to_yaml
 from bertray.console import duration, say
 from bertray.evaluation.leakage import judge_validation
 from bertray.evaluation.verdicts import Finding
+from bertray.execution.cluster import Resources, session_for
+from bertray.execution.train_workers import history_table, run_workers
 from bertray.io.store import LocalStore, Store, open_store
 from bertray.model.bundle import CARD_FILE, LINEAR_HEADS, BundleInfo, resolve_model, weights_digest, write_bundle
 from bertray.model.calibration import fit_temperature, offsets_to_shares, probs_of_reviews
@@ -25,7 +27,6 @@ from bertray.model.pretrained import check_tokenizer, without_weights
 from bertray.model.training_texts import TrainingTexts
 from bertray.outputs.claims import claimed_output, finished_run, mark_finished, put_folder, remove_folder
 from bertray.pipelines import distill, features
-from bertray.pipelines.cluster import Resources, session_for
 from bertray.pipelines.evaluation import (
     Baselines,
     EvaluatedRows,
@@ -51,7 +52,6 @@ from bertray.pipelines.model_card import model_card
 from bertray.pipelines.parts import parquet_bytes
 from bertray.pipelines.profiles import check_reading, log_findings, training_texts_of, validation_profile
 from bertray.pipelines.rank import PROGRESS, TrainJob
-from bertray.pipelines.workers import history_table, run_workers
 from bertray.profile import Profile
 from bertray.reports.html import data_title, model_title
 from bertray.reviews.counts import count_without_time

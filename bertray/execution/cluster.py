@@ -29,8 +29,8 @@ from bertray import errors
 from bertray.config import Workers
 from bertray.console import stderr_without
 from bertray.errors import BertrayError, ConfigError, InfrastructureError
+from bertray.execution.stalls import Pending, StallWatch
 from bertray.outputs.heartbeat import is_alive, process_namespace
-from bertray.pipelines.stalls import Pending, StallWatch
 from bertray.runtime import COMPUTE_ENV, THREADS_ENV, unless_chosen, without_collection
 
 if TYPE_CHECKING:

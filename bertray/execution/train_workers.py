@@ -15,10 +15,10 @@ import pyarrow as pa
 
 from bertray.console import Ticker
 from bertray.errors import BertrayError
+from bertray.execution.cluster import Resources, import_all
+from bertray.execution.stalls import StallWatch
 from bertray.io.store import LocalStore, Store
-from bertray.pipelines.cluster import Resources, import_all
 from bertray.pipelines.rank import PROGRESS, TrainJob, train_rank, train_worker
-from bertray.pipelines.stalls import StallWatch
 from bertray.training.loop import Examples, Outcome
 
 log = logging.getLogger(__name__)

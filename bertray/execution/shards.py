@@ -18,13 +18,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from bertray import schema as s
+from bertray.execution.cluster import READER_CPUS, Resources, blocks_of, numbers
+from bertray.execution.stalls import Pending
 from bertray.io.store import open_store
 from bertray.model.bundle import resolve_model
 from bertray.model.tokenization import ReviewTokenizer
 from bertray.outputs.control_files import Receipt
-from bertray.pipelines.cluster import READER_CPUS, Resources, blocks_of, numbers
 from bertray.pipelines.parts import SHARD, MakePart, PartSettings, one_chunk, shards_of
-from bertray.pipelines.stalls import Pending
 from bertray.reviews.sources import ReadSpec, Shard, WorkItem, read_shard
 from bertray.reviews.split import group_hash, group_or_text_hash, input_hash
 from bertray.training.token_shards import COLUMNS, to_ipc

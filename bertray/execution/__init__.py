@@ -1,0 +1,1 @@
+"""Ray: sessions, resources, tasks and actors, training workers. No other room imports Ray."""
