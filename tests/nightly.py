@@ -31,7 +31,7 @@ from bertray.outputs import ledger
 from bertray.outputs.control_files import Receipt
 from bertray.pipelines import nights
 from bertray.pipelines.parts import EmbedSettings, LabelMaker, MakePart, PartSettings, ScoreSettings, VectorMaker
-from bertray.reviews.sources import WorkItem
+from bertray.reviews.reader import WorkItem
 from tests.processes import FORKSERVER
 
 INFO = BundleInfo(

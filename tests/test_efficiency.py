@@ -15,7 +15,7 @@ from bertray.config import TextFormat
 from bertray.execution.cluster import Resources
 from bertray.execution.shards import ReadAndTokenize, ReadSettings, tables_of
 from bertray.model.packing import plan_packs
-from bertray.reviews.sources import ReadSpec, inspect, list_inputs, plan_shards, work_items
+from bertray.reviews.reader import ReadSpec, inspect, list_inputs, plan_shards, work_items
 
 ROWS = 4096
 LENGTHS = {  # (mean of the logarithm, its spread, longest): like the reviews of IMDB, and like tweets

@@ -33,9 +33,9 @@ from bertray.io import faults
 from bertray.io.store import Store, open_store
 from bertray.outputs import ledger
 from bertray.outputs.control_files import LedgerEntry
-from bertray.pipelines.inputs import refuse_bad_files
-from bertray.reviews import parquet
-from bertray.reviews.sources import BadFile, InputFile, ReadSpec, inspect, list_inputs, plan_shards, read_shard
+from bertray.reviews.corpus import refuse_bad_files
+from bertray.reviews.formats import parquet
+from bertray.reviews.reader import BadFile, InputFile, ReadSpec, inspect, list_inputs, plan_shards, read_shard
 from bertray.schema import Reason
 from tests.nightly import LoopWorker, night_config, run_night, visible
 
@@ -1021,7 +1021,7 @@ def s3() -> Iterator[UnreliableS3]:
             retry_strategy=pafs.AwsStandardS3RetryStrategy(max_attempts=1),
             request_timeout=REQUEST_TIMEOUT_S,
         )
-        patch.setattr("bertray.reviews.files._bucket_filesystem", lambda *_: impatient)
+        patch.setattr("bertray.reviews.file_access._bucket_filesystem", lambda *_: impatient)
         yield server
 
 

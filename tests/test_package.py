@@ -70,7 +70,7 @@ def test_the_environment_of_threads_is_set_before_torch_reads_it(verb):
 
 
 @pytest.mark.parametrize(
-    "module", ["bertray", "bertray.config", "bertray.schema", "bertray.cli", "bertray.reviews.sources"]
+    "module", ["bertray", "bertray.config", "bertray.schema", "bertray.cli", "bertray.reviews.reader"]
 )
 def test_importing_is_cheap(module):
     code = f"import sys, {module}; print(sorted({{'torch', 'ray', 'transformers'}} & set(sys.modules)))"

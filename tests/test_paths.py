@@ -13,7 +13,7 @@ from bertray.errors import ConfigError
 from bertray.io.store import open_store
 from bertray.model.bundle import resolve_model
 from bertray.paths import is_uri, local_path
-from bertray.reviews.files import filesystem_of
+from bertray.reviews.file_access import filesystem_of
 
 ME = pwd.getpwuid(0)
 

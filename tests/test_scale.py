@@ -39,7 +39,7 @@ from bertray.outputs.control_files import (
     Span,
     StagedFile,
 )
-from bertray.reviews.sources import InputFile, plan_shards, work_items
+from bertray.reviews.reader import InputFile, plan_shards, work_items
 from bertray.scoring import plan as planning
 from tests.processes import descendants, run_beside_the_cluster
 

@@ -102,7 +102,7 @@ def test_a_file_of_equal_size_is_changed_by_its_content_and_not_by_its_time(nigh
 
 def test_known_files_are_not_opened_again(night, monkeypatch):
     store, config = night
-    monkeypatch.setattr("bertray.reviews.sources.inspect", lambda *_: pytest.fail("opened"))
+    monkeypatch.setattr("bertray.reviews.reader.inspect", lambda *_: pytest.fail("opened"))
     assert run_night(config()) == 0
     assert slots(store) == [("dt=1", 1)]
 

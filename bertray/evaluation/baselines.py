@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from bertray.reviews.script import UNSPACED_SCRIPTS, dominant_script
+from bertray.reviews.writing_system import UNSPACED_SCRIPTS, dominant_script
 
 MAJORITY = "majority"
 TFIDF_LOGREG = "tfidf_logreg"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bertray.evaluation.verdicts import Finding
 from bertray.profile import Profile, Reading
-from bertray.reviews.script import OTHER
+from bertray.reviews.writing_system import OTHER
 
 UNREAD = 0.25  # share of letters above which a tokenizer cannot read a language; ordinary English has up to 0.05
 MIXED_ROWS = 0.10  # share of rows with most letters unread

@@ -25,7 +25,7 @@ from bertray.model.bundle import resolve_model
 from bertray.model.tokenization import ReviewTokenizer
 from bertray.outputs.control_files import Receipt
 from bertray.pipelines.parts import SHARD, MakePart, PartSettings, one_chunk, shards_of
-from bertray.reviews.sources import ReadSpec, Shard, WorkItem, read_shard
+from bertray.reviews.reader import ReadSpec, Shard, WorkItem, read_shard
 from bertray.reviews.split import group_hash, group_or_text_hash, input_hash
 from bertray.training.token_shards import COLUMNS, to_ipc
 

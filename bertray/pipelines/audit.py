@@ -44,15 +44,15 @@ from bertray.pipelines.audit_tables import Audited, Split
 from bertray.pipelines.audit_tasks import AuditItem, ScanSettings
 from bertray.pipelines.features import FOLDER as FEATURES_FOLDER
 from bertray.pipelines.features import embed_token_shards
-from bertray.pipelines.inputs import Inputs, check_installed, check_length, inspect_inputs, read_spec
 from bertray.pipelines.parts import parquet_bytes
 from bertray.reports.audit import AuditReport, Doubt
-from bertray.reviews.counts import count_labels
+from bertray.reviews.corpus import Inputs, check_installed, check_length, inspect_inputs, read_spec
 from bertray.reviews.findings import AuditRows, candidates, distinct_texts, find
+from bertray.reviews.label_counts import count_labels
 from bertray.reviews.labels import NO_LABEL, LabelMap
 from bertray.reviews.near import NumberFile, bands_and_rows, components, jaccard
+from bertray.reviews.reader import BadFile, InputFile, check_columns, with_digests
 from bertray.reviews.repeats import NearTexts
-from bertray.reviews.sources import BadFile, InputFile, check_columns, with_digests
 from bertray.training.token_shards import cache_key
 from bertray.wording import counted
 

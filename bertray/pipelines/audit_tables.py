@@ -14,13 +14,13 @@ import pyarrow as pa
 
 from bertray import schema as s
 from bertray.evaluation.label_errors import Suspects
-from bertray.pipelines.inputs import Inputs
 from bertray.reports.audit import Doubt
+from bertray.reviews.corpus import Inputs
 from bertray.reviews.findings import AuditRows, Found
 from bertray.reviews.labels import LabelMap
 from bertray.reviews.marks import DAMAGE, bits
+from bertray.reviews.reader import BadFile
 from bertray.reviews.repeats import ALONE, NearTexts
-from bertray.reviews.sources import BadFile
 
 _NO_ROWS = np.empty(0, np.int64)
 

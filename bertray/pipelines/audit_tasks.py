@@ -22,7 +22,7 @@ from bertray.model.tokenization import ReviewTokenizer
 from bertray.pipelines.parts import one_chunk
 from bertray.reviews.marks import marks_of
 from bertray.reviews.near import band_hashes, folded, shingle_sets
-from bertray.reviews.sources import ReadSpec, WorkItem, read_shard
+from bertray.reviews.reader import ReadSpec, WorkItem, read_shard
 from bertray.reviews.split import group_hash
 from bertray.training.token_shards import to_ipc
 

@@ -32,10 +32,10 @@ from bertray.model.engine import choose_dtype
 from bertray.outputs.control_files import Receipt
 from bertray.paths import local_path
 from bertray.pipelines.demo import REVIEWS
-from bertray.pipelines.inputs import check_installed, check_length, open_inputs
 from bertray.pipelines.nights import run_night
 from bertray.pipelines.parts import PartSettings
-from bertray.reviews.sources import ReadSpec, WorkItem, read_shard
+from bertray.reviews.corpus import check_installed, check_length, open_inputs
+from bertray.reviews.reader import ReadSpec, WorkItem, read_shard
 from bertray.runtime import environment_of_user
 
 log = logging.getLogger(__name__)

@@ -31,13 +31,13 @@ from bertray.io.store import Store
 from bertray.model.bundle import BundleInfo
 from bertray.model.training_texts import TrainingTexts
 from bertray.outputs.control_files import Agreement, Receipt, add_agreements, profile_of
-from bertray.pipelines.inputs import Inputs
 from bertray.pipelines.parts import ScoreSettings, parquet_bytes
 from bertray.pipelines.profiles import log_findings
 from bertray.profile import Profile
 from bertray.reports.evaluation import EvaluationReport
+from bertray.reviews.corpus import Inputs
 from bertray.reviews.labels import LabelMap
-from bertray.reviews.sources import Shard, read_shard
+from bertray.reviews.reader import Shard, read_shard
 from bertray.wording import counted
 
 ROWS_PER_SHARD = 4096

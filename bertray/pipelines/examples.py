@@ -23,11 +23,11 @@ from bertray.execution.shards import ReadSettings, write_token_shards
 from bertray.io.store import LocalStore, Store, open_store
 from bertray.model.bundle import BundleInfo, read_info, resolve_model
 from bertray.outputs.control_files import add_counts
-from bertray.pipelines.inputs import Inputs, label_map, open_inputs, read_spec
 from bertray.reports.scoring import because
-from bertray.reviews.counts import count_labels
+from bertray.reviews.corpus import Inputs, label_map, open_inputs, read_spec
+from bertray.reviews.label_counts import count_labels
 from bertray.reviews.labels import NO_LABEL, LabelMap, check_values
-from bertray.reviews.sources import InputFile, Period, check_slices, plan_shards, read_shard
+from bertray.reviews.reader import InputFile, Period, check_slices, plan_shards, read_shard
 from bertray.reviews.split import joined_groups, validation_mask
 from bertray.training.loop import Examples
 from bertray.training.token_shards import COLUMNS, TokenShards, cache_key, load_rows

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import posixpath
 
+from bertray.autoconfig.proposal import look, render_config
 from bertray.config import InitConfig
 from bertray.console import say
 from bertray.errors import ConflictError
 from bertray.io.store import open_store
-from bertray.reviews.sniff import look, render_config
 
 
 def run_init(config: InitConfig) -> int:

@@ -34,7 +34,6 @@ from bertray.outputs.commit import commit, make_entry
 from bertray.outputs.control_files import LedgerEntry, Plan, Receipt, StagedFile
 from bertray.outputs.heartbeat import Heartbeat, live_attempt
 from bertray.pipelines.evaluation import in_words
-from bertray.pipelines.inputs import Inputs
 from bertray.pipelines.parts import EmbedSettings, PartSettings, ScoreSettings, parquet_bytes
 from bertray.pipelines.slot_report import (
     has_report,
@@ -44,7 +43,8 @@ from bertray.pipelines.slot_report import (
     write_night_report,
 )
 from bertray.pipelines.tonight import Tonight, check_unchanged, decide, look, next_plan, spec_for
-from bertray.reviews.sources import (
+from bertray.reviews.corpus import Inputs
+from bertray.reviews.reader import (
     InputFile,
     ReadSpec,
     Shard,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bertray.config import ScoreConfig
 from bertray.pipelines import nights
-from bertray.pipelines.inputs import open_model
+from bertray.reviews.corpus import open_model
 
 
 def run_score(config: ScoreConfig) -> int:

@@ -24,10 +24,10 @@ from bertray.pipelines.evaluation import (
     row_notes,
     seen_in_training,
 )
-from bertray.pipelines.inputs import Inputs
 from bertray.pipelines.profiles import log_findings
 from bertray.reports.evaluation import EvaluationReport
 from bertray.reports.scoring import FileRows, ScoringReport
+from bertray.reviews.corpus import Inputs
 from bertray.reviews.labels import LabelMap
 
 UNKNOWN_LABELS = "The input has a label column, but none of its values is a class of the model: no accuracy."

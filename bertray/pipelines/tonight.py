@@ -22,8 +22,8 @@ from bertray.io.store import Store
 from bertray.model.bundle import BundleInfo
 from bertray.outputs import ledger
 from bertray.outputs.control_files import FileCount, FileRecord, LedgerEntry, Plan
-from bertray.pipelines.inputs import label_map, read_spec, refuse_bad_files
-from bertray.reviews.sources import (
+from bertray.reviews.corpus import label_map, read_spec, refuse_bad_files
+from bertray.reviews.reader import (
     BadFile,
     InputFile,
     ReadSpec,

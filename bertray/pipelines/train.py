@@ -47,14 +47,14 @@ from bertray.pipelines.examples import (
     tokenize,
 )
 from bertray.pipelines.features import FittedHead, fit_on_features
-from bertray.pipelines.inputs import check_length
 from bertray.pipelines.model_card import model_card
 from bertray.pipelines.parts import parquet_bytes
 from bertray.pipelines.profiles import check_reading, log_findings, training_texts_of, validation_profile
 from bertray.pipelines.rank import PROGRESS, TrainJob
 from bertray.profile import Profile
 from bertray.reports.html import data_title, model_title
-from bertray.reviews.counts import count_without_time
+from bertray.reviews.corpus import check_length
+from bertray.reviews.label_counts import count_without_time
 from bertray.training.checkpoint import FOLDER as CHECKPOINTS
 from bertray.training.checkpoint import load_best, load_model_tensors
 from bertray.training.loop import Examples, LoopSettings, Outcome

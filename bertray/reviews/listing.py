@@ -17,10 +17,10 @@ import pyarrow.fs as pafs
 from bertray.config import TextFormat
 from bertray.errors import ConfigError, did_you_mean
 from bertray.paths import local_path
-from bertray.reviews import acl_imdb, hub
-from bertray.reviews.files import check_uri, filesystem_of, printable, reading, scheme_of, stamp
-from bertray.reviews.inputs import FileEntry
-from bertray.reviews.places import MARKING_FOLDERS, Mark, check_apart, mark_of, marks_above, refuse_marked
+from bertray.reviews.file_access import check_uri, filesystem_of, printable, reading, scheme_of, stamp
+from bertray.reviews.formats import acl_imdb, hub
+from bertray.reviews.locations import MARKING_FOLDERS, Mark, check_apart, mark_of, marks_above, refuse_marked
+from bertray.reviews.rows import FileEntry
 from bertray.wording import counted
 
 logger = logging.getLogger(__name__)

@@ -14,8 +14,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from bertray.reviews.script import UNSPACED_SCRIPTS
 from bertray.reviews.split import group_hash
+from bertray.reviews.writing_system import UNSPACED_SCRIPTS
 
 NUM_PERM = 256
 SPACED_CHARS, UNSPACED_CHARS = 5, 3  # of a shingle; a Han or Hangul character says as much as several Latin ones

@@ -11,9 +11,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from bertray.reviews.clean import clean_texts
-from bertray.reviews.inputs import RawRows, ReadSpec, RowFault, Shard
 from bertray.reviews.labels import canonical
-from bertray.reviews.script import dominant_script
+from bertray.reviews.rows import RawRows, ReadSpec, RowFault, Shard
+from bertray.reviews.writing_system import dominant_script
 from bertray.schema import CUT, ID, KEEP_PREFIX, LABEL, REFUSED_SCHEMA, ROW_NO, SCRIPT, TEXT, TEXT_PAIR, Reason
 
 # Cleaning sees at most this many times `max_chars` characters: mark-up and white space shrink, megabytes do not matter.

@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from bertray.reviews.script import dominant_script
+from bertray.reviews.writing_system import dominant_script
 
 # A letter first, so that numbers (and with them phone numbers) are no words.
 WORD = r"(?u)\b[^\W\d_]\w+\b"

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 
 from bertray.config import TextFormat
-from bertray.reviews.sources import (
+from bertray.reviews.reader import (
     InputFile,
     ReadSpec,
     ReviewBatch,

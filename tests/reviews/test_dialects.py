@@ -16,8 +16,10 @@ from hypothesis import strategies as st
 
 from bertray.config import TextFormat
 from bertray.errors import ConfigError
-from bertray.reviews import inputs, records, sources
-from bertray.reviews.sources import BadFile, InputFile, ReadSpec, inspect, list_inputs, plan_shards
+from bertray.reviews import reader as sources
+from bertray.reviews import rows as inputs
+from bertray.reviews.formats import text_records as records
+from bertray.reviews.reader import BadFile, InputFile, ReadSpec, inspect, list_inputs, plan_shards
 from bertray.schema import Reason
 
 

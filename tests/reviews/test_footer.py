@@ -11,9 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from bertray.config import TextFormat
-from bertray.reviews.footer import Footer, parse_footer
-from bertray.reviews.inputs import FileEntry
-from bertray.reviews.sources import BadFile, ReadSpec, inspect, plan_shards, read_shard
+from bertray.reviews.formats.parquet_footer import Footer, parse_footer
+from bertray.reviews.reader import BadFile, ReadSpec, inspect, plan_shards, read_shard
+from bertray.reviews.rows import FileEntry
 
 
 def footer_of(path: Path) -> bytes:

@@ -8,9 +8,9 @@ import pytest
 
 from bertray.config import TextFormat
 from bertray.errors import ConfigError, InfrastructureError
-from bertray.reviews import hub
-from bertray.reviews.hub import HubDataset, parse
-from bertray.reviews.sources import list_inputs
+from bertray.reviews.formats import hub
+from bertray.reviews.formats.hub import HubDataset, parse
+from bertray.reviews.reader import list_inputs
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import pytest
 from bertray.config import TextFormat
 from bertray.errors import ConfigError
 from bertray.reviews.listing import list_inputs, sidecar_remedy
-from bertray.reviews.sources import BadFile, inspect
+from bertray.reviews.reader import BadFile, inspect
 
 AUTO = TextFormat()
 
@@ -261,7 +261,7 @@ def s3_bucket(monkeypatch):
     import boto3
     from moto.server import ThreadedMotoServer
 
-    from bertray.reviews.files import _bucket_filesystem
+    from bertray.reviews.file_access import _bucket_filesystem
 
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
     server.start()

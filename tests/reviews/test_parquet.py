@@ -14,8 +14,8 @@ import pytest
 
 from bertray.config import TextFormat
 from bertray.errors import InfrastructureError
-from bertray.reviews import parquet
-from bertray.reviews.sources import (
+from bertray.reviews.formats import parquet
+from bertray.reviews.reader import (
     BadFile,
     FileEntry,
     InputFile,
@@ -178,7 +178,7 @@ def test_a_text_repeated_twenty_thousand_times_is_in_memory_once(tmp_path):
     program = f"""
 import resource
 from bertray.config import TextFormat
-from bertray.reviews.sources import *
+from bertray.reviews.reader import *
 [entry] = list_inputs([{str(tmp_path / "a.parquet")!r}], TextFormat())
 file = inspect(entry, TextFormat())
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -249,7 +249,7 @@ def test_a_huge_row_group_is_read_in_bounded_memory(tmp_path):
     program = f"""
 import resource
 from bertray.config import TextFormat
-from bertray.reviews.sources import ReadSpec, inspect, list_inputs, plan_shards, read_shard
+from bertray.reviews.reader import ReadSpec, inspect, list_inputs, plan_shards, read_shard
 [entry] = list_inputs([{str(tmp_path / "a.parquet")!r}], TextFormat())
 shard = plan_shards([inspect(entry, TextFormat())], 4096)[-1]
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -305,7 +305,7 @@ def test_nested_strings_are_kept_in_every_encoding_of_parquet(tmp_path, read_all
 def test_an_encoding_that_the_footer_does_not_list_is_read_all_the_same(tmp_path, read_all, monkeypatch):
     table = write(tmp_path / "plain.parquet", rows=50)
     with_pages_of(table, tmp_path / "a.parquet", "DELTA_BYTE_ARRAY", row_group_size=20)
-    monkeypatch.setattr("bertray.reviews.footer._DELTA_TEXT_ENCODINGS", set())
+    monkeypatch.setattr("bertray.reviews.formats.parquet_footer._DELTA_TEXT_ENCODINGS", set())
     assert read_all(tmp_path / "a.parquet", rows_per_shard=7).kept["text"].to_pylist() == table["text"].to_pylist()
 
 
@@ -337,7 +337,7 @@ def test_values_that_grow_by_shared_prefixes_are_read_in_little_memory(tmp_path)
     code = f"""
 import resource
 from bertray.config import TextFormat
-from bertray.reviews.sources import ReadSpec, inspect, list_inputs, plan_shards, read_shard
+from bertray.reviews.reader import ReadSpec, inspect, list_inputs, plan_shards, read_shard
 [entry] = list_inputs([{str(path)!r}], TextFormat())
 file = inspect(entry, TextFormat())
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -357,7 +357,7 @@ OLD_DATES = ["0001-01-01", "1600-02-03", "1970-01-01", "2262-04-12", "9999-12-31
 @pytest.mark.parametrize("flavor", ["spark", None])
 @pytest.mark.parametrize("store_schema", [True, False])
 def test_int96_timestamps_of_any_year_keep_their_date(tmp_path, read_all, flavor, store_schema):
-    from bertray.reviews.inputs import Period
+    from bertray.reviews.rows import Period
 
     times = pa.array([f"{date} 01:02:03.000004" for date in OLD_DATES]).cast(pa.timestamp("us"))
     nested = pa.array([[time] for time in times.to_pylist()], pa.list_(pa.timestamp("us")))

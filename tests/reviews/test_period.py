@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 
 from bertray.errors import DataRefused
-from bertray.reviews.inputs import Period
+from bertray.reviews.rows import Period
 
 DAYS = [date(2015, 2, 21), date(2015, 2, 22), date(2015, 2, 23), None]
 MOMENTS = [datetime(2015, 2, day, 9, 30, tzinfo=UTC) for day in (21, 22, 23)] + [None]

@@ -8,7 +8,7 @@ import pytest
 
 from bertray.config import TextFormat
 from bertray.errors import ConfigError, DataRefused
-from bertray.reviews import places
+from bertray.reviews import locations as places
 from bertray.reviews.listing import list_inputs
 from tests.reviews.test_listing import s3_bucket  # noqa: F401 - a fixture
 

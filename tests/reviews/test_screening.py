@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from bertray.config import Columns
-from bertray.reviews.inputs import InputFile, RawRows, ReadSpec, Shard
+from bertray.reviews.rows import InputFile, RawRows, ReadSpec, Shard
 from bertray.reviews.screening import screen
 from bertray.schema import REFUSED_SCHEMA
 
@@ -158,7 +158,7 @@ def test_refused_rows_never_hold_text(tmp_path, read_all):
 
 @pytest.mark.parametrize("rows", [0, 1])
 def test_a_batch_of_faults_only_keeps_nothing(rows):
-    from bertray.reviews.inputs import RowFault
+    from bertray.reviews.rows import RowFault
     from bertray.schema import Reason
 
     faults = tuple(RowFault(row, Reason.FILE_CORRUPT, "damaged") for row in range(rows))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pyarrow as pa
 
-from bertray.reviews.script import dominant_script
+from bertray.reviews.writing_system import dominant_script
 
 
 def test_the_script_with_most_letters_wins():

@@ -11,9 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from bertray.autoconfig.proposal import look, render_config
 from bertray.config import TextFormat, build_config
 from bertray.errors import ConfigError, DataRefused
-from bertray.reviews.sniff import look, render_config
 
 AUTO = TextFormat()
 

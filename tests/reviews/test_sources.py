@@ -15,9 +15,9 @@ import pytest
 
 from bertray.config import Columns, TextFormat
 from bertray.errors import ConfigError, DataRefused
-from bertray.reviews import sources
-from bertray.reviews.counts import count_labels, count_without_time
-from bertray.reviews.sources import (
+from bertray.reviews import reader as sources
+from bertray.reviews.label_counts import count_labels, count_without_time
+from bertray.reviews.reader import (
     InputFile,
     Period,
     ReadSpec,
@@ -183,7 +183,7 @@ def test_duplicate_ids_are_found_over_the_whole_file(tmp_path, read_all):
 
 
 def test_equal_hashes_of_different_ids_are_no_duplicates(tmp_path, monkeypatch):
-    from bertray.reviews import sources
+    from bertray.reviews import reader as sources
 
     file = written(tmp_path / "a.parquet", id=["a", "b", "a", "c"], text=["t"] * 4)
     monkeypatch.setattr(sources, "hash", lambda value: 1, raising=False)
@@ -200,7 +200,7 @@ def test_duplicate_integer_ids_are_found_in_csv_and_parquet(tmp_path):
 
 def test_reading_needs_neither_ray_nor_torch_nor_transformers():
     program = (
-        "import sys, bertray.reviews.sources, bertray.reviews.split, bertray.reviews.sniff, bertray.reviews.labels;"
+        "import sys, bertray.reviews.reader, bertray.reviews.split, bertray.autoconfig.proposal, bertray.reviews.labels;"
         "print(sorted({'ray', 'torch', 'transformers', 'datasets', 'ftfy'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

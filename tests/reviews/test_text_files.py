@@ -15,8 +15,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from bertray.config import Columns, TextFormat
-from bertray.reviews import inputs, records, sources
-from bertray.reviews.sources import (
+from bertray.reviews import reader as sources
+from bertray.reviews import rows as inputs
+from bertray.reviews.formats import text_records as records
+from bertray.reviews.reader import (
     BadFile,
     FileEntry,
     InputFile,

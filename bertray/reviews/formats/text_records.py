@@ -24,8 +24,8 @@ import numpy as np
 import pyarrow as pa
 
 from bertray.errors import ConfigError
-from bertray.reviews.files import DATA_ERRORS, is_store_failure, open_bytes, reading, short
-from bertray.reviews.inputs import ROWS_PER_OFFSET, Dialect, RawRows, RowFault, Shard
+from bertray.reviews.file_access import DATA_ERRORS, is_store_failure, open_bytes, reading, short
+from bertray.reviews.rows import ROWS_PER_OFFSET, Dialect, RawRows, RowFault, Shard
 from bertray.schema import Reason
 
 # A quote that is never closed, or a line that never ends, costs at most this much memory.

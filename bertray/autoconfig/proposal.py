@@ -17,14 +17,16 @@ import yaml
 
 from bertray.config import Columns, TextFormat
 from bertray.errors import ConfigError, DataRefused
-from bertray.reviews import dialects, records, sources
-from bertray.reviews.counts import count_labels
-from bertray.reviews.files import check_uri, filesystem_of, reading, scheme_of
-from bertray.reviews.inputs import BadFile, Dialect, FileEntry, InputFile, RawRows, ReadSpec, Shard
+from bertray.reviews import reader as sources
+from bertray.reviews.file_access import check_uri, filesystem_of, reading, scheme_of
+from bertray.reviews.formats import dialects
+from bertray.reviews.formats import text_records as records
+from bertray.reviews.label_counts import count_labels
 from bertray.reviews.labels import canonical, sorted_values, value_counts
 from bertray.reviews.listing import format_of, list_inputs
+from bertray.reviews.rows import BadFile, Dialect, FileEntry, InputFile, RawRows, ReadSpec, Shard
 from bertray.reviews.screening import id_text, utf8_or_empty
-from bertray.reviews.script import dominant_script
+from bertray.reviews.writing_system import dominant_script
 from bertray.wording import counted
 
 ROWS_LOOKED_AT = 1000

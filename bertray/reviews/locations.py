@@ -14,7 +14,7 @@ import pyarrow.fs as pafs
 
 from bertray.errors import ConfigError, DataRefused
 from bertray.paths import local_path
-from bertray.reviews.files import filesystem_of, scheme_of
+from bertray.reviews.file_access import filesystem_of, scheme_of
 
 _OUTPUT = "an output of bertray"
 _MARKS = {

@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 
 from bertray.config import TextFormat
-from bertray.reviews import dialects, records
-from bertray.reviews.files import DATA_ERRORS, is_store_failure, reading, short
-from bertray.reviews.inputs import BadFile, FileEntry, InputFile, RawRows, RowFault, Shard
+from bertray.reviews.file_access import DATA_ERRORS, is_store_failure, reading, short
+from bertray.reviews.formats import dialects
+from bertray.reviews.formats import text_records as records
+from bertray.reviews.rows import BadFile, FileEntry, InputFile, RawRows, RowFault, Shard
 from bertray.schema import Reason
 
 _ROWS_LOOKED_AT = 1000

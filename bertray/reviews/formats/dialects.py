@@ -12,9 +12,9 @@ from dataclasses import dataclass, replace
 from itertools import dropwhile, islice, pairwise, product, takewhile
 
 from bertray.config import TextFormat
-from bertray.reviews import records
-from bertray.reviews.inputs import Dialect
-from bertray.reviews.records import CsvRecord, Line
+from bertray.reviews.formats import text_records as records
+from bertray.reviews.formats.text_records import CsvRecord, Line
+from bertray.reviews.rows import Dialect
 
 ROWS_LOOKED_AT = 1000
 DELIMITERS = (",", "\t", ";", "|")

@@ -8,9 +8,10 @@ from itertools import islice
 import numpy as np
 
 from bertray.config import TextFormat
-from bertray.reviews import dialects, records
-from bertray.reviews.files import DATA_ERRORS, is_store_failure, reading, short
-from bertray.reviews.inputs import BadFile, Dialect, FileEntry, InputFile, RawRows, Shard
+from bertray.reviews.file_access import DATA_ERRORS, is_store_failure, reading, short
+from bertray.reviews.formats import dialects
+from bertray.reviews.formats import text_records as records
+from bertray.reviews.rows import BadFile, Dialect, FileEntry, InputFile, RawRows, Shard
 from bertray.schema import Reason
 
 _NULL = "\\N"  # as MySQL, Hive and PostgreSQL write it

@@ -15,9 +15,10 @@ import pyarrow.compute as pc
 
 from bertray.config import Columns, TextFormat
 from bertray.errors import ConfigError, InfrastructureError, did_you_mean
-from bertray.reviews import acl_imdb, delimited, jsonl, parquet
-from bertray.reviews.files import REMOTE_SCHEMES, content_digest, scheme_of, stamp
-from bertray.reviews.inputs import (
+from bertray.reviews.file_access import REMOTE_SCHEMES, content_digest, scheme_of, stamp
+from bertray.reviews.formats import acl_imdb, delimited, jsonl, parquet
+from bertray.reviews.listing import list_inputs, sidecar_remedy
+from bertray.reviews.rows import (
     ROWS_PER_OFFSET,
     BadFile,
     FileEntry,
@@ -29,7 +30,6 @@ from bertray.reviews.inputs import (
     Shard,
     WorkItem,
 )
-from bertray.reviews.listing import list_inputs, sidecar_remedy
 from bertray.reviews.screening import id_text, kept_type, screen, utf8_or_empty
 from bertray.schema import CUT, ID, KEEP_PREFIX, LABEL, REFUSED_SCHEMA, ROW_NO, SCRIPT, TEXT, TEXT_PAIR, Reason
 

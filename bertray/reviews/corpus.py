@@ -20,8 +20,8 @@ from bertray.model.bundle import (
 from bertray.model.pretrained import check_tokenizer, longest_input
 from bertray.reviews.labels import LabelMap
 from bertray.reviews.listing import sidecar_remedy
-from bertray.reviews.places import output_that_holds
-from bertray.reviews.sources import (
+from bertray.reviews.locations import output_that_holds
+from bertray.reviews.reader import (
     BadFile,
     InputFile,
     ReadSpec,

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from bertray.errors import ConfigError, InfrastructureError, did_you_mean
-from bertray.reviews.inputs import FileEntry
+from bertray.reviews.rows import FileEntry
 
 SCHEME = "hub://"
 

@@ -11,10 +11,10 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 
 from bertray.config import TextFormat
-from bertray.reviews import records
-from bertray.reviews.files import content_digest as file_digest
-from bertray.reviews.files import filesystem_of, open_bytes, reading
-from bertray.reviews.inputs import FileEntry, InputFile, RawRows, Shard
+from bertray.reviews.file_access import content_digest as file_digest
+from bertray.reviews.file_access import filesystem_of, open_bytes, reading
+from bertray.reviews.formats import text_records as records
+from bertray.reviews.rows import FileEntry, InputFile, RawRows, Shard
 from bertray.schema import ID, LABEL, STARS, TEXT
 
 FORMAT = "acl_imdb"

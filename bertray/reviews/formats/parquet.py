@@ -10,9 +10,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from bertray.reviews.files import DATA_ERRORS, is_store_failure, open_random_access, reading, short
-from bertray.reviews.footer import RowGroup, parse_footer
-from bertray.reviews.inputs import BadFile, FileEntry, InputFile, RawRows, RowFault, Shard
+from bertray.reviews.file_access import DATA_ERRORS, is_store_failure, open_random_access, reading, short
+from bertray.reviews.formats.parquet_footer import RowGroup, parse_footer
+from bertray.reviews.rows import BadFile, FileEntry, InputFile, RawRows, RowFault, Shard
 from bertray.reviews.screening import as_plain
 from bertray.schema import Reason
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from bertray.reviews import acl_imdb
-from bertray.reviews.inputs import InputFile, Period, ReadSpec
+from bertray.reviews.formats import acl_imdb
 from bertray.reviews.labels import canonical, value_counts
-from bertray.reviews.sources import plan_shards, read_rows
+from bertray.reviews.reader import plan_shards, read_rows
+from bertray.reviews.rows import InputFile, Period, ReadSpec
 
 
 def count_labels(files: Sequence[InputFile], spec: ReadSpec) -> dict[str, int]:

@@ -1,0 +1,1 @@
+"""A config proposed from a look at the data."""

@@ -1,0 +1,1 @@
+"""One module a file format: rows by position, damaged rows told apart."""
