@@ -22,7 +22,7 @@ from bertray.errors import BertrayError, ConfigError, InfrastructureError
 from bertray.execution import cluster, stalls
 from bertray.execution.cluster import READER_CPUS, Machine, Resources, as_known, plan_resources
 from bertray.execution.shards import tables_of
-from bertray.pipelines.topic_rows import in_tasks
+from bertray.topic_models.rows import in_tasks
 from tests.corpus import write
 from tests.processes import environment_beside_the_cluster
 

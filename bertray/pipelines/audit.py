@@ -18,6 +18,12 @@ import pyarrow.compute as pc
 
 import bertray
 from bertray import schema as s
+from bertray.auditing import tasks
+from bertray.auditing.analysis import AuditRows, candidates, distinct_texts, find
+from bertray.auditing.duplicates import NearTexts
+from bertray.auditing.near_duplicates import NumberFile, bands_and_rows, components, jaccard
+from bertray.auditing.tables import Audited, Split
+from bertray.auditing.tasks import AuditItem, ScanSettings
 from bertray.config import AuditConfig, Columns, to_yaml
 from bertray.console import Ticker, duration, say
 from bertray.errors import DataRefused
@@ -38,21 +44,15 @@ from bertray.io.store import Store, open_store
 from bertray.model.bundle import resolve_model, weights_digest
 from bertray.model.pretrained import check_tokenizer
 from bertray.outputs.claims import claimed_output, finished_run, mark_finished, remove_folder
-from bertray.pipelines import audit_tasks as tasks
 from bertray.pipelines.audit_page import Picker, audit_report, with_texts
-from bertray.pipelines.audit_tables import Audited, Split
-from bertray.pipelines.audit_tasks import AuditItem, ScanSettings
 from bertray.pipelines.features import FOLDER as FEATURES_FOLDER
 from bertray.pipelines.features import embed_token_shards
 from bertray.pipelines.parts import parquet_bytes
 from bertray.reports.audit import AuditReport, Doubt
 from bertray.reviews.corpus import Inputs, check_installed, check_length, inspect_inputs, read_spec
-from bertray.reviews.findings import AuditRows, candidates, distinct_texts, find
 from bertray.reviews.label_counts import count_labels
 from bertray.reviews.labels import NO_LABEL, LabelMap
-from bertray.reviews.near import NumberFile, bands_and_rows, components, jaccard
 from bertray.reviews.reader import BadFile, InputFile, check_columns, with_digests
-from bertray.reviews.repeats import NearTexts
 from bertray.training.token_shards import cache_key
 from bertray.wording import counted
 

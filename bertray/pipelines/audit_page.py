@@ -11,14 +11,14 @@ import numpy as np
 import pyarrow as pa
 
 from bertray import schema as s
+from bertray.auditing.analysis import AuditRows, labels_differ
+from bertray.auditing.duplicates import ALONE, Leaks, num_groups, repeats
+from bertray.auditing.tables import Audited, first_of_group
+from bertray.auditing.text_marks import MARKS, bits
 from bertray.config import AuditConfig
 from bertray.evaluation.label_errors import Suspects
-from bertray.pipelines.audit_tables import Audited, first_of_group
 from bertray.reports.audit import AuditReport, BrokenFile, Example, Leak, Repeats, SplitRows
 from bertray.reports.html import data_title, model_title
-from bertray.reviews.findings import AuditRows, labels_differ
-from bertray.reviews.marks import MARKS, bits
-from bertray.reviews.repeats import ALONE, Leaks, num_groups, repeats
 
 # --- counts ----------------------------------------------------------------------------------------------------------
 

@@ -12,16 +12,16 @@ from bertray.console import say, table, timed
 from bertray.execution.cluster import session_for
 from bertray.io.store import Store, open_store
 from bertray.outputs.claims import claimed_output, finished_run, mark_finished, remove_folder
-from bertray.pipelines.topic_rows import (
+from bertray.pipelines.topics_page import topics_report, write_topics
+from bertray.reports.topics import TopicsReport
+from bertray.reviews.corpus import check_installed
+from bertray.topic_models.discovery import all_rows, find_on_sample
+from bertray.topic_models.rows import (
     FOLDER,
     embed_rows,
     embedding_key,
 )
-from bertray.pipelines.topics_found import all_rows, find_on_sample
-from bertray.pipelines.topics_page import topics_report, write_topics
-from bertray.pipelines.topics_source import Source, check_enough, open_source
-from bertray.reports.topics import TopicsReport
-from bertray.reviews.corpus import check_installed
+from bertray.topic_models.source import Source, check_enough, open_source
 from bertray.training.token_shards import cache_key
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from bertray.model.topics import OUTLIER, Assigner, FoundTopics, NoWords, TopicSettings, find_topics
+from bertray.topic_models.clustering import OUTLIER, Assigner, FoundTopics, NoWords, TopicSettings, find_topics
 
 THEMES = {"cars": ["engine", "wheel", "dealer"], "ice": ["puck", "goal", "team"], "space": ["orbit", "moon", "launch"]}
 SETTINGS = TopicSettings(min_topic_size=15, num_neighbors=10)
@@ -98,7 +98,7 @@ def test_agreement_is_that_of_reviews_which_take_no_part_in_the_vote(monkeypatch
     assigner = Assigner.of(vectors_ND, drawn_N)
     assert assigner.agreement() < 0.2
     whole = Assigner.of(vectors_ND, themes_N.astype(np.int32))
-    monkeypatch.setattr("bertray.model.topics._ROWS_AT_ONCE", 7)
+    monkeypatch.setattr("bertray.topic_models.clustering._ROWS_AT_ONCE", 7)
     places = np.arange(len(themes_N))
     assert (whole.vote(vectors_ND, places_N=places) == themes_N).all()  # in pieces, each review still is itself
 

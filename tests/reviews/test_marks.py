@@ -3,7 +3,7 @@
 import pyarrow as pa
 import pytest
 
-from bertray.reviews.marks import MARKS, marks_of
+from bertray.auditing.text_marks import MARKS, marks_of
 
 
 @pytest.mark.parametrize(

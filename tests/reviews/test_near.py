@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from bertray.reviews.near import (
+from bertray.auditing.near_duplicates import (
     Candidates,
     NumberFile,
     band_hashes,
@@ -129,7 +129,7 @@ def test_chains_are_one_component_and_the_best_pair_counts():
 
 
 def test_pairs_beyond_the_limit_of_memory_are_not_even_made(monkeypatch):
-    monkeypatch.setattr("bertray.reviews.near.MAX_PAIRS", 70)
+    monkeypatch.setattr("bertray.auditing.near_duplicates.MAX_PAIRS", 70)
     found = Candidates(np.full(40, 10))
     found.add(np.full(40, 3, np.uint64), threshold=0.8)
     assert found.is_full

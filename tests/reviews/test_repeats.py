@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from bertray.reviews.findings import AuditRows, candidates, distinct_texts, find, labels_differ
-from bertray.reviews.repeats import ALONE, NearTexts, contradictions, leaks, num_groups, repeats
+from bertray.auditing.analysis import AuditRows, candidates, distinct_texts, find, labels_differ
+from bertray.auditing.duplicates import ALONE, NearTexts, contradictions, leaks, num_groups, repeats
 
 NO_PAIRS = np.empty((0, 2), np.int64)
 

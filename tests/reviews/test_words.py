@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from sklearn.feature_extraction.text import CountVectorizer
 
-from bertray.reviews.words import pieces, words_of
+from bertray.topic_models.word_pattern import pieces, words_of
 
 ENGLISH = ["I don't think that the film is good, and they've paid $20 for it on 555-0199."]
 GERMAN = ["Der Film war nicht gut und die Handlung ist mir zu lang gewesen, leider."]

@@ -15,13 +15,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from bertray import schema as s
+from bertray.auditing.near_duplicates import band_hashes, folded, shingle_sets
+from bertray.auditing.text_marks import marks_of
 from bertray.execution.cluster import Resources
 from bertray.execution.shards import name_of, tables_of
 from bertray.model.bundle import resolve_model
 from bertray.model.tokenization import ReviewTokenizer
 from bertray.pipelines.parts import one_chunk
-from bertray.reviews.marks import marks_of
-from bertray.reviews.near import band_hashes, folded, shingle_sets
 from bertray.reviews.reader import ReadSpec, WorkItem, read_shard
 from bertray.reviews.split import group_hash
 from bertray.training.token_shards import to_ipc

@@ -12,8 +12,8 @@ from itertools import combinations
 
 import numpy as np
 
-from bertray.reviews.near import Candidates
-from bertray.reviews.repeats import ALONE, Leaks, NearTexts, contradictions, leaks, num_groups, repeats
+from bertray.auditing.duplicates import ALONE, Leaks, NearTexts, contradictions, leaks, num_groups, repeats
+from bertray.auditing.near_duplicates import Candidates
 
 
 @dataclass(frozen=True)

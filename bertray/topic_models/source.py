@@ -18,13 +18,13 @@ from bertray.outputs import ledger
 from bertray.outputs.control_files import LedgerEntry
 from bertray.pipelines.files import committed_entries
 from bertray.pipelines.parts import one_chunk
-from bertray.pipelines.topic_rows import (
-    ROWS_PER_SHARD,
-)
 from bertray.reviews.corpus import Inputs, inspect_inputs, open_encoder, open_inputs, read_spec
 from bertray.reviews.label_counts import count_labels
 from bertray.reviews.labels import LabelMap, sorted_values
 from bertray.reviews.reader import InputFile, kept_schema, label_is_readable, read_shard
+from bertray.topic_models.rows import (
+    ROWS_PER_SHARD,
+)
 from bertray.wording import setting
 
 MIN_TOPIC_SIZE = 10

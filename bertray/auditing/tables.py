@@ -13,14 +13,14 @@ import numpy as np
 import pyarrow as pa
 
 from bertray import schema as s
+from bertray.auditing.analysis import AuditRows, Found
+from bertray.auditing.duplicates import ALONE, NearTexts
+from bertray.auditing.text_marks import DAMAGE, bits
 from bertray.evaluation.label_errors import Suspects
 from bertray.reports.audit import Doubt
 from bertray.reviews.corpus import Inputs
-from bertray.reviews.findings import AuditRows, Found
 from bertray.reviews.labels import LabelMap
-from bertray.reviews.marks import DAMAGE, bits
 from bertray.reviews.reader import BadFile
-from bertray.reviews.repeats import ALONE, NearTexts
 
 _NO_ROWS = np.empty(0, np.int64)
 

@@ -16,18 +16,18 @@ from bertray.config import TopicsConfig
 from bertray.errors import DataRefused
 from bertray.execution.cluster import Resources
 from bertray.io.store import Store
-from bertray.model.topics import FoundTopics, NoWords, TopicSettings, find_topics, new_numbers
 from bertray.pipelines.parts import one_chunk
-from bertray.pipelines.topic_rows import (
+from bertray.reviews.labels import LabelMap
+from bertray.topic_models.clustering import FoundTopics, NoWords, TopicSettings, find_topics, new_numbers
+from bertray.topic_models.rows import (
     EmbeddedRows,
     assign_rows,
     read_sample,
     read_texts,
     vectors_of,
 )
-from bertray.pipelines.topics_source import Source, scored_rows
-from bertray.reviews.labels import LabelMap
-from bertray.reviews.words import Words, words_of
+from bertray.topic_models.source import Source, scored_rows
+from bertray.topic_models.word_pattern import Words, words_of
 
 log = logging.getLogger(__name__)
 

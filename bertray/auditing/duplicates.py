@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bertray.reviews.near import best_of_each, components
+from bertray.auditing.near_duplicates import best_of_each, components
 
 ALONE = -1
 

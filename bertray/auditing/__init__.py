@@ -1,0 +1,1 @@
+"""Duplicates, leaks, contradictions and label errors of labelled reviews."""

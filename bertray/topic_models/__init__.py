@@ -1,0 +1,1 @@
+"""Topics of reviews: vectors, clusters, words, assignment of every row."""
