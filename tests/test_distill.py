@@ -14,7 +14,7 @@ from bertray.cli import run
 from bertray.config import Training
 from bertray.errors import ConfigError
 from bertray.io.store import LocalStore
-from bertray.model.making import check_shallow, write_shallow
+from bertray.model.new_encoder import check_shallow, write_shallow
 from bertray.pipelines.examples import TokenizedData
 from bertray.schema import FEATURES
 from bertray.training.loop import Examples, LoopSettings, run_loop

@@ -12,7 +12,7 @@ import pytest
 from bertray.cli import run
 from bertray.config import NewEncoder, NewVocabulary
 from bertray.errors import DataRefused
-from bertray.model.making import learn_vocabulary, write_new_encoder
+from bertray.model.new_encoder import learn_vocabulary, write_new_encoder
 
 KEYS = ["max_length=24", "training.epochs=2", "training.learning_rate=1e-3", "training.held_out_tokens=60"]
 

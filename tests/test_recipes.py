@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from bertray.config import NewVocabulary
-from bertray.model.making import learn_vocabulary
+from bertray.model.new_encoder import learn_vocabulary
 from tests import recipes
 from tests.recipe import Recipe, Result, Rows, Run
 

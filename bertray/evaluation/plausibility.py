@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bertray.evaluation.verdicts import Finding
-from bertray.profile import Profile, Reading
+from bertray.model.profile import Profile, Reading
 from bertray.reviews.writing_system import OTHER
 
 UNREAD = 0.25  # share of letters above which a tokenizer cannot read a language; ordinary English has up to 0.05

@@ -30,10 +30,10 @@ from bertray.model.pretrained import (
     save_tokenizer,
     single_label_classes,
 )
+from bertray.model.profile import Profile
 from bertray.model.training_texts import FILE as TEXTS_FILE
 from bertray.model.training_texts import TrainingTexts
 from bertray.paths import is_uri, local_path
-from bertray.profile import Profile
 from bertray.wording import command, setting
 
 if TYPE_CHECKING:

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 
 from bertray.config import Pooling
 from bertray.model.engine import Engine
+from bertray.model.logit_cache import Repeats
+from bertray.model.pooling import PooledReadout
 from bertray.model.predictor import within_memory
-from bertray.model.readout import PooledReadout
-from bertray.model.repeats import Repeats
 from bertray.model.tokenization import Sequences, sequences
 
 _KNOWN_BYTES = 64 << 20  # of vectors that are remembered, so that a review that comes again is not computed again

@@ -18,11 +18,11 @@ from torch import Tensor
 from bertray.errors import ConfigError
 from bertray.model.encoders import PackedEncoder, fits_kernels
 from bertray.model.kernels import kernels
-from bertray.model.lanes import Lanes
 from bertray.model.linear import PlainLinear, PrepackedLinear, QuantizedLinear, can_prepack, can_quantize
+from bertray.model.pack_threads import Lanes
 from bertray.model.packing import Pack, plan_packs
+from bertray.model.pooling import ClassifierReadout, Readout
 from bertray.model.pretrained import calling, most_positions
-from bertray.model.readout import ClassifierReadout, Readout
 from bertray.model.tokenization import Sequences, ranges
 
 _log = logging.getLogger(__name__)

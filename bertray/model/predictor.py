@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from bertray.errors import InfrastructureError, is_out_of_memory
 from bertray.model.calibration import probs_of_reviews
 from bertray.model.engine import Engine
-from bertray.model.readout import readout_of
-from bertray.model.repeats import Repeats
+from bertray.model.logit_cache import Repeats
+from bertray.model.pooling import readout_of
 from bertray.model.tokenization import Sequences, sequences
 
 _log = logging.getLogger(__name__)

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 
 from bertray.errors import ConflictError
 from bertray.io.store import Store
+from bertray.model.profile import add_readings
 from bertray.outputs import ledger
 from bertray.outputs.control_files import (
     SCORE_BINS,
@@ -22,7 +23,6 @@ from bertray.outputs.control_files import (
     add_counts,
     add_histograms,
 )
-from bertray.profile import add_readings
 
 log = logging.getLogger(__name__)
 

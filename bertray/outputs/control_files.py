@@ -12,7 +12,7 @@ from typing import Any, Protocol, TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from bertray.errors import ConflictError
-from bertray.profile import Profile, Reading, add_readings, percentiles_at_least, shares
+from bertray.model.profile import Profile, Reading, add_readings, percentiles_at_least, shares
 
 SCHEMA_VERSION = 1
 LEDGER_SCHEMA_VERSION = 2  # of plans and ledger entries; 1 had one folder for each slot, without runs

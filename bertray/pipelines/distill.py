@@ -38,7 +38,7 @@ def student_of(config: TrainConfig, folder: Path, store: Store) -> tuple[str, Pa
     if config.training.keep_layers is None:
         return config.model, folder
     if not store.exists(f"{STUDENT}/config.json"):
-        from bertray.model.making import write_shallow
+        from bertray.model.new_encoder import write_shallow
 
         with tempfile.TemporaryDirectory() as name:
             write_shallow(folder, Path(name), config.training.keep_layers, seed=config.seed)

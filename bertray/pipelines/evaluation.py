@@ -29,11 +29,11 @@ from bertray.execution.cluster import Resources
 from bertray.execution.shards import ReadSettings, stage_parts
 from bertray.io.store import Store
 from bertray.model.bundle import BundleInfo
+from bertray.model.profile import Profile
 from bertray.model.training_texts import TrainingTexts
 from bertray.outputs.control_files import Agreement, Receipt, add_agreements, profile_of
 from bertray.pipelines.parts import ScoreSettings, parquet_bytes
 from bertray.pipelines.profiles import log_findings
-from bertray.profile import Profile
 from bertray.reports.evaluation import EvaluationReport
 from bertray.reviews.corpus import Inputs
 from bertray.reviews.labels import LabelMap

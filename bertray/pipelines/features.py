@@ -172,7 +172,7 @@ class _EmbedTokenShard:
         import torch
 
         from bertray.model.engine import Engine
-        from bertray.model.readout import PooledReadout, readout_of
+        from bertray.model.pooling import PooledReadout, readout_of
 
         if device == "cpu":
             torch.set_num_threads(threads)

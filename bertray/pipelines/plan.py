@@ -151,7 +151,7 @@ def _training_rate(config: TrainConfig, folder: Path, sample: Sample, labels: tu
     import torch
 
     from bertray.model.engine import choose_dtype
-    from bertray.model.making import write_shallow
+    from bertray.model.new_encoder import write_shallow
     from bertray.training.dropout import use_fast_dropout
     from bertray.training.objectives import load_classifier
 

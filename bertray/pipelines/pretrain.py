@@ -144,7 +144,7 @@ def _given(config: PretrainConfig) -> _Base:
 
 def _new(config: PretrainConfig, inputs: Inputs, store: Store, resources: Resources) -> _Base:
     """A new encoder and its word pieces, made once and kept in the output until the run is done."""
-    from bertray.model.making import learn_vocabulary, write_new_encoder
+    from bertray.model.new_encoder import learn_vocabulary, write_new_encoder
 
     if not store.exists(f"{BASE}/config.json"):
         tokenizer = learn_vocabulary(_sample(config, inputs, resources), config.vocabulary)

@@ -11,8 +11,8 @@ import pyarrow.compute as pc
 
 from bertray.evaluation.plausibility import judge_training_texts
 from bertray.evaluation.verdicts import Finding
+from bertray.model.profile import Profile, percentiles_of, shares
 from bertray.model.training_texts import TrainingTexts, with_earlier
-from bertray.profile import Profile, percentiles_of, shares
 from bertray.training.loop import Examples
 
 log = logging.getLogger(__name__)

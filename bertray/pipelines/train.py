@@ -22,8 +22,9 @@ from bertray.execution.train_workers import history_table, run_workers
 from bertray.io.store import LocalStore, Store, open_store
 from bertray.model.bundle import CARD_FILE, LINEAR_HEADS, BundleInfo, resolve_model, weights_digest, write_bundle
 from bertray.model.calibration import fit_temperature, offsets_to_shares, probs_of_reviews
-from bertray.model.making import check_shallow
+from bertray.model.new_encoder import check_shallow
 from bertray.model.pretrained import check_tokenizer, without_weights
+from bertray.model.profile import Profile
 from bertray.model.training_texts import TrainingTexts
 from bertray.outputs.claims import claimed_output, finished_run, mark_finished, put_folder, remove_folder
 from bertray.pipelines import distill, features
@@ -51,7 +52,6 @@ from bertray.pipelines.model_card import model_card
 from bertray.pipelines.parts import parquet_bytes
 from bertray.pipelines.profiles import check_reading, log_findings, training_texts_of, validation_profile
 from bertray.pipelines.rank import PROGRESS, TrainJob
-from bertray.profile import Profile
 from bertray.reports.html import data_title, model_title
 from bertray.reviews.corpus import check_length
 from bertray.reviews.label_counts import count_without_time
@@ -293,7 +293,7 @@ def _write_features_bundle(
     store: Store,
 ) -> tuple[str, BundleInfo, str]:
     """The encoder as it is, with the head beside it; returns where it lies, its info and how it came about."""
-    from bertray.model.readout import PooledReadout
+    from bertray.model.pooling import PooledReadout
 
     model = PooledReadout(config.training.pooling).load(model_folder)
     model.config.id2label = dict(enumerate(data.labels.names))

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from bertray.profile import Reading
+from bertray.model.profile import Reading
 from bertray.schema import (
     FEATURES,
     FILE_NO,

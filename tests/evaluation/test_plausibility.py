@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from bertray.evaluation.plausibility import judge_rows, judge_training_texts
-from bertray.profile import Profile, Reading
+from bertray.model.profile import Profile, Reading
 
 READ = Reading(rows=100, letters=10_000, letters_unread=50, latin_words=2_000, latin_tokens=2_200)
 UNREAD = Reading(rows=100, rows_unread=99, letters=10_000, letters_unread=9_940)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from bertray.model.coverage import letters_read
-from bertray.profile import Reading, add_readings
+from bertray.model.profile import Reading, add_readings
 
 NAMES = ("letters", "letters_unread", "latin_words", "latin_tokens")
 

@@ -73,7 +73,7 @@ def test_windows_weigh_by_their_tokens_and_first_tokens_alike(tiny_encoder):
 def test_a_padded_model_gives_the_same(tiny_encoder, monkeypatch):
     table = ReviewTokenizer(tiny_encoder, 48).encode(pa.array(TEXTS))
     packed = Embedder(tiny_encoder, precision="fp32")
-    monkeypatch.setattr("bertray.model.readout.why_not_packable", lambda model: "not today")
+    monkeypatch.setattr("bertray.model.pooling.why_not_packable", lambda model: "not today")
     padded = Embedder(tiny_encoder, precision="fp32")
     assert (packed.engine.packed, padded.engine.packed) == (True, False)
     np.testing.assert_allclose(padded.vectors(table), packed.vectors(table), atol=1e-5)

@@ -17,8 +17,8 @@ import torch
 from bertray.errors import ConfigError
 from bertray.model import encoders, engine
 from bertray.model.engine import Engine, choose_dtype
-from bertray.model.lanes import Lanes
 from bertray.model.linear import can_quantize
+from bertray.model.pack_threads import Lanes
 from bertray.model.tokenization import ReviewTokenizer, Sequences, sequences
 
 PACKED = ["bert", "roberta", "xlm-roberta", "camembert", "distilbert", "electra", "albert"]

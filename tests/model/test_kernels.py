@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from bertray.model import kernels as module
 from bertray.model.engine import Engine
 from bertray.model.kernels import TiledLinear, fits, kernels
-from bertray.model.readout import PooledReadout
+from bertray.model.pooling import PooledReadout
 from bertray.model.tokenization import Sequences
 
 turned_off = os.environ.get("BERTRAY_KERNELS", "").lower() in ("off", "0", "false")

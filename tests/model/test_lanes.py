@@ -7,7 +7,7 @@ import threading
 import pytest
 import torch
 
-from bertray.model.lanes import Lanes
+from bertray.model.pack_threads import Lanes
 
 
 @pytest.fixture

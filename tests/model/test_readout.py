@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModel
 
 from bertray.model.engine import Engine
-from bertray.model.readout import HEAD_FILE, LinearReadout, PooledReadout
+from bertray.model.pooling import HEAD_FILE, LinearReadout, PooledReadout
 from bertray.model.tokenization import Sequences
 
 FAMILIES = ["bert", "roberta", "distilbert", "electra", "albert", "modernbert", "deberta-v2"]

@@ -6,8 +6,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from bertray.model.logit_cache import Repeats
 from bertray.model.predictor import Predictor
-from bertray.model.repeats import Repeats
 from bertray.model.tokenization import ReviewTokenizer, Sequences, sequences
 
 
