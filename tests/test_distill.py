@@ -15,8 +15,8 @@ from bertray.config import Training
 from bertray.errors import ConfigError
 from bertray.io.store import LocalStore
 from bertray.model.new_encoder import check_shallow, write_shallow
-from bertray.pipelines.examples import TokenizedData
 from bertray.schema import FEATURES
+from bertray.training.labelled_data import TokenizedData
 from bertray.training.loop import Examples, LoopSettings, run_loop
 from bertray.training.objectives import Distillation
 from bertray.training.token_shards import to_ipc

@@ -11,7 +11,7 @@ import pytest
 from bertray.cli import run
 from bertray.errors import InfrastructureError
 from bertray.model.heads import fit_head
-from bertray.pipelines.features import _sample, to_tensors
+from bertray.training.features import _sample, to_tensors
 from tests.corpus import train_argv, write
 from tests.nightly import without_actors
 
@@ -51,7 +51,7 @@ def test_a_head_on_frozen_features_is_trained_evaluated_and_scores(
 
 @pytest.mark.slow
 def test_a_run_killed_after_its_embeddings_uses_them(tiny_encoder, corpus, tmp_path, ray_cluster, monkeypatch):
-    from bertray.pipelines import features
+    from bertray.training import features
 
     def end(*_, **__):
         raise InfrastructureError("the machine went away.")

@@ -23,8 +23,8 @@ from bertray.outputs.claims import FINISHED_FILE
 from bertray.pipelines import tune as tuning
 from bertray.pipelines.tune import TRIALS, stored_trials
 from bertray.reports.search import SearchReport
-from bertray.training import search as searching
-from bertray.training.search import Sampler, Tried
+from bertray.training import search_space as searching
+from bertray.training.search_space import Sampler, Tried
 
 SPACE = "search.space={training.learning_rate: [1e-6, 3e-3, 4e-3]}"
 

@@ -18,8 +18,8 @@ from bertray.errors import BertrayError
 from bertray.execution.cluster import Resources, import_all
 from bertray.execution.stalls import StallWatch
 from bertray.io.store import LocalStore, Store
-from bertray.pipelines.rank import PROGRESS, TrainJob, train_rank, train_worker
 from bertray.training.loop import Examples, Outcome
+from bertray.training.rank import PROGRESS, TrainJob, train_rank, train_worker
 
 log = logging.getLogger(__name__)
 

@@ -18,8 +18,8 @@ from bertray.evaluation.comparison import FIGURES
 from bertray.evaluation.evaluation import Evaluation
 from bertray.model.bundle import CARD_FILE, LINEAR_HEADS, BundleInfo
 from bertray.pipelines.evaluation import EvaluatedRows
-from bertray.pipelines.examples import LabelledData
 from bertray.reports.html import BUNDLED, data_title, percent
+from bertray.training.labelled_data import LabelledData
 
 BUNDLED_ID = f"sentence-transformers/{BUNDLED}"
 METRICS = ["accuracy", "f1", "matthews_correlation"]  # FIGURES, as the hub calls them

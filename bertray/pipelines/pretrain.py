@@ -28,17 +28,17 @@ from bertray.io.store import Store, open_store
 from bertray.model.bundle import resolve_model, weights_digest
 from bertray.model.pretrained import check_tokenizer, has_masked_lm, load_config, load_for_training, save_tokenizer
 from bertray.outputs.claims import claimed_output, finished_run, mark_finished, put_folder, remove_folder
-from bertray.pipelines.examples import ROWS_PER_SHARD, TOKENS, TokenizedData, token_shards
 from bertray.pipelines.parts import parquet_bytes
 from bertray.pipelines.profiles import check_reading
-from bertray.pipelines.rank import PROGRESS, TrainJob
 from bertray.reports.html import data_title, model_title
 from bertray.reports.pretraining import PretrainingReport
 from bertray.reviews.corpus import Inputs, check_length, open_inputs, read_spec
 from bertray.schema import SCHEMA_VERSION
 from bertray.training import checkpoint as checkpoints
+from bertray.training.labelled_data import ROWS_PER_SHARD, TOKENS, TokenizedData, token_shards
 from bertray.training.loop import Examples, LoopSettings, Outcome
 from bertray.training.objectives import MaskedLanguage
+from bertray.training.rank import PROGRESS, TrainJob
 from bertray.training.token_shards import cache_key
 from bertray.wording import counted
 

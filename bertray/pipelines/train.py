@@ -27,7 +27,7 @@ from bertray.model.pretrained import check_tokenizer, without_weights
 from bertray.model.profile import Profile
 from bertray.model.training_texts import TrainingTexts
 from bertray.outputs.claims import claimed_output, finished_run, mark_finished, put_folder, remove_folder
-from bertray.pipelines import distill, features
+from bertray.pipelines import distill
 from bertray.pipelines.evaluation import (
     Baselines,
     EvaluatedRows,
@@ -37,7 +37,17 @@ from bertray.pipelines.evaluation import (
     in_words,
     train_baselines,
 )
-from bertray.pipelines.examples import (
+from bertray.pipelines.model_card import model_card
+from bertray.pipelines.parts import parquet_bytes
+from bertray.pipelines.profiles import check_reading, log_findings, training_texts_of, validation_profile
+from bertray.reports.html import data_title, model_title
+from bertray.reviews.corpus import check_length
+from bertray.reviews.label_counts import count_without_time
+from bertray.training import features
+from bertray.training.checkpoint import FOLDER as CHECKPOINTS
+from bertray.training.checkpoint import load_best, load_model_tensors
+from bertray.training.features import FittedHead, fit_on_features
+from bertray.training.labelled_data import (
     TOKENS,
     LabelledData,
     TokenizedData,
@@ -47,19 +57,10 @@ from bertray.pipelines.examples import (
     straddling_rows,
     tokenize,
 )
-from bertray.pipelines.features import FittedHead, fit_on_features
-from bertray.pipelines.model_card import model_card
-from bertray.pipelines.parts import parquet_bytes
-from bertray.pipelines.profiles import check_reading, log_findings, training_texts_of, validation_profile
-from bertray.pipelines.rank import PROGRESS, TrainJob
-from bertray.reports.html import data_title, model_title
-from bertray.reviews.corpus import check_length
-from bertray.reviews.label_counts import count_without_time
-from bertray.training.checkpoint import FOLDER as CHECKPOINTS
-from bertray.training.checkpoint import load_best, load_model_tensors
 from bertray.training.loop import Examples, LoopSettings, Outcome
 from bertray.training.objectives import Classification, Distillation, load_classifier
 from bertray.training.order import num_steps
+from bertray.training.rank import PROGRESS, TrainJob
 from bertray.training.token_shards import cache_key
 from bertray.wording import counted
 

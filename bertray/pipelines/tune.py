@@ -30,16 +30,16 @@ from bertray.execution.stalls import StallWatch
 from bertray.io.store import Store, open_store
 from bertray.model.bundle import resolve_model, weights_digest
 from bertray.outputs.claims import claimed_output, finished_run, mark_finished, remove_folder
-from bertray.pipelines.examples import TOKENS, TokenizedData, check_splits, open_data, tokenize
 from bertray.pipelines.parts import parquet_bytes
 from bertray.pipelines.profiles import check_reading
 from bertray.pipelines.train import check_train, run_key_of
 from bertray.reports.html import data_title, model_title
 from bertray.reports.search import SearchReport, shown
-from bertray.training import search as searching
+from bertray.training import search_space as searching
+from bertray.training.labelled_data import TOKENS, TokenizedData, check_splits, open_data, tokenize
 from bertray.training.loop import Examples, LoopSettings
 from bertray.training.objectives import Classification
-from bertray.training.search import Point, Sampler, Tried
+from bertray.training.search_space import Point, Sampler, Tried
 
 log = logging.getLogger(__name__)
 

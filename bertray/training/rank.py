@@ -14,8 +14,8 @@ from bertray.errors import BertrayError, DataRefused, Diverged
 from bertray.io.store import open_store
 from bertray.model.bundle import resolve_model
 from bertray.model.tokenization import ReviewTokenizer
-from bertray.pipelines.examples import TokenizedData
 from bertray.runtime import without_collection
+from bertray.training.labelled_data import TokenizedData
 from bertray.training.loop import LoopSettings, Outcome, run_loop
 
 PROGRESS = "control/progress.json"
