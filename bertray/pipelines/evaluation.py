@@ -20,10 +20,11 @@ from bertray.config import EvaluateConfig, ScoringPrecision, TrainConfig, to_yam
 from bertray.console import Ticker, timed
 from bertray.errors import DataRefused
 from bertray.evaluation.baselines import MAJORITY, TEACHER, TFIDF_LOGREG, TfidfLogreg, fit_tfidf_logreg, majority
-from bertray.evaluation.evaluation import Evaluation, evaluate_predictions
 from bertray.evaluation.leakage import find_leakage
 from bertray.evaluation.plausibility import judge_rows
 from bertray.evaluation.slices import length_bands
+from bertray.evaluation.summary import Evaluation, evaluate_predictions
+from bertray.evaluation.validation_profile import log_findings
 from bertray.evaluation.verdicts import Finding, PageKind, kept_sentence
 from bertray.execution.cluster import Resources
 from bertray.execution.shards import ReadSettings, stage_parts
@@ -33,7 +34,6 @@ from bertray.model.profile import Profile
 from bertray.model.training_texts import TrainingTexts
 from bertray.outputs.control_files import Agreement, Receipt, add_agreements, profile_of
 from bertray.pipelines.parts import ScoreSettings, parquet_bytes
-from bertray.pipelines.profiles import log_findings
 from bertray.reports.evaluation import EvaluationReport
 from bertray.reviews.corpus import Inputs
 from bertray.reviews.labels import LabelMap

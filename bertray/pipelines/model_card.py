@@ -15,7 +15,7 @@ import bertray
 from bertray.config import TrainConfig
 from bertray.evaluation.baselines import TITLES
 from bertray.evaluation.comparison import FIGURES
-from bertray.evaluation.evaluation import Evaluation
+from bertray.evaluation.summary import Evaluation
 from bertray.model.bundle import CARD_FILE, LINEAR_HEADS, BundleInfo
 from bertray.pipelines.evaluation import EvaluatedRows
 from bertray.reports.html import BUNDLED, data_title, percent

@@ -21,7 +21,7 @@ from bertray import schema as s
 from bertray.config import EmbedConfig, NightConfig, ScoreConfig, Workers, to_yaml
 from bertray.console import Ticker, duration, say, table
 from bertray.errors import ConflictError, DataRefused
-from bertray.evaluation.evaluation import Evaluation
+from bertray.evaluation.summary import Evaluation
 from bertray.execution.cluster import Resources, check_precision, ray_session, without_ray
 from bertray.execution.shards import ReadSettings, stage_parts
 from bertray.io import faults

@@ -21,6 +21,7 @@ import bertray
 from bertray.config import PretrainConfig, to_yaml
 from bertray.console import duration, say
 from bertray.errors import ConfigError, DataRefused
+from bertray.evaluation.validation_profile import check_reading
 from bertray.execution.cluster import Resources, session_for
 from bertray.execution.shards import ReadSettings, read_texts
 from bertray.execution.train_workers import history_table, run_workers
@@ -29,7 +30,6 @@ from bertray.model.bundle import resolve_model, weights_digest
 from bertray.model.pretrained import check_tokenizer, has_masked_lm, load_config, load_for_training, save_tokenizer
 from bertray.outputs.claims import claimed_output, finished_run, mark_finished, put_folder, remove_folder
 from bertray.pipelines.parts import parquet_bytes
-from bertray.pipelines.profiles import check_reading
 from bertray.reports.html import data_title, model_title
 from bertray.reports.pretraining import PretrainingReport
 from bertray.reviews.corpus import Inputs, check_length, open_inputs, read_spec

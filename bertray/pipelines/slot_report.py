@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 
 from bertray.config import ReportOptions
 from bertray.errors import DataRefused
-from bertray.evaluation.evaluation import Evaluation
 from bertray.evaluation.plausibility import judge_rows
+from bertray.evaluation.summary import Evaluation
+from bertray.evaluation.validation_profile import log_findings
 from bertray.evaluation.verdicts import Finding
 from bertray.io.store import Store
 from bertray.model.bundle import BundleInfo
@@ -24,7 +25,6 @@ from bertray.pipelines.evaluation import (
     row_notes,
     seen_in_training,
 )
-from bertray.pipelines.profiles import log_findings
 from bertray.reports.evaluation import EvaluationReport
 from bertray.reports.scoring import FileRows, ScoringReport
 from bertray.reviews.corpus import Inputs

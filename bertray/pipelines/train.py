@@ -16,6 +16,7 @@ import bertray
 from bertray.config import KEYS_OF_METHOD, TrainConfig, to_yaml
 from bertray.console import duration, say
 from bertray.evaluation.leakage import judge_validation
+from bertray.evaluation.validation_profile import check_reading, log_findings, training_texts_of, validation_profile
 from bertray.evaluation.verdicts import Finding
 from bertray.execution.cluster import Resources, session_for
 from bertray.execution.train_workers import history_table, run_workers
@@ -39,7 +40,6 @@ from bertray.pipelines.evaluation import (
 )
 from bertray.pipelines.model_card import model_card
 from bertray.pipelines.parts import parquet_bytes
-from bertray.pipelines.profiles import check_reading, log_findings, training_texts_of, validation_profile
 from bertray.reports.html import data_title, model_title
 from bertray.reviews.corpus import check_length
 from bertray.reviews.label_counts import count_without_time

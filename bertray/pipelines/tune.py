@@ -25,13 +25,13 @@ from bertray.console import Ticker, duration, say, table
 from bertray.errors import BertrayError, ConfigError, Diverged, InfrastructureError
 from bertray.evaluation.intervals import Estimate, mean_estimate
 from bertray.evaluation.metrics import EPS, confusion_matrix, matrix_metrics
+from bertray.evaluation.validation_profile import check_reading
 from bertray.execution.cluster import Resources, ray_session
 from bertray.execution.stalls import StallWatch
 from bertray.io.store import Store, open_store
 from bertray.model.bundle import resolve_model, weights_digest
 from bertray.outputs.claims import claimed_output, finished_run, mark_finished, remove_folder
 from bertray.pipelines.parts import parquet_bytes
-from bertray.pipelines.profiles import check_reading
 from bertray.pipelines.train import check_train, run_key_of
 from bertray.reports.html import data_title, model_title
 from bertray.reports.search import SearchReport, shown

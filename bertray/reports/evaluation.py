@@ -9,9 +9,9 @@ from typing import Any
 from bertray.evaluation.baselines import MAJORITY, TEACHER, TITLES
 from bertray.evaluation.comparison import capital
 from bertray.evaluation.curves import Curve
-from bertray.evaluation.evaluation import Evaluation
 from bertray.evaluation.learning import losses_by_epoch, overfitting_note, seconds_by_epoch
 from bertray.evaluation.slices import SMALL_ROWS
+from bertray.evaluation.summary import Evaluation
 from bertray.evaluation.verdicts import kept_sentence, worst
 from bertray.reports.charts import MAX_SERIES, Charts
 from bertray.reports.html import render

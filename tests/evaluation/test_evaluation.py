@@ -7,8 +7,8 @@ import json
 import numpy as np
 
 from bertray.evaluation.baselines import majority
-from bertray.evaluation.evaluation import evaluate_predictions
 from bertray.evaluation.slices import length_bands
+from bertray.evaluation.summary import evaluate_predictions
 
 LABELS = ["negative", "neutral", "positive"]
 NAMES = [

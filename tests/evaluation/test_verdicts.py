@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from bertray.evaluation.comparison import compare
-from bertray.evaluation.evaluation import evaluate_predictions
 from bertray.evaluation.intervals import Estimate
+from bertray.evaluation.summary import evaluate_predictions
 from bertray.evaluation.verdicts import Finding, judge, kept_sentence, worst, worst_first
 
 HALF = {"neg": 100, "pos": 100}

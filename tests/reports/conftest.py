@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from bertray.evaluation.baselines import majority
-from bertray.evaluation.evaluation import evaluate_predictions
 from bertray.evaluation.slices import length_bands
+from bertray.evaluation.summary import evaluate_predictions
 from bertray.reports.evaluation import EvaluationReport
 from bertray.reports.scoring import FileRows, ScoringReport
 
