@@ -153,7 +153,7 @@ def _audit(
 @app.command("plan", help=SUMMARIES["plan"])
 def _plan(overrides: Overrides = None, files: Files = None, verbose: Verbose = False) -> None:
     _set_up(verbose)
-    from bertray.pipelines.plan import run_plan
+    from bertray.runs.forecast import run_plan
 
     verb = configs.guess_verb(files or [], overrides or [])
     raise typer.Exit(run_plan(configs.load_config(verb, files or [], overrides or [])))
@@ -168,7 +168,7 @@ def _init(
     verbose: Verbose = False,
 ) -> None:
     _set_up(verbose)
-    from bertray.pipelines.init import run_init
+    from bertray.commands.init import run_init
 
     paths, keys = _paths_and_keys("init", data or [])
     if not paths and not files and not any(key.startswith("data=") for key in keys):

@@ -176,7 +176,7 @@ def trained_alone(tmp_path_factory, tiny_encoder, corpus) -> Path:
     from tests.nightly import session_alone
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("bertray.pipelines.train.session_for", session_alone)
+        patch.setattr("bertray.runs.training.session_for", session_alone)
         return _trained(tmp_path_factory, tiny_encoder, corpus)
 
 

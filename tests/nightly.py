@@ -29,9 +29,9 @@ from bertray.io.store import Store, open_store
 from bertray.model.bundle import BundleInfo
 from bertray.outputs import ledger
 from bertray.outputs.control_files import Receipt
-from bertray.pipelines import nights
-from bertray.pipelines.parts import EmbedSettings, LabelMaker, MakePart, PartSettings, ScoreSettings, VectorMaker
 from bertray.reviews.reader import WorkItem
+from bertray.runs import night as nights
+from bertray.scoring.stage_part import EmbedSettings, LabelMaker, MakePart, PartSettings, ScoreSettings, VectorMaker
 from tests.processes import FORKSERVER
 
 INFO = BundleInfo(
@@ -94,7 +94,7 @@ def open_loop_worker() -> Iterator[LoopWorker]:
 
 @contextlib.contextmanager
 def worker_without_ray(_: Workers) -> Iterator[nights.StagingWorker]:
-    """In place of `bertray.pipelines.nights.ray_worker`: the real model, in this process."""
+    """In place of `bertray.runs.night.ray_worker`: the real model, in this process."""
     yield nights.StagingWorker(replace(LoopWorker.resources, in_process_rows=ANY_NUMBER))
 
 
@@ -111,8 +111,8 @@ def staged_in_this_process(work: Sequence[WorkItem], read: ReadSettings, setting
 
 def without_actors(monkeypatch: Any) -> None:
     """Evaluation and nights in this process: the same without Ray."""
-    monkeypatch.setattr("bertray.pipelines.evaluation.stage_parts", staged_in_this_process)
-    monkeypatch.setattr("bertray.pipelines.nights.ray_worker", worker_without_ray)
+    monkeypatch.setattr("bertray.runs.evaluated.stage_parts", staged_in_this_process)
+    monkeypatch.setattr("bertray.runs.night.ray_worker", worker_without_ray)
 
 
 def night_config(encoder: Path, inbox: Path, output: str, verb: str = "score", **keys: Any) -> NightConfig:
@@ -145,7 +145,7 @@ def clock_at(day: str | None) -> Iterator[None]:
         def now(cls, tz: tzinfo | None = None) -> datetime:
             return datetime.fromisoformat(f"{day}T12:00:00").replace(tzinfo=tz)
 
-    with mock.patch("bertray.pipelines.tonight.datetime", Clock):
+    with mock.patch("bertray.scoring.decide.datetime", Clock):
         yield
 
 

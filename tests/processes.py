@@ -18,7 +18,7 @@ FORKSERVER = multiprocessing.get_context("forkserver")
 FORKSERVER.set_forkserver_preload(
     [
         "tests.nightly",
-        "bertray.pipelines.nights",
+        "bertray.runs.night",
         "matplotlib.backends.backend_svg",
         "matplotlib.figure",
         "obstore",

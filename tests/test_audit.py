@@ -70,8 +70,8 @@ def planted(tmp_path_factory, tiny_encoder) -> tuple[Path, Path]:
     output = folder / "out"
     argv = ["audit", str(folder / "train.parquet"), f"data.test={folder / 'test.jsonl'}", f"model={tiny_encoder}"]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("bertray.pipelines.audit.ROWS_PER_SHARD", 32)  # seven shards of train
-        patch.setattr("bertray.pipelines.audit.session_for", session_alone)
+        patch.setattr("bertray.runs.data_audit.ROWS_PER_SHARD", 32)  # seven shards of train
+        patch.setattr("bertray.runs.data_audit.session_for", session_alone)
         assert run([*argv, f"output={output}", *KEYS]) == 0
     return folder, output
 
@@ -163,7 +163,7 @@ def test_the_same_command_says_that_it_is_done_and_another_one_is_refused(plante
 def test_an_audit_on_ray_finds_what_one_process_finds(planted, tiny_encoder, tmp_path, ray_cluster, monkeypatch):
     folder, output = planted
     argv = ["audit", str(folder / "train.parquet"), f"data.test={folder / 'test.jsonl'}", f"model={tiny_encoder}"]
-    monkeypatch.setattr("bertray.pipelines.audit.ROWS_PER_SHARD", 32)
+    monkeypatch.setattr("bertray.runs.data_audit.ROWS_PER_SHARD", 32)
     assert run([*argv, f"output={tmp_path / 'ray'}", *KEYS]) == 0
     tables = sorted(path.name for path in output.glob("*.parquet"))
     assert len(tables) >= 5
@@ -282,7 +282,7 @@ def test_other_verbs_do_not_import_what_audit_needs():
     import sys
 
     code = (
-        "import sys, bertray.cli, bertray.pipelines.audit, bertray.pipelines.train; "
+        "import sys, bertray.cli, bertray.runs.data_audit, bertray.runs.training; "
         "print(sorted({'cleanlab', 'rensa', 'sklearn'} & set(sys.modules)))"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -175,7 +175,7 @@ def test_a_student_of_a_trained_bundle(trained_alone, corpus, tmp_path, capsys):
 
 def test_plan_counts_the_teacher_and_the_layers_that_are_kept(trained_alone, corpus, tmp_path, monkeypatch, capsys):
     import bertray.training.objectives as objectives
-    from bertray.pipelines import plan
+    from bertray.runs import forecast as plan
 
     scored, depths = [], []
     load = objectives.load_classifier

@@ -22,7 +22,7 @@ from tests.nightly import worker_without_ray
 @pytest.fixture
 def embed(tmp_path, tiny_encoder, monkeypatch):
     """A function that embeds a folder of incoming reviews, in this process."""
-    monkeypatch.setattr("bertray.pipelines.nights.ray_worker", worker_without_ray)
+    monkeypatch.setattr("bertray.runs.night.ray_worker", worker_without_ray)
     write(tmp_path / "in" / "a.parquet", 30, 3, "a")
 
     def call(*words: str) -> int:
@@ -205,7 +205,7 @@ def test_wrong_input_is_told_before_anything_is_written(embed, tmp_path, capsys,
 
 
 def test_a_part_of_token_vectors_has_fewer_rows(embed, tmp_path, monkeypatch):
-    monkeypatch.setattr("bertray.pipelines.tonight.TOKENS_PER_PART", 10 * 24)
+    monkeypatch.setattr("bertray.scoring.decide.TOKENS_PER_PART", 10 * 24)
     assert embed("pooling=tokens") == 0
     parts = list((tmp_path / "out" / "data").rglob("*.parquet"))
     assert sorted(pq.read_metadata(part).num_rows for part in parts) == [10, 10, 10]

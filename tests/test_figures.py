@@ -18,9 +18,9 @@ import pytest
 
 from bertray.config import Cleaning
 from bertray.outputs import ledger
-from bertray.pipelines import nights
-from bertray.pipelines.parts import MakePart
 from bertray.reviews import clean, screening
+from bertray.runs import night as nights
+from bertray.scoring.stage_part import MakePart
 from tests.corpus import sentences
 from tests.nightly import night_config, run_night, write_inbox
 from tests.test_input_faults import codec_bomb

@@ -127,7 +127,7 @@ def test_token_shards_hold_every_row_once(corpus, tiny_encoder, tmp_path, monkey
         kept.extend(row for path in keys for row in pa.ipc.open_file(path).read_all()["id"].to_pylist())
         raise InfrastructureError("seen enough.")
 
-    monkeypatch.setattr("bertray.pipelines.train.run_workers", look)
+    monkeypatch.setattr("bertray.runs.training.run_workers", look)
     assert run(train_argv(tiny_encoder, corpus, tmp_path / "run")) == 7
     assert kept == [f"t{i}" for i in range(240)]
 
@@ -157,7 +157,7 @@ def test_evaluate_refuses_labels_that_the_model_does_not_know(trained, tmp_path,
 @pytest.fixture
 def night(night_on_ray, monkeypatch):
     """The same without Ray: what is told and written does not depend on it, and each run of it takes ten seconds."""
-    monkeypatch.setattr("bertray.pipelines.nights.ray_worker", worker_without_ray)
+    monkeypatch.setattr("bertray.runs.night.ray_worker", worker_without_ray)
     return night_on_ray
 
 

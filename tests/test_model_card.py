@@ -8,7 +8,7 @@ import re
 import pytest
 import yaml
 
-from bertray.pipelines.model_card import _front_matter, _is_hub_id, _languages, _licence
+from bertray.runs.model_card import _front_matter, _is_hub_id, _languages, _licence
 
 
 def front_matter(card):

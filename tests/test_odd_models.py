@@ -229,7 +229,7 @@ def test_the_tokenizer_of_the_result_is_that_of_training_file_for_file(way, enco
 
 
 def test_a_skew_that_arises_while_training_runs_is_no_silent_one(encoder, corpus, tmp_path, monkeypatch, capsys):
-    from bertray.pipelines import train
+    from bertray.runs import training as train
 
     evaluate = train._decision
 

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from bertray.cli import app
+from bertray.commands import demo
 from bertray.config import CONFIGS, load_config
-from bertray.pipelines import demo
 from bertray.runtime import THREADS_ENV
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -79,7 +79,7 @@ def test_importing_is_cheap(module):
 
 
 def test_topics_are_imported_by_the_verb_that_finds_them_when_it_does():
-    modules = "bertray.pipelines.topics, bertray.pipelines.score, bertray.topic_models.clustering"
+    modules = "bertray.runs.topic_search, bertray.commands.score, bertray.topic_models.clustering"
     code = f"import sys, {modules}; print(sorted({{'bertopic', 'umap', 'hdbscan', 'numba'}} & set(sys.modules)))"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"

@@ -98,10 +98,10 @@ def test_scored_and_evaluated_reviews_are_tokenized_as_they_were_for_training(ti
 
         return staged
 
-    monkeypatch.setattr("bertray.pipelines.train.session_for", session_alone)  # where Ray runs in this process too
+    monkeypatch.setattr("bertray.runs.training.session_for", session_alone)  # where Ray runs in this process too
     monkeypatch.setattr("bertray.execution.train_workers.train_rank", rank)
-    monkeypatch.setattr("bertray.pipelines.evaluation.stage_parts", spied("evaluate"))
-    monkeypatch.setattr("bertray.pipelines.nights.stage_parts", spied("score"))
+    monkeypatch.setattr("bertray.runs.evaluated.stage_parts", spied("evaluate"))
+    monkeypatch.setattr("bertray.runs.night.stage_parts", spied("score"))
     path = write(
         tmp_path / "in" / "a.parquet",
         id=[str(number) for number in range(40)],

@@ -8,8 +8,8 @@ import shutil
 from pathlib import Path
 
 from bertray.cli import run
+from bertray.commands import demo
 from bertray.config import load_config
-from bertray.pipelines import demo
 
 README = Path(__file__).resolve().parent.parent / "README.md"
 TOO_LONG = ("topics", "benchmark")  # minutes; the tests of these commands run them

@@ -21,7 +21,7 @@ from bertray.io.store import open_store
 from bertray.outputs import ledger
 from bertray.outputs.garbage import find_garbage, remove
 from bertray.outputs.heartbeat import Heartbeat
-from bertray.pipelines.tonight import decide, look, next_plan
+from bertray.scoring.decide import decide, look, next_plan
 from bertray.scoring.plan import staging_folder
 from tests.nightly import INFO, check_exact, expected_ids, night_config, run_night, start_night, visible, write_inbox
 from tests.processes import wait_for

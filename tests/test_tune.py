@@ -20,9 +20,9 @@ from bertray.errors import ConfigError, InfrastructureError
 from bertray.evaluation.metrics import all_metrics, confusion_matrix
 from bertray.io.store import LocalStore
 from bertray.outputs.claims import FINISHED_FILE
-from bertray.pipelines import tune as tuning
-from bertray.pipelines.tune import TRIALS, stored_trials
 from bertray.reports.search import SearchReport
+from bertray.runs import tuning
+from bertray.runs.tuning import TRIALS, stored_trials
 from bertray.training import search_space as searching
 from bertray.training.search_space import Sampler, Tried
 

@@ -21,9 +21,9 @@ from bertray.execution.cluster import Resources
 from bertray.execution.shards import name_of, tables_of
 from bertray.model.bundle import resolve_model
 from bertray.model.tokenization import ReviewTokenizer
-from bertray.pipelines.parts import one_chunk
 from bertray.reviews.reader import ReadSpec, WorkItem, read_shard
 from bertray.reviews.split import group_hash
+from bertray.scoring.stage_part import one_chunk
 from bertray.training.token_shards import to_ipc
 
 KEY, STORED, ID_HASH, FOLDED, NUM_SHINGLES, CHARS, MARKS = (

@@ -28,8 +28,11 @@ from bertray.model.pretrained import check_tokenizer, without_weights
 from bertray.model.profile import Profile
 from bertray.model.training_texts import TrainingTexts
 from bertray.outputs.claims import claimed_output, finished_run, mark_finished, put_folder, remove_folder
-from bertray.pipelines import distill
-from bertray.pipelines.evaluation import (
+from bertray.reports.html import data_title, model_title
+from bertray.reviews.corpus import check_length
+from bertray.reviews.label_counts import count_without_time
+from bertray.runs import distillation as distill
+from bertray.runs.evaluated import (
     Baselines,
     EvaluatedRows,
     evaluate_shards,
@@ -38,11 +41,8 @@ from bertray.pipelines.evaluation import (
     in_words,
     train_baselines,
 )
-from bertray.pipelines.model_card import model_card
-from bertray.pipelines.parts import parquet_bytes
-from bertray.reports.html import data_title, model_title
-from bertray.reviews.corpus import check_length
-from bertray.reviews.label_counts import count_without_time
+from bertray.runs.model_card import model_card
+from bertray.scoring.stage_part import parquet_bytes
 from bertray.training import features
 from bertray.training.checkpoint import FOLDER as CHECKPOINTS
 from bertray.training.checkpoint import load_best, load_model_tensors

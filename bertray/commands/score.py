@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from bertray.config import ScoreConfig
-from bertray.pipelines import nights
 from bertray.reviews.corpus import open_model
+from bertray.runs import night as nights
 
 
 def run_score(config: ScoreConfig) -> int:

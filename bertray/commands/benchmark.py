@@ -22,6 +22,7 @@ from bertray import schema as s
 from bertray.benchmark import measure
 from bertray.benchmark.contestants import pipeline_classifier
 from bertray.benchmark.measure import Runs, Trial
+from bertray.commands.demo import REVIEWS
 from bertray.config import BenchmarkConfig, Columns, ScoreConfig, TextFormat, build_config
 from bertray.console import Ticker, duration, say, table
 from bertray.errors import ConflictError
@@ -31,12 +32,11 @@ from bertray.model.bundle import read_info
 from bertray.model.engine import choose_dtype
 from bertray.outputs.control_files import Receipt
 from bertray.paths import local_path
-from bertray.pipelines.demo import REVIEWS
-from bertray.pipelines.nights import run_night
-from bertray.pipelines.parts import PartSettings
 from bertray.reviews.corpus import check_installed, check_length, open_inputs
 from bertray.reviews.reader import ReadSpec, WorkItem, read_shard
+from bertray.runs.night import run_night
 from bertray.runtime import environment_of_user
+from bertray.scoring.stage_part import PartSettings
 
 log = logging.getLogger(__name__)
 

@@ -44,13 +44,13 @@ from bertray.io.store import Store, open_store
 from bertray.model.bundle import resolve_model, weights_digest
 from bertray.model.pretrained import check_tokenizer
 from bertray.outputs.claims import claimed_output, finished_run, mark_finished, remove_folder
-from bertray.pipelines.audit_page import Picker, audit_report, with_texts
-from bertray.pipelines.parts import parquet_bytes
 from bertray.reports.audit import AuditReport, Doubt
 from bertray.reviews.corpus import Inputs, check_installed, check_length, inspect_inputs, read_spec
 from bertray.reviews.label_counts import count_labels
 from bertray.reviews.labels import NO_LABEL, LabelMap
 from bertray.reviews.reader import BadFile, InputFile, check_columns, with_digests
+from bertray.runs.audit_content import Picker, audit_report, with_texts
+from bertray.scoring.stage_part import parquet_bytes
 from bertray.training.features import FOLDER as FEATURES_FOLDER
 from bertray.training.features import embed_token_shards
 from bertray.training.token_shards import cache_key

@@ -13,11 +13,11 @@ from bertray.io.store import open_store
 from bertray.model.bundle import resolve_model
 from bertray.model.training_texts import read_training_texts
 from bertray.outputs.claims import claimed_output, finished_run, mark_finished
-from bertray.pipelines.evaluation import NOT_INT8, STAGING, evaluate_shards, findings_on, finish_report, in_words
 from bertray.reports.html import data_title, model_title
 from bertray.reviews.corpus import label_map, open_inputs, open_model, read_spec
 from bertray.reviews.label_counts import count_labels
 from bertray.reviews.reader import check_slices
+from bertray.runs.evaluated import NOT_INT8, STAGING, evaluate_shards, findings_on, finish_report, in_words
 from bertray.training.token_shards import cache_key
 
 log = logging.getLogger(__name__)

@@ -29,11 +29,11 @@ from bertray.io.store import Store, open_store
 from bertray.model.bundle import resolve_model, weights_digest
 from bertray.model.pretrained import check_tokenizer, has_masked_lm, load_config, load_for_training, save_tokenizer
 from bertray.outputs.claims import claimed_output, finished_run, mark_finished, put_folder, remove_folder
-from bertray.pipelines.parts import parquet_bytes
 from bertray.reports.html import data_title, model_title
 from bertray.reports.pretraining import PretrainingReport
 from bertray.reviews.corpus import Inputs, check_length, open_inputs, read_spec
 from bertray.schema import SCHEMA_VERSION
+from bertray.scoring.stage_part import parquet_bytes
 from bertray.training import checkpoint as checkpoints
 from bertray.training.labelled_data import ROWS_PER_SHARD, TOKENS, TokenizedData, token_shards
 from bertray.training.loop import Examples, LoopSettings, Outcome

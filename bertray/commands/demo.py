@@ -9,13 +9,13 @@ import time
 from pathlib import Path
 from typing import Any
 
+from bertray.commands.score import run_score
 from bertray.config import DemoConfig, ScoreConfig, TrainConfig, build_config
 from bertray.console import duration, heading, say, table
 from bertray.errors import ConflictError
 from bertray.evaluation.intervals import Estimate
 from bertray.paths import local_path
-from bertray.pipelines.score import run_score
-from bertray.pipelines.train import run_train
+from bertray.runs.training import run_train
 
 log = logging.getLogger(__name__)
 

@@ -33,11 +33,11 @@ from bertray.model.bundle import BundleInfo
 from bertray.model.profile import Profile
 from bertray.model.training_texts import TrainingTexts
 from bertray.outputs.control_files import Agreement, Receipt, add_agreements, profile_of
-from bertray.pipelines.parts import ScoreSettings, parquet_bytes
 from bertray.reports.evaluation import EvaluationReport
 from bertray.reviews.corpus import Inputs
 from bertray.reviews.labels import LabelMap
 from bertray.reviews.reader import Shard, read_shard
+from bertray.scoring.stage_part import ScoreSettings, parquet_bytes
 from bertray.wording import counted
 
 ROWS_PER_SHARD = 4096

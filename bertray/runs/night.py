@@ -33,16 +33,6 @@ from bertray.outputs.claims import check_free_space, check_publishing, check_put
 from bertray.outputs.commit import commit, make_entry
 from bertray.outputs.control_files import LedgerEntry, Plan, Receipt, StagedFile
 from bertray.outputs.heartbeat import Heartbeat, live_attempt
-from bertray.pipelines.evaluation import in_words
-from bertray.pipelines.parts import EmbedSettings, PartSettings, ScoreSettings, parquet_bytes
-from bertray.pipelines.slot_report import (
-    has_report,
-    past_tense,
-    report_folder,
-    scoring_rate,
-    write_night_report,
-)
-from bertray.pipelines.tonight import Tonight, check_unchanged, decide, look, next_plan, spec_for
 from bertray.reviews.corpus import Inputs
 from bertray.reviews.reader import (
     InputFile,
@@ -54,7 +44,17 @@ from bertray.reviews.reader import (
     plan_shards,
     work_items,
 )
+from bertray.runs.evaluated import in_words
+from bertray.runs.night_report import (
+    has_report,
+    past_tense,
+    report_folder,
+    scoring_rate,
+    write_night_report,
+)
 from bertray.scoring import plan as planning
+from bertray.scoring.decide import Tonight, check_unchanged, decide, look, next_plan, spec_for
+from bertray.scoring.stage_part import EmbedSettings, PartSettings, ScoreSettings, parquet_bytes
 from bertray.wording import counted
 
 log = logging.getLogger(__name__)

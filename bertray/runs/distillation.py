@@ -18,7 +18,7 @@ from bertray.execution.shards import ReadSettings
 from bertray.io.store import Store
 from bertray.model.bundle import resolve_model
 from bertray.outputs.claims import put_folder
-from bertray.pipelines.evaluation import EvaluatedRows, evaluate_shards
+from bertray.runs.evaluated import EvaluatedRows, evaluate_shards
 from bertray.training.features import compute_rows
 from bertray.training.labelled_data import LabelledData, Teacher, TokenizedData, token_shards
 from bertray.training.token_shards import TokenShards

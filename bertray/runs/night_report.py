@@ -16,7 +16,11 @@ from bertray.model.bundle import BundleInfo
 from bertray.model.training_texts import TrainingTexts
 from bertray.outputs import ledger
 from bertray.outputs.control_files import TOKEN_BANDS, LedgerEntry, profile_of
-from bertray.pipelines.evaluation import (
+from bertray.reports.evaluation import EvaluationReport
+from bertray.reports.scoring import FileRows, ScoringReport
+from bertray.reviews.corpus import Inputs
+from bertray.reviews.labels import LabelMap
+from bertray.runs.evaluated import (
     NOT_INT8,
     collect,
     confident_mistakes,
@@ -25,10 +29,6 @@ from bertray.pipelines.evaluation import (
     row_notes,
     seen_in_training,
 )
-from bertray.reports.evaluation import EvaluationReport
-from bertray.reports.scoring import FileRows, ScoringReport
-from bertray.reviews.corpus import Inputs
-from bertray.reviews.labels import LabelMap
 
 UNKNOWN_LABELS = "The input has a label column, but none of its values is a class of the model: no accuracy."
 

@@ -17,8 +17,8 @@ from bertray.evaluation.baselines import TITLES
 from bertray.evaluation.comparison import FIGURES
 from bertray.evaluation.summary import Evaluation
 from bertray.model.bundle import CARD_FILE, LINEAR_HEADS, BundleInfo
-from bertray.pipelines.evaluation import EvaluatedRows
 from bertray.reports.html import BUNDLED, data_title, percent
+from bertray.runs.evaluated import EvaluatedRows
 from bertray.training.labelled_data import LabelledData
 
 BUNDLED_ID = f"sentence-transformers/{BUNDLED}"
