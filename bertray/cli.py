@@ -90,7 +90,7 @@ def _runner(verb: str) -> Callable[[Any], int]:
     """The function behind a verb; imported only when it runs, so that `--help` is quick."""
     from importlib import import_module
 
-    runner: Callable[[Any], int] = getattr(import_module(f"bertray.pipelines.{verb}"), f"run_{verb}")
+    runner: Callable[[Any], int] = getattr(import_module(f"bertray.commands.{verb}"), f"run_{verb}")
     return runner
 
 

@@ -6,10 +6,13 @@ import gc
 import io
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TextIO
+
+from bertray.errors import ConfigError
 
 # Threads of torch that wait look for work for a moment, then sleep. By default they spin, which beside any other busy
 # process costs it, and them, half of their speed and more; asleep at once they are late for short operations
@@ -133,3 +136,14 @@ def without_collection() -> Iterator[None]:
         gc.freeze()
         if was_enabled:
             gc.enable()
+
+
+def check_installed(verb: str, packages: Iterable[str]) -> None:
+    """Whether what the extra of a verb brings is there; nothing is imported.
+
+    Raises:
+        ConfigError: a package is not installed.
+    """
+    for name in packages:
+        if find_spec(name) is None:
+            raise ConfigError(f"{verb}: {name} is not installed.", f"Run `pip install 'bertray[{verb}]'`.")

@@ -14,8 +14,9 @@ from bertray.config import Cleaning, Columns, EvaluateConfig
 from bertray.errors import ConfigError
 from bertray.execution.shards import ReadAndTokenize, ReadSettings
 from bertray.model.bundle import BundleInfo, write_bundle
-from bertray.reviews.corpus import open_inputs, open_model
+from bertray.reviews.corpus import open_inputs
 from bertray.reviews.reader import ReadSpec
+from bertray.scoring.models import open_model
 from bertray.training.rank import train_rank
 from tests.nightly import INFO, session_alone, staged_in_this_process
 

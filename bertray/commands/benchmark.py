@@ -32,10 +32,11 @@ from bertray.model.bundle import read_info
 from bertray.model.engine import choose_dtype
 from bertray.outputs.control_files import Receipt
 from bertray.paths import local_path
-from bertray.reviews.corpus import check_installed, check_length, open_inputs
+from bertray.reviews.corpus import open_inputs
 from bertray.reviews.reader import ReadSpec, WorkItem, read_shard
 from bertray.runs.night import run_night
-from bertray.runtime import environment_of_user
+from bertray.runtime import check_installed, environment_of_user
+from bertray.scoring.models import check_length
 from bertray.scoring.stage_part import PartSettings
 
 log = logging.getLogger(__name__)

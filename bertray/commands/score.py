@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from bertray.config import ScoreConfig
-from bertray.reviews.corpus import open_model
 from bertray.runs import night as nights
+from bertray.scoring.models import open_model
 
 
 def run_score(config: ScoreConfig) -> int:

@@ -34,6 +34,7 @@ from bertray.model.profile import Profile
 from bertray.model.training_texts import FILE as TEXTS_FILE
 from bertray.model.training_texts import TrainingTexts
 from bertray.paths import is_uri, local_path
+from bertray.reviews.labels import LabelMap
 from bertray.wording import command, setting
 
 if TYPE_CHECKING:
@@ -76,6 +77,11 @@ class BundleInfo:
     profile: Profile | None = None  # what validation rows looked like
     model_version: str = ""  # digest of the files beside this one and of the fields above
     schema_version: int = SCHEMA_VERSION
+
+    @property
+    def label_map(self) -> LabelMap:
+        """Label values as in training."""
+        return LabelMap(self.labels, dict(self.label_values))
 
     def to_json(self) -> dict[str, Any]:
         content = {**asdict(self), "labels": list(self.labels), "cleaning": self.cleaning.model_dump()}

@@ -2,23 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from importlib.util import find_spec
-from pathlib import Path
 
-from bertray.config import Cleaning, Common, EmbedConfig, EvaluateConfig, NightConfig, TrainConfig
-from bertray.errors import ConfigError, DataRefused
-from bertray.model.bundle import (
-    INFO_FILE,
-    BundleInfo,
-    read_info,
-    resolve_model,
-    weights_digest,
-)
-from bertray.model.pretrained import check_tokenizer, longest_input
-from bertray.reviews.labels import LabelMap
+from bertray.config import Cleaning, Common
+from bertray.errors import DataRefused
 from bertray.reviews.listing import sidecar_remedy
 from bertray.reviews.locations import output_that_holds
 from bertray.reviews.reader import (
@@ -82,17 +71,6 @@ def read_spec(
     )
 
 
-def check_installed(verb: str, packages: Iterable[str]) -> None:
-    """Whether what the extra of a verb brings is there; nothing is imported.
-
-    Raises:
-        ConfigError: a package is not installed.
-    """
-    for name in packages:
-        if find_spec(name) is None:
-            raise ConfigError(f"{verb}: {name} is not installed.", f"Run `pip install 'bertray[{verb}]'`.")
-
-
 def inspect_inputs(key: str, paths: Sequence[str], config: Common) -> list[InputFile | BadFile]:
     """Every file behind the paths, looked at; what cannot be read is a `BadFile`, in the order of the listing.
 
@@ -122,103 +100,6 @@ def open_inputs(key: str, paths: Sequence[str], config: Common, spec: ReadSpec) 
             "Give files that hold reviews.",
         )
     return inputs
-
-
-def open_model(config: EvaluateConfig | NightConfig) -> BundleInfo:
-    """The bundle that a config names, checked against what the config asks of it.
-
-    Raises:
-        ConfigError: there is no such bundle, it sees fewer tokens than `max_length`, or it was trained on pairs of
-            texts and `columns.text_pair` names none, or the other way about. What a classifier of the hub was trained
-            on is not known.
-    """
-    folder = resolve_model(config.model)
-    info = read_info(folder, model=config.model)
-    if config.max_length:
-        check_length(config.max_length, config.model, folder)
-    if info.text_pair and config.columns.text_pair is None:
-        raise ConfigError(
-            f"columns.text_pair: {config.model} was trained on pairs of texts, and no second column is named.",
-            "Set `columns.text_pair` to the column that holds the second text.",
-        )
-    if config.columns.text_pair is not None and not info.text_pair and (folder / INFO_FILE).is_file():
-        raise ConfigError(
-            f"columns.text_pair={config.columns.text_pair}: {config.model} was trained on single texts.",
-            "Leave `columns.text_pair` out, or give a model that was trained on pairs.",
-        )
-    return info
-
-
-def open_encoder(config: EmbedConfig) -> BundleInfo:
-    """The encoder that a config names: of a bundle, which says how its reviews are read, or as it was pretrained.
-
-    Raises:
-        ConfigError: there is no such model, it sees fewer tokens than `max_length`, or vectors of tokens are asked for
-            where reviews are read in windows.
-    """
-    folder = resolve_model(config.model)
-    if (folder / INFO_FILE).is_file():
-        info = open_model(config)
-    else:
-        defaults = TrainConfig.model_fields
-        length = config.max_length or defaults["max_length"].default
-        check_length(length, config.model, folder)
-        check_tokenizer(folder, config.model)
-        info = BundleInfo(
-            labels=(),
-            label_values={},
-            max_length=length,
-            long_text=config.long_text or defaults["long_text"].default,
-            cleaning=Cleaning(),
-            max_chars=defaults["max_chars"].default,
-            model_version=weights_digest(folder),
-        )
-    if config.pooling == "tokens" and (config.long_text or info.long_text) == "windows":
-        raise ConfigError(
-            f"pooling=tokens: long_text=windows{'' if config.long_text else f' of {config.model}'} would give a token "
-            "that stands in several windows several vectors.",
-            "Set long_text=head, tail or head_tail.",
-        )
-    return replace(
-        info,
-        labels=(),
-        label_values={},
-        cleaning=config.cleaning or info.cleaning,
-        max_chars=config.max_chars or info.max_chars,
-    )
-
-
-def label_map(labels: Sequence[str] | Mapping[str, str | None] | None, info: BundleInfo) -> LabelMap:
-    """How the input's label values read: as the config says, else as the model was trained.
-
-    Raises:
-        ConfigError: the config names a class that the model does not have.
-    """
-    if labels is None:
-        return LabelMap(info.labels, dict(info.label_values))
-    found = LabelMap.from_config(labels)
-    strangers = [name for name in found.names if name not in info.labels]
-    if strangers:
-        raise ConfigError(
-            f"labels: expected classes of the model ({', '.join(info.labels)}), found {', '.join(strangers)}.",
-            "Map the values of the input to the model's classes.",
-        )
-    return found
-
-
-def check_length(max_length: int, model: str, folder: Path) -> None:
-    """Refuse a `max_length` beyond what a model sees.
-
-    Raises:
-        ConfigError: as said.
-    """
-    longest = longest_input(folder)
-    if longest is not None and max_length > longest:
-        raise ConfigError(
-            f"max_length={max_length}: {model} sees at most {longest} tokens.",
-            f"Set `max_length={longest}` or less; `long_text=head_tail` or `long_text=windows` reaches "
-            "further into long reviews.",
-        )
 
 
 def refuse_bad_files(key: str, bad: Sequence[BadFile], paths: Sequence[str], remedy: str) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from bertray.errors import DataRefused, did_you_mean
+from bertray.errors import ConfigError, DataRefused, did_you_mean
 from bertray.wording import counted, setting
 
 UNKNOWN, LEFT_OUT, NO_LABEL = -1, -2, -3  # label ids of values that are not classes
@@ -226,3 +226,21 @@ def _listed(values: Iterable[str]) -> str:
 
 def _counted(counts: Mapping[str, int]) -> str:
     return _listed([f"{value[:40]} ({count:,})" for value, count in counts.items()])
+
+
+def label_map(labels: Sequence[str] | Mapping[str, str | None] | None, of_model: LabelMap) -> LabelMap:
+    """How the input's label values read: as the config says, else as the model was trained.
+
+    Raises:
+        ConfigError: the config names a class that the model does not have.
+    """
+    if labels is None:
+        return of_model
+    found = LabelMap.from_config(labels)
+    strangers = [name for name in found.names if name not in of_model.names]
+    if strangers:
+        raise ConfigError(
+            f"labels: expected classes of the model ({', '.join(of_model.names)}), found {', '.join(strangers)}.",
+            "Map the values of the input to the model's classes.",
+        )
+    return found

@@ -45,11 +45,13 @@ from bertray.model.bundle import resolve_model, weights_digest
 from bertray.model.pretrained import check_tokenizer
 from bertray.outputs.claims import claimed_output, finished_run, mark_finished, remove_folder
 from bertray.reports.audit import AuditReport, Doubt
-from bertray.reviews.corpus import Inputs, check_installed, check_length, inspect_inputs, read_spec
+from bertray.reviews.corpus import Inputs, inspect_inputs, read_spec
 from bertray.reviews.label_counts import count_labels
 from bertray.reviews.labels import NO_LABEL, LabelMap
 from bertray.reviews.reader import BadFile, InputFile, check_columns, with_digests
 from bertray.runs.audit_content import Picker, audit_report, with_texts
+from bertray.runtime import check_installed
+from bertray.scoring.models import check_length
 from bertray.scoring.stage_part import parquet_bytes
 from bertray.training.features import FOLDER as FEATURES_FOLDER
 from bertray.training.features import embed_token_shards

@@ -8,9 +8,9 @@ from bertray.io.store import open_store
 from bertray.model.bundle import BundleInfo
 from bertray.outputs import ledger
 from bertray.outputs.claims import check_claim
-from bertray.reviews.corpus import open_encoder
 from bertray.runs import night as nights
 from bertray.scoring.decide import night_settings
+from bertray.scoring.models import open_encoder
 
 # Of the settings of a night, those that may differ between vectors that are compared.
 _FREE = ("columns", "reader", "keep_columns", "unique_ids")

@@ -27,10 +27,11 @@ from bertray.io.store import open_store
 from bertray.model.bundle import resolve_model
 from bertray.model.tokenization import ReviewTokenizer, sequences
 from bertray.outputs.claims import check_claim
-from bertray.reviews.corpus import Inputs, open_model
+from bertray.reviews.corpus import Inputs
 from bertray.reviews.reader import read_shard
 from bertray.runs.training import check_train, run_key_of
 from bertray.scoring.decide import Tonight, decide, look, spec_for, target_of_new_files, unfinished_plan
+from bertray.scoring.models import open_model
 from bertray.training.labelled_data import open_data
 from bertray.wording import counted
 

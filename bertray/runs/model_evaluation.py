@@ -14,10 +14,12 @@ from bertray.model.bundle import resolve_model
 from bertray.model.training_texts import read_training_texts
 from bertray.outputs.claims import claimed_output, finished_run, mark_finished
 from bertray.reports.html import data_title, model_title
-from bertray.reviews.corpus import label_map, open_inputs, open_model, read_spec
+from bertray.reviews.corpus import open_inputs, read_spec
 from bertray.reviews.label_counts import count_labels
+from bertray.reviews.labels import label_map
 from bertray.reviews.reader import check_slices
 from bertray.runs.evaluated import NOT_INT8, STAGING, evaluate_shards, findings_on, finish_report, in_words
+from bertray.scoring.models import open_model
 from bertray.training.token_shards import cache_key
 
 log = logging.getLogger(__name__)
@@ -30,7 +32,7 @@ def run_evaluate(config: EvaluateConfig) -> int:
     spec = read_spec(config, info.cleaning, info.max_chars, wants_label=True, keep_columns=config.report.slices)
     inputs = open_inputs("input", config.input, config, spec)
     check_slices(inputs.files, inputs.spec, config.report.slices)
-    labels = label_map(config.labels, info)
+    labels = label_map(config.labels, info.label_map)
     labels.check(count_labels(inputs.files, inputs.spec), "input", needs_all_classes=False)
     files = [(f.path, f.size_bytes, f.digest, f.num_rows) for f in inputs.files]
     identity = config.model_dump(mode="json", exclude={"output", "price_per_hour", "workers"})

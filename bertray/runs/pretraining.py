@@ -31,8 +31,9 @@ from bertray.model.pretrained import check_tokenizer, has_masked_lm, load_config
 from bertray.outputs.claims import claimed_output, finished_run, mark_finished, put_folder, remove_folder
 from bertray.reports.html import data_title, model_title
 from bertray.reports.pretraining import PretrainingReport
-from bertray.reviews.corpus import Inputs, check_length, open_inputs, read_spec
+from bertray.reviews.corpus import Inputs, open_inputs, read_spec
 from bertray.schema import SCHEMA_VERSION
+from bertray.scoring.models import check_length
 from bertray.scoring.stage_part import parquet_bytes
 from bertray.training import checkpoint as checkpoints
 from bertray.training.labelled_data import ROWS_PER_SHARD, TOKENS, TokenizedData, token_shards

@@ -13,8 +13,8 @@ from bertray.execution.cluster import session_for
 from bertray.io.store import Store, open_store
 from bertray.outputs.claims import claimed_output, finished_run, mark_finished, remove_folder
 from bertray.reports.topics import TopicsReport
-from bertray.reviews.corpus import check_installed
 from bertray.runs.topics_content import topics_report, write_topics
+from bertray.runtime import check_installed
 from bertray.topic_models.discovery import all_rows, find_on_sample
 from bertray.topic_models.rows import (
     FOLDER,

@@ -29,7 +29,6 @@ from bertray.model.profile import Profile
 from bertray.model.training_texts import TrainingTexts
 from bertray.outputs.claims import claimed_output, finished_run, mark_finished, put_folder, remove_folder
 from bertray.reports.html import data_title, model_title
-from bertray.reviews.corpus import check_length
 from bertray.reviews.label_counts import count_without_time
 from bertray.runs import distillation as distill
 from bertray.runs.evaluated import (
@@ -42,6 +41,7 @@ from bertray.runs.evaluated import (
     train_baselines,
 )
 from bertray.runs.model_card import model_card
+from bertray.scoring.models import check_length
 from bertray.scoring.stage_part import parquet_bytes
 from bertray.training import features
 from bertray.training.checkpoint import FOLDER as CHECKPOINTS

@@ -22,7 +22,8 @@ from bertray.io.store import Store
 from bertray.model.bundle import BundleInfo
 from bertray.outputs import ledger
 from bertray.outputs.control_files import FileCount, FileRecord, LedgerEntry, Plan
-from bertray.reviews.corpus import label_map, read_spec, refuse_bad_files
+from bertray.reviews.corpus import read_spec, refuse_bad_files
+from bertray.reviews.labels import label_map
 from bertray.reviews.reader import (
     BadFile,
     InputFile,
@@ -296,7 +297,7 @@ def night_settings(config: NightConfig, info: BundleInfo) -> dict[str, Any]:
         settings["precision"] = config.precision
     return settings | {
         "needs_review_below": config.needs_review_below,
-        "labels": label_map(config.labels, info).to_json(),
+        "labels": label_map(config.labels, info.label_map).to_json(),
         "slices": list(config.report.slices),
     }
 

@@ -17,10 +17,11 @@ from bertray.io.store import open_store
 from bertray.model.bundle import BundleInfo
 from bertray.outputs import ledger
 from bertray.outputs.control_files import LedgerEntry
-from bertray.reviews.corpus import Inputs, inspect_inputs, open_encoder, open_inputs, read_spec
+from bertray.reviews.corpus import Inputs, inspect_inputs, open_inputs, read_spec
 from bertray.reviews.label_counts import count_labels
 from bertray.reviews.labels import LabelMap, sorted_values
 from bertray.reviews.reader import InputFile, kept_schema, label_is_readable, read_shard
+from bertray.scoring.models import open_encoder
 from bertray.scoring.stage_part import one_chunk
 from bertray.topic_models.rows import (
     ROWS_PER_SHARD,

@@ -23,15 +23,14 @@ from bertray.execution.shards import ReadSettings, write_token_shards
 from bertray.io.store import LocalStore, Store, open_store
 from bertray.model.bundle import BundleInfo, read_info, resolve_model
 from bertray.outputs.control_files import add_counts
-from bertray.reports.scoring import because
-from bertray.reviews.corpus import Inputs, label_map, open_inputs, read_spec
+from bertray.reviews.corpus import Inputs, open_inputs, read_spec
 from bertray.reviews.label_counts import count_labels
-from bertray.reviews.labels import NO_LABEL, LabelMap, check_values
+from bertray.reviews.labels import NO_LABEL, LabelMap, check_values, label_map
 from bertray.reviews.reader import InputFile, Period, check_slices, plan_shards, read_shard
 from bertray.reviews.split import joined_groups, validation_mask
 from bertray.training.loop import Examples
 from bertray.training.token_shards import COLUMNS, TokenShards, cache_key, load_rows
-from bertray.wording import counted
+from bertray.wording import because, counted
 
 log = logging.getLogger(__name__)
 
@@ -124,7 +123,7 @@ def open_data(config: TrainConfig) -> LabelledData:
             check_slices(inputs.files, inputs.spec, config.report.slices)
     if teacher:
         # In the order in which the teacher gives them.
-        labels = replace(label_map(config.labels, teacher.info), names=teacher.info.labels)
+        labels = replace(label_map(config.labels, teacher.info.label_map), names=teacher.info.labels)
     else:
         seen = count_labels(train.files, train.spec)
         if config.labels is None:

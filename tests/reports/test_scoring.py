@@ -8,8 +8,9 @@ import re
 import pytest
 
 from bertray.evaluation.verdicts import Finding, worst_first
-from bertray.reports.scoring import REASON_WORDS, FileRows
+from bertray.reports.scoring import FileRows
 from bertray.schema import Reason
+from bertray.wording import REASON_WORDS
 
 
 def words(page):

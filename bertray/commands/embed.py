@@ -1,0 +1,3 @@
+"""`bertray embed`."""
+
+from bertray.runs.embedding import run_embed as run_embed

@@ -1,0 +1,3 @@
+"""`bertray evaluate`."""
+
+from bertray.runs.model_evaluation import run_evaluate as run_evaluate

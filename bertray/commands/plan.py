@@ -1,0 +1,3 @@
+"""`bertray plan`."""
+
+from bertray.runs.forecast import run_plan as run_plan

@@ -1,0 +1,3 @@
+"""`bertray topics`."""
+
+from bertray.runs.topic_search import run_topics as run_topics

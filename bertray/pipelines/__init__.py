@@ -1,1 +1,0 @@
-"""One module a command: each wires the other rooms to Ray and decides nothing itself."""

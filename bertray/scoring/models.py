@@ -1,0 +1,96 @@
+"""The model that a config names, checked against what the config asks of it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from bertray.config import Cleaning, EmbedConfig, EvaluateConfig, NightConfig, TrainConfig
+from bertray.errors import ConfigError
+from bertray.model.bundle import (
+    INFO_FILE,
+    BundleInfo,
+    read_info,
+    resolve_model,
+    weights_digest,
+)
+from bertray.model.pretrained import check_tokenizer, longest_input
+
+
+def open_model(config: EvaluateConfig | NightConfig) -> BundleInfo:
+    """The bundle that a config names, checked against what the config asks of it.
+
+    Raises:
+        ConfigError: there is no such bundle, it sees fewer tokens than `max_length`, or it was trained on pairs of
+            texts and `columns.text_pair` names none, or the other way about. What a classifier of the hub was trained
+            on is not known.
+    """
+    folder = resolve_model(config.model)
+    info = read_info(folder, model=config.model)
+    if config.max_length:
+        check_length(config.max_length, config.model, folder)
+    if info.text_pair and config.columns.text_pair is None:
+        raise ConfigError(
+            f"columns.text_pair: {config.model} was trained on pairs of texts, and no second column is named.",
+            "Set `columns.text_pair` to the column that holds the second text.",
+        )
+    if config.columns.text_pair is not None and not info.text_pair and (folder / INFO_FILE).is_file():
+        raise ConfigError(
+            f"columns.text_pair={config.columns.text_pair}: {config.model} was trained on single texts.",
+            "Leave `columns.text_pair` out, or give a model that was trained on pairs.",
+        )
+    return info
+
+
+def open_encoder(config: EmbedConfig) -> BundleInfo:
+    """The encoder that a config names: of a bundle, which says how its reviews are read, or as it was pretrained.
+
+    Raises:
+        ConfigError: there is no such model, it sees fewer tokens than `max_length`, or vectors of tokens are asked for
+            where reviews are read in windows.
+    """
+    folder = resolve_model(config.model)
+    if (folder / INFO_FILE).is_file():
+        info = open_model(config)
+    else:
+        defaults = TrainConfig.model_fields
+        length = config.max_length or defaults["max_length"].default
+        check_length(length, config.model, folder)
+        check_tokenizer(folder, config.model)
+        info = BundleInfo(
+            labels=(),
+            label_values={},
+            max_length=length,
+            long_text=config.long_text or defaults["long_text"].default,
+            cleaning=Cleaning(),
+            max_chars=defaults["max_chars"].default,
+            model_version=weights_digest(folder),
+        )
+    if config.pooling == "tokens" and (config.long_text or info.long_text) == "windows":
+        raise ConfigError(
+            f"pooling=tokens: long_text=windows{'' if config.long_text else f' of {config.model}'} would give a token "
+            "that stands in several windows several vectors.",
+            "Set long_text=head, tail or head_tail.",
+        )
+    return replace(
+        info,
+        labels=(),
+        label_values={},
+        cleaning=config.cleaning or info.cleaning,
+        max_chars=config.max_chars or info.max_chars,
+    )
+
+
+def check_length(max_length: int, model: str, folder: Path) -> None:
+    """Refuse a `max_length` beyond what a model sees.
+
+    Raises:
+        ConfigError: as said.
+    """
+    longest = longest_input(folder)
+    if longest is not None and max_length > longest:
+        raise ConfigError(
+            f"max_length={max_length}: {model} sees at most {longest} tokens.",
+            f"Set `max_length={longest}` or less; `long_text=head_tail` or `long_text=windows` reaches "
+            "further into long reviews.",
+        )
