@@ -38,12 +38,12 @@ scale: install
 	$(BIN)/pytest -m scale -s
 
 compare-kills: install
-	$(BIN)/python -m tests.compare_kills
+	$(BIN)/python -m tests.kills.compare
 
 # Every recipe on real data, and the tables of docs/recipes.md; DATA is the folder with imdb/, cola/, emotion/ ...
 DATA ?= ../shared/data
 recipes: install
-	$(BIN)/python -m tests.recipes $(DATA)
+	$(BIN)/python -m tests.recipes.run $(DATA)
 
 lint: install
 	$(BIN)/ruff check .

@@ -24,7 +24,7 @@ FORKSERVER.set_forkserver_preload(
         "obstore",
         "pandas",
         "pyarrow.pandas_compat",
-        "tests.training.test_kills",
+        "tests.kills.test_training",
         "tokie",
         "tokenizers",
         "transformers.tokenization_utils_tokenizers",

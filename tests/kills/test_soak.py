@@ -22,14 +22,14 @@ import pytest
 from bertray.benchmark.memory import private_mb
 from bertray.cli import run
 from bertray.io.store import Store
-from tests import test_ray_kills
 from tests.corpus import write
+from tests.e2e.test_damage import damage_control_files, damage_inputs
+from tests.e2e.test_readers import with_duckdb, with_pandas, with_polars
+from tests.kills import test_ray as test_ray_kills
+from tests.kills.test_nights import kill_nights
+from tests.kills.test_training import kill_training
 from tests.nightly import night_config, run_night, visible_runs, write_inbox
 from tests.processes import FORKSERVER, descendants, run_beside_the_cluster
-from tests.test_damage import damage_control_files, damage_inputs
-from tests.test_kills import kill_nights
-from tests.test_readers import with_duckdb, with_pandas, with_polars
-from tests.training.test_kills import kill_training
 
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(3600)]
 MINUTES = float(os.environ.get("BERTRAY_SOAK_MINUTES", "44"))
@@ -191,7 +191,7 @@ def test_a_corpus_of_twenty_times_the_object_store_is_streamed(trained, tmp_path
         pq.write_table(pa.table({"id": ids, "text": texts}), tmp_path / "in" / f"{number:03d}.parquet")
     written = num_files * sum(map(len, texts))
     begun = time.monotonic()
-    run_beside_the_cluster("tests.test_soak", str(trained / "model"), str(tmp_path), seconds=1800)
+    run_beside_the_cluster("tests.kills.test_soak", str(trained / "model"), str(tmp_path), seconds=1800)
     seconds = time.monotonic() - begun
     peaks = json.loads((tmp_path / "peaks.json").read_text())
     print(f"\nsoak: {num_files * len(texts):,} rows, {written >> 20} MB of text with {OBJECT_STORE_MB} MB of object "

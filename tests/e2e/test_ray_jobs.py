@@ -23,7 +23,7 @@ from bertray.runtime import COMPUTE_ENV
 from tests.corpus import write
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 RAY = Path(sys.executable).parent / "ray"
 
 

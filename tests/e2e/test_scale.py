@@ -176,7 +176,7 @@ def score_and_watch(model: str, folder: Path, raylets: int) -> None:
 
 
 def scored(trained: Path, folder: Path, raylets: int = 1) -> dict[str, Any]:
-    run_beside_the_cluster("tests.test_scale", str(trained / "model"), str(folder), str(raylets), seconds=1500)
+    run_beside_the_cluster("tests.e2e.test_scale", str(trained / "model"), str(folder), str(raylets), seconds=1500)
     return json.loads((folder / f"found-{raylets}.json").read_text())
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from bertray.reports.search import shown
-from tests.recipe import EVERYTHING, Recipe, Result, Rows, Run, config, in_points
+from tests.recipes.recipe import EVERYTHING, Recipe, Result, Rows, Run, config, in_points
 
 IMDB = {"data.train": Rows("imdb/train.parquet", 300), "data.test": Rows("imdb/test.parquet", 500)}
 # The config is made for 25,000 reviews; a few hundred need more steps.

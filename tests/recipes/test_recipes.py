@@ -10,8 +10,8 @@ import pytest
 
 from bertray.config import NewVocabulary
 from bertray.model.new_encoder import learn_vocabulary
-from tests import recipes
-from tests.recipe import Recipe, Result, Rows, Run
+from tests.recipes import run as recipes
+from tests.recipes.recipe import Recipe, Result, Rows, Run
 
 COLA, EMOTION = recipes.RECIPES[:2]
 
@@ -192,7 +192,7 @@ def test_the_sample_of_a_new_encoder_holds_as_many_pieces_as_it_asks_for(run, re
 
 
 def test_the_majority_is_that_of_the_test_rows():
-    from tests.recipes_unlabelled import language_in_words
+    from tests.recipes.unlabelled import language_in_words
 
     ends = {"value": 40.0, "low": 36.0, "high": 44.0}
     pretrained = {"before": {"perplexity": ends, "accuracy": 0.0}, "after": {"perplexity": ends, "accuracy": 0.2}}

@@ -14,7 +14,7 @@ import pytest
 from bertray import config as configs
 from bertray.cli import app, run
 
-PACKAGE = Path(__file__).resolve().parent.parent / "bertray"
+PACKAGE = Path(__file__).resolve().parents[2] / "bertray"
 VERBS = {command.name for command in app.registered_commands} | {"config"}
 SECTIONS = {key.split(".")[0] for config in configs.CONFIGS.values() for key in configs.keys(config) if "." in key}
 KEYS = {key for config in configs.CONFIGS.values() for key in configs.keys(config)}

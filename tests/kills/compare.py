@@ -122,7 +122,7 @@ def command(contender: str, model: Path, source: Path, output: Path) -> list[str
     if contender == BERTRAY:
         keys = [f"model={model}", f"input={source}", f"output={output}", "slot=night", "max_length=64"]
         return [sys.executable, "-m", "bertray.cli", "score", *keys, f"rows_per_shard={ROWS_PER_FILE}"]
-    return [sys.executable, "-m", "tests.compare_kills", "--run", contender, str(model), str(source), str(output)]
+    return [sys.executable, "-m", "tests.kills.compare", "--run", contender, str(model), str(source), str(output)]
 
 
 def seen(output: Path) -> Counter[str] | None:

@@ -16,9 +16,9 @@ import pytest
 
 from bertray.cli import run
 from tests.conftest import WORDS
-from tests.test_topics import write_reviews
+from tests.e2e.test_topics import write_reviews
 
-CONFIGS = Path(__file__).resolve().parent.parent / "jobs" / "configs"
+CONFIGS = Path(__file__).resolve().parents[2] / "jobs" / "configs"
 
 # config -> values of its label column
 LABELS: dict[str, list[object]] = {

@@ -22,8 +22,8 @@ from bertray.reviews import clean, screening
 from bertray.runs import night as nights
 from bertray.scoring.stage_part import MakePart
 from tests.corpus import sentences
+from tests.e2e.test_input_faults import codec_bomb
 from tests.nightly import night_config, run_night, write_inbox
-from tests.test_input_faults import codec_bomb
 
 pytestmark = pytest.mark.timeout(900)
 soak = pytest.mark.soak

@@ -29,11 +29,11 @@ import pyarrow.parquet as pq
 import yaml
 
 from bertray.benchmark.measure import processor
-from tests.recipe import Recipe, Result, Rows, Run
-from tests.recipes_labelled import LABELLED
-from tests.recipes_unlabelled import UNLABELLED
+from tests.recipes.labelled import LABELLED
+from tests.recipes.recipe import Recipe, Result, Rows, Run
+from tests.recipes.unlabelled import UNLABELLED
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "recipes.md"
 BEGIN, END = "<!-- made by `make recipes`: begin -->\n", "<!-- made by `make recipes`: end -->\n"
 BLOCK = re.compile(r"^<!-- recipe ([0-9a-f]{8}) -->\n", re.MULTILINE)

@@ -10,8 +10,8 @@ import pytest
 
 from bertray.cli import run
 from bertray.config import load_config
-from tests import recipes
-from tests.test_example_configs import CONFIGS, write_sample
+from tests.e2e.test_example_configs import CONFIGS, write_sample
+from tests.recipes import run as recipes
 
 
 def call(verb: str, names: tuple[str, ...], encoder, folder, *words: str) -> int:

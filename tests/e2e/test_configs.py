@@ -13,7 +13,7 @@ import pytest
 from bertray.config import CONFIGS, ScoreConfig, TrainConfig, load_config
 from bertray.errors import ConfigError
 
-CONFIG_FOLDER = Path(__file__).parent.parent / "jobs" / "configs"
+CONFIG_FOLDER = Path(__file__).parents[2] / "jobs" / "configs"
 TRAIN = ["imdb", "cola", "emotion", "tweets", "aspects", "features", "chinese", "korean"]
 VERBS = dict.fromkeys(TRAIN, "train") | {"nightly": "score", "embed": "embed", "tune": "tune", "topics": "topics"}
 VERBS |= {"audit": "audit", "pretrain": "pretrain", "scratch": "pretrain", "distill": "train"}

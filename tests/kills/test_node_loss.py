@@ -45,7 +45,7 @@ def score_and_lose_a_node(model: str, folder: Path, after: int) -> int:
 @pytest.mark.parametrize("after", [pytest.param(5, marks=pytest.mark.soak), 60])
 def test_a_lost_node_costs_no_row(after, trained, tmp_path):
     write(tmp_path / "in" / "reviews.parquet", ROWS, 7, "k")
-    run_beside_the_cluster("tests.test_node_loss", str(trained / "model"), str(tmp_path), str(after), seconds=270)
+    run_beside_the_cluster("tests.kills.test_node_loss", str(trained / "model"), str(tmp_path), str(after), seconds=270)
     ids = Counter(pq.read_table(tmp_path / "out" / "data")["id"].to_pylist())
     assert ids == Counter(f"k{i}" for i in range(ROWS))
 

@@ -9,8 +9,8 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from bertray.reports.pretraining import shown
-from tests.recipe import Recipe, Result, Rows, Run, config, in_points
-from tests.recipes_labelled import IMDB
+from tests.recipes.labelled import IMDB
+from tests.recipes.recipe import Recipe, Result, Rows, Run, config, in_points
 
 # --- domain adaptation -----------------------------------------------------------------------------------------------
 
