@@ -19,12 +19,11 @@ from bertray.auditing.near_duplicates import band_hashes, folded, shingle_sets
 from bertray.auditing.text_marks import marks_of
 from bertray.execution.cluster import Resources
 from bertray.execution.shards import name_of, tables_of
+from bertray.io.tables import from_ipc, one_chunk, to_ipc
 from bertray.model.bundle import resolve_model
 from bertray.model.tokenization import ReviewTokenizer
 from bertray.reviews.reader import ReadSpec, WorkItem, read_shard
 from bertray.reviews.split import group_hash
-from bertray.scoring.stage_part import one_chunk
-from bertray.training.token_shards import to_ipc
 
 KEY, STORED, ID_HASH, FOLDED, NUM_SHINGLES, CHARS, MARKS = (
     "key",
@@ -100,7 +99,7 @@ def _run(
 
 
 def _table(content: Any) -> pa.Table:
-    return pa.ipc.open_file(content.as_buffer()).read_all()
+    return from_ipc(content.as_buffer())
 
 
 @functools.lru_cache(maxsize=4)

@@ -21,13 +21,14 @@ from bertray import schema as s
 from bertray.execution.cluster import READER_CPUS, Resources, blocks_of, numbers
 from bertray.execution.stalls import Pending
 from bertray.io.store import open_store
+from bertray.io.tables import one_chunk, to_ipc
 from bertray.model.bundle import resolve_model
 from bertray.model.tokenization import ReviewTokenizer
 from bertray.outputs.control_files import Receipt
 from bertray.reviews.reader import ReadSpec, Shard, WorkItem, read_shard
 from bertray.reviews.split import group_hash, group_or_text_hash, input_hash
-from bertray.scoring.stage_part import SHARD, MakePart, PartSettings, one_chunk, shards_of
-from bertray.training.token_shards import COLUMNS, to_ipc
+from bertray.scoring.stage_part import SHARD, MakePart, PartSettings, shards_of
+from bertray.training.token_shards import COLUMNS
 
 FEW_ITEMS = 64  # up to here every reading task carries them all
 

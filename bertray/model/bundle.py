@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from bertray.config import Cleaning
 from bertray.errors import ConfigError, ConflictError, InfrastructureError
+from bertray.io.digests import file_sha256
 from bertray.model.pretrained import (
     TOKENIZER_FILES,
     VOCABULARY_FILES,
@@ -378,8 +379,3 @@ def _content_files(folder: Path) -> Iterable[Path]:
         for path in folder.iterdir()
         if path.is_file() and path.name not in (INFO_FILE, CARD_FILE, ".gitattributes")
     )
-
-
-def file_sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

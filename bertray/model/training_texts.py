@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from bertray.errors import ConfigError
+from bertray.io.tables import from_ipc, to_ipc
 from bertray.schema import INPUT_HASH
 
 FILE = "training_texts.arrow"
@@ -62,16 +63,12 @@ class TrainingTexts:
         """An Arrow IPC file of one column; its schema's metadata names the bound."""
         table = pa.table({INPUT_HASH: pa.array(self.hashes_T, pa.uint64())})
         table = table.replace_schema_metadata({_BELOW: str(self.below).encode()})
-        sink = pa.BufferOutputStream()
-        with pa.ipc.new_file(sink, table.schema) as writer:
-            writer.write_table(table)
-        content: bytes = sink.getvalue().to_pybytes()
-        return content
+        return to_ipc(table)
 
     @classmethod
     def from_bytes(cls, content: bytes) -> TrainingTexts:
         """Raises ValueError or KeyError when it is not such a file."""
-        table = pa.ipc.open_file(pa.py_buffer(content)).read_all()
+        table = from_ipc(content)
         return cls(table[INPUT_HASH].to_numpy(), int((table.schema.metadata or {})[_BELOW]))
 
 

@@ -40,7 +40,9 @@ from bertray.evaluation.label_errors import (
 )
 from bertray.execution.cluster import Resources, session_for
 from bertray.execution.shards import ReadSettings, write_token_shards
+from bertray.io.digests import cache_key
 from bertray.io.store import Store, open_store
+from bertray.io.tables import parquet_bytes
 from bertray.model.bundle import resolve_model, weights_digest
 from bertray.model.pretrained import check_tokenizer
 from bertray.outputs.claims import claimed_output, finished_run, mark_finished, remove_folder
@@ -52,10 +54,8 @@ from bertray.reviews.reader import BadFile, InputFile, check_columns, with_diges
 from bertray.runs.audit_content import Picker, audit_report, with_texts
 from bertray.runtime import check_installed
 from bertray.scoring.models import check_length
-from bertray.scoring.stage_part import parquet_bytes
 from bertray.training.features import FOLDER as FEATURES_FOLDER
 from bertray.training.features import embed_token_shards
-from bertray.training.token_shards import cache_key
 from bertray.wording import counted
 
 log = logging.getLogger(__name__)

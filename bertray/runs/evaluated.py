@@ -29,6 +29,7 @@ from bertray.evaluation.verdicts import Finding, PageKind, kept_sentence
 from bertray.execution.cluster import Resources
 from bertray.execution.shards import ReadSettings, stage_parts
 from bertray.io.store import Store
+from bertray.io.tables import parquet_bytes
 from bertray.model.bundle import BundleInfo
 from bertray.model.profile import Profile
 from bertray.model.training_texts import TrainingTexts
@@ -37,7 +38,7 @@ from bertray.reports.evaluation import EvaluationReport
 from bertray.reviews.corpus import Inputs
 from bertray.reviews.labels import LabelMap
 from bertray.reviews.reader import Shard, read_shard
-from bertray.scoring.stage_part import ScoreSettings, parquet_bytes
+from bertray.scoring.stage_part import ScoreSettings
 from bertray.wording import counted
 
 ROWS_PER_SHARD = 4096

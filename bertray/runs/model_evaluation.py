@@ -9,6 +9,7 @@ import bertray
 from bertray.config import EvaluateConfig, to_yaml
 from bertray.console import duration, say
 from bertray.execution.cluster import check_precision, session_for
+from bertray.io.digests import cache_key
 from bertray.io.store import open_store
 from bertray.model.bundle import resolve_model
 from bertray.model.training_texts import read_training_texts
@@ -20,7 +21,6 @@ from bertray.reviews.labels import label_map
 from bertray.reviews.reader import check_slices
 from bertray.runs.evaluated import NOT_INT8, STAGING, evaluate_shards, findings_on, finish_report, in_words
 from bertray.scoring.models import open_model
-from bertray.training.token_shards import cache_key
 
 log = logging.getLogger(__name__)
 

@@ -26,6 +26,7 @@ from bertray.execution.cluster import Resources, check_precision, ray_session, w
 from bertray.execution.shards import ReadSettings, stage_parts
 from bertray.io import faults
 from bertray.io.store import Store, open_store
+from bertray.io.tables import parquet_bytes
 from bertray.model.bundle import BundleInfo, resolve_model
 from bertray.model.training_texts import read_training_texts
 from bertray.outputs import ledger
@@ -54,7 +55,7 @@ from bertray.runs.night_report import (
 )
 from bertray.scoring import plan as planning
 from bertray.scoring.decide import Tonight, check_unchanged, decide, look, next_plan, spec_for
-from bertray.scoring.stage_part import EmbedSettings, PartSettings, ScoreSettings, parquet_bytes
+from bertray.scoring.stage_part import EmbedSettings, PartSettings, ScoreSettings
 from bertray.wording import counted
 
 log = logging.getLogger(__name__)

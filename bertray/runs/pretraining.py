@@ -25,7 +25,9 @@ from bertray.evaluation.validation_profile import check_reading
 from bertray.execution.cluster import Resources, session_for
 from bertray.execution.shards import ReadSettings, read_texts
 from bertray.execution.train_workers import history_table, run_workers
+from bertray.io.digests import cache_key
 from bertray.io.store import Store, open_store
+from bertray.io.tables import parquet_bytes
 from bertray.model.bundle import resolve_model, weights_digest
 from bertray.model.pretrained import check_tokenizer, has_masked_lm, load_config, load_for_training, save_tokenizer
 from bertray.outputs.claims import claimed_output, finished_run, mark_finished, put_folder, remove_folder
@@ -34,13 +36,11 @@ from bertray.reports.pretraining import PretrainingReport
 from bertray.reviews.corpus import Inputs, open_inputs, read_spec
 from bertray.schema import SCHEMA_VERSION
 from bertray.scoring.models import check_length
-from bertray.scoring.stage_part import parquet_bytes
 from bertray.training import checkpoint as checkpoints
 from bertray.training.labelled_data import ROWS_PER_SHARD, TOKENS, TokenizedData, token_shards
 from bertray.training.loop import Examples, LoopSettings, Outcome
 from bertray.training.objectives import MaskedLanguage
 from bertray.training.rank import PROGRESS, TrainJob
-from bertray.training.token_shards import cache_key
 from bertray.wording import counted
 
 log = logging.getLogger(__name__)

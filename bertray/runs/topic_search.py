@@ -10,6 +10,7 @@ import time
 from bertray.config import TopicsConfig, to_yaml
 from bertray.console import say, table, timed
 from bertray.execution.cluster import session_for
+from bertray.io.digests import cache_key
 from bertray.io.store import Store, open_store
 from bertray.outputs.claims import claimed_output, finished_run, mark_finished, remove_folder
 from bertray.reports.topics import TopicsReport
@@ -22,7 +23,6 @@ from bertray.topic_models.rows import (
     embedding_key,
 )
 from bertray.topic_models.source import Source, check_enough, open_source
-from bertray.training.token_shards import cache_key
 
 
 def run_topics(config: TopicsConfig) -> int:

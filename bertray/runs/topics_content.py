@@ -16,10 +16,10 @@ from bertray.config import TopicsConfig, to_yaml
 from bertray.console import duration, timed
 from bertray.evaluation.groups import compare_groupings, tfidf_kmeans
 from bertray.io.store import Store
+from bertray.io.tables import one_chunk, parquet_bytes
 from bertray.reports.html import data_title, model_title
 from bertray.reports.topics import GroupComparison, Topic, TopicsReport, name_of
 from bertray.reviews.labels import canonical
-from bertray.scoring.stage_part import one_chunk, parquet_bytes
 from bertray.topic_models.clustering import OUTLIER
 from bertray.topic_models.discovery import Found
 from bertray.topic_models.rows import (

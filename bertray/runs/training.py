@@ -20,7 +20,9 @@ from bertray.evaluation.validation_profile import check_reading, log_findings, t
 from bertray.evaluation.verdicts import Finding
 from bertray.execution.cluster import Resources, session_for
 from bertray.execution.train_workers import history_table, run_workers
+from bertray.io.digests import cache_key
 from bertray.io.store import LocalStore, Store, open_store
+from bertray.io.tables import parquet_bytes
 from bertray.model.bundle import CARD_FILE, LINEAR_HEADS, BundleInfo, resolve_model, weights_digest, write_bundle
 from bertray.model.calibration import fit_temperature, offsets_to_shares, probs_of_reviews
 from bertray.model.new_encoder import check_shallow
@@ -42,7 +44,6 @@ from bertray.runs.evaluated import (
 )
 from bertray.runs.model_card import model_card
 from bertray.scoring.models import check_length
-from bertray.scoring.stage_part import parquet_bytes
 from bertray.training import features
 from bertray.training.checkpoint import FOLDER as CHECKPOINTS
 from bertray.training.checkpoint import load_best, load_model_tensors
@@ -61,7 +62,6 @@ from bertray.training.loop import Examples, LoopSettings, Outcome
 from bertray.training.objectives import Classification, Distillation, load_classifier
 from bertray.training.order import num_steps
 from bertray.training.rank import PROGRESS, TrainJob
-from bertray.training.token_shards import cache_key
 from bertray.wording import counted
 
 log = logging.getLogger(__name__)

@@ -29,12 +29,12 @@ from bertray.evaluation.validation_profile import check_reading
 from bertray.execution.cluster import Resources, ray_session
 from bertray.execution.stalls import StallWatch
 from bertray.io.store import Store, open_store
+from bertray.io.tables import parquet_bytes
 from bertray.model.bundle import resolve_model, weights_digest
 from bertray.outputs.claims import claimed_output, finished_run, mark_finished, remove_folder
 from bertray.reports.html import data_title, model_title
 from bertray.reports.search import SearchReport, shown
 from bertray.runs.training import check_train, run_key_of
-from bertray.scoring.stage_part import parquet_bytes
 from bertray.training import search_space as searching
 from bertray.training.labelled_data import TOKENS, TokenizedData, check_splits, open_data, tokenize
 from bertray.training.loop import Examples, LoopSettings

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import time
 import uuid
 from abc import ABC, abstractmethod
@@ -15,12 +14,12 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from bertray import schema as s
 from bertray.config import EmbeddingKind, ScoringPrecision
 from bertray.io import faults
 from bertray.io.store import open_store
+from bertray.io.tables import from_ipc, one_chunk, parquet_bytes
 from bertray.model.bundle import resolve_model
 from bertray.model.tokenization import ReviewTokenizer
 from bertray.outputs.control_files import SCORE_BINS, TOKEN_BANDS, Agreement, Receipt, Span, StagedFile
@@ -353,17 +352,10 @@ def _embedded_rows(settings: EmbedSettings, kept: pa.Table, made: list[pa.Array]
 # --- helpers ---------------------------------------------------------------------------------------------------------
 
 
-def parquet_bytes(table: pa.Table) -> bytes:
-    """Parquet as bertray writes it everywhere: zstd, with a checksum on every page."""
-    sink = io.BytesIO()
-    pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
-    return sink.getvalue()
-
-
 def shards_of(batch: pa.Table) -> Iterator[pa.Table]:
     """The tokenized shards in a batch of Ray's, without a copy."""
     for content in one_chunk(batch[SHARD]):
-        yield pa.ipc.open_file(content.as_buffer()).read_all()
+        yield from_ipc(content.as_buffer())
 
 
 def _spans(table: pa.Table, kept: pa.Table) -> list[Span]:
@@ -393,7 +385,3 @@ def _refuse_nan(rows: pa.Table) -> pa.Table:
 
 def _counts(values: pa.ChunkedArray) -> dict[str, int]:
     return {item["values"]: item["counts"] for item in pc.value_counts(values).to_pylist()}
-
-
-def one_chunk(column: pa.ChunkedArray | pa.Array) -> pa.Array:
-    return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column

@@ -16,8 +16,8 @@ from bertray.config import TopicsConfig
 from bertray.errors import DataRefused
 from bertray.execution.cluster import Resources
 from bertray.io.store import Store
+from bertray.io.tables import one_chunk
 from bertray.reviews.labels import LabelMap
-from bertray.scoring.stage_part import one_chunk
 from bertray.topic_models.clustering import FoundTopics, NoWords, TopicSettings, find_topics, new_numbers
 from bertray.topic_models.rows import (
     EmbeddedRows,

@@ -24,15 +24,16 @@ from bertray.errors import ConflictError, DataRefused, InfrastructureError
 from bertray.execution.cluster import READER_CPUS, Resources, blocks_of, numbers
 from bertray.execution.shards import ReadSettings, stage_parts
 from bertray.execution.stalls import Pending
+from bertray.io.digests import cache_key
 from bertray.io.store import Store, open_store
+from bertray.io.tables import one_chunk, to_ipc
 from bertray.model.bundle import BundleInfo
 from bertray.outputs.control_files import Receipt, Record, StagedFile, add_counts
 from bertray.reviews.corpus import Inputs
 from bertray.reviews.reader import Shard, kept_schema, read_shard
 from bertray.scoring import plan as planning
-from bertray.scoring.stage_part import SHARD, EmbedSettings, Made, Maker, VectorMaker, one_chunk, shards_of
+from bertray.scoring.stage_part import SHARD, EmbedSettings, Made, Maker, VectorMaker, shards_of
 from bertray.topic_models.clustering import Assigner
-from bertray.training.token_shards import cache_key, to_ipc
 from bertray.wording import counted
 
 log = logging.getLogger(__name__)

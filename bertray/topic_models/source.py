@@ -14,6 +14,7 @@ from bertray.commands.files import committed_entries
 from bertray.config import Columns, EmbedConfig, TextFormat, TopicsConfig
 from bertray.errors import ConfigError, DataRefused, did_you_mean
 from bertray.io.store import open_store
+from bertray.io.tables import one_chunk
 from bertray.model.bundle import BundleInfo
 from bertray.outputs import ledger
 from bertray.outputs.control_files import LedgerEntry
@@ -22,7 +23,6 @@ from bertray.reviews.label_counts import count_labels
 from bertray.reviews.labels import LabelMap, sorted_values
 from bertray.reviews.reader import InputFile, kept_schema, label_is_readable, read_shard
 from bertray.scoring.models import open_encoder
-from bertray.scoring.stage_part import one_chunk
 from bertray.topic_models.rows import (
     ROWS_PER_SHARD,
 )

@@ -15,14 +15,16 @@ from bertray.config import Pooling, TrainConfig
 from bertray.console import Ticker
 from bertray.execution.cluster import Resources, blocks_of, numbers
 from bertray.execution.stalls import Pending
+from bertray.io.digests import cache_key
 from bertray.io.store import Store, open_store
+from bertray.io.tables import from_ipc, to_ipc
 from bertray.model.bundle import resolve_model
 from bertray.model.calibration import fit_temperature
 from bertray.model.heads import LinearHead, fit_head
 from bertray.model.tokenization import sequences
 from bertray.schema import FEATURES, INPUT_IDS, SEQ_LENS
 from bertray.training.loop import Examples
-from bertray.training.token_shards import cache_key, load_rows, to_ipc
+from bertray.training.token_shards import load_rows
 
 log = logging.getLogger(__name__)
 
@@ -191,7 +193,7 @@ class _EmbedTokenShard:
         from bertray.model.predictor import within_memory
 
         source, target = self._work[number]
-        tokens = pa.ipc.open_file(pa.py_buffer(self._store.get(source))).read_all()
+        tokens = from_ipc(self._store.get(source))
         vectors_ND = within_memory(self._engine, self._engine.logits, sequences(one_sequence_each(tokens)))
         values = pa.FixedSizeListArray.from_arrays(pa.array(vectors_ND.ravel()), vectors_ND.shape[1])
         self._store.put(target, to_ipc(pa.table({FEATURES: values})))

@@ -20,6 +20,7 @@ from bertray.console import Ticker
 from bertray.errors import ConfigError, DataRefused
 from bertray.execution.cluster import Resources
 from bertray.execution.shards import ReadSettings, write_token_shards
+from bertray.io.digests import cache_key
 from bertray.io.store import LocalStore, Store, open_store
 from bertray.model.bundle import BundleInfo, read_info, resolve_model
 from bertray.outputs.control_files import add_counts
@@ -29,7 +30,7 @@ from bertray.reviews.labels import NO_LABEL, LabelMap, check_values, label_map
 from bertray.reviews.reader import InputFile, Period, check_slices, plan_shards, read_shard
 from bertray.reviews.split import joined_groups, validation_mask
 from bertray.training.loop import Examples
-from bertray.training.token_shards import COLUMNS, TokenShards, cache_key, load_rows
+from bertray.training.token_shards import COLUMNS, TokenShards, load_rows
 from bertray.wording import because, counted
 
 log = logging.getLogger(__name__)

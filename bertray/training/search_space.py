@@ -10,7 +10,7 @@ from typing import Any, TypeAlias, get_args
 
 from bertray.config import KEYS_OF_METHOD, Search, SearchRange, TrainConfig, TuneConfig, build_config, fields_at, keys
 from bertray.errors import ConfigError, did_you_mean
-from bertray.training.token_shards import cache_key
+from bertray.io.digests import cache_key
 
 Point: TypeAlias = dict[str, Any]  # config key -> value
 

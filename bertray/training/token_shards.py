@@ -5,15 +5,14 @@ Shape letters: N examples, B examples of a batch, L padded length.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 
+from bertray.io.tables import from_ipc, to_ipc
 from bertray.model.profile import Reading
 from bertray.schema import (
     FEATURES,
@@ -54,29 +53,11 @@ COLUMNS = (
 )
 
 
-def cache_key(parts: dict[str, Any]) -> str:
-    """16 hex digits over `parts` as sorted JSON; a value that JSON lacks counts as its `str`.
-
-    It knows only what it is given: who keys a cache by it names all that decides the cached content, a file by its
-    digest and never by its path alone.
-    """
-    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
-
-
-def to_ipc(table: pa.Table) -> bytes:
-    """One token shard as the bytes of an Arrow IPC file."""
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_file(sink, table.schema) as writer:
-        writer.write_table(table.combine_chunks())
-    content: bytes = sink.getvalue().to_pybytes()
-    return content
-
-
 def load_rows(store: Store, keys: Sequence[str], wanted_W: np.ndarray | None = None) -> np.ndarray:
     """What was kept for examples of token shards, float32 [W, D]: of all, or of some numbers, ascending."""
     parts, first = [], 0
     for key in keys:
-        column = pa.ipc.open_file(pa.py_buffer(store.get(key))).read_all()[FEATURES].combine_chunks()
+        column = from_ipc(store.get(key))[FEATURES].combine_chunks()
         rows_ND = column.flatten().to_numpy().reshape(len(column), -1)
         if wanted_W is not None:
             inside = wanted_W[np.searchsorted(wanted_W, first) : np.searchsorted(wanted_W, first + len(column))]

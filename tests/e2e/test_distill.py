@@ -14,12 +14,12 @@ from bertray.cli import run
 from bertray.config import Training
 from bertray.errors import ConfigError
 from bertray.io.store import LocalStore
+from bertray.io.tables import to_ipc
 from bertray.model.new_encoder import check_shallow, write_shallow
 from bertray.schema import FEATURES
 from bertray.training.labelled_data import TokenizedData
 from bertray.training.loop import Examples, LoopSettings, run_loop
 from bertray.training.objectives import Distillation
-from bertray.training.token_shards import to_ipc
 from tests.training.test_loop import examples
 
 LOOP = LoopSettings(

@@ -17,10 +17,11 @@ from transformers import BertForSequenceClassification
 from bertray.config import Training
 from bertray.errors import ConfigError, DataRefused, InfrastructureError
 from bertray.io.store import LocalStore
+from bertray.io.tables import to_ipc
 from bertray.training.checkpoint import checkpoint_folders, load_latest
 from bertray.training.loop import Examples, LoopSettings, Outcome, _Loop, run_loop
 from bertray.training.objectives import Classification, load_classifier
-from bertray.training.token_shards import TokenShards, to_ipc
+from bertray.training.token_shards import TokenShards
 from tests.processes import FORKSERVER
 
 SETTINGS = LoopSettings(

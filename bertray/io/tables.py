@@ -1,0 +1,34 @@
+"""Arrow tables as bytes, and columns in one piece."""
+
+from __future__ import annotations
+
+import io
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+
+def to_ipc(table: pa.Table) -> bytes:
+    """A table as the bytes of an Arrow IPC file with one record batch."""
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table.combine_chunks())
+    content: bytes = sink.getvalue().to_pybytes()
+    return content
+
+
+def from_ipc(content: bytes | pa.Buffer) -> pa.Table:
+    """The table of an Arrow IPC file, without a copy: the table keeps `content` alive."""
+    return pa.ipc.open_file(pa.py_buffer(content) if isinstance(content, bytes) else content).read_all()
+
+
+def parquet_bytes(table: pa.Table) -> bytes:
+    """Parquet as bertray writes it everywhere: zstd, with a checksum on every page."""
+    sink = io.BytesIO()
+    pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
+    return sink.getvalue()
+
+
+def one_chunk(column: pa.ChunkedArray | pa.Array) -> pa.Array:
+    """A column as a single array; copied only when it had several chunks."""
+    return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column

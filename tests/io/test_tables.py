@@ -1,0 +1,41 @@
+"""Arrow tables as bytes and back, and columns in one piece."""
+
+from __future__ import annotations
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from bertray.io.tables import from_ipc, one_chunk, parquet_bytes, to_ipc
+
+TABLE = pa.concat_tables([pa.table({"id": ["a", None], "ids": [[1, 2], []]}), pa.table({"id": ["b"], "ids": [[3]]})])
+
+
+def test_a_table_of_several_chunks_comes_back_as_one_batch_with_its_metadata():
+    table = TABLE.replace_schema_metadata({b"key": b"value"})
+    found = from_ipc(to_ipc(table))
+    assert found.equals(table, check_metadata=True)
+    assert found["id"].num_chunks == 1
+
+
+def test_a_table_is_read_from_a_buffer_without_a_copy():
+    buffer = pa.py_buffer(to_ipc(pa.table({"n": pa.array(range(1000), pa.int64())})))
+    address = from_ipc(buffer)["n"].chunk(0).buffers()[1].address
+    assert buffer.address <= address < buffer.address + buffer.size
+
+
+def test_parquet_is_zstd_with_a_checksum_on_every_page():
+    content = parquet_bytes(TABLE)
+    column = pq.ParquetFile(pa.BufferReader(content)).metadata.row_group(0).column(0)
+    assert column.compression == "ZSTD"
+    assert pq.read_table(pa.BufferReader(content), page_checksum_verification=True).equals(TABLE)
+    damaged = bytearray(content)
+    damaged[column.data_page_offset + column.total_compressed_size // 2 + 8] ^= 1
+    with pytest.raises((OSError, pa.ArrowException)):
+        pq.read_table(pa.BufferReader(bytes(damaged)), page_checksum_verification=True)
+
+
+def test_one_chunk_of_chunks_and_of_an_array():
+    assert one_chunk(TABLE["id"]).to_pylist() == ["a", None, "b"]
+    array = pa.array([1])
+    assert one_chunk(array) is array
