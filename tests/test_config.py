@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from bertray.config import _SYNONYMS, CONFIGS, build_config, guess_verb, json_schema, keys, load_config, to_yaml
+from bertray.config import CONFIGS, build_config, guess_verb, json_schema, keys, load_config, to_yaml
+from bertray.config.describe import SYNONYMS
 from bertray.errors import ConfigError
 
 TRAIN = ["data.train=a.parquet", "output=run"]
@@ -130,7 +131,7 @@ def test_a_key_that_is_like_no_other_is_not_told_another():
 
 def test_every_synonym_is_of_a_key_that_a_verb_has():
     known = {key for config in CONFIGS.values() for key in keys(config)}
-    assert {key for named in _SYNONYMS.values() for key in named} <= known
+    assert {key for named in SYNONYMS.values() for key in named} <= known
 
 
 def test_every_wrong_key_is_named_at_once():

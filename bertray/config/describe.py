@@ -1,0 +1,202 @@
+"""Descriptions of configs for people: help of keys, wrong keys explained, JSON schema, YAML of a resolved config."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import yaml
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
+
+from bertray.config.commands import CONFIGS
+from bertray.config.sections import Section
+from bertray.wording import counted
+
+
+def field_of(config: type[Section], dotted: str) -> FieldInfo | None:
+    """Field of a dotted key, such as `training.epochs`; None where the config has no such key."""
+    model: Any = config
+    field: FieldInfo | None = None
+    for part in dotted.split("."):
+        field = model.model_fields.get(part) if isinstance(model, type) and issubclass(model, Section) else None
+        if field is None:
+            return None
+        model = field.annotation
+    return field
+
+
+def flag_as_key(verb: str, flag: str) -> str:
+    """` Did you mean 'training.epochs'?` for `--epochs`, or an empty string."""
+    where = flag.lstrip("-").partition("=")[0].replace("-", "_").split(".")
+    config = CONFIGS[verb]
+    full = ".".join(where)
+    return f" Did you mean {full!r}?" if full in keys(config) else _suggest(config, where)
+
+
+def explained(config: type[Section], item: Any) -> str:
+    """Sentence on one error of pydantic: the key, what was expected and what was found."""
+    where = [str(part) for part in item["loc"] if part not in ("tuple[str, ...]", "dict[str,nullable[str]]")]
+    key = ".".join(where)
+    value = item.get("input")
+    if item["type"] == "extra_forbidden":
+        return f"{key}: no such key.{_suggest(config, where)}"
+    if item["type"] == "missing":
+        return f"{key}: missing, and it has no default ({_description(config, where)})."
+    message = _expected(item, f"{key}.{next(iter(fields_at(config, where)), 'key')}")
+    if not where:
+        return f"{message}."
+    found = "" if isinstance(value, Mapping) else f", found {'nothing' if value in (None, '') else repr(value)}"
+    return f"{key}: {message}{found}."
+
+
+def _expected(item: Any, key_below: str) -> str:
+    """`expected a whole number`, of what pydantic says of a value."""
+    limits = item.get("ctx", {})
+    words = {
+        "int_parsing": "a whole number",
+        "int_type": "a whole number",
+        "int_from_float": "a whole number",
+        "float_parsing": "a number",
+        "float_type": "a number",
+        "finite_number": "a finite number",
+        "bool_parsing": "true or false",
+        "bool_type": "true or false",
+        "string_type": "text",
+        "tuple_type": "a list",
+        "model_type": f"keys below it, such as {key_below}",
+        "dict_type": "keys and values",
+        "string_too_short": "a value",
+        "literal_error": str(limits.get("expected")),
+        "greater_than_equal": f"{limits.get('ge')} or more",
+        "greater_than": f"more than {limits.get('gt')}",
+        "less_than_equal": f"{limits.get('le')} or less",
+        "less_than": f"less than {limits.get('lt')}",
+        "string_too_long": f"at most {counted(limits.get('max_length', 0), 'character')}",
+    }.get(item["type"])
+    return f"expected {words}" if words else str(item["msg"]).removeprefix("Value error, ")
+
+
+def fields_at(config: type[Section], path: Sequence[str]) -> dict[str, FieldInfo]:
+    """Keys of a section of a config with their fields; none where there is no such section."""
+    section: Any = config
+    for part in path:
+        field = getattr(section, "model_fields", {}).get(part)
+        section = field and field.annotation
+    return dict(getattr(section, "model_fields", {}))
+
+
+# Names that other tools give to our keys, and usual short forms; the first key that the verb has is suggested.
+SYNONYMS: dict[str, tuple[str, ...]] = {
+    "lr": ("training.learning_rate",),
+    "bs": ("training.batch_size",),
+    "train_batch_size": ("training.batch_size",),
+    "num_train_epochs": ("training.epochs",),
+    "per_device_train_batch_size": ("training.batch_size",),
+    "dropout": ("training.attention_dropout",),
+    "patience": ("training.early_stopping_patience",),
+    "warmup": ("training.warmup_ratio",),
+    "warmup_steps": ("training.warmup_ratio",),
+    "wd": ("training.weight_decay",),
+    "max_len": ("max_length",),
+    "max_seq_length": ("max_length",),
+    "model_name_or_path": ("model",),
+    "train_file": ("data.train",),
+    "val": ("data.validation",),
+    "dev": ("data.validation",),
+    "eval": ("data.validation",),
+    "eval_file": ("data.validation",),
+    "validation_file": ("data.validation",),
+    "test_file": ("data.test",),
+    "data": ("input",),
+    "input": ("data.train",),
+    "input_path": ("input", "data.train"),
+    "out": ("output",),
+    "text_column": ("columns.text",),
+    "label_column": ("columns.label",),
+    "id_column": ("columns.id",),
+    "gpu": ("workers.use_gpu",),
+    "gpus": ("workers.use_gpu",),
+    "num_gpus": ("workers.use_gpu",),
+    "device": ("workers.use_gpu",),
+    "fp16": ("precision", "training.precision"),
+    "bf16": ("precision", "training.precision"),
+    "int8": ("precision",),
+    "quantize": ("precision",),
+    "sep": ("reader.delimiter",),
+    "threshold": ("needs_review_below",),
+    "keep": ("keep_columns",),
+}
+_ALIKE, _ALIKE_ELSEWHERE = 0.6, 0.75  # ratios of difflib; in the section where the key was looked for, and in others
+
+
+def _suggest(config: type[Section], where: list[str]) -> str:
+    """` Did you mean 'training.learning_rate'?` for a key that is not there, or an empty string.
+
+    The key that other tools call so, else the likest one, of this section sooner than of another.
+    """
+    *section, word = where
+    full, prefix = keys(config), ".".join([*section, ""])
+    known = [key for key in SYNONYMS.get(word.lower(), ()) if key in full]
+    if not known:
+        here = {f"{prefix if section else ''}{name}" for name in fields_at(config, section)}
+        likeness = {}
+        for key in dict.fromkeys([*here, *full]):
+            ratio = difflib.SequenceMatcher(None, word, key.split(".")[-1]).ratio()
+            if ratio >= (_ALIKE if key in here else _ALIKE_ELSEWHERE):
+                likeness[key] = ratio + (0.1 if section else 0.05) * (key in here)
+        known = sorted(likeness, key=lambda key: (-likeness[key], key))
+    return f" Did you mean {known[0]!r}?" if known else ""
+
+
+def _description(config: type[Section], where: list[str]) -> str:
+    field = fields_at(config, where[:-1]).get(where[-1])
+    return (field and field.description) or "required"
+
+
+def keys(config: type[Section], prefix: str = "") -> list[str]:
+    """Every dotted key of a config, in the order of its definition."""
+    found: list[str] = []
+    for name, field in config.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
+            found += keys(field.annotation, f"{prefix}{name}.")
+        else:
+            found.append(f"{prefix}{name}")
+    return found
+
+
+def key_help(config: type[Section], prefix: str = "") -> list[tuple[str, str, str]]:
+    """(key, default, description) of every key, for `--help`."""
+    rows: list[tuple[str, str, str]] = []
+    for name, field in config.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
+            rows += key_help(field.annotation, f"{prefix}{name}.")
+            continue
+        default = field.get_default()
+        shown = "required" if default is PydanticUndefined else _yaml_word(default)
+        rows.append((f"{prefix}{name}", shown, field.description or ""))
+    return rows
+
+
+def _yaml_word(value: Any) -> str:
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, tuple):
+        return f"[{', '.join(map(str, value))}]"
+    if isinstance(value, float) and value and not math.isinf(value) and abs(value) < 1e-3:
+        return f"{value:.0e}".replace("e-0", "e-")
+    return str(value)
+
+
+def to_yaml(config: Section) -> str:
+    """The fully resolved config as YAML that `-c` reads back to an equal config."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=100)
+
+
+def json_schema(verb: str) -> dict[str, Any]:
+    """JSON schema of one command's config, for editors."""
+    return CONFIGS[verb].model_json_schema()
