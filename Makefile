@@ -23,9 +23,8 @@ test-without-kernels: install
 	    tests/model tests/training tests/benchmark; \
 	else echo "our kernels are not in use here: make test has run without them"; fi
 
-# In the order of the files: in a random one a test of tests/benchmark/test_contestants.py failed once, cause unknown.
 test-slow: install
-	$(BIN)/pytest -p no:randomly -m "slow and not soak" --durations=12
+	$(BIN)/pytest -m "slow and not soak" --durations=12
 
 # Lines of the package that no quick test runs; the tests on Ray run more of them. It is no gate.
 coverage: install

@@ -1,12 +1,14 @@
 """What people write to label a Parquet file, each in a process of its own that keeps its model and runs when told to.
 
 `python -m bertray.benchmark.contestants '{"name": "pipeline", ...}'` loads, runs once to warm up, says `ready`, and
-then runs once for every line on its standard input, answering each with the seconds it took.
+then runs once for every line on its standard input, answering each with the seconds it took,
+on standard output or the file descriptor that is its second argument.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -16,7 +18,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 import numpy as np
 import pyarrow as pa
@@ -320,14 +322,18 @@ class Contestant:
     def __init__(self, task: Task, environment: Mapping[str, str]) -> None:
         self.task = task
         self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 - as long as the process; a pipe could fill up
+        answers, write_end = os.pipe()  # not its standard output, on which any library may print
+        self._answers = os.fdopen(answers)
         self._process = subprocess.Popen(  # noqa: S603 - this very module
-            [sys.executable, "-m", "bertray.benchmark.contestants", json.dumps(asdict(task))],
+            [sys.executable, "-m", "bertray.benchmark.contestants", json.dumps(asdict(task)), str(write_end)],
             env=dict(environment),
             stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
+            stdout=self._errors,
             stderr=self._errors,
+            pass_fds=(write_end,),
             text=True,
         )
+        os.close(write_end)
         self._answer()
 
     @property
@@ -342,10 +348,10 @@ class Contestant:
         return float(self._answer())
 
     def _answer(self) -> str:
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
+        line = self._answers.readline()
         if not line:
             self._process.communicate()
+            self._answers.close()
             self._errors.seek(0)
             raise RuntimeError(f"benchmark: {self.task.name} ended: {self._errors.read().strip()[-2000:]}")
         return line
@@ -357,15 +363,17 @@ class Contestant:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._process.communicate()  # closes its input, which ends it
+        self._answers.close()
         self._errors.close()
 
 
-def _main(task: Task) -> None:
+def _main(task: Task, answers: TextIO) -> None:
     run = CONTESTANTS[task.name](task)
-    print("ready", flush=True)
+    print("ready", file=answers, flush=True)
     for _ in sys.stdin:
-        print(run(), flush=True)
+        print(run(), file=answers, flush=True)
 
 
 if __name__ == "__main__":
-    _main(Task(**json.loads(sys.argv[1])))
+    with os.fdopen(int(sys.argv[2]) if len(sys.argv) > 2 else sys.stdout.fileno(), "w") as stream:
+        _main(Task(**json.loads(sys.argv[1])), stream)
