@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
 
 import pyarrow as pa
@@ -231,6 +231,37 @@ class Reason(StrEnum):
     SCHEMA_ID_TYPE = "schema_id_type"
     ROW_GROUP_TOO_BIG = "row_group_too_big"
     PATH_REFUSED = "path_refused"
+
+
+REASON_WORDS = {
+    Reason.TEXT_NULL: "the text is missing",
+    Reason.TEXT_EMPTY: "nothing is left of the text after cleaning",
+    Reason.TEXT_ENCODING: "the text is not valid UTF-8",
+    Reason.TEXT_TOO_LONG: "the text is beyond the size limit",
+    Reason.ID_NULL: "the id is missing",
+    Reason.ID_DUPLICATE: "the id occurred before",
+    Reason.ROW_MALFORMED: "the row does not have the form of its file",
+    Reason.MODEL_NAN: "the model gave no finite number",
+    Reason.FILE_CORRUPT: "the file is damaged",
+    Reason.FILE_EMPTY: "the file is empty",
+    Reason.FILE_NOT_PARQUET: "the file is not Parquet",
+    Reason.FILE_UNSUPPORTED: "the file is encrypted or compressed in an unknown way",
+    Reason.FILE_BOMB: "the file grows beyond measure when it is unpacked",
+    Reason.PAGE_CHECKSUM: "a checksum in the file does not hold",
+    Reason.SCHEMA_MISSING_COLUMN: "the file lacks a column",
+    Reason.SCHEMA_TYPE: "a column has another type",
+    Reason.SCHEMA_ID_TYPE: "the id column has another type",
+    Reason.ROW_GROUP_TOO_BIG: "a row group of the file is too big",
+    Reason.PATH_REFUSED: "the path is refused",
+}
+
+
+def because(reasons: Mapping[str, int]) -> str:
+    """Rows by reason in words, the most frequent first: `3 because the text is missing, 1 because …`."""
+    return ", ".join(
+        f"{number:,} because {REASON_WORDS[Reason(reason)]}"
+        for reason, number in sorted(reasons.items(), key=lambda item: -item[1])
+    )
 
 
 INPUT_PATH = "input_path"

@@ -8,8 +8,8 @@ from typing import Any
 
 from bertray.reports.html import count, percent, render
 from bertray.reports.plain import excerpt, plain
-from bertray.schema import SCHEMA_VERSION
-from bertray.wording import REASON_WORDS, because, counted
+from bertray.schema import REASON_WORDS, SCHEMA_VERSION, because
+from bertray.wording import counted
 
 WEIGHTS = ("serious", "look", "minor", "none")
 WEIGHT_WORDS = {"serious": "serious", "look": "worth a look", "minor": "minor", "none": "nothing found"}

@@ -15,8 +15,8 @@ from bertray.reports.charts import Charts
 from bertray.reports.evaluation import EvaluationReport
 from bertray.reports.html import data_title, model_title, percent, render
 from bertray.reports.plain import plain
-from bertray.schema import SCHEMA_VERSION
-from bertray.wording import REASON_WORDS, counted
+from bertray.schema import REASON_WORDS, SCHEMA_VERSION
+from bertray.wording import counted
 
 FILES_SHOWN = 500  # in one table of the page
 

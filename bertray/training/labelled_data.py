@@ -29,9 +29,10 @@ from bertray.reviews.label_counts import count_labels
 from bertray.reviews.labels import NO_LABEL, LabelMap, check_values, label_map
 from bertray.reviews.reader import InputFile, Period, check_slices, plan_shards, read_shard
 from bertray.reviews.split import joined_groups, validation_mask
+from bertray.schema import because
 from bertray.training.loop import Examples
 from bertray.training.token_shards import COLUMNS, TokenShards, load_rows
-from bertray.wording import because, counted
+from bertray.wording import counted
 
 log = logging.getLogger(__name__)
 

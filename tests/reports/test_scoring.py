@@ -9,8 +9,7 @@ import pytest
 
 from bertray.evaluation.verdicts import Finding, worst_first
 from bertray.reports.scoring import FileRows
-from bertray.schema import Reason
-from bertray.wording import REASON_WORDS
+from bertray.schema import REASON_WORDS, Reason
 
 
 def words(page):
