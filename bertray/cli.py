@@ -273,22 +273,13 @@ def run(argv: list[str]) -> int:
 
 
 def _known_error(error: BaseException) -> BertrayError | None:
-    from bertray.errors import InfrastructureError, is_disk_full, is_out_of_memory
+    from bertray import errors
 
-    if isinstance(error, BertrayError):
-        return error
-    if is_out_of_memory(error):
-        return InfrastructureError("out of memory.", "Use smaller batches or a larger machine.")
-    if is_disk_full(error):
-        words = str(error)
-        if isinstance(error, OSError):
-            words = f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror)
-        return InfrastructureError(f"{words}.", "Make room, then run the same command again.")
-    if "ray" in sys.modules:
-        from bertray.execution.cluster import as_known
+    if (known := errors.known(error)) is None and "ray" in sys.modules:
+        from bertray.execution.remote_errors import as_known
 
         return as_known(error)
-    return None
+    return known
 
 
 def _say(line: str) -> None:

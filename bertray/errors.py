@@ -104,3 +104,18 @@ def is_disk_full(error: BaseException) -> bool:
     if isinstance(error, OSError):
         return error.errno in (errno.ENOSPC, errno.EDQUOT)
     return type(error).__name__ == "SafetensorError" and NO_SPACE.search(str(error)) is not None
+
+
+def known(error: BaseException) -> BertrayError | None:
+    """An error as one of ours: itself, or a lack of memory or disk as infrastructure; None: a bug."""
+    if isinstance(error, BertrayError):
+        return error
+    words = " ".join(str(error).split())[:300]
+    if is_out_of_memory(error):
+        detail = f" ({type(error).__name__}: {words})" if words else ""
+        return InfrastructureError(f"out of memory{detail}.", "Use smaller batches or a larger machine.")
+    if is_disk_full(error):
+        if isinstance(error, OSError):
+            words = f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror)
+        return InfrastructureError(f"{words}.", "Make room, then run the same command again.")
+    return None

@@ -91,7 +91,7 @@ def ray_cluster():
     """One local Ray for the whole test session; four logical CPUs, so that actor pools leave some for tasks."""
     import ray
 
-    from bertray.execution.cluster import LOCAL_TRAIN_ENV
+    from bertray.execution.session import LOCAL_TRAIN_ENV
     from bertray.runtime import COMPUTE_ENV
 
     os.environ.update(unless_chosen(COMPUTE_ENV) | LOCAL_TRAIN_ENV)
@@ -110,13 +110,13 @@ def ray_cluster():
 @pytest.fixture
 def no_work(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever starts Ray, or computes without it, has checked too late."""
-    from bertray.execution import cluster
+    from bertray.execution import session
 
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("work began before the input was checked")
 
-    monkeypatch.setattr(cluster, "_connect", refuse)
-    monkeypatch.setattr(cluster, "Resources", refuse)  # which this process has where it computes alone
+    monkeypatch.setattr(session, "_connect", refuse)
+    monkeypatch.setattr(session, "Resources", refuse)  # which this process has where it computes alone
 
 
 @pytest.fixture(scope="session")

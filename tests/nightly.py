@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from bertray import schema as s
 from bertray.config import Cleaning, NightConfig, Workers, build_config
 from bertray.errors import BertrayError
-from bertray.execution.cluster import Resources
+from bertray.execution.resources import Resources
 from bertray.execution.shards import ReadAndTokenize, ReadSettings, stage_parts
 from bertray.io import faults
 from bertray.io.store import Store, open_store

@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 from bertray import schema as s
 from bertray.auditing.near_duplicates import band_hashes, folded, shingle_sets
 from bertray.auditing.text_marks import marks_of
-from bertray.execution.cluster import Resources
+from bertray.execution.resources import Resources
 from bertray.execution.shards import name_of, tables_of
 from bertray.io.tables import from_ipc, one_chunk, to_ipc
 from bertray.model.bundle import resolve_model

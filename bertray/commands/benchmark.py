@@ -26,7 +26,9 @@ from bertray.commands.demo import REVIEWS
 from bertray.config import BenchmarkConfig, Columns, ScoreConfig, TextFormat, build_config
 from bertray.console import Ticker, duration, say, table
 from bertray.errors import ConflictError
-from bertray.execution.cluster import Resources, configure_data, machines_of_cluster, ray_session
+from bertray.execution.ray_data import configure_data
+from bertray.execution.resources import Resources
+from bertray.execution.session import machines_of_cluster, ray_session
 from bertray.execution.shards import ReadSettings, stage_parts
 from bertray.model.bundle import read_info
 from bertray.model.engine import choose_dtype

@@ -16,7 +16,8 @@ from pathlib import Path
 from bertray.config import DoctorConfig, Workers
 from bertray.console import say
 from bertray.errors import BertrayError, ConfigError, InfrastructureError
-from bertray.execution.cluster import READER_CPUS, ray_session
+from bertray.execution.resources import READER_CPUS
+from bertray.execution.session import ray_session
 from bertray.io.store import open_store
 from bertray.model.bundle import resolve_model
 from bertray.model.pretrained import check_tokenizer, load_encoder

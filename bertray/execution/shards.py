@@ -18,7 +18,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from bertray import schema as s
-from bertray.execution.cluster import READER_CPUS, Resources, blocks_of, numbers
+from bertray.execution.cluster import blocks_of, numbers
+from bertray.execution.resources import READER_CPUS, Resources
 from bertray.execution.stalls import Pending
 from bertray.io.store import open_store
 from bertray.io.tables import one_chunk, to_ipc

@@ -15,7 +15,8 @@ import pyarrow as pa
 
 from bertray.console import Ticker
 from bertray.errors import BertrayError
-from bertray.execution.cluster import Resources, import_all
+from bertray.execution.resources import Resources
+from bertray.execution.session import import_all
 from bertray.execution.stalls import StallWatch
 from bertray.io.store import LocalStore, Store
 from bertray.training.loop import Examples, Outcome

@@ -10,11 +10,16 @@ import pyarrow.parquet as pq
 
 def to_ipc(table: pa.Table) -> bytes:
     """A table as the bytes of an Arrow IPC file with one record batch."""
+    content: bytes = ipc_buffer(table).to_pybytes()
+    return content
+
+
+def ipc_buffer(table: pa.Table) -> pa.Buffer:
+    """`to_ipc` without the copy into Python's bytes."""
     sink = pa.BufferOutputStream()
     with pa.ipc.new_file(sink, table.schema) as writer:
         writer.write_table(table.combine_chunks())
-    content: bytes = sink.getvalue().to_pybytes()
-    return content
+    return sink.getvalue()
 
 
 def from_ipc(content: bytes | pa.Buffer) -> pa.Table:

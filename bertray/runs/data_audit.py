@@ -38,7 +38,8 @@ from bertray.evaluation.label_errors import (
     out_of_sample_probs,
     tfidf_features,
 )
-from bertray.execution.cluster import Resources, session_for
+from bertray.execution.resources import Resources
+from bertray.execution.session import session_for
 from bertray.execution.shards import ReadSettings, write_token_shards
 from bertray.io.digests import cache_key
 from bertray.io.store import Store, open_store

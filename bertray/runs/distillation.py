@@ -13,7 +13,7 @@ import numpy as np
 
 from bertray.config import TrainConfig
 from bertray.errors import DataRefused
-from bertray.execution.cluster import Resources
+from bertray.execution.resources import Resources
 from bertray.execution.shards import ReadSettings
 from bertray.io.store import Store
 from bertray.model.bundle import resolve_model

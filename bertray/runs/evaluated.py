@@ -26,7 +26,7 @@ from bertray.evaluation.slices import length_bands
 from bertray.evaluation.summary import Evaluation, evaluate_predictions
 from bertray.evaluation.validation_profile import log_findings
 from bertray.evaluation.verdicts import Finding, PageKind, kept_sentence
-from bertray.execution.cluster import Resources
+from bertray.execution.resources import Resources
 from bertray.execution.shards import ReadSettings, stage_parts
 from bertray.io.store import Store
 from bertray.io.tables import parquet_bytes

@@ -15,14 +15,8 @@ from bertray import schema as s
 from bertray.config import Common, ScoreConfig, ScoringPrecision, Section, TrainConfig
 from bertray.console import duration, say, table
 from bertray.errors import DataRefused
-from bertray.execution.cluster import (
-    Machine,
-    Resources,
-    inside_cluster,
-    machines_of_cluster,
-    plan_resources,
-    without_ray,
-)
+from bertray.execution.resources import Machine, Resources, plan_resources
+from bertray.execution.session import inside_cluster, machines_of_cluster, without_ray
 from bertray.io.store import open_store
 from bertray.model.bundle import resolve_model
 from bertray.model.tokenization import ReviewTokenizer, sequences

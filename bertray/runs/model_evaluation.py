@@ -8,7 +8,7 @@ import time
 import bertray
 from bertray.config import EvaluateConfig, to_yaml
 from bertray.console import duration, say
-from bertray.execution.cluster import check_precision, session_for
+from bertray.execution.session import check_precision, session_for
 from bertray.io.digests import cache_key
 from bertray.io.store import open_store
 from bertray.model.bundle import resolve_model

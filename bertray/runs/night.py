@@ -22,7 +22,8 @@ from bertray.config import EmbedConfig, NightConfig, ScoreConfig, Workers, to_ya
 from bertray.console import Ticker, duration, say, table
 from bertray.errors import ConflictError, DataRefused
 from bertray.evaluation.summary import Evaluation
-from bertray.execution.cluster import Resources, check_precision, ray_session, without_ray
+from bertray.execution.resources import Resources
+from bertray.execution.session import check_precision, ray_session, without_ray
 from bertray.execution.shards import ReadSettings, stage_parts
 from bertray.io import faults
 from bertray.io.store import Store, open_store

@@ -22,7 +22,8 @@ from bertray.config import PretrainConfig, to_yaml
 from bertray.console import duration, say
 from bertray.errors import ConfigError, DataRefused
 from bertray.evaluation.validation_profile import check_reading
-from bertray.execution.cluster import Resources, session_for
+from bertray.execution.resources import Resources
+from bertray.execution.session import session_for
 from bertray.execution.shards import ReadSettings, read_texts
 from bertray.execution.train_workers import history_table, run_workers
 from bertray.io.digests import cache_key

@@ -9,7 +9,7 @@ import time
 
 from bertray.config import TopicsConfig, to_yaml
 from bertray.console import say, table, timed
-from bertray.execution.cluster import session_for
+from bertray.execution.session import session_for
 from bertray.io.digests import cache_key
 from bertray.io.store import Store, open_store
 from bertray.outputs.claims import claimed_output, finished_run, mark_finished, remove_folder

@@ -18,7 +18,8 @@ from bertray.console import duration, say
 from bertray.evaluation.leakage import judge_validation
 from bertray.evaluation.validation_profile import check_reading, log_findings, training_texts_of, validation_profile
 from bertray.evaluation.verdicts import Finding
-from bertray.execution.cluster import Resources, session_for
+from bertray.execution.resources import Resources
+from bertray.execution.session import session_for
 from bertray.execution.train_workers import history_table, run_workers
 from bertray.io.digests import cache_key
 from bertray.io.store import LocalStore, Store, open_store

@@ -26,7 +26,8 @@ from bertray.errors import BertrayError, ConfigError, Diverged, InfrastructureEr
 from bertray.evaluation.intervals import Estimate, mean_estimate
 from bertray.evaluation.metrics import EPS, confusion_matrix, matrix_metrics
 from bertray.evaluation.validation_profile import check_reading
-from bertray.execution.cluster import Resources, ray_session
+from bertray.execution.resources import Resources
+from bertray.execution.session import ray_session
 from bertray.execution.stalls import StallWatch
 from bertray.io.store import Store, open_store
 from bertray.io.tables import parquet_bytes

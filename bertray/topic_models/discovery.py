@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from bertray import schema as s
 from bertray.config import TopicsConfig
 from bertray.errors import DataRefused
-from bertray.execution.cluster import Resources
+from bertray.execution.resources import Resources
 from bertray.io.store import Store
 from bertray.io.tables import one_chunk
 from bertray.reviews.labels import LabelMap

@@ -21,7 +21,8 @@ import pyarrow.parquet as pq
 from bertray import schema as s
 from bertray.console import Ticker
 from bertray.errors import ConflictError, DataRefused, InfrastructureError
-from bertray.execution.cluster import READER_CPUS, Resources, blocks_of, numbers
+from bertray.execution.cluster import blocks_of, numbers
+from bertray.execution.resources import READER_CPUS, Resources
 from bertray.execution.shards import ReadSettings, stage_parts
 from bertray.execution.stalls import Pending
 from bertray.io.digests import cache_key

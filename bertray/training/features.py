@@ -13,7 +13,8 @@ import pyarrow as pa
 
 from bertray.config import Pooling, TrainConfig
 from bertray.console import Ticker
-from bertray.execution.cluster import Resources, blocks_of, numbers
+from bertray.execution.cluster import blocks_of, numbers
+from bertray.execution.resources import Resources
 from bertray.execution.stalls import Pending
 from bertray.io.digests import cache_key
 from bertray.io.store import Store, open_store

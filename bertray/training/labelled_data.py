@@ -18,7 +18,7 @@ from bertray import schema as s
 from bertray.config import TrainConfig
 from bertray.console import Ticker
 from bertray.errors import ConfigError, DataRefused
-from bertray.execution.cluster import Resources
+from bertray.execution.resources import Resources
 from bertray.execution.shards import ReadSettings, write_token_shards
 from bertray.io.digests import cache_key
 from bertray.io.store import LocalStore, Store, open_store

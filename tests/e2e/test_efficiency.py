@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from bertray.config import TextFormat
-from bertray.execution.cluster import Resources
+from bertray.execution.resources import Resources
 from bertray.execution.shards import ReadAndTokenize, ReadSettings, tables_of
 from bertray.model.packing import plan_packs
 from bertray.reviews.reader import ReadSpec, inspect, list_inputs, plan_shards, work_items

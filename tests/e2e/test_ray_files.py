@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from bertray.errors import ConfigError
-from bertray.execution import cluster
-from bertray.execution.cluster import LONGEST_FOLDER, _temporary_folder
+from bertray.execution import session
+from bertray.execution.session import LONGEST_FOLDER, _temporary_folder
 from tests.corpus import write
 from tests.processes import environment_beside_the_cluster
 
@@ -93,14 +93,14 @@ def test_ray_gets_its_token_from_us_where_it_could_not_write_one(home, monkeypat
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", home)
     before = dict(os.environ)
-    cluster._provide_token()
+    session._provide_token()
     token = os.environ.pop("RAY_AUTH_TOKEN")
     assert len(token) == 64
     assert dict(os.environ) == before
-    cluster._provide_token()  # a process that starts two clusters has one token: Ray reads it once
+    session._provide_token()  # a process that starts two clusters has one token: Ray reads it once
     assert os.environ.pop("RAY_AUTH_TOKEN") == token
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")  # what the user says holds
-    cluster._provide_token()
+    session._provide_token()
     assert "RAY_AUTH_TOKEN" not in os.environ
 
 
@@ -108,5 +108,5 @@ def test_ray_keeps_its_token_in_a_home_that_can_be_written(monkeypatch, tmp_path
     for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
-    cluster._provide_token()
+    session._provide_token()
     assert "RAY_AUTH_TOKEN" not in os.environ

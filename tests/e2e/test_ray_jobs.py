@@ -18,7 +18,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from bertray.execution.cluster import LOCAL_TRAIN_ENV
+from bertray.execution.session import LOCAL_TRAIN_ENV
 from bertray.runtime import COMPUTE_ENV
 from tests.corpus import write
 
@@ -109,7 +109,7 @@ def submit(
 
 def test_workers_of_a_cluster_compute_in_our_environment_and_in_what_a_job_chooses(head):
     script = (
-        "import os, ray; from bertray.config import Workers; from bertray.execution.cluster import ray_session; "
+        "import os, ray; from bertray.config import Workers; from bertray.execution.session import ray_session; "
         "session = ray_session(Workers()); resources = session.__enter__(); "
         "get = ray.remote(lambda name: os.environ.get(name)); compute = "
         "get.options(runtime_env=resources.runtime_env); "

@@ -19,8 +19,9 @@ from hypothesis import strategies as st
 
 from bertray.config import Workers
 from bertray.errors import BertrayError, ConfigError, InfrastructureError
-from bertray.execution import cluster, stalls
-from bertray.execution.cluster import READER_CPUS, Machine, Resources, as_known, plan_resources
+from bertray.execution import session, stalls
+from bertray.execution.remote_errors import as_known
+from bertray.execution.resources import READER_CPUS, Machine, Resources, plan_resources
 from bertray.execution.shards import tables_of
 from bertray.topic_models.rows import in_tasks
 from tests.corpus import write
@@ -137,32 +138,32 @@ def test_workers_that_can_never_fit_are_refused_with_what_they_want_and_what_the
 def test_a_cluster_grows_where_an_autoscaler_names_types_of_machines(nodes, grows, monkeypatch):
     status = None if nodes is None else json.dumps({"autoscaler_report": {"active_nodes": nodes}}).encode()
     monkeypatch.setattr("ray.experimental.internal_kv._internal_kv_get", lambda _: status)
-    assert cluster._grows() is grows
+    assert session._grows() is grows
 
 
 @pytest.mark.parametrize("grows", [True, False, None])
 def test_too_small_a_cluster_is_waited_for_and_refused_unless_it_may_grow(grows, monkeypatch, caplog):
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
-    monkeypatch.setattr(cluster, "WAIT_FOR_MACHINES_S", 0.2)
-    monkeypatch.setattr(cluster, "machines_of_cluster", lambda **_: [Machine(0.0)])
-    monkeypatch.setattr(cluster, "_grows", lambda: grows)
+    monkeypatch.setattr(session, "WAIT_FOR_MACHINES_S", 0.2)
+    monkeypatch.setattr(session, "machines_of_cluster", lambda **_: [Machine(0.0)])
+    monkeypatch.setattr(session, "_grows", lambda: grows)
     with caplog.at_level(logging.WARNING, "bertray"):
         if grows is False:
             with pytest.raises(InfrastructureError, match="the cluster has 0 CPUs"):
-                cluster._planned(Workers())
+                session._planned(Workers())
         else:
-            assert cluster._planned(Workers()).cpus_per_worker == 1.5
+            assert session._planned(Workers()).cpus_per_worker == 1.5
     assert "the cluster has 0 CPUs" in caplog.text
 
 
 def test_workers_wait_aloud_for_cpus_that_other_jobs_hold(monkeypatch, caplog):
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
     free = {True: [Machine(1.0)], False: [Machine(4.0)]}
-    monkeypatch.setattr(cluster, "machines_of_cluster", lambda **of: free[of.get("free", False)])
-    assert cluster._planned(Workers()).threads == 1  # what is free is enough for one thread
+    monkeypatch.setattr(session, "machines_of_cluster", lambda **of: free[of.get("free", False)])
+    assert session._planned(Workers()).threads == 1  # what is free is enough for one thread
     assert not caplog.text
     with caplog.at_level(logging.WARNING, "bertray"):
-        assert cluster._planned(Workers(threads=4)).cpus_per_worker == 3.5
+        assert session._planned(Workers(threads=4)).cpus_per_worker == 3.5
     assert "Ray: 1 CPUs are free; waiting for other jobs" in caplog.text
     assert "--entrypoint-num-cpus" in caplog.text
 
@@ -174,7 +175,7 @@ def test_an_address_at_which_nobody_answers_is_refused_at_once(address):
         port = probe.getsockname()[1]
     start = time.monotonic()
     with pytest.raises(InfrastructureError, match=r"nobody answers at RAY_ADDRESS=.*RAY_ADDRESS to its head"):
-        cluster._check_answers(address.format(port=port))
+        session._check_answers(address.format(port=port))
     assert time.monotonic() - start < 15
 
 

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from bertray.cli import run
-from bertray.execution.cluster import session_for
+from bertray.execution.session import session_for
 from bertray.execution.shards import stage_parts
 from bertray.outputs.claims import FINISHED_FILE
 from bertray.runs import topic_search as topics_of

@@ -8,7 +8,7 @@ import pytest
 from safetensors import SafetensorError
 
 from bertray.errors import BertrayError, ConfigError, DataRefused, InfrastructureError
-from bertray.execution.cluster import as_known
+from bertray.execution.remote_errors import as_known
 
 pytestmark = pytest.mark.ray
 

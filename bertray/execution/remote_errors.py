@@ -1,0 +1,106 @@
+"""What Ray itself reports (a process that died, a machine that went, code that is missing) as errors of ours."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from bertray import errors
+from bertray.errors import BertrayError, ConfigError, InfrastructureError
+
+# An error while Ray unpickles a function or an actor is told as text alone.
+_CODE_MISSING = re.compile(
+    r"^.*?((?:ModuleNotFoundError|ImportError): .+|Can't get attribute .+ on <module .+"
+    r"|Failed to set up runtime env.*)$",
+    re.MULTILINE,
+)
+
+
+# Pipelines that are not stages yet: Ray Data keeps the text alone of what they raise.
+_OURS = re.compile(r"^bertray\.errors\.(\w+): (.+)$", re.MULTILINE)
+_NO_ROOM = re.compile(
+    rf"^(?:[\w.]+\.)?(\w*MemoryError\b.*|RuntimeError: .*{errors.NO_MEMORY}.*|OSError: \[Errno (?:28|122)\].*"
+    rf"|SafetensorError: .*{errors.NO_SPACE.pattern}.*)$",
+    re.MULTILINE,
+)
+
+
+@contextmanager
+def translated() -> Iterator[None]:
+    """Let errors of Ray's pass as errors of ours; those of ours, and bugs, pass as they are."""
+    try:
+        yield
+    except Exception as error:
+        known = as_known(error)
+        if known is None or known is error:
+            raise
+        raise known from error
+
+
+def as_known(error: BaseException) -> BertrayError | None:
+    """An error of ours that Ray wrapped, or what Ray reports as one of ours; None: a bug."""
+    import ray.exceptions
+    from ray.data.exceptions import ExecutionTimeoutError
+
+    chain = list(_chain(error))
+    for inner in chain:
+        if isinstance(inner, BertrayError):
+            return inner
+    text = str(error)
+    kinds = {kind.__name__: kind for kind in vars(errors).values() if isinstance(kind, type)}
+    if ours := [(kinds[name], words) for name, words in _OURS.findall(text) if name in kinds]:
+        kind, words = ours[-1]
+        told: BertrayError = kind(" ".join(words.split()))
+        return told
+    if no_room := _NO_ROOM.findall(text):
+        return InfrastructureError(f"Ray: {no_room[-1][:300]}", "Run the same command again.")
+    if found := _CODE_MISSING.findall(text):
+        return _other_code(found[-1])
+    crashed = (
+        ExecutionTimeoutError,
+        ray.exceptions.GetTimeoutError,
+        ray.exceptions.NodeDiedError,
+        ray.exceptions.ObjectLostError,
+        ray.exceptions.OutOfMemoryError,
+        ray.exceptions.RayActorError,
+        ray.exceptions.RaySystemError,
+        ray.exceptions.WorkerCrashedError,
+    )
+    for inner in chain:
+        if isinstance(inner, ray.exceptions.RayActorError) and inner.actor_init_failed:
+            continue  # by an exception, which the next start would meet again
+        if known := errors.known(inner):
+            return known
+        if isinstance(inner, crashed):
+            words = " ".join(str(inner).split())[:300] or type(inner).__name__
+            return InfrastructureError(f"Ray: {words}", "Run the same command again.")
+    return None
+
+
+def code_missing(error: BaseException) -> ConfigError | None:
+    """What a worker says that lacks a module; None: something else went wrong."""
+    return _other_code(f"{type(error).__name__}: {error}") if isinstance(error, ImportError) else None
+
+
+def _other_code(words: str) -> ConfigError:
+    return ConfigError(
+        f"Ray: a worker cannot load what it needs: {words[:300]}.",
+        "Install the same bertray, with the same extras, on every machine of the cluster.",
+    )
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """An error and everything that Ray, Ray Data and Ray Train wrapped into it."""
+    seen: set[int] = set()
+    pending: list[BaseException | None] = [error]
+    while pending:
+        current = pending.pop(0)
+        if current is None or id(current) in seen:
+            continue
+        seen.add(id(current))
+        yield current
+        pending += [current.__cause__, current.__context__, getattr(current, "cause", None)]
+        failures = getattr(current, "worker_failures", None)
+        if isinstance(failures, dict):
+            pending += list(failures.values())

@@ -1,0 +1,133 @@
+"""Workers and tasks laid out over the CPUs and GPUs of a cluster, so that tasks always have room beside the workers."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from bertray.errors import ConfigError, InfrastructureError
+
+if TYPE_CHECKING:
+    from bertray.config import Workers
+
+READER_CPUS = 0.5  # of a task that reads and tokenizes; nothing but these and the workers takes a CPU
+
+
+@dataclass(frozen=True)
+class Resources:
+    """How the work is laid out over what Ray offers, or in this process alone."""
+
+    num_workers: int
+    threads: int  # torch threads of a CPU worker
+    cpus_per_worker: float
+    gpus_per_worker: int
+    stall_timeout_s: float = 3600.0  # without a finished shard
+    in_process_rows: int = 0  # reviews up to which no actor is started
+    alone: bool = False  # this process does everything, and no Ray is there
+    actor_env: Mapping[str, str] = field(default_factory=dict)  # what those that compute need, if not inherited
+
+    @property
+    def runtime_env(self) -> dict[str, Any] | None:
+        """Ray's argument of that name for actors that compute; None on one machine, whose processes inherit theirs."""
+        return {"env_vars": dict(self.actor_env)} if self.actor_env else None
+
+    def together(self) -> Resources:
+        """One worker with the threads of all."""
+        return replace(self, num_workers=1, threads=self.threads * self.num_workers)
+
+    @property
+    def device(self) -> str:
+        return "cuda" if self.gpus_per_worker else "cpu"
+
+
+class Machine(NamedTuple):
+    """CPUs and GPUs of one machine of a cluster."""
+
+    cpus: float
+    gpus: float = 0.0
+
+
+def plan_resources(workers: Workers, machines: Sequence[Machine], *, local: bool, growing: bool = False) -> Resources:
+    """Fit the workers onto machines so that, wherever Ray places them, one reading task still has room.
+
+    A worker takes `threads` CPUs, or a little less: on the largest machine (M CPUs) the most workers whose threads fit,
+    k = floor(M / threads), leave READER_CPUS to a reading task if each takes (M - READER_CPUS) / k. Every other machine
+    holds at least the workers whose threads fit it. To leave no room anywhere, Ray would have to place k + 1 workers on
+    the largest machine, and on each other one as many as its threads allow or more: one more than there may be.
+
+    Args:
+        workers: what the config asks for.
+        machines: of the cluster.
+        local: Ray runs for this command alone.
+        growing: more machines may join, each large enough for one worker.
+
+    Raises:
+        ConfigError: the workers do not fit, now or ever.
+        InfrastructureError: no machine has a CPU.
+    """
+    largest = max((machine.cpus for machine in machines), default=0.0)
+    # A shard is minutes of work for a large model on a CPU; a cluster may have to start machines first.
+    stall_s = workers.stall_timeout_s or (3600.0 if local else 6 * 3600.0)
+    if largest <= READER_CPUS and not growing:
+        raise InfrastructureError(
+            f"Ray: {_wanted(workers)} and {READER_CPUS:g} CPUs for tasks that read are needed, the cluster has "
+            f"{cpus_in_words(machines)} CPUs.",
+            "Start machines with CPUs (`ray start --address=... --num-cpus=...`), then run the same command again.",
+        )
+    if workers.use_gpu:
+        return _on_gpus(workers, machines, local=local, growing=growing, stall_s=stall_s)
+    if local:
+        threads = workers.threads or max(1, (os.cpu_count() or 2) // workers.num_workers)
+        spare = min(1.0, max(READER_CPUS, largest / 2))
+        return Resources(workers.num_workers, threads, _rounded((largest - spare) / workers.num_workers), 0, stall_s)
+    choices = [workers.threads] if workers.threads else [2, 1]
+    for threads in choices:
+        if growing:
+            largest = max(largest, float(threads))
+        # A single thread may have a machine of less than one CPU.
+        nominal = min(float(threads), largest) if threads == 1 else float(threads)
+        room = sum(int(machine.cpus / nominal) for machine in machines)
+        if growing or workers.num_workers <= room:
+            cpus = min(nominal, (largest - READER_CPUS) / int(largest / nominal))
+            return Resources(workers.num_workers, threads, _rounded(cpus), 0, stall_s)
+    raise ConfigError(
+        f"workers: {_wanted(workers)} are needed, the cluster has {cpus_in_words(machines)} CPUs.",
+        "Lower `workers.num_workers` or `workers.threads`, or use a cluster with more CPUs.",
+    )
+
+
+def _on_gpus(workers: Workers, machines: Sequence[Machine], *, local: bool, growing: bool, stall_s: float) -> Resources:
+    """One GPU for each worker, and READER_CPUS of the CPUs beside it, or less where these are few."""
+    with_gpus = [machine for machine in machines if machine.gpus >= 1]
+    gpus = sum(int(machine.gpus) for machine in with_gpus)
+    if gpus < workers.num_workers and not growing:
+        raise ConfigError(
+            f"workers: {workers.num_workers} GPUs asked for, this {'machine' if local else 'cluster'} has {gpus}.",
+            "Set `workers.use_gpu=false` or fewer `workers.num_workers`.",
+        )
+    shares = [(machine.cpus - READER_CPUS) / int(machine.gpus) for machine in with_gpus]
+    return Resources(
+        workers.num_workers, workers.threads or 1, _rounded(max(0.0, min([READER_CPUS, *shares]))), 1, stall_s
+    )
+
+
+def _rounded(cpus: float) -> float:
+    """The next smaller share of a CPU that Ray counts exactly: it keeps four digits."""
+    return math.floor(cpus * 10_000 + 1e-6) / 10_000
+
+
+def _wanted(workers: Workers) -> str:
+    each = "1 GPU" if workers.use_gpu else f"{workers.threads or 1} CPUs"
+    return f"{workers.num_workers} workers (workers.num_workers) of {each}" + (
+        " (workers.threads)" if workers.threads and not workers.use_gpu else ""
+    )
+
+
+def cpus_in_words(machines: Sequence[Machine]) -> str:
+    """`0`, `4`, or `6 (2 + 4)`: of all machines, and of each."""
+    each = [machine.cpus for machine in machines if machine.cpus]
+    shown = " + ".join(f"{cpus:g}" for cpus in each[:8]) + (" + ..." if len(each) > 8 else "")
+    return f"{sum(each):g}" + (f" ({shown})" if len(each) > 1 else "")

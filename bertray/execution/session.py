@@ -1,0 +1,363 @@
+"""Connect to Ray: the cluster of the job we run in, or one started on this machine for this command."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import functools
+import importlib
+import json
+import logging
+import os
+import re
+import secrets
+import shutil
+import signal
+import socket
+import sys
+import threading
+import time
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from bertray import errors
+from bertray.config import Workers
+from bertray.console import stderr_without
+from bertray.errors import BertrayError, ConfigError, InfrastructureError
+from bertray.execution.resources import READER_CPUS, Machine, Resources, cpus_in_words, plan_resources
+from bertray.outputs.heartbeat import is_alive, process_namespace
+from bertray.runtime import COMPUTE_ENV, THREADS_ENV, unless_chosen, without_collection
+
+log = logging.getLogger(__name__)
+
+WAIT_FOR_MACHINES_S = 20.0  # until a cluster that is too small for the workers is refused: machines may be joining
+
+# Ray Train asks a dashboard whether its controller lives. We start none, and any other on this machine, or a tunnel to
+# one, would say "unknown" and have healthy workers ended: ask where nobody answers.
+NO_API_SERVER = {"RAY_API_SERVER_ADDRESS": "http://127.0.0.1:9"}
+
+# One machine: look often whether training has ended, and watch for no machine being taken away.
+LOCAL_TRAIN_ENV = {
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    "RAY_TRAIN_METRICS_ENABLED": "0",
+    **NO_API_SERVER,
+}
+
+# Of the 107 bytes that Linux gives the path of a socket, what Ray leaves when its session and socket are taken off:
+# "/session_2026-11-21_15-53-58_458367_1234567/sockets/plasma_store".
+LONGEST_FOLDER = 107 - 64
+
+
+def inside_cluster() -> bool:
+    """Is there a cluster to join (a submitted job, or RAY_ADDRESS set by hand)?"""
+    return os.environ.get("RAY_ADDRESS", "") not in ("", "local")
+
+
+def without_ray(workers: Workers, num_rows: int, *, ranks: bool = False) -> Resources | None:
+    """This process alone, where that is all that so many reviews need; None: Ray is needed, or is at hand anyway.
+
+    Args:
+        workers: what the config asks for.
+        num_rows: reviews of all splits.
+        ranks: several workers would share the steps of a training; who asks for several gets them.
+    """
+    if num_rows > workers.in_process_rows or not _on_these_cpus(workers) or (ranks and workers.num_workers > 1):
+        return None
+    return Resources(
+        1, workers.threads or os.cpu_count() or 1, 1.0, 0, in_process_rows=workers.in_process_rows, alone=True
+    )
+
+
+def _on_these_cpus(workers: Workers) -> bool:
+    """Whether the work is for the CPUs of this machine and no Ray is at hand that may have others."""
+    running = "ray" in sys.modules and sys.modules["ray"].is_initialized()
+    return not (workers.use_gpu or inside_cluster() or running)
+
+
+def check_precision(precision: str, workers: Workers) -> None:
+    """Refuse what this machine cannot compute in, if it is the one to compute; workers of a cluster say so themselves.
+
+    Raises:
+        ConfigError: `int8` on a CPU that has nothing for it.
+    """
+    if precision == "int8" and _on_these_cpus(workers):
+        import torch
+
+        from bertray.model.engine import choose_dtype
+
+        choose_dtype(precision, torch.device("cpu"))
+
+
+@contextmanager
+def session_for(
+    workers: Workers, num_rows: int, *, ranks: bool = False, imports: Sequence[str] = ()
+) -> Iterator[Resources]:
+    """This process alone where that is enough (`without_ray`), else `ray_session`."""
+    alone = without_ray(workers, num_rows, ranks=ranks)
+    if alone is not None:
+        yield alone
+        return
+    with ray_session(workers, imports=imports) as resources:
+        yield resources
+
+
+@contextmanager
+def ray_session(workers: Workers, *, imports: Sequence[str] = ()) -> Iterator[Resources]:
+    """A Ray connection for one command; one that exists already is used and left running.
+
+    Args:
+        workers: what the config asks for.
+        imports: modules that this process will need later; imported while Ray's own processes start.
+
+    Raises:
+        ConfigError: more GPUs are asked for than this machine has.
+        InfrastructureError: Ray does not start or the cluster does not answer.
+    """
+    import ray
+
+    before = dict(os.environ)
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
+    if not log.isEnabledFor(logging.DEBUG):
+        # Ray's core prints an error for every actor pool about constructor arguments that it itself put in its store.
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    # Ray gives its workers the lowest priority by default; beside any other process they would then starve.
+    os.environ.setdefault("RAY_worker_niceness", "0")
+    started = not ray.is_initialized()
+    temporary = None
+    if started:
+        if not inside_cluster():
+            temporary = _temporary_folder()
+        warm_up = threading.Thread(target=import_all, args=(imports,), name="imports", daemon=True)
+        warm_up.start()
+        try:
+            try:
+                _connect(temporary)
+            finally:
+                warm_up.join()  # a thread that still imports may crash a process that leaves
+        except BaseException:
+            _disconnect(before, temporary)  # what has been started by then
+            raise
+    try:
+        resources = _planned(workers)
+        if started and not inside_cluster() and not workers.use_gpu:
+            resources = replace(resources, in_process_rows=workers.in_process_rows)
+        if inside_cluster() and not workers.use_gpu:
+            resources = replace(resources, actor_env=unless_chosen(COMPUTE_ENV))
+        yield resources
+    finally:
+        if started:
+            _disconnect(before, temporary)
+
+
+def _temporary_folder() -> str:
+    """For Ray's own files: a folder of this process, to leave nothing behind; those of killed processes go."""
+    # Not below a long TMPDIR: the path of a socket is limited.
+    base = Path(os.environ.get("RAY_TMPDIR", "/tmp"))  # noqa: S108 - made here, for this user alone, or refused
+    machine = f"bertray-{_machine():04x}-"
+    if len(os.fsencode(base / f"{machine}{os.getpid()}-0")) > LONGEST_FOLDER:
+        room = LONGEST_FOLDER - len(machine) - len("/1234567-0")
+        raise ConfigError(
+            f"{base}: too long a path for Ray's files: the sockets below it may have 107 bytes.",
+            f"Set RAY_TMPDIR to a folder whose path has at most {room} characters.",
+        )
+    try:
+        base.mkdir(parents=True, exist_ok=True)
+        for left in base.glob(f"{machine}*"):
+            pid = left.name.removeprefix(machine).partition("-")[0]
+            if pid.isdigit() and not is_alive(int(pid)):
+                shutil.rmtree(left, ignore_errors=True)
+        for number in range(10):  # another user's, or one whose files a process of Ray still writes
+            folder = base / f"{machine}{os.getpid()}-{number}"
+            with contextlib.suppress(FileExistsError):
+                folder.mkdir(mode=0o700)
+                return str(folder)
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
+    except OSError as error:
+        kind = InfrastructureError if errors.is_disk_full(error) else ConfigError
+        raise kind(
+            f"{base}: no folder for Ray's files can be made here: {error.strerror}.", "Set RAY_TMPDIR to one that can."
+        ) from error
+
+
+def _machine() -> int:
+    """16 bits that tell machines and containers apart that share a folder: their process numbers mean others."""
+    return zlib.crc32(f"{socket.gethostname()} {process_namespace()}".encode()) & 0xFFFF
+
+
+def _disconnect(environment: dict[str, str], temporary: str | None) -> None:
+    """End the connection; leave no files, and the environment as it was: another cluster may come next here."""
+    import ray
+
+    ray.shutdown()
+    if temporary and not log.isEnabledFor(logging.DEBUG):  # Ray's own logs
+        shutil.rmtree(temporary, ignore_errors=True)
+    for name in os.environ.keys() - environment.keys():
+        del os.environ[name]
+    os.environ.update(environment)
+
+
+def import_all(names: Sequence[str]) -> None:
+    with without_collection():
+        for name in names:
+            importlib.import_module(name)
+
+
+def _without_driver_folders() -> Any:
+    """A job config with which Ray leaves the path of its workers alone.
+
+    By default it puts the folders of the driver first on it, where a file `statistics.py` of the user's would be taken
+    for Python's own module; it does not where a job has a working folder of its own, which this config says.
+    """
+    from ray.job_config import JobConfig
+
+    class WithoutDriverFolders(JobConfig):  # type: ignore[misc]  # Ray publishes no types
+        def _runtime_env_has_working_dir(self) -> bool:
+            return True
+
+    return WithoutDriverFolders()
+
+
+def _check_answers(address: str) -> None:
+    """Refuse an address at which nobody answers: Ray would wait for minutes."""
+    host, _, port = address.rpartition(":")
+    if "//" in address or not host or not port.isdigit():
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+    except (OSError, OverflowError) as error:
+        raise InfrastructureError(
+            f"Ray: nobody answers at RAY_ADDRESS={address} ({error}).",
+            "Start the cluster or set RAY_ADDRESS to its head, then run the same command again.",
+        ) from error
+
+
+@functools.cache
+def _token() -> str:
+    """One token for all the clusters that this process starts: Ray reads it once."""
+    return secrets.token_hex(32)
+
+
+def _provide_token() -> None:
+    """Give Ray the token that protects a cluster of ours where it could not write one into the home folder."""
+    if any(os.environ.get(name) for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")):
+        return
+    try:
+        folder = Path.home() / ".ray"
+        folder.mkdir(exist_ok=True)
+        usable = os.access(folder, os.W_OK) or (folder / "auth_token").is_file()
+    except (OSError, RuntimeError):  # no home, or none that can be written
+        usable = False
+    if not usable:
+        os.environ["RAY_AUTH_TOKEN"] = _token()
+
+
+def _connect(temporary: str | None) -> None:
+    import ray
+    from ray.exceptions import AuthenticationError
+
+    common: dict[str, Any] = {
+        "logging_level": logging.ERROR,
+        "log_to_driver": log.isEnabledFor(logging.DEBUG),
+        "job_config": _without_driver_folders(),
+    }
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    on_sigterm = signal.getsignal(signal.SIGTERM)
+    try:
+        with stderr_without("Set ray log level from environment variable"):
+            if inside_cluster():
+                _check_answers(os.environ["RAY_ADDRESS"])
+                # What a job gives itself is among what the user chose; Ray would refuse to have it given twice.
+                os.environ.setdefault("RAY_OVERRIDE_JOB_RUNTIME_ENV", "1")
+                ray.init(runtime_env={"env_vars": unless_chosen(THREADS_ENV)}, **common)
+            else:
+                # Through the environment, which the processes that Ray starts ahead of need inherit: a runtime_env
+                # would have it start others.
+                os.environ.update(unless_chosen(COMPUTE_ENV | LOCAL_TRAIN_ENV) | NO_API_SERVER)
+                _provide_token()
+                # At least two logical CPUs: an actor pool that holds all of them would starve the reading tasks.
+                cpus = max(2, os.cpu_count() or 2)
+                ray.init(address="local", include_dashboard=False, num_cpus=cpus, _temp_dir=temporary, **common)
+    except SystemExit:  # Ray's own answer to SIGTERM
+        raise KeyboardInterrupt from None
+    except (OSError, RuntimeError, ValueError, AuthenticationError) as error:
+        # A wrong address or version, a folder that may not be written: it would be so again.
+        lasting = isinstance(error, ValueError | AuthenticationError | FileNotFoundError | PermissionError)
+        kind = ConfigError if lasting or "ersion mismatch" in str(error) else InfrastructureError
+        words = " ".join(str(error).split())[:300]
+        raise kind(
+            f"Ray: does not start or answer: {words}", "Run `bertray doctor`; on a cluster check RAY_ADDRESS."
+        ) from error
+    finally:
+        if in_main_thread:  # Ray's own handler prints a native stack trace
+            signal.signal(signal.SIGTERM, on_sigterm)
+
+
+def machines_of_cluster(*, free: bool = False) -> list[Machine]:
+    """Machines of the cluster, with all that they have or with what nobody uses right now."""
+    import ray
+    from ray._private.state import available_resources_per_node
+
+    if free:
+        found = available_resources_per_node().values()
+    else:
+        found = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return [Machine(resources.get("CPU", 0.0), resources.get("GPU", 0.0)) for resources in found]
+
+
+def _planned(workers: Workers) -> Resources:
+    """The workers laid out over the cluster at hand; waits a little for machines that are joining.
+
+    Raises:
+        ConfigError: the workers can never fit.
+        InfrastructureError: the cluster has no CPU.
+    """
+    if not inside_cluster():
+        return plan_resources(workers, machines_of_cluster(), local=True)
+    resources = None
+    deadline = time.monotonic() + WAIT_FOR_MACHINES_S
+    told = False
+    while resources is None:
+        try:
+            resources = plan_resources(workers, machines_of_cluster(), local=False)
+        except BertrayError as error:
+            late, grows = time.monotonic() > deadline, _grows()
+            if grows or (late and grows is None):
+                log.warning("%s Waiting for the machines that the cluster may start.", error.message)
+                return plan_resources(workers, machines_of_cluster(), local=False, growing=True)
+            if late:
+                raise
+            if not told:
+                log.warning("%s Waiting %.0f s for machines to join.", error.message, WAIT_FOR_MACHINES_S)
+                told = True
+            time.sleep(0.5)
+    free = machines_of_cluster(free=True)
+    try:
+        return plan_resources(workers, free, local=False)
+    except BertrayError:
+        log.warning(
+            "Ray: %s CPUs are free; waiting for other jobs, or for what this job itself holds "
+            "(--entrypoint-num-cpus), to give room to %d workers of %g CPUs and to reading tasks of %g",
+            cpus_in_words(free),
+            resources.num_workers,
+            resources.cpus_per_worker,
+            READER_CPUS,
+        )
+        return resources
+
+
+def _grows() -> bool | None:
+    """Whether an autoscaler adds machines; None: it has not said, and may keep its status elsewhere.
+
+    One that only watches names the type of each machine after the machine.
+    """
+    from ray.experimental.internal_kv import _internal_kv_get
+
+    status = _internal_kv_get("__autoscaling_status")  # as `ray status` reads it
+    types = json.loads(status).get("autoscaler_report", {}).get("active_nodes") if status else None
+    return any(not re.fullmatch(r"node_[0-9a-f]{56}", name) for name in types) if types else None
