@@ -16,8 +16,7 @@ from bertray import schema as s
 from bertray.auditing.analysis import AuditRows, Found
 from bertray.auditing.duplicates import ALONE, NearTexts
 from bertray.auditing.text_marks import DAMAGE, bits
-from bertray.evaluation.label_errors import Suspects
-from bertray.reports.audit import Doubt
+from bertray.evaluation.label_errors import LabelErrorSearch, Suspects
 from bertray.reviews.corpus import Inputs
 from bertray.reviews.labels import LabelMap
 from bertray.reviews.reader import BadFile
@@ -51,7 +50,7 @@ class Audited:
     rows: AuditRows
     found: Found
     near: NearTexts | None
-    doubt: Doubt
+    doubt: LabelErrorSearch
     suspects: Suspects | None
     refused: pa.Table
     scripts: Mapping[int, Counter[str]]

@@ -23,6 +23,30 @@ class NoTerms(ValueError):
 
 
 @dataclass(frozen=True)
+class LabelErrorSearch:
+    """Result of the search for label errors.
+
+    Args:
+        judged: labelled rows that the classifier judged out of fold.
+        labelled: rows with a label.
+        suspected: rows whose label is probably wrong.
+        accuracy: of the classifier against the given labels; so is mcc.
+        majority: share of the most frequent label.
+        means: features of the classifier, in words.
+        skipped: why there was no search, as a sentence.
+    """
+
+    judged: int
+    labelled: int
+    suspected: int
+    accuracy: float
+    majority: float
+    mcc: float
+    means: str
+    skipped: str = ""
+
+
+@dataclass(frozen=True)
 class Suspects:
     """Rows whose label is probably wrong, the most doubtful first.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 
-from bertray.errors import ConflictError, InfrastructureError
+from bertray.errors import ConfigError, ConflictError, InfrastructureError, did_you_mean
 from bertray.io import faults
 from bertray.io.store import SUCCESS, Store
 from bertray.outputs.control_files import CommittedPart, LedgerEntry
@@ -172,6 +172,24 @@ def _stands_alone(store: Store, slot: str, runs: Sequence[LedgerEntry]) -> bool:
     """Is every part of some runs in place, and nothing of the versions before them?"""
     found = {key.removeprefix(f"data/{slot}/") for key in store.keys(f"data/{slot}")}
     return found == _names(runs, _ROOTS["data"])
+
+
+def committed_entries(store: Store, slot: str | None) -> list[LedgerEntry]:
+    """The ledger of an output, or what it says of one slot.
+
+    Raises:
+        ConfigError: nothing is committed there.
+    """
+    entries = read_ledger(store)
+    if not entries:
+        raise ConfigError(f"{store.root}: no committed slot.", "Give the `output` of a score run that has finished.")
+    if slot is None:
+        return entries
+    slots = list(dict.fromkeys(entry.slot for entry in current(entries)))
+    entries = [entry for entry in entries if entry.slot == slot]
+    if not entries:
+        raise ConfigError(f"slot={slot}: not committed.{did_you_mean(slot, slots)}", f"Slots: {', '.join(slots[-10:])}")
+    return entries
 
 
 def committed_files(store: Store, entries: Sequence[LedgerEntry]) -> list[str]:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from bertray.evaluation.label_errors import LabelErrorSearch
 from bertray.reports.html import count, percent, render
 from bertray.reports.plain import excerpt, plain
 from bertray.schema import REASON_WORDS, SCHEMA_VERSION, because
@@ -70,20 +71,6 @@ class Leak:
 
 
 @dataclass(frozen=True)
-class Doubt:
-    """The search for label errors."""
-
-    judged: int
-    labelled: int
-    suspected: int
-    accuracy: float
-    majority: float
-    mcc: float
-    means: str  # what judged, in words
-    skipped: str = ""  # why there was no search, as a sentence
-
-
-@dataclass(frozen=True)
 class BrokenFile:
     """A file with rows that nobody can use; `rows_in` None: it cannot be read at all."""
 
@@ -140,7 +127,7 @@ class AuditReport:
     broken_files: Sequence[BrokenFile]
     labels: Mapping[str, Mapping[str, int]]  # split -> label -> rows
     unlabelled: Mapping[str, int]
-    doubt: Doubt
+    doubt: LabelErrorSearch
     marks: Mapping[str, Mapping[str, int]]  # split -> mark -> rows
     damaged: int  # rows with control characters or U+FFFD, of all splits
     scripts: Mapping[str, Mapping[str, int]]
@@ -279,7 +266,7 @@ class AuditReport:
             self._example("conflicts"),
         )
 
-    def _doubt(self, doubt: Doubt) -> Finding:
+    def _doubt(self, doubt: LabelErrorSearch) -> Finding:
         title = "Probable label errors"
         if doubt.skipped:
             return Finding("label_errors", title, "minor", 0.0, (doubt.skipped,))

@@ -29,6 +29,7 @@ from bertray.console import Ticker, duration, say
 from bertray.errors import DataRefused
 from bertray.evaluation.label_errors import (
     MIN_MCC,
+    LabelErrorSearch,
     NoTerms,
     Suspects,
     accuracy_and_mcc,
@@ -47,7 +48,7 @@ from bertray.io.tables import parquet_bytes
 from bertray.model.bundle import resolve_model, weights_digest
 from bertray.model.pretrained import check_tokenizer
 from bertray.outputs.claims import claimed_output, finished_run, mark_finished, remove_folder
-from bertray.reports.audit import AuditReport, Doubt
+from bertray.reports.audit import AuditReport
 from bertray.reviews.corpus import Inputs, inspect_inputs, read_spec
 from bertray.reviews.label_counts import count_labels
 from bertray.reviews.labels import NO_LABEL, LabelMap
@@ -362,7 +363,7 @@ class _Audit:
 
     # label errors
 
-    def _doubt(self, rows: AuditRows, near: NearTexts | None) -> tuple[Doubt, Suspects | None]:
+    def _doubt(self, rows: AuditRows, near: NearTexts | None) -> tuple[LabelErrorSearch, Suspects | None]:
         """What the search for label errors came to, and the rows in doubt by position."""
         options = self._config.label_errors
         members = labelled = np.flatnonzero(rows.label_N >= 0)
@@ -381,7 +382,7 @@ class _Audit:
                 f"Label errors need two classes with {options.folds} different texts at least, and there "
                 f"{'is' if len(usable) == 1 else 'are'} {len(usable)}: nobody looked."
             )
-        nothing = Doubt(0, len(labelled), 0, 0.0, 0.0, 0.0, "", why)
+        nothing = LabelErrorSearch(0, len(labelled), 0, 0.0, 0.0, 0.0, "", why)
         if why:
             return nothing, None
         assert self._labels is not None

@@ -10,7 +10,6 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from bertray import schema as s
-from bertray.commands.files import committed_entries
 from bertray.config import Columns, EmbedConfig, TextFormat, TopicsConfig
 from bertray.errors import ConfigError, DataRefused, did_you_mean
 from bertray.io.store import open_store
@@ -18,6 +17,7 @@ from bertray.io.tables import one_chunk
 from bertray.model.bundle import BundleInfo
 from bertray.outputs import ledger
 from bertray.outputs.control_files import LedgerEntry
+from bertray.outputs.ledger import committed_entries
 from bertray.reviews.corpus import Inputs, inspect_inputs, open_inputs, read_spec
 from bertray.reviews.label_counts import count_labels
 from bertray.reviews.labels import LabelMap, sorted_values

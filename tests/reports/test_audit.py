@@ -7,7 +7,8 @@ from dataclasses import replace
 
 import pytest
 
-from bertray.reports.audit import AuditReport, BrokenFile, Doubt, Example, Leak, Repeats, SplitRows
+from bertray.evaluation.label_errors import LabelErrorSearch
+from bertray.reports.audit import AuditReport, BrokenFile, Example, Leak, Repeats, SplitRows
 
 CLEAN = AuditReport(
     title="Audit a",
@@ -32,7 +33,7 @@ CLEAN = AuditReport(
     broken_files=[],
     labels={"train": {"neg": 50, "pos": 50}},
     unlabelled={"train": 0},
-    doubt=Doubt(100, 100, 0, 0.9, 0.5, 0.8, "a judge"),
+    doubt=LabelErrorSearch(100, 100, 0, 0.9, 0.5, 0.8, "a judge"),
     marks={"train": {}},
     damaged=0,
     scripts={"train": {"latin": 100}},
@@ -76,7 +77,7 @@ DIRTY = replace(
     broken_files=[BrokenFile("train", "in/a.parquet", 100, {"text_empty": 1})],
     labels={"train": {"neg": 90, "pos": 10}, "test": {"neg": 5}},
     unlabelled={"train": 0, "test": 95},
-    doubt=Doubt(150, 200, 12, 0.9, 0.5, 0.8, "a judge"),
+    doubt=LabelErrorSearch(150, 200, 12, 0.9, 0.5, 0.8, "a judge"),
     marks={"train": {"control_characters": 4, "html_tags": 9}, "test": {"html_tags": 1}},
     damaged=4,
     scripts={"train": {"latin": 100}, "test": {"han": 100}},
