@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import re
 import shlex
-from collections.abc import Mapping
 from typing import Any
 
-import yaml
+from bertray.yaml_text import escaped, yaml_word
 
 
 def setting(key: str, value: Any) -> str:
@@ -18,6 +16,11 @@ def setting(key: str, value: Any) -> str:
         value: text (a path, a column), number, boolean, None, or a list or mapping of these.
     """
     return shlex.quote(f"{key}={_written(value)}")
+
+
+def config_word(value: Any) -> str:
+    """A value in one line, as it stands behind `key: ` in a config file: read back, it is this very value."""
+    return yaml_word(escaped(value))
 
 
 def command(verb: str, *words: str, **values: Any) -> str:
@@ -39,23 +42,5 @@ def _written(value: Any) -> str:
     if isinstance(value, str):
         # A text key takes what stands there; null, quotes and brackets around it mean something else.
         bare = value not in ("", "null", "~") and value[0] not in "\"'[{"
-        return (value if bare else f'"{value}"').replace("${", "\\${")
-    return _in_yaml(value)
-
-
-def _in_yaml(value: Any) -> str:
-    if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{_scalar(str(key))}: {_in_yaml(item)}" for key, item in value.items()) + "}"
-    if isinstance(value, list | tuple):
-        return "[" + ", ".join(map(_in_yaml, value)) + "]"
-    if isinstance(value, str):
-        return _scalar(value.replace("${", "\\${"))
-    return yaml.safe_dump(value).removesuffix("\n...\n").strip()
-
-
-def _scalar(text: str) -> str:
-    """A word as YAML reads it back: in double quotes unless it stands for itself, also between braces."""
-    plain = yaml.safe_dump([text], default_flow_style=True, allow_unicode=True, width=10**9).strip()[1:-1]
-    if plain == text and re.fullmatch(r"[^\W\d]\w*", text):
-        return text
-    return yaml.safe_dump(text, default_style='"', allow_unicode=True, width=10**9).strip()
+        return str(escaped(value if bare else f'"{value}"'))
+    return config_word(value)

@@ -22,7 +22,7 @@ PACKAGE = ROOT / "bertray"
 VERBS = sorted(command.name or "" for command in app.registered_commands)
 # Ground, domain, faces: each room and each module beside the rooms may import the ones before it.
 ORDER = [
-    *("errors", "schema", "wording", "paths", "console", "runtime", "config", "io", "execution"),
+    *("errors", "schema", "yaml_text", "wording", "paths", "console", "runtime", "config", "io", "execution"),
     *("reviews", "autoconfig", "model", "training", "evaluation", "outputs", "scoring", "auditing", "topic_models"),
     *("benchmark", "reports", "runs", "commands", "cli"),
 ]

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.fs as pafs
-import yaml
 
 from bertray.config import Columns, TextFormat
 from bertray.errors import ConfigError, DataRefused
@@ -27,7 +26,7 @@ from bertray.reviews.listing import format_of, list_inputs
 from bertray.reviews.rows import BadFile, Dialect, FileEntry, InputFile, RawRows, ReadSpec, Shard
 from bertray.reviews.screening import id_text, utf8_or_empty
 from bertray.reviews.writing_system import dominant_script
-from bertray.wording import counted
+from bertray.wording import config_word, counted
 
 ROWS_LOOKED_AT = 1000
 _LABEL_ROWS_COUNTED = 2_000_000
@@ -456,7 +455,7 @@ def render_config(seen: Look, verb: str, file: str) -> str:
         _write_splits(seen, write)
     else:
         paths = [path for split in seen.splits.values() for path in split]
-        write(f"input: {_word(paths if len(paths) > 1 else paths[0])}")
+        write(f"input: {config_word(paths if len(paths) > 1 else paths[0])}")
     _write_reader(seen.reader, write)
     write()
     write("columns:")
@@ -464,23 +463,23 @@ def render_config(seen: Look, verb: str, file: str) -> str:
         value = getattr(seen.columns, name)
         is_there = name != "id" or seen.has_ids
         if name == "label" and verb == "score" and seen.label_counts:
-            write(comment=f" label: {_word(value)}  for the accuracy, where its values are classes of the model")
+            write(comment=f" label: {config_word(value)}  for the accuracy, where its values are classes of the model")
         elif value is not None and is_there and (name != "label" or seen.label_counts):
-            write(f"  {name}: {_word(value)}")
+            write(f"  {name}: {config_word(value)}")
     if verb == "train":
         _write_training(seen, write)
     else:
         write()
         write("model: runs/first/model", "of a training run, or a hub id")
         if seen.other_columns:
-            write(comment=f"keep_columns: {_word(list(seen.other_columns))}")
+            write(comment=f"keep_columns: {config_word(list(seen.other_columns))}")
     return out.getvalue()
 
 
 def _write_splits(seen: Look, write: Any) -> None:
     write("data:")
     for split, paths in seen.splits.items():
-        write(f"  {split}: {_word(list(paths) if len(paths) > 1 else paths[0])}")
+        write(f"  {split}: {config_word(list(paths) if len(paths) > 1 else paths[0])}")
     if "validation" not in seen.splits:
         write(comment="no data.validation: 10 % of train is held out, identical texts on one side")
     if "test" not in seen.splits:
@@ -513,7 +512,7 @@ def _write_reader(reader: TextFormat, write: Any) -> None:
         write()
         write("reader:")
         for name, value in changed.items():
-            write(f"  {name}: {_word(value)}")
+            write(f"  {name}: {config_word(value)}")
 
 
 def _write_labels(seen: Look, write: Any) -> None:
@@ -533,12 +532,6 @@ def _write_labels(seen: Look, write: Any) -> None:
         write(comment="stars as classes: labels: {1: negative, 2: negative, 3: neutral, 4: positive, 5: positive}")
     elif len(values) >= 2:
         write(comment="without `labels` the sorted values are the class names; `value: null` leaves one out")
-
-
-def _word(value: Any) -> str:
-    """A YAML scalar or flow list in one line, quoted where YAML would read something else."""
-    text = yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=10**9)
-    return text.removesuffix("\n...\n").strip()
 
 
 def _one_line(text: str) -> str:

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-import yaml
+from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from bertray.config.commands import CONFIGS
 from bertray.config.sections import Section
 from bertray.wording import counted
+from bertray.yaml_text import escaped, write_yaml, yaml_word
 
 
 def field_of(config: type[Section], dotted: str) -> FieldInfo | None:
@@ -175,26 +176,31 @@ def key_help(config: type[Section], prefix: str = "") -> list[tuple[str, str, st
             rows += key_help(field.annotation, f"{prefix}{name}.")
             continue
         default = field.get_default()
-        shown = "required" if default is PydanticUndefined else _yaml_word(default)
+        shown = "required" if default is PydanticUndefined else _shown(default)
         rows.append((f"{prefix}{name}", shown, field.description or ""))
     return rows
 
 
-def _yaml_word(value: Any) -> str:
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return str(value).lower()
+def _shown(value: Any) -> str:
+    """A default as people write it: 5e-5, [a, b], {low: 1, high: 2}."""
+    if isinstance(value, BaseModel):
+        value = value.model_dump()
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{key}: {_shown(item)}" for key, item in value.items()) + "}"
     if isinstance(value, tuple):
-        return f"[{', '.join(map(str, value))}]"
+        return f"[{', '.join(map(_shown, value))}]"
     if isinstance(value, float) and value and not math.isinf(value) and abs(value) < 1e-3:
         return f"{value:.0e}".replace("e-0", "e-")
-    return str(value)
+    return value if isinstance(value, str) else yaml_word(value)
 
 
-def to_yaml(config: Section) -> str:
-    """The fully resolved config as YAML that `-c` reads back to an equal config."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=100)
+def to_yaml(config: Section, exclude: Collection[str] = ()) -> str:
+    """The fully resolved config as YAML that `-c` reads back to an equal config.
+
+    Args:
+        exclude: keys at the top that are left out.
+    """
+    return write_yaml(escaped(config.model_dump(mode="json", exclude=set(exclude))))
 
 
 def json_schema(verb: str) -> dict[str, Any]:

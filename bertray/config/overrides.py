@@ -6,7 +6,6 @@ Sources are applied in order: `-c a.yaml`, `-c b.yaml`, then the overrides. Mapp
 
 from __future__ import annotations
 
-import contextlib
 import re
 import shlex
 from collections.abc import Mapping, Sequence
@@ -19,34 +18,10 @@ from pydantic.fields import FieldInfo
 from bertray.config.commands import CONFIGS, TrainConfig
 from bertray.config.describe import explained, field_of
 from bertray.config.sections import PATH_LIST, Section
-from bertray.config.yaml_loader import parse_yaml
-from bertray.errors import ConfigError, did_you_mean
+from bertray.config.yaml_loader import parse_yaml, read_file, with_environment
+from bertray.errors import ConfigError
 from bertray.paths import local_path
 from bertray.wording import setting
-
-MAX_CONFIG_BYTES = 1 << 20
-
-
-def _read_file(path: str) -> dict[str, Any]:
-    file = local_path(path)
-    if not file.is_file():
-        found, near = "expected a file, found a folder" if file.is_dir() else "no such file", ""
-        with contextlib.suppress(OSError):
-            near = "" if file.is_dir() else did_you_mean(file.name, [other.name for other in file.parent.iterdir()])
-        raise ConfigError(f"-c {path}: {found}.{near}", "`bertray init DATA output=train.yaml` writes a config.")
-    if file.stat().st_size > MAX_CONFIG_BYTES:
-        raise ConfigError(f"-c {path}: larger than {MAX_CONFIG_BYTES} bytes.", "A config is a page of YAML.")
-    try:
-        text = file.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"-c {path}: expected UTF-8 text, found other bytes.", "Save it as UTF-8.") from error
-    data = parse_yaml(text, path)
-    if data is None:
-        return {}
-    if not isinstance(data, dict):
-        found = "a list" if isinstance(data, list) else "text" if isinstance(data, str) else f"a {type(data).__name__}"
-        raise ConfigError(f"-c {path}: expected YAML of keys and values, found {found}.", "Write `key: value`.")
-    return data
 
 
 def _keeps_raw_text(field_type: Any) -> bool:
@@ -149,22 +124,6 @@ def _set_key(data: dict[str, Any], path: list[str], value: Any, word: str) -> No
     data[path[-1]] = value
 
 
-def _interpolated(data: dict[str, Any]) -> dict[str, Any]:
-    """Resolve `${oc.env:BUCKET}` and `${key}` references."""
-    if "${" not in str(data):
-        return data
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-
-    try:
-        resolved = OmegaConf.to_container(OmegaConf.create(data), resolve=True)
-    except OmegaConfBaseException as error:
-        first_line = str(error).splitlines()[0]
-        raise ConfigError(f"config: a ${{...}} reference does not resolve: {first_line}.") from error
-    assert isinstance(resolved, dict)
-    return {str(key): value for key, value in resolved.items()}
-
-
 def load_config(verb: str, files: Sequence[str] = (), overrides: Sequence[str] = ()) -> Section:
     """Resolve one command's config.
 
@@ -179,14 +138,14 @@ def load_config(verb: str, files: Sequence[str] = (), overrides: Sequence[str] =
     config = CONFIGS[verb]
     data: dict[str, Any] = {}
     for path in files:
-        data = _merge(data, _read_file(path))
+        data = _merge(data, read_file(path))
     for word in overrides:
         path_parts, value = _override(config, word)
         if len(path_parts) == 1 and isinstance(value, Mapping):
             data = _merge(data, {path_parts[0]: value})
         else:
             _set_key(data, path_parts, value, word)
-    return build_config(verb, _interpolated(data))
+    return build_config(verb, with_environment(data))
 
 
 def build_config(verb: str, data: Mapping[str, Any]) -> Section:
@@ -215,7 +174,7 @@ def guess_verb(files: Sequence[str], overrides: Sequence[str]) -> str:
     for word in overrides:
         if "=" not in word:
             _override(TrainConfig, word)  # which refuses it
-    named = {key for path in files for key in _read_file(path)} | {re.split(r"[.=]", word)[0] for word in overrides}
+    named = {key for path in files for key in read_file(path)} | {re.split(r"[.=]", word)[0] for word in overrides}
     if ("data" in named or "training" in named) == ("input" in named):
         raise ConfigError(
             "plan: expected a train config (data.train) or a score config (input), found "

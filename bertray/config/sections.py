@@ -9,6 +9,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
+from bertray.yaml_text import WrittenFloat
+
 SLOT_PATTERN = re.compile(r"^(?!\.+$)[A-Za-z0-9_.=-]{1,128}$")
 MOMENT_PATTERN = re.compile(r"^\d{4}-\d{2}-\d{2}([T ]\d{2}(:\d{2}(:\d{2}(\.\d+)?)?)?)?$")
 LongText = Literal["head", "tail", "head_tail", "windows"]
@@ -21,6 +23,8 @@ def _as_text(value: Any) -> Any:
     """Keep numbers and dates that a person wrote for a name (`columns.label=1`) as the text they wrote."""
     if isinstance(value, bool) or value is None:
         return value
+    if isinstance(value, WrittenFloat):
+        return value.text
     return str(value) if isinstance(value, int | float | date) else value
 
 
@@ -253,9 +257,9 @@ def _class_name(value: Any) -> Any:
 
 def _label_word(value: Any) -> Any:
     if value is None or isinstance(value, bool):
-        written = {True: "yes, on or true", False: "no, off or false", None: "null or nothing"}[value]
-        quoted = {True: '"yes"', False: '"no"', None: '"null"'}[value]
-        raise ValueError(f"YAML reads a class name as {value!r} ({written}); write it in quotes, like {quoted}")
+        word = "null" if value is None else str(value).lower()
+        found = "null, ~ or nothing" if value is None else word
+        raise ValueError(f'YAML reads a class name as {value!r} ({found}); write it in quotes, like "{word}"')
     return _as_text(value)
 
 

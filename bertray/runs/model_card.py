@@ -9,7 +9,6 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import yaml
 
 import bertray
 from bertray.config import TrainConfig
@@ -20,6 +19,7 @@ from bertray.model.bundle import CARD_FILE, LINEAR_HEADS, BundleInfo
 from bertray.reports.html import BUNDLED, data_title, percent
 from bertray.runs.evaluated import EvaluatedRows
 from bertray.training.labelled_data import LabelledData
+from bertray.yaml_text import read_yaml, write_yaml
 
 BUNDLED_ID = f"sentence-transformers/{BUNDLED}"
 METRICS = ["accuracy", "f1", "matthews_correlation"]  # FIGURES, as the hub calls them
@@ -69,7 +69,7 @@ def model_card(
         else ""
     )
     return f"""---
-{yaml.safe_dump(front, sort_keys=False, allow_unicode=True)}---
+{write_yaml(front)}---
 # Review classifier
 
 {source} with bertray {bertray.__version__}; model version `{info.model_version or "{model_version}"}`.
@@ -101,12 +101,12 @@ Meant for reviews like those it was trained on; on other text its scores are not
 
 def _front_matter(base: Path) -> dict[str, Any]:
     """Metadata of the base model's card; empty without a card that can be read."""
-    from huggingface_hub import metadata_load
-
     try:
-        return metadata_load(base / CARD_FILE) or {}
-    except (OSError, UnicodeDecodeError, ValueError, yaml.YAMLError):  # other people's file, of which nothing depends
+        front = re.match(r"\s*---[ \t]*\n(.*?)\n---[ \t]*\n", (base / CARD_FILE).read_text(encoding="utf-8"), re.DOTALL)
+        data = read_yaml(front[1]) if front else {}
+    except (OSError, ValueError):  # other people's file, on which nothing depends
         return {}
+    return data if isinstance(data, dict) else {}
 
 
 def _is_hub_id(model: str) -> bool:

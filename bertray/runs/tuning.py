@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import yaml
 
 from bertray.config import TuneConfig, to_yaml
 from bertray.console import Ticker, duration, say, table
@@ -433,7 +432,6 @@ def _rows(trials: Sequence[Trial], metric: str) -> list[dict[str, Any]]:
 
 def _best_yaml(config: TuneConfig, best: Trial, metric: str) -> str:
     """A config that `train` takes; `output` is left to the command line."""
-    data = searching.at(config, best.point).model_dump(mode="json", exclude={"output"})
     seeded, words = "seed" in best.point and config.data.validation is None, ["output=runs/best"]
     head = (
         f"# The best of a search: trial {best.number}, {metric} {_with_interval(best.estimate(metric))} on validation "
@@ -445,7 +443,7 @@ def _best_yaml(config: TuneConfig, best: Trial, metric: str) -> str:
         head += "# Without data.test the report would be on the very rows that chose it.\n"
         words = ["data.test=<labelled reviews>", *words]
     head += f"#\n#   bertray train -c best.yaml {' '.join(words)}\n\n"
-    return head + yaml.safe_dump(data, sort_keys=False, allow_unicode=True)
+    return head + to_yaml(searching.at(config, best.point), exclude=["output"])
 
 
 def _has_test(config: TuneConfig) -> bool:
