@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from bertray import schema as s
-from bertray.config import Cleaning, NightConfig, Workers, build_config
+from bertray.config import NightConfig, Workers, build_config
 from bertray.errors import BertrayError
 from bertray.execution.resources import Resources
 from bertray.execution.shards import ReadAndTokenize, ReadSettings, stage_parts
@@ -29,6 +29,7 @@ from bertray.io.store import Store, open_store
 from bertray.model.bundle import BundleInfo
 from bertray.outputs import ledger
 from bertray.outputs.control_files import Receipt
+from bertray.reviews.clean import Cleaning
 from bertray.reviews.reader import WorkItem
 from bertray.runs import night as nights
 from bertray.scoring.stage_part import EmbedSettings, LabelMaker, MakePart, PartSettings, ScoreSettings, VectorMaker

@@ -22,7 +22,19 @@ PACKAGE = ROOT / "bertray"
 VERBS = sorted(command.name or "" for command in app.registered_commands)
 # Ground, domain, faces: each room and each module beside the rooms may import the ones before it.
 ORDER = [
-    *("errors", "schema", "yaml_text", "wording", "paths", "console", "runtime", "config", "io", "execution"),
+    *(
+        "errors",
+        "schema",
+        "yaml_text",
+        "wording",
+        "paths",
+        "console",
+        "runtime",
+        "settings",
+        "config",
+        "io",
+        "execution",
+    ),
     *("reviews", "autoconfig", "model", "training", "evaluation", "outputs", "scoring", "auditing", "topic_models"),
     *("benchmark", "reports", "runs", "commands", "cli"),
 ]
@@ -43,6 +55,9 @@ STILL_RAY: set[str] = {
     "training/features.py",
     "training/rank.py",
 }
+
+# Modules of training/ that still read a config or hand work to Ray themselves.
+STILL_CONFIG: set[str] = {"training/features.py", "training/labelled_data.py", "training/rank.py"}
 
 
 def imports_of(path: Path) -> set[str]:
@@ -116,6 +131,70 @@ def test_rooms_import_one_way():
             if parts[0] == "bertray" and len(parts) > 1 and parts[1] in set(ORDER) - set(before):
                 wrong.setdefault(path.relative_to(PACKAGE).as_posix(), set()).add(parts[1])
     assert wrong == STILL_WRONG
+
+
+def module_name(path: Path) -> str:
+    return ".".join(["bertray", *path.relative_to(PACKAGE).with_suffix("").parts]).removesuffix(".__init__")
+
+
+def cycle_in(graph: dict[str, set[str]]) -> list[str]:
+    """The modules of one cycle, or nothing."""
+    done: set[str] = set()
+
+    def visit(module: str, above: list[str]) -> list[str]:
+        if module in above:
+            return [*above[above.index(module) :], module]
+        if module not in done:
+            for name in sorted(graph[module]):
+                if found := visit(name, [*above, module]):
+                    return found
+            done.add(module)
+        return []
+
+    return next((found for module in sorted(graph) if (found := visit(module, []))), [])
+
+
+def test_cycle_in_finds_a_cycle_and_nothing_in_a_diamond():
+    assert cycle_in({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == ["b", "c", "b"]
+    assert cycle_in({"a": {"b", "c"}, "b": {"d"}, "c": {"d"}, "d": set()}) == []
+
+
+def test_no_module_imports_one_that_imports_it():
+    """Lazy imports and those for type checkers count, too."""
+    files = {module_name(path): path for path in PACKAGE.rglob("*.py")}
+    graph = {name: imports_of(path) & files.keys() - {name} for name, path in files.items()}
+    assert cycle_in(graph) == []
+
+
+def free_of_config(path: Path) -> bool:
+    """Files that a machine with torch, transformers, pyarrow and numpy alone imports."""
+    room = room_of(path)
+    ours = room in ("model", "benchmark") or room == "training"
+    return ours and path.relative_to(PACKAGE).as_posix() not in STILL_CONFIG
+
+
+def test_the_inner_rooms_import_neither_pydantic_nor_config_nor_ray():
+    wrong = {
+        path.relative_to(PACKAGE).as_posix(): bad
+        for path in PACKAGE.rglob("*.py")
+        if free_of_config(path)
+        and (bad := {n for n in imports_of(path) if re.match(r"(pydantic|ray|bertray\.(config|execution))\b", n)})
+    }
+    assert wrong == {}
+
+
+def test_the_inner_rooms_are_imported_where_only_torch_transformers_pyarrow_and_numpy_are():
+    modules = sorted(module_name(path) for path in PACKAGE.rglob("*.py") if free_of_config(path))
+    code = f"""
+import importlib, sys
+sys.path.insert(0, {str(ROOT / "tests")!r})
+from import_blocker import block
+block()
+for name in {modules!r}:
+    if not name.endswith("__main__"):
+        importlib.import_module(name)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 
 
 def test_every_file_says_what_it_is_for():

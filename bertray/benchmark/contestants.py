@@ -221,10 +221,10 @@ def _train_tutorial(task: Task) -> Run:
 
 def _train_bertray(task: Task) -> Run:
     """bertray's own loop on one process, without Ray; its steps alone are timed."""
-    from bertray.config import Training
     from bertray.io.store import LocalStore
     from bertray.model.tokenization import ReviewTokenizer
-    from bertray.training.loop import Examples, LoopSettings, run_loop
+    from bertray.training.examples import Examples, LoopSettings, TrainingSettings
+    from bertray.training.loop import run_loop
     from bertray.training.token_shards import TokenShards, write_examples
 
     tokenizer = ReviewTokenizer(Path(task.model), task.max_length)
@@ -234,7 +234,7 @@ def _train_bertray(task: Task) -> Run:
     write_examples(shard, tokenizer.encode(pa.array(texts, pa.string())), labels)
     rows = np.arange(len(texts))
     examples = Examples(TokenShards([shard]), (rows % 2).astype(np.int32), train=rows, validation=rows[:2])
-    training = Training(
+    training = TrainingSettings(
         epochs=1, batch_size=task.batch_size, learning_rate=_LEARNING_RATE, warmup_ratio=0.0, checkpoint_every_s=1e9
     )
     settings = LoopSettings(("a", "b"), training, seed=0, run_key="benchmark", threads=None)

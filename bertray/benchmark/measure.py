@@ -21,9 +21,9 @@ from bertray.benchmark.contestants import Contestant, Task
 from bertray.benchmark.gpu import visible_gpus, watched_gpus
 from bertray.benchmark.limit import ModelShape
 from bertray.benchmark.memory import watched
-from bertray.config import Cleaning
 from bertray.model.bundle import BundleInfo, bundled_model, read_info, resolve_model, write_bundle
 from bertray.model.pretrained import load_config, load_for_training
+from bertray.reviews.clean import Cleaning
 from bertray.runtime import COMPUTE_ENV, unless_chosen
 
 TITLES = {

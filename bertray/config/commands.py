@@ -12,19 +12,15 @@ from bertray.config.sections import (
     AuditReportOptions,
     Cleaning,
     Columns,
-    EmbeddingKind,
     Ids,
     LabelErrors,
     Labels,
-    LongText,
     NearDuplicates,
     NewEncoder,
     NewVocabulary,
     Paths,
-    Pooling,
     Pretraining,
     ReportOptions,
-    ScoringPrecision,
     Search,
     Section,
     Text,
@@ -35,6 +31,7 @@ from bertray.config.sections import (
     TrainReportOptions,
     Workers,
 )
+from bertray.settings import EmbeddingKind, LongText, Pooling, ScoringPrecision
 
 
 class Common(Section):

@@ -9,14 +9,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
+from bertray.settings import BestMetric, ClassWeights, HeadKind, NormalForm, Pooling, Precision, SamplerKind
 from bertray.yaml_text import WrittenFloat
 
 SLOT_PATTERN = re.compile(r"^(?!\.+$)[A-Za-z0-9_.=-]{1,128}$")
 MOMENT_PATTERN = re.compile(r"^\d{4}-\d{2}-\d{2}([T ]\d{2}(:\d{2}(:\d{2}(\.\d+)?)?)?)?$")
-LongText = Literal["head", "tail", "head_tail", "windows"]
-Pooling = Literal["mean", "cls"]
-EmbeddingKind = Literal["mean", "cls", "tokens"]
-HeadKind = Literal["logreg", "svm"]
 
 
 def _as_text(value: Any) -> Any:
@@ -91,7 +88,7 @@ class Cleaning(Section):
     version: Literal[1] = 1
     fix_text: bool = Field(True, description="repair mojibake and terminal escapes (ftfy)")
     strip_html: bool = Field(True, description="line-break tags to spaces, other tags removed, entities decoded")
-    normalize: Literal["NFC", "NFKC", "none"] = Field("NFC", description="Unicode normal form")
+    normalize: NormalForm = Field("NFC", description="Unicode normal form")
 
 
 class Ids(Section):
@@ -165,7 +162,7 @@ class Optimization(Section):
         None, ge=1, description="stop after this many epochs without a better validation score"
     )
     checkpoint_every_s: float = Field(300, gt=0, description="seconds between checkpoints, besides one each epoch")
-    precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 where the hardware has it")
+    precision: Precision = Field("auto", description="auto: bf16 where the hardware has it")
     max_failures: int = Field(3, ge=0, description="lost workers of Ray that are replaced before the run ends")
 
 
@@ -186,13 +183,11 @@ class Training(Optimization):
         None, ge=1, description="of method=distill: layers of `model` that the student keeps"
     )
     softness: float = Field(2.0, ge=1, description="of method=distill: temperature at which probabilities are compared")
-    class_weights: Literal["none", "balanced"] = Field("none", description="balanced: rare classes weigh more")
+    class_weights: ClassWeights = Field("none", description="balanced: rare classes weigh more")
     match_shares: bool = Field(
         False, description="move the decision until classes are said of validation rows as often as they occur there"
     )
-    best_metric: Literal["loss", "accuracy", "macro_f1", "mcc"] = Field(
-        "loss", description="validation figure that picks the best epoch"
-    )
+    best_metric: BestMetric = Field("loss", description="validation figure that picks the best epoch")
 
     @model_validator(mode="after")
     def _has_keys_of_its_method_alone(self) -> Training:
@@ -352,13 +347,10 @@ class Search(Section):
         description="key of train: a list of values, or {low, high, log}; keys under training., and seed",
     )
     trials: int = Field(12, ge=1, description="points of the space that are tried")
-    sampler: Literal["tpe", "random", "grid"] = Field(
+    sampler: SamplerKind = Field(
         "tpe", description="how the next point is chosen (Optuna); grid: every combination of listed values"
     )
     stop_early: bool = Field(True, description="end trials that are behind after an epoch (asynchronous halving)")
-
-
-ScoringPrecision = Literal["auto", "fp32", "bf16", "int8"]
 
 
 class TopicOptions(Section):

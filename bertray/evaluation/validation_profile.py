@@ -13,7 +13,7 @@ from bertray.evaluation.plausibility import judge_training_texts
 from bertray.evaluation.verdicts import Finding
 from bertray.model.profile import Profile, percentiles_of, shares
 from bertray.model.training_texts import TrainingTexts, with_earlier
-from bertray.training.loop import Examples
+from bertray.training.examples import Examples
 
 log = logging.getLogger(__name__)
 

@@ -19,7 +19,8 @@ from bertray.execution.resources import Resources
 from bertray.execution.session import import_all
 from bertray.execution.stalls import StallWatch
 from bertray.io.store import LocalStore, Store
-from bertray.training.loop import Examples, Outcome
+from bertray.training.examples import Examples
+from bertray.training.loop import Outcome
 from bertray.training.rank import PROGRESS, TrainJob, train_rank, train_worker
 
 log = logging.getLogger(__name__)
@@ -73,7 +74,7 @@ def _trainer(job: TrainJob, store: Store, resources: Resources) -> Any:
         run_config=RunConfig(
             name=f"{job.loop.run_key}-{uuid.uuid4().hex[:8]}",
             storage_path=store.uri("control/ray_train"),
-            failure_config=FailureConfig(max_failures=job.loop.training.max_failures),
+            failure_config=FailureConfig(max_failures=job.max_failures),
             worker_runtime_env=resources.runtime_env,
         ),
     )

@@ -14,7 +14,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bertray.config import Cleaning
 from bertray.errors import ConfigError, ConflictError, InfrastructureError
 from bertray.io.digests import file_sha256
 from bertray.model.pretrained import (
@@ -35,6 +34,7 @@ from bertray.model.profile import Profile
 from bertray.model.training_texts import FILE as TEXTS_FILE
 from bertray.model.training_texts import TrainingTexts
 from bertray.paths import is_uri, local_path
+from bertray.reviews.clean import Cleaning
 from bertray.reviews.labels import LabelMap
 from bertray.wording import command, setting
 
@@ -85,7 +85,7 @@ class BundleInfo:
         return LabelMap(self.labels, dict(self.label_values))
 
     def to_json(self) -> dict[str, Any]:
-        content = {**asdict(self), "labels": list(self.labels), "cleaning": self.cleaning.model_dump()}
+        content = {**asdict(self), "labels": list(self.labels)}
         if self.profile is None:  # so that the digest of bundles of before the field is what it was
             del content["profile"]
         return content
@@ -101,7 +101,7 @@ class BundleInfo:
         try:
             read = {
                 "labels": tuple(data["labels"]),
-                "cleaning": Cleaning.model_validate(data["cleaning"]),
+                "cleaning": Cleaning(**data["cleaning"]),
                 "profile": Profile.from_json(data["profile"]) if "profile" in data else None,
             }
             return cls(**{**data, **read})

@@ -11,12 +11,12 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from bertray.config import Pooling
 from bertray.model.engine import Engine
 from bertray.model.logit_cache import Repeats
 from bertray.model.pooling import PooledReadout
 from bertray.model.predictor import within_memory
 from bertray.model.tokenization import Sequences, sequences
+from bertray.settings import Pooling
 
 _KNOWN_BYTES = 64 << 20  # of vectors that are remembered, so that a review that comes again is not computed again
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bertray.config import HeadKind
+from bertray.settings import HeadKind
 
 _log = logging.getLogger(__name__)
 

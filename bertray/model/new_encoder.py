@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bertray.config import NewEncoder, NewVocabulary
 from bertray.errors import ConfigError, DataRefused
 from bertray.model.pretrained import load_for_training, read_json, save_tokenizer
 
@@ -18,7 +18,43 @@ MIN_POSITIONS = 512
 SHALLOW_TYPES = ("bert", "roberta", "xlm-roberta", "camembert", "electra", "distilbert")
 
 
-def learn_vocabulary(texts: Sequence[str], wanted: NewVocabulary) -> PreTrainedTokenizerFast:
+@dataclass(frozen=True)
+class EncoderShape:
+    """Sizes of a new encoder.
+
+    Args:
+        num_layers: transformer layers.
+        hidden_size: width of a token's vector, a multiple of `num_heads`.
+        num_heads: attention heads of a layer.
+        feed_forward_size: width between the two linear layers of a feed forward; None: four times `hidden_size`.
+    """
+
+    num_layers: int = 4
+    hidden_size: int = 256
+    num_heads: int = 4
+    feed_forward_size: int | None = None
+
+
+@dataclass(frozen=True)
+class VocabularySettings:
+    """A WordPiece vocabulary to learn.
+
+    Args:
+        size: word pieces, special tokens included.
+        lowercase: lowercase texts before they are cut into pieces.
+        strip_accents: read é as e; never for Korean, whose syllables would fall apart.
+        min_frequency: least count of a piece in the sample.
+        sample_rows: most reviews that the pieces are learned from.
+    """
+
+    size: int = 16_000
+    lowercase: bool = True
+    strip_accents: bool = False
+    min_frequency: int = 2
+    sample_rows: int = 100_000
+
+
+def learn_vocabulary(texts: Sequence[str], wanted: VocabularySettings) -> PreTrainedTokenizerFast:
     """A WordPiece tokenizer learned from texts, set up as BERT's are.
 
     Chinese characters stand alone, as in every BERT. Characters take half of the pieces at most where there are others
@@ -58,7 +94,7 @@ def _finished(tokenizer: Any) -> PreTrainedTokenizerFast:
     )
 
 
-def _learned(texts: Iterable[str], wanted: NewVocabulary, most_characters: int) -> Any:
+def _learned(texts: Iterable[str], wanted: VocabularySettings, most_characters: int) -> Any:
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
     tokenizer = Tokenizer(models.WordPiece(unk_token=UNK, max_input_chars_per_word=100))
@@ -80,7 +116,7 @@ def _learned(texts: Iterable[str], wanted: NewVocabulary, most_characters: int) 
 
 
 def write_new_encoder(
-    folder: Path, tokenizer: PreTrainedTokenizerFast, shape: NewEncoder, *, max_length: int, seed: int
+    folder: Path, tokenizer: PreTrainedTokenizerFast, shape: EncoderShape, *, max_length: int, seed: int
 ) -> None:
     """A masked language model with random weights, drawn by the seed, and its tokenizer."""
     import torch

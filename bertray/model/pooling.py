@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - the name everyone knows
 
-from bertray.config import Pooling
 from bertray.model.bundle import CLASSIFIER, HEAD_FILE, INFO_FILE, LINEAR_HEADS, read_info
 from bertray.model.encoders import PackedEncoder, PackTensors, classification_head, why_not_packable
 from bertray.model.pretrained import load_classifier, load_encoder, reading
+from bertray.settings import Pooling
 
 
 class Readout(Protocol):

@@ -16,12 +16,12 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from bertray.config import LongText
 from bertray.errors import ConfigError
 from bertray.model.coverage import letters_read
 from bertray.model.fast_tokenizer import common, first_difference, open_fast_tokenizer
 from bertray.model.pretrained import load_tokenizer, read_json, reading
 from bertray.schema import INPUT_IDS, N_TOKENS, SECOND_LEN, SEQ_LENS, TRUNCATED
+from bertray.settings import LongText
 
 _log = logging.getLogger(__name__)
 

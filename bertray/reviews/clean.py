@@ -10,14 +10,37 @@ from __future__ import annotations
 import html
 import re
 import unicodedata
+from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from bertray.config import Cleaning
+from bertray.settings import NormalForm
+
+
+@dataclass(frozen=True)
+class Cleaning:
+    """Steps of cleaning that a bundle stores, so that scoring repeats what training did.
+
+    Args:
+        version: of these steps; another one cleans otherwise.
+        fix_text: repair mojibake and terminal escapes (ftfy).
+        strip_html: line-break tags to spaces, other tags removed, entities decoded.
+        normalize: Unicode normal form.
+    """
+
+    version: int = 1
+    fix_text: bool = True
+    strip_html: bool = True
+    normalize: NormalForm = "NFC"
+
+    def __post_init__(self) -> None:
+        if self.version != 1 or self.normalize not in get_args(NormalForm):
+            raise ValueError(f"cleaning: expected version 1 and one of {get_args(NormalForm)}, found {self}")
+
 
 # A text that still changes after this many rounds was built to; its `&` and `<` become spaces.
 MAX_ROUNDS = 8

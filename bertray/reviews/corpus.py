@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from bertray.config import Cleaning, Common
+from bertray.config import Common
 from bertray.errors import DataRefused
+from bertray.reviews.clean import Cleaning
 from bertray.reviews.listing import sidecar_remedy
 from bertray.reviews.locations import output_that_holds
 from bertray.reviews.reader import (

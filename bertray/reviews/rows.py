@@ -9,8 +9,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from bertray.config import Cleaning, Columns, TextFormat
+from bertray.config import Columns, TextFormat
 from bertray.errors import DataRefused
+from bertray.reviews.clean import Cleaning
 from bertray.schema import Reason
 
 ROWS_PER_OFFSET = 4096  # text formats: the byte offset of every 4096th row is remembered

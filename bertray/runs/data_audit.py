@@ -49,6 +49,7 @@ from bertray.model.bundle import resolve_model, weights_digest
 from bertray.model.pretrained import check_tokenizer
 from bertray.outputs.claims import claimed_output, finished_run, mark_finished, remove_folder
 from bertray.reports.audit import AuditReport
+from bertray.reviews.clean import Cleaning
 from bertray.reviews.corpus import Inputs, inspect_inputs, read_spec
 from bertray.reviews.label_counts import count_labels
 from bertray.reviews.labels import NO_LABEL, LabelMap
@@ -56,6 +57,7 @@ from bertray.reviews.reader import BadFile, InputFile, check_columns, with_diges
 from bertray.runs.audit_content import Picker, audit_report, with_texts
 from bertray.runtime import check_installed
 from bertray.scoring.models import check_length
+from bertray.settings import settings_of
 from bertray.training.features import FOLDER as FEATURES_FOLDER
 from bertray.training.features import embed_token_shards
 from bertray.wording import counted
@@ -142,7 +144,11 @@ def open_splits(config: AuditConfig) -> list[Split]:
         column = config.columns.label
         wants_label = column != _DEFAULT_LABEL or all(column in file.columns for file in files)
         spec = read_spec(
-            config, config.cleaning, config.max_chars, wants_label=wants_label, keep_columns=[config.columns.text]
+            config,
+            settings_of(Cleaning, config.cleaning),
+            config.max_chars,
+            wants_label=wants_label,
+            keep_columns=[config.columns.text],
         )
         check_columns(files, spec)
         first = sum(len(split.inputs.files) for split in splits)

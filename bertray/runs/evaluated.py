@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from bertray import schema as s
-from bertray.config import EvaluateConfig, ScoringPrecision, TrainConfig, to_yaml
+from bertray.config import EvaluateConfig, TrainConfig, to_yaml
 from bertray.console import Ticker, timed
 from bertray.errors import DataRefused
 from bertray.evaluation.baselines import MAJORITY, TEACHER, TFIDF_LOGREG, TfidfLogreg, fit_tfidf_logreg, majority
@@ -39,6 +39,7 @@ from bertray.reviews.corpus import Inputs
 from bertray.reviews.labels import LabelMap
 from bertray.reviews.reader import Shard, read_shard
 from bertray.scoring.stage_part import ScoreSettings
+from bertray.settings import ScoringPrecision
 from bertray.wording import counted
 
 ROWS_PER_SHARD = 4096

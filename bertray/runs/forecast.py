@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from bertray import schema as s
-from bertray.config import Common, ScoreConfig, ScoringPrecision, Section, TrainConfig
+from bertray.config import Common, ScoreConfig, Section, TrainConfig
 from bertray.console import duration, say, table
 from bertray.errors import DataRefused
 from bertray.execution.resources import Machine, Resources, plan_resources
@@ -26,6 +26,7 @@ from bertray.reviews.reader import read_shard
 from bertray.runs.training import check_train, run_key_of
 from bertray.scoring.decide import Tonight, decide, look, spec_for, target_of_new_files, unfinished_plan
 from bertray.scoring.models import open_model
+from bertray.settings import ScoringPrecision, settings_of
 from bertray.training.labelled_data import open_data
 from bertray.wording import counted
 
@@ -148,6 +149,7 @@ def _training_rate(config: TrainConfig, folder: Path, sample: Sample, labels: tu
     from bertray.model.engine import choose_dtype
     from bertray.model.new_encoder import write_shallow
     from bertray.training.dropout import use_fast_dropout
+    from bertray.training.examples import TrainingSettings
     from bertray.training.objectives import load_classifier
 
     bf16 = choose_dtype(config.training.precision, torch.device("cpu")) == torch.bfloat16
@@ -155,7 +157,9 @@ def _training_rate(config: TrainConfig, folder: Path, sample: Sample, labels: tu
         if config.training.keep_layers is not None:
             write_shallow(folder, Path(shallow), config.training.keep_layers, seed=config.seed)
             folder = Path(shallow)
-        model = load_classifier(folder, labels, config.training, bf16=bf16, device="cpu").train()
+        model = load_classifier(
+            folder, labels, settings_of(TrainingSettings, config.training), bf16=bf16, device="cpu"
+        ).train()
     use_fast_dropout(model)
     seqs = sequences(sample.tokens.slice(0, TIMED_ROWS))
     width = int(np.median(seqs.lens_S))

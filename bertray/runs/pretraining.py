@@ -34,12 +34,15 @@ from bertray.model.pretrained import check_tokenizer, has_masked_lm, load_config
 from bertray.outputs.claims import claimed_output, finished_run, mark_finished, put_folder, remove_folder
 from bertray.reports.html import data_title, model_title
 from bertray.reports.pretraining import PretrainingReport
+from bertray.reviews.clean import Cleaning
 from bertray.reviews.corpus import Inputs, open_inputs, read_spec
 from bertray.schema import SCHEMA_VERSION
 from bertray.scoring.models import check_length
+from bertray.settings import settings_of
 from bertray.training import checkpoint as checkpoints
+from bertray.training.examples import Examples, LoopSettings, PretrainingSettings
 from bertray.training.labelled_data import ROWS_PER_SHARD, TOKENS, TokenizedData, token_shards
-from bertray.training.loop import Examples, LoopSettings, Outcome
+from bertray.training.loop import Outcome
 from bertray.training.objectives import MaskedLanguage
 from bertray.training.rank import PROGRESS, TrainJob
 from bertray.wording import counted
@@ -67,7 +70,7 @@ def run_pretrain(config: PretrainConfig) -> int:
     """Learn; the same command again resumes, or says that the run is done."""
     started = time.monotonic()
     given = None if config.from_scratch else _given(config)
-    spec = read_spec(config, config.cleaning, config.max_chars, wants_label=False)
+    spec = read_spec(config, settings_of(Cleaning, config.cleaning), config.max_chars, wants_label=False)
     inputs = open_inputs("input", config.input, config, spec)
     run_key = cache_key({"config": _identity(config), "data": _files(inputs), "base": given and given.digest})
     store = open_store(config.output)
@@ -85,8 +88,10 @@ def run_pretrain(config: PretrainConfig) -> int:
             _check(examples, inputs, base)
             if given is not None:
                 check_reading(examples, config.model)
-            loop = LoopSettings((), config.training, config.seed, run_key, resources.threads, MaskedLanguage)
-            outcome = run_workers(TrainJob(data, base.model, loop), examples, store, resources)
+            training = settings_of(PretrainingSettings, config.training)
+            loop = LoopSettings((), training, config.seed, run_key, resources.threads)
+            job = TrainJob(data, base.model, loop, MaskedLanguage, config.training.max_failures)
+            outcome = run_workers(job, examples, store, resources)
         new_weights = _write_model(config, base, outcome, run_key, store)
         report = _report(config, examples, outcome, new_weights, time.monotonic() - started)
         store.put("history.parquet", parquet_bytes(history_table(outcome.history, HISTORY)))
@@ -146,13 +151,15 @@ def _given(config: PretrainConfig) -> _Base:
 
 def _new(config: PretrainConfig, inputs: Inputs, store: Store, resources: Resources) -> _Base:
     """A new encoder and its word pieces, made once and kept in the output until the run is done."""
-    from bertray.model.new_encoder import learn_vocabulary, write_new_encoder
+    from bertray.model.new_encoder import EncoderShape, VocabularySettings, learn_vocabulary, write_new_encoder
 
     if not store.exists(f"{BASE}/config.json"):
-        tokenizer = learn_vocabulary(_sample(config, inputs, resources), config.vocabulary)
+        wanted = settings_of(VocabularySettings, config.vocabulary)
+        tokenizer = learn_vocabulary(_sample(config, inputs, resources), wanted)
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
-            write_new_encoder(folder, tokenizer, config.encoder, max_length=config.max_length, seed=config.seed)
+            shape = settings_of(EncoderShape, config.encoder)
+            write_new_encoder(folder, tokenizer, shape, max_length=config.max_length, seed=config.seed)
             put_folder(store, folder, BASE)
         log.info("a new encoder: %d word pieces, %d layers", len(tokenizer), config.encoder.num_layers)
     folder = resolve_model(store.uri(BASE))

@@ -32,6 +32,7 @@ from bertray.model.profile import Profile
 from bertray.model.training_texts import TrainingTexts
 from bertray.outputs.claims import claimed_output, finished_run, mark_finished, put_folder, remove_folder
 from bertray.reports.html import data_title, model_title
+from bertray.reviews.clean import Cleaning
 from bertray.reviews.label_counts import count_without_time
 from bertray.runs import distillation as distill
 from bertray.runs.evaluated import (
@@ -45,9 +46,11 @@ from bertray.runs.evaluated import (
 )
 from bertray.runs.model_card import model_card
 from bertray.scoring.models import check_length
+from bertray.settings import settings_of
 from bertray.training import features
 from bertray.training.checkpoint import FOLDER as CHECKPOINTS
 from bertray.training.checkpoint import load_best, load_model_tensors
+from bertray.training.examples import Examples, LoopSettings, TrainingSettings
 from bertray.training.features import FittedHead, fit_on_features
 from bertray.training.labelled_data import (
     TOKENS,
@@ -59,7 +62,7 @@ from bertray.training.labelled_data import (
     straddling_rows,
     tokenize,
 )
-from bertray.training.loop import Examples, LoopSettings, Outcome
+from bertray.training.loop import Outcome
 from bertray.training.objectives import Classification, Distillation, load_classifier
 from bertray.training.order import num_steps
 from bertray.training.rank import PROGRESS, TrainJob
@@ -225,8 +228,11 @@ def _fit(
 ) -> Outcome:
     """Fine-tune from a model; returns what training left behind."""
     objective = Classification if examples.soft_NC is None else Distillation
-    loop = LoopSettings(tokenized.classes, config.training, config.seed, run_key, resources.threads, objective)
-    return run_workers(TrainJob(tokenized, start, loop), examples, store, resources)
+    loop = LoopSettings(
+        tokenized.classes, settings_of(TrainingSettings, config.training), config.seed, run_key, resources.threads
+    )
+    job = TrainJob(tokenized, start, loop, objective, config.training.max_failures)
+    return run_workers(job, examples, store, resources)
 
 
 # --- after training --------------------------------------------------------------------------------------------------
@@ -272,7 +278,8 @@ def _write_bundle(
 ) -> tuple[str, BundleInfo, str]:
     """The best checkpoint as a bundle, its decision moved; returns where it lies, its info and how it came about."""
     checkpoint = load_best(store, outcome.best_step, run_key)
-    as_given = config.training.model_copy(update={"attention_dropout": True})  # config.json keeps what the base has
+    # config.json keeps the dropout of the base model.
+    as_given = replace(settings_of(TrainingSettings, config.training), attention_dropout=True)
     model = load_classifier(model_folder, data.labels.names, as_given, bf16=False, device="cpu")
     load_model_tensors(model, checkpoint.model)
     how = f"best after step {outcome.best_step} of {outcome.num_steps}"
@@ -334,7 +341,7 @@ def _info(config: TrainConfig, data: LabelledData, temperature: float, profile: 
         label_values=dict(data.labels.values),
         max_length=config.max_length,
         long_text=config.long_text,
-        cleaning=config.cleaning,
+        cleaning=settings_of(Cleaning, config.cleaning),
         temperature=temperature,
         base_model=config.model,
         data_fingerprint=data.fingerprint,

@@ -34,12 +34,13 @@ from bertray.model.bundle import resolve_model, weights_digest
 from bertray.outputs.claims import claimed_output, finished_run, mark_finished, remove_folder
 from bertray.reports.html import data_title, model_title
 from bertray.reports.search import SearchReport, shown
+from bertray.runs import searched_config as searched
 from bertray.runs.training import check_train, run_key_of
-from bertray.training import search_space as searching
+from bertray.settings import settings_of
+from bertray.training.examples import Examples, LoopSettings, TrainingSettings
 from bertray.training.labelled_data import TOKENS, TokenizedData, check_splits, open_data, tokenize
-from bertray.training.loop import Examples, LoopSettings
 from bertray.training.objectives import Classification
-from bertray.training.search_space import Point, Sampler, Tried
+from bertray.training.search_space import Point, Sampler, Tried, name_of, num_trials
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +69,7 @@ class Trial:
 
     @property
     def name(self) -> str:
-        return searching.name_of(self.point)
+        return name_of(self.point)
 
     def best(self, metric: str) -> dict[str, float]:
         """The epoch that counts."""
@@ -104,7 +105,7 @@ def run_tune(config: TuneConfig) -> int:
             INSTEAD[config.training.method],
         )
     _check_installed()
-    config = searching.check_space(config)
+    config = searched.check_space(config)
     model_folder = check_train(config)
     data = open_data(config)
     run_key = run_key_of(config, data, model_folder)
@@ -180,16 +181,17 @@ def _search(job: _TrialJob, store: Store, resources: Resources) -> list[Trial]:
     earlier = stored_trials(store)
     finished = {trial.name: trial for trial in earlier if trial.status != "running"}
     unfinished = [trial.point for trial in earlier if trial.status == "running"]
-    wanted = searching.num_trials(config.search)
+    space = searched.space_of(config)
+    wanted = num_trials(space)
     if len(finished) >= wanted:
         return sorted(finished.values(), key=lambda trial: trial.number)
     if earlier:
         log.info("%d trials are done, %d are taken up again", len(finished), len(unfinished))
-    start = searching.start_of(config)
+    start = searched.start_of(config)
     metric = config.training.best_metric
     tried = [Tried(trial.point, trial.value(metric)) for trial in finished.values()]
-    sampler = Sampler(config.search, config.seed, tried, unfinished or ([start] if start and not finished else []))
-    epochs = searching.most_epochs(config)
+    sampler = Sampler(space, config.seed, tried, unfinished or ([start] if start and not finished else []))
+    epochs = searched.most_epochs(config)
     scheduler: Any = FIFOScheduler()
     if config.search.stop_early and epochs > 1:
         scheduler = AsyncHyperBandScheduler(
@@ -245,14 +247,14 @@ class _Book:
 
     def begin(self, point: Point) -> None:
         """A trial starts, or is taken up again."""
-        name = searching.name_of(point)
+        name = name_of(point)
         number = self._numbers.setdefault(name, len(self._numbers) + 1)
         self._running[name] = Trial(number, point, "running", [])
         self._write(self._running[name])
 
     def epoch(self, point: Point, row: Mapping[str, Any]) -> None:
         """An epoch of it is done."""
-        trial = self._running[searching.name_of(point)]
+        trial = self._running[name_of(point)]
         kept = {key: float(row[key]) for key in ("epoch", "train_loss", "seconds", *FIGURES)}
         before = [epoch for epoch in trial.epochs if epoch["epoch"] < kept["epoch"]]  # a process that died tells again
         self._running[trial.name] = replace(trial, epochs=[*before, kept])
@@ -260,8 +262,8 @@ class _Book:
 
     def end(self, point: Point, *, why: str = "") -> float | None:
         """It has ended; returns what it is worth."""
-        trial = self._running.pop(searching.name_of(point))
-        training, metric = searching.at(self._config, point).training, self._config.training.best_metric
+        trial = self._running.pop(name_of(point))
+        training, metric = searched.at(self._config, point).training, self._config.training.best_metric
         whole = len(trial.epochs) >= training.epochs
         patience = training.early_stopping_patience
         if patience is not None and trial.epochs:  # it may have ended by itself
@@ -383,9 +385,9 @@ def _train_trial(settings: dict[str, Any], *, job: _TrialJob) -> None:
     from bertray.model.tokenization import ReviewTokenizer
     from bertray.training.loop import run_loop
 
-    config = searching.at(job.config, settings["point"])
+    config = searched.at(job.config, settings["point"])
     metric, folder = job.config.training.best_metric, resolve_model(job.config.model)
-    name = searching.name_of(settings["point"])
+    name = name_of(settings["point"])
 
     def on_epoch(row: dict[str, Any]) -> None:
         tune.report({**row, "epoch": int(row["epoch"]), "value": value_of(row, metric)})
@@ -397,8 +399,15 @@ def _train_trial(settings: dict[str, Any], *, job: _TrialJob) -> None:
             job.data.examples(),
             folder,
             ReviewTokenizer(folder, 16).pad_id,
-            LoopSettings(job.data.classes, config.training, config.seed, f"{job.run_key}-{name}", job.threads, _Judged),
+            LoopSettings(
+                job.data.classes,
+                settings_of(TrainingSettings, config.training),
+                config.seed,
+                f"{job.run_key}-{name}",
+                job.threads,
+            ),
             open_store(f"{job.data.output.rstrip('/')}/{TRIALS}/{name}"),
+            objective=_Judged,
             device=job.device,
             on_epoch=on_epoch,
         )
@@ -443,7 +452,7 @@ def _best_yaml(config: TuneConfig, best: Trial, metric: str) -> str:
         head += "# Without data.test the report would be on the very rows that chose it.\n"
         words = ["data.test=<labelled reviews>", *words]
     head += f"#\n#   bertray train -c best.yaml {' '.join(words)}\n\n"
-    return head + to_yaml(searching.at(config, best.point), exclude=["output"])
+    return head + to_yaml(searched.at(config, best.point), exclude=["output"])
 
 
 def _has_test(config: TuneConfig) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -289,7 +289,7 @@ def night_settings(config: NightConfig, info: BundleInfo) -> dict[str, Any]:
             "pooling": config.pooling,
             "normalize": config.normalize,
             "dtype": config.dtype,
-            "cleaning": info.cleaning.model_dump(),
+            "cleaning": asdict(info.cleaning),
             "max_chars": info.max_chars,
         }
     assert isinstance(config, ScoreConfig)

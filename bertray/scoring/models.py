@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from bertray.config import Cleaning, EmbedConfig, EvaluateConfig, NightConfig, TrainConfig
+from bertray.config import EmbedConfig, EvaluateConfig, NightConfig, TrainConfig
 from bertray.errors import ConfigError
 from bertray.model.bundle import (
     INFO_FILE,
@@ -15,6 +15,8 @@ from bertray.model.bundle import (
     weights_digest,
 )
 from bertray.model.pretrained import check_tokenizer, longest_input
+from bertray.reviews.clean import Cleaning
+from bertray.settings import settings_of
 
 
 def open_model(config: EvaluateConfig | NightConfig) -> BundleInfo:
@@ -76,7 +78,7 @@ def open_encoder(config: EmbedConfig) -> BundleInfo:
         info,
         labels=(),
         label_values={},
-        cleaning=config.cleaning or info.cleaning,
+        cleaning=settings_of(Cleaning, config.cleaning) if config.cleaning else info.cleaning,
         max_chars=config.max_chars or info.max_chars,
     )
 

@@ -16,7 +16,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from bertray import schema as s
-from bertray.config import EmbeddingKind, ScoringPrecision
 from bertray.io import faults
 from bertray.io.store import open_store
 from bertray.io.tables import from_ipc, one_chunk, parquet_bytes
@@ -24,6 +23,7 @@ from bertray.model.bundle import resolve_model
 from bertray.model.tokenization import ReviewTokenizer
 from bertray.outputs.control_files import SCORE_BINS, TOKEN_BANDS, Agreement, Receipt, Span, StagedFile
 from bertray.runtime import without_collection
+from bertray.settings import EmbeddingKind, ScoringPrecision
 from bertray.training.token_shards import reading_of
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ import io
 import logging
 import uuid
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -172,7 +172,7 @@ def embedding_key(inputs: Inputs, info: BundleInfo, pooling: str) -> str:
             "reader": spec.reader.model_dump(),
             "keep_columns": list(spec.keep_columns),
             "labels": spec.wants_label,
-            "cleaning": spec.cleaning.model_dump(),
+            "cleaning": asdict(spec.cleaning),
             "max_chars": spec.max_chars,
             "model": info.model_version,
             "max_length": info.max_length,

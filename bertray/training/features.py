@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 
-from bertray.config import Pooling, TrainConfig
+from bertray.config import TrainConfig
 from bertray.console import Ticker
 from bertray.execution.cluster import blocks_of, numbers
 from bertray.execution.resources import Resources
@@ -24,7 +24,8 @@ from bertray.model.calibration import fit_temperature
 from bertray.model.heads import LinearHead, fit_head
 from bertray.model.tokenization import sequences
 from bertray.schema import FEATURES, INPUT_IDS, SEQ_LENS
-from bertray.training.loop import Examples
+from bertray.settings import Pooling
+from bertray.training.examples import Examples
 from bertray.training.token_shards import load_rows
 
 log = logging.getLogger(__name__)

@@ -24,13 +24,15 @@ from bertray.io.digests import cache_key
 from bertray.io.store import LocalStore, Store, open_store
 from bertray.model.bundle import BundleInfo, read_info, resolve_model
 from bertray.outputs.control_files import add_counts
+from bertray.reviews.clean import Cleaning
 from bertray.reviews.corpus import Inputs, open_inputs, read_spec
 from bertray.reviews.label_counts import count_labels
 from bertray.reviews.labels import NO_LABEL, LabelMap, check_values, label_map
 from bertray.reviews.reader import InputFile, Period, check_slices, plan_shards, read_shard
 from bertray.reviews.split import joined_groups, validation_mask
 from bertray.schema import because
-from bertray.training.loop import Examples
+from bertray.settings import settings_of
+from bertray.training.examples import Examples
 from bertray.training.token_shards import COLUMNS, TokenShards, load_rows
 from bertray.wording import counted
 
@@ -65,7 +67,7 @@ class Teacher:
             raise ConfigError(f"training.teacher: {error.message}", error.remedy) from error
         if info.text_pair:
             raise ConfigError(f"training.teacher: {model} was trained on pairs of texts.", "Give another teacher.")
-        if (info.cleaning, info.max_chars) != (config.cleaning, config.max_chars):
+        if (info.cleaning, info.max_chars) != (settings_of(Cleaning, config.cleaning), config.max_chars):
             raise ConfigError(
                 f"cleaning, max_chars: the teacher {model} reads reviews otherwise.",
                 "Set both as its bertray.json has them.",
@@ -103,17 +105,18 @@ def open_data(config: TrainConfig) -> LabelledData:
         ConfigError, DataRefused: as `open_inputs`; labels that are unknown or too few.
     """
     teacher = Teacher.of(config)
+    cleaning = settings_of(Cleaning, config.cleaning)
     rare: tuple[str, ...] = ()
     columns = [*config.report.slices]
     group = [config.data.group] if config.data.group else []
     label_spec = read_spec(
         config,
-        config.cleaning,
+        cleaning,
         config.max_chars,
         wants_label=teacher is None,
         keep_columns=group if teacher else [*dict.fromkeys(columns + group)],
     )
-    report_spec = read_spec(config, config.cleaning, config.max_chars, wants_label=True, keep_columns=columns)
+    report_spec = read_spec(config, cleaning, config.max_chars, wants_label=True, keep_columns=columns)
     assert config.data.train is not None
     before, after = _periods(config)
     train = open_inputs("data.train", config.data.train, config, replace(label_spec, period=before))
@@ -327,7 +330,7 @@ def token_shards(
         {
             "files": [(f.path, f.size_bytes, f.digest) for f in inputs.files],
             "columns": spec.columns.model_dump(),
-            "cleaning": spec.cleaning.model_dump(),
+            "cleaning": asdict(spec.cleaning),
             "max_chars": spec.max_chars,
             "model": base,
             "max_length": settings.max_length,

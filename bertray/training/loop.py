@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bertray.config import Optimization
 from bertray.errors import BertrayError, DataRefused, Diverged, InfrastructureError
 from bertray.io.store import Store
 from bertray.training.checkpoint import (
@@ -33,9 +32,9 @@ from bertray.training.checkpoint import (
     restore_optimizer,
     save_checkpoint,
 )
+from bertray.training.examples import Examples, LoopSettings
 from bertray.training.objectives import Classification, Objective
 from bertray.training.order import epoch_steps, num_steps, rank_share, step_seed
-from bertray.training.token_shards import TokenShards
 
 if TYPE_CHECKING:
     import torch
@@ -43,29 +42,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 MAX_HISTORY_ROWS = 500  # rows of kind "step" over the whole run
-
-
-@dataclass(frozen=True)
-class Examples:
-    """Token shards with the label and the split of each of their rows."""
-
-    shards: TokenShards
-    label_ids_N: np.ndarray  # int32; < 0: the row has no usable label
-    train: np.ndarray  # example numbers of the train split, ascending
-    validation: np.ndarray  # example numbers of the validation split, ascending
-    soft_NC: np.ndarray | None = None  # float32; what a teacher gives for each example instead of a label: logits
-
-
-@dataclass(frozen=True)
-class LoopSettings:
-    """What a worker must know besides its examples."""
-
-    labels: tuple[str, ...]  # none where no classes are learned
-    training: Optimization
-    seed: int
-    run_key: str
-    threads: int | None
-    objective: Callable[..., Objective] = Classification
 
 
 @dataclass(frozen=True)
@@ -88,6 +64,7 @@ def run_loop(
     settings: LoopSettings,
     store: Store,
     *,
+    objective: Callable[..., Objective] = Classification,
     device: str = "cpu",
     on_progress: Callable[[dict[str, Any]], None] | None = None,
     on_epoch: Callable[[dict[str, Any]], None] | None = None,
@@ -98,6 +75,7 @@ def run_loop(
     so training, the validation figures and the logits to fit a temperature on see that window alone.
 
     Args:
+        objective: loss and validation metrics of the examples.
         on_progress: called by rank 0 about once a second; one that fails with a BertrayError or an OSError is logged
             once and does not end training.
         on_epoch: called by rank 0 with the row of the history of each epoch, after its checkpoint; after a resume with
@@ -109,7 +87,7 @@ def run_loop(
         InfrastructureError: a checkpoint cannot be written, or ranks see different ones. Every rank raises it.
         DataRefused: a split has no example.
     """
-    return _Loop(examples, model_folder, pad_id, settings, store, device, on_progress, on_epoch).run()
+    return _Loop(examples, model_folder, pad_id, settings, store, device, on_progress, on_epoch, objective).run()
 
 
 class _Loop:
@@ -123,6 +101,7 @@ class _Loop:
         device: str,
         on_progress: Callable[[dict[str, Any]], None] | None,
         on_epoch: Callable[[dict[str, Any]], None] | None = None,
+        objective: Callable[..., Objective] = Classification,
     ) -> None:
         import torch
         import torch.distributed as dist
@@ -144,7 +123,7 @@ class _Loop:
         if settings.threads and device == "cpu":
             torch.set_num_threads(settings.threads)
         training = settings.training
-        self.objective = settings.objective(examples, model_folder, pad_id, settings, device, says=self.rank == 0)
+        self.objective = objective(examples, model_folder, pad_id, settings, device, says=self.rank == 0)
         self.raw_model: torch.nn.Module = self.objective.model
         self.net: torch.nn.Module = self.objective.net
         self.model = self.net  # or, on several workers, that in DDP

@@ -20,10 +20,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bertray.config import Optimization, Pretraining, Training
 from bertray.errors import ConfigError
 from bertray.model.calibration import offsets_to_shares
 from bertray.model.pretrained import calling, load_for_training, read_json, single_label_classes
+from bertray.training.examples import Examples, LoopSettings, Optimization, PretrainingSettings, TrainingSettings
 from bertray.training.masking import Masked, Masker, Vocabulary, held_out_places
 from bertray.training.order import balanced_weights, cheapest_passes, within_budget
 from bertray.training.token_shards import padded
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
-    from bertray.training.loop import Examples, LoopSettings
     from bertray.training.packed import PackedBatch, PackedModel
 
 log = logging.getLogger(__name__)
@@ -202,9 +201,9 @@ class Classification(Objective):
         self.held_out_lens_V = examples.shards.lens_N[examples.validation]
 
     @property
-    def _training(self) -> Training:
+    def _training(self) -> TrainingSettings:
         training = self.settings.training
-        assert isinstance(training, Training)
+        assert isinstance(training, TrainingSettings)
         return training
 
     @property
@@ -315,7 +314,7 @@ class MaskedLanguage(Objective):
 
     def _prepare(self) -> None:
         settings, examples, training = self.settings, self.examples, self.settings.training
-        assert isinstance(training, Pretraining)
+        assert isinstance(training, PretrainingSettings)
         self.vocabulary = Vocabulary.of(self.folder)
         self._masker = Masker(
             self.vocabulary, ratio=training.mask_ratio, whole_words=training.whole_words, seed=settings.seed

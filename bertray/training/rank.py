@@ -6,7 +6,7 @@ import contextlib
 import json
 import logging
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,8 +15,10 @@ from bertray.io.store import open_store
 from bertray.model.bundle import resolve_model
 from bertray.model.tokenization import ReviewTokenizer
 from bertray.runtime import without_collection
+from bertray.training.examples import LoopSettings
 from bertray.training.labelled_data import TokenizedData
-from bertray.training.loop import LoopSettings, Outcome, run_loop
+from bertray.training.loop import Outcome, run_loop
+from bertray.training.objectives import Classification, Objective
 
 PROGRESS = "control/progress.json"
 
@@ -28,6 +30,8 @@ class TrainJob:
     data: TokenizedData
     model: str
     loop: LoopSettings
+    objective: Callable[..., Objective] = Classification
+    max_failures: int = 3  # lost workers that are replaced before the run ends
 
 
 def train_worker(settings: dict[str, Any]) -> Outcome | BertrayError:
@@ -74,6 +78,7 @@ def train_rank(
             ReviewTokenizer(folder, 16).pad_id,
             job.loop,
             store,
+            objective=job.objective,
             device=device,
             on_progress=on_progress if rank == 0 else None,
         )

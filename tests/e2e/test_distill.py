@@ -11,24 +11,23 @@ import pytest
 import torch
 
 from bertray.cli import run
-from bertray.config import Training
 from bertray.errors import ConfigError
 from bertray.io.store import LocalStore
 from bertray.io.tables import to_ipc
 from bertray.model.new_encoder import check_shallow, write_shallow
 from bertray.schema import FEATURES
+from bertray.training.examples import Examples, LoopSettings, TrainingSettings
 from bertray.training.labelled_data import TokenizedData
-from bertray.training.loop import Examples, LoopSettings, run_loop
+from bertray.training.loop import run_loop
 from bertray.training.objectives import Distillation
 from tests.training.test_loop import examples
 
 LOOP = LoopSettings(
     labels=("bad", "good"),
-    training=Training(method="distill", teacher="x", epochs=10, batch_size=8, learning_rate=3e-3, softness=2.0),
+    training=TrainingSettings(epochs=10, batch_size=8, learning_rate=3e-3, softness=2.0),
     seed=3,
     run_key="student",
     threads=1,
-    objective=Distillation,
 )
 
 
@@ -59,7 +58,7 @@ def test_the_loss_is_the_softened_divergence_from_the_teacher(tmp_path, tiny_enc
 
 def test_a_student_comes_to_give_its_teachers_probabilities(tmp_path, tiny_encoder):
     data = taught(tmp_path)
-    outcome = run_loop(data, tiny_encoder, 0, LOOP, LocalStore(tmp_path / "run"))
+    outcome = run_loop(data, tiny_encoder, 0, LOOP, LocalStore(tmp_path / "run"), objective=Distillation)
     evals = [row for row in outcome.history if row["kind"] == "eval"]
     assert evals[-1]["loss"] < 0.01 < evals[0]["loss"]  # 0: the teacher itself
     assert evals[-1]["accuracy"] > 0.9  # of the teacher's labels

@@ -10,11 +10,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from bertray.cli import run
-from bertray.config import Cleaning
 from bertray.io import faults
 from bertray.model.bundle import BundleInfo, write_bundle
 from bertray.model.embedder import Embedder
 from bertray.model.tokenization import ReviewTokenizer
+from bertray.reviews.clean import Cleaning
 from tests.corpus import write
 from tests.nightly import worker_without_ray
 

@@ -16,9 +16,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from bertray.config import Cleaning
 from bertray.outputs import ledger
 from bertray.reviews import clean, screening
+from bertray.reviews.clean import Cleaning
 from bertray.runs import night as nights
 from bertray.scoring.stage_part import MakePart
 from tests.corpus import sentences

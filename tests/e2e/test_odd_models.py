@@ -196,12 +196,12 @@ def test_a_head_of_another_kind_is_replaced_and_others_read_the_new_one_as_we_do
 
 
 def test_a_head_of_several_labels_is_no_start_for_one_of_the_same_classes(classifier):
-    from bertray.config import Training
+    from bertray.training.examples import TrainingSettings
     from bertray.training.objectives import load_classifier
 
     def head() -> torch.Tensor:
         torch.manual_seed(1)
-        model = load_classifier(classifier, ("neg", "pos"), Training(), bf16=False, device="cpu")
+        model = load_classifier(classifier, ("neg", "pos"), TrainingSettings(), bf16=False, device="cpu")
         return model.classifier.weight.detach()
 
     before = load_file(classifier / "model.safetensors")["classifier.weight"]

@@ -10,9 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from bertray.cli import run
-from bertray.config import NewEncoder, NewVocabulary
 from bertray.errors import DataRefused
-from bertray.model.new_encoder import learn_vocabulary, write_new_encoder
+from bertray.model.new_encoder import EncoderShape, VocabularySettings, learn_vocabulary, write_new_encoder
 
 KEYS = ["max_length=24", "training.epochs=2", "training.learning_rate=1e-3", "training.held_out_tokens=60"]
 
@@ -97,7 +96,7 @@ def test_on_the_workers_of_ray_train_and_a_classifier_of_it(tiny_encoder, corpus
 
 def test_word_pieces_of_korean_chinese_and_english_come_back_whole():
     texts = ["정말 재밌다 최고의 영화", "这家酒店非常好", "Good, really GOOD."] * 5
-    tokenizer = learn_vocabulary(texts, NewVocabulary(size=64, lowercase=False, min_frequency=1))
+    tokenizer = learn_vocabulary(texts, VocabularySettings(size=64, lowercase=False, min_frequency=1))
     assert tokenizer.convert_tokens_to_string(tokenizer.tokenize("정말 재밌다")) == "정말 재밌다"
     assert tokenizer.tokenize("这家酒店") == ["这", "家", "酒", "店"]
     assert tokenizer.unk_token not in tokenizer.tokenize(" ".join(texts))
@@ -106,8 +105,8 @@ def test_word_pieces_of_korean_chinese_and_english_come_back_whole():
 def test_transformers_cuts_a_long_text_to_what_a_new_encoder_sees(tmp_path):
     from transformers import AutoConfig, AutoTokenizer
 
-    tokenizer = learn_vocabulary(["영화 좋다", "정말 재밌다"] * 5, NewVocabulary(size=20, min_frequency=1))
-    shape = NewEncoder(num_layers=1, hidden_size=16, num_heads=2)
+    tokenizer = learn_vocabulary(["영화 좋다", "정말 재밌다"] * 5, VocabularySettings(size=20, min_frequency=1))
+    shape = EncoderShape(num_layers=1, hidden_size=16, num_heads=2)
     write_new_encoder(tmp_path, tokenizer, shape, max_length=64, seed=0)
     positions = AutoConfig.from_pretrained(tmp_path).max_position_embeddings
     ids = AutoTokenizer.from_pretrained(tmp_path)("영화 " * 3 * positions, truncation=True)["input_ids"]
@@ -117,23 +116,24 @@ def test_transformers_cuts_a_long_text_to_what_a_new_encoder_sees(tmp_path):
 def test_a_vocabulary_larger_than_the_corpus_allows_is_refused_with_the_size_that_fits():
     texts = ["a good film", "a bad film"]
     with pytest.raises(DataRefused, match="hold only") as error:
-        learn_vocabulary(texts, NewVocabulary(size=30_000, min_frequency=1))
+        learn_vocabulary(texts, VocabularySettings(size=30_000, min_frequency=1))
     allowed = int(re.findall(r"`vocabulary\.size=(\d+)`", error.value.remedy)[0])
-    assert len(learn_vocabulary(texts, NewVocabulary(size=allowed, min_frequency=1))) == allowed
+    assert len(learn_vocabulary(texts, VocabularySettings(size=allowed, min_frequency=1))) == allowed
 
 
 def test_the_size_that_is_told_fits_where_single_characters_are_most_of_it_too():
     texts = ["".join(chr(0x4E00 + 7 * row + column) for column in range(7)) for row in range(300)]
     with pytest.raises(DataRefused) as error:
-        learn_vocabulary(texts, NewVocabulary(size=30_000, min_frequency=1))
+        learn_vocabulary(texts, VocabularySettings(size=30_000, min_frequency=1))
     allowed = int(re.findall(r"`vocabulary\.size=(\d+)`", error.value.remedy)[0])
     assert allowed == 5 + 2100
-    assert len(learn_vocabulary(texts, NewVocabulary(size=allowed, min_frequency=1))) == allowed
+    assert len(learn_vocabulary(texts, VocabularySettings(size=allowed, min_frequency=1))) == allowed
 
 
 def test_a_small_vocabulary_is_not_larger_than_asked():
     texts = ["".join(chr(0x4E00 + 7 * row + column) for column in range(7)) for row in range(300)]
-    assert len(learn_vocabulary([*texts, "abcdefghijklmnopqrstuvwxyz"], NewVocabulary(size=40, min_frequency=1))) <= 40
+    wanted = VocabularySettings(size=40, min_frequency=1)
+    assert len(learn_vocabulary([*texts, "abcdefghijklmnopqrstuvwxyz"], wanted)) <= 40
 
 
 @pytest.mark.parametrize(

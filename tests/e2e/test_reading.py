@@ -10,10 +10,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from bertray.cli import run
-from bertray.config import Cleaning, Columns, EvaluateConfig
+from bertray.config import Columns, EvaluateConfig
 from bertray.errors import ConfigError
 from bertray.execution.shards import ReadAndTokenize, ReadSettings
 from bertray.model.bundle import BundleInfo, write_bundle
+from bertray.reviews.clean import Cleaning
 from bertray.reviews.corpus import open_inputs
 from bertray.reviews.reader import ReadSpec
 from bertray.scoring.models import open_model

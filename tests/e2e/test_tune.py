@@ -21,10 +21,11 @@ from bertray.evaluation.metrics import all_metrics, confusion_matrix
 from bertray.io.store import LocalStore
 from bertray.outputs.claims import FINISHED_FILE
 from bertray.reports.search import SearchReport
+from bertray.runs import searched_config as searched
 from bertray.runs import tuning
 from bertray.runs.tuning import TRIALS, stored_trials
-from bertray.training import search_space as searching
-from bertray.training.search_space import Sampler, Tried
+from bertray.training.examples import TrainingSettings
+from bertray.training.search_space import Sampler, Tried, every_point, name_of, num_trials
 
 SPACE = "search.space={training.learning_rate: [1e-6, 3e-3, 4e-3]}"
 
@@ -112,7 +113,7 @@ def test_a_failing_store_ends_the_search_and_the_same_command_goes_on(
     output = tmp_path / "search"
     space = "search.space={training.learning_rate: [1e-3, 2e-3]}"
     argv = tune_argv(tiny_encoder, corpus, output, space, "search.sampler=grid", "training.epochs=1")
-    target = output / TRIALS / searching.name_of({"training.learning_rate": 2e-3})
+    target = output / TRIALS / name_of({"training.learning_rate": 2e-3})
     claim = tuning.claimed_output
 
     @contextmanager
@@ -164,7 +165,7 @@ def test_a_trial_that_fails_costs_no_other(tiny_encoder, corpus, tmp_path, ray_c
 )
 def test_a_space_with_a_mistake_is_told_before_anything_runs(space, said):
     with pytest.raises(ConfigError) as caught:
-        searching.check_space(tune_config(space=space))
+        searched.check_space(tune_config(space=space))
     assert said in str(caught.value)
     assert caught.value.exit_code == 2
     assert caught.value.remedy
@@ -173,7 +174,7 @@ def test_a_space_with_a_mistake_is_told_before_anything_runs(space, said):
 @pytest.mark.parametrize("name", ["teacher", "keep_layers", "softness", "pooling", "best_metric"])
 def test_what_fine_tuning_does_not_read_is_neither_searched_nor_offered(name):
     with pytest.raises(ConfigError, match=f"'training.{name}' cannot be searched") as caught:
-        searching.check_space(tune_config(space={f"training.{name}": [2, 3]}))
+        searched.check_space(tune_config(space={f"training.{name}": [2, 3]}))
     assert "Did you mean" not in caught.value.message  # it is a key, only not one to search over
     assert "training.epochs" in caught.value.remedy
     assert name not in caught.value.remedy
@@ -200,13 +201,13 @@ def test_a_wrong_space_ends_with_code_2_and_leaves_nothing(tiny_encoder, corpus,
     ],
 )
 def test_listed_values_are_searched_as_train_has_them(key, written, held):
-    config = searching.check_space(tune_config(space={key: written}, sampler="grid"))
+    config = searched.check_space(tune_config(space={key: written}, sampler="grid"))
     choices = config.search.space[key]
     assert choices == held
     assert [type(value) for value in choices] == [type(value) for value in held]
-    assert searching.most_epochs(config) == (max(held) if key == "training.epochs" else 3)
+    assert searched.most_epochs(config) == (max(held) if key == "training.epochs" else 3)
     assert build_config("tune", yaml.safe_load(to_yaml(config))) == config  # as the output keeps it
-    points = searching.every_point(config.search)
+    points = every_point(searched.space_of(config))
     assert [point[key] for point in points] == list(held)
     trials = [tuning.Trial(n, point, "finished", [epoch_row(1)]) for n, point in enumerate(points)]
     rows = tuning._rows(trials, "loss")
@@ -214,7 +215,7 @@ def test_listed_values_are_searched_as_train_has_them(key, written, held):
 
 
 def test_most_epochs_of_a_range_is_its_upper_end():
-    assert searching.most_epochs(tune_config(space={"training.epochs": {"low": 2, "high": 7}})) == 7
+    assert searched.most_epochs(tune_config(space={"training.epochs": {"low": 2, "high": 7}})) == 7
 
 
 @pytest.mark.parametrize(
@@ -237,21 +238,21 @@ def test_choices_of_another_form_are_refused(search, said):
 
 def test_a_setting_without_a_value_is_no_starting_point():
     config = tune_config(space={"training.early_stopping_patience": {"low": 1, "high": 3}})
-    searching.check_space(config)
-    assert searching.start_of(config) == {}
+    searched.check_space(config)
+    assert searched.start_of(config) == {}
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "random", "grid"])
 @pytest.mark.parametrize("killed_after", [0, 2, 4])
 def test_a_search_that_goes_on_repeats_no_point_and_ends_where_the_space_ends(sampler, killed_after):
     config = tune_config(sampler=sampler, trials=99, space={"seed": [0, 1, 2], "training.batch_size": [8, 16]})
-    assert searching.num_trials(config.search) == 6
-    first = Sampler(config.search, 3, [], [])
+    assert num_trials(searched.space_of(config)) == 6
+    first = Sampler(searched.space_of(config), 3, [], [])
     points = [first.next(f"a{number}") for number in range(killed_after + 1)]
     for number in range(killed_after):
         first.tell(f"a{number}", number / 10)
     tried = [Tried(point, number / 10) for number, point in enumerate(points[:killed_after])]
-    second = Sampler(config.search, 3, tried, points[killed_after:])
+    second = Sampler(searched.space_of(config), 3, tried, points[killed_after:])
     rest = []
     while (point := second.next(f"b{len(rest)}")) is not None:
         rest.append(point)
@@ -277,21 +278,21 @@ def test_the_table_is_best_first_also_at_zero_and_below(capsys):
 
 def test_a_grid_of_ranges_is_refused():
     with pytest.raises(ConfigError, match="is a range"):
-        searching.check_space(tune_config(sampler="grid", space={"seed": {"low": 1, "high": 9}}))
+        searched.check_space(tune_config(sampler="grid", space={"seed": {"low": 1, "high": 9}}))
 
 
 def test_a_range_of_whole_numbers_gives_whole_numbers_and_the_same_seed_the_same_points():
     config = tune_config(space={"training.batch_size": {"low": 8, "high": 64}, "training.warmup_ratio": [0.0, 0.1]})
     runs = []
     for _ in range(2):
-        sampler = Sampler(config.search, 7, [], [])
+        sampler = Sampler(searched.space_of(config), 7, [], [])
         points = [sampler.next(str(number)) for number in range(6)]
         runs.append(points)
     assert runs[0] == runs[1]
     for point in runs[0]:
         assert isinstance(point["training.batch_size"], int)
         assert 8 <= point["training.batch_size"] <= 64
-        assert searching.at(config, point).training.batch_size == point["training.batch_size"]
+        assert searched.at(config, point).training.batch_size == point["training.batch_size"]
 
 
 def test_what_was_tried_before_teaches_the_sampler():
@@ -300,7 +301,7 @@ def test_what_was_tried_before_teaches_the_sampler():
     config = tune_config(space=space)
     low = [Tried({"training.learning_rate": 1e-6 * 1.2**n}, 0.1) for n in range(10)]
     high = [Tried({"training.learning_rate": 1e-3 * 1.2**n}, 0.9) for n in range(10)]
-    sampler = Sampler(config.search, 0, [*low, *high], [])
+    sampler = Sampler(searched.space_of(config), 0, [*low, *high], [])
     rates = []
     for number in range(20):
         rates.append(sampler.next(str(number))["training.learning_rate"])
@@ -310,9 +311,9 @@ def test_what_was_tried_before_teaches_the_sampler():
 
 def test_the_config_itself_is_tried_first_where_it_lies_in_the_space():
     inside = tune_config(space={"training.learning_rate": {"low": 1e-5, "high": 1e-4}, "seed": [0, 1]})
-    assert searching.start_of(inside) == {"training.learning_rate": 5e-5, "seed": 0}
-    assert searching.start_of(tune_config(space={"seed": [1, 2]})) == {}
-    sampler = Sampler(inside.search, 0, [], [searching.start_of(inside)])
+    assert searched.start_of(inside) == {"training.learning_rate": 5e-5, "seed": 0}
+    assert searched.start_of(tune_config(space={"seed": [1, 2]})) == {}
+    sampler = Sampler(searched.space_of(inside), 0, [], [searched.start_of(inside)])
     assert sampler.next("a") == {"training.learning_rate": 5e-5, "seed": 0}
 
 
@@ -372,7 +373,7 @@ def trial_job(tiny_encoder, tmp_path):
 
 @pytest.mark.parametrize(("match_shares", "accuracy", "mcc"), [(False, 0.6, 0.0), (True, 1.0, 1.0)])
 def test_a_trial_is_judged_by_the_decision_that_its_model_would_make(match_shares, accuracy, mcc):
-    training = tune_config({"training": {"match_shares": match_shares}}).training
+    training = TrainingSettings(match_shares=match_shares)
     label_ids_V = np.array([0, 0, 1, 1, 1])
     judged = object.__new__(tuning._Judged)
     judged.examples = SimpleNamespace(label_ids_N=label_ids_V, validation=np.arange(5))
@@ -437,7 +438,7 @@ def test_a_trial_whose_process_dies_ends_the_search_and_is_taken_up_again(tmp_pa
     store = LocalStore(tmp_path)
     with Ticker("searching", 3, "trials") as ticker:
         book = tuning._Book(store, [], ticker, config)
-        searcher, stopper = tuning._searcher(Sampler(config.search, 0, [], []), book), tuning._stopper(book)
+        searcher, stopper = tuning._searcher(Sampler(searched.space_of(config), 0, [], []), book), tuning._stopper(book)
         points = {name: searcher.suggest(name)["point"] for name in ("a", "b", "c")}
         for epoch in (1, 2, 3):
             book.epoch(points["a"], epoch_row(epoch))
@@ -456,5 +457,5 @@ def test_a_trial_whose_process_dies_ends_the_search_and_is_taken_up_again(tmp_pa
         (points["b"], "running"),
         (points["c"], "running"),
     ]
-    again = Sampler(config.search, 0, [Tried(points["a"], -0.5)], [points["b"], points["c"]])
+    again = Sampler(searched.space_of(config), 0, [Tried(points["a"], -0.5)], [points["b"], points["c"]])
     assert [again.next(name) for name in ("d", "e", "f")] == [points["b"], points["c"], None]

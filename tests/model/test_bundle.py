@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from bertray.config import Cleaning
 from bertray.errors import ConfigError, ConflictError, InfrastructureError
 from bertray.model import bundle
 from bertray.model.bundle import (
@@ -20,6 +19,7 @@ from bertray.model.bundle import (
     weights_digest,
     write_bundle,
 )
+from bertray.reviews.clean import Cleaning
 
 INFO = BundleInfo(
     labels=("bad", "good"),

@@ -8,8 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from bertray.config import NewVocabulary
-from bertray.model.new_encoder import learn_vocabulary
+from bertray.model.new_encoder import VocabularySettings, learn_vocabulary
 from tests.recipes import run as recipes
 from tests.recipes.recipe import Recipe, Result, Rows, Run
 
@@ -187,7 +186,7 @@ def test_the_sample_of_a_new_encoder_holds_as_many_pieces_as_it_asks_for(run, re
     table = pq.read_table(real_data / run.samples[0].path)
     (size,) = (int(word.partition("=")[2]) for word in run.words if word.startswith("vocabulary.size="))
     texts = [text for text in recipes.sampled(table, run.samples[0])["text"].to_pylist() if text]
-    wanted = NewVocabulary(size=size, lowercase=True, strip_accents=False)
+    wanted = VocabularySettings(size=size, lowercase=True, strip_accents=False)
     assert 0.9 * size < len(learn_vocabulary(texts, wanted)) <= size
 
 

@@ -10,8 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bertray.config import Cleaning
-from bertray.reviews.clean import clean_text, clean_texts
+from bertray.reviews.clean import Cleaning, clean_text, clean_texts
 
 CLEANING = Cleaning()
 

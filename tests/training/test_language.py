@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from bertray.config import Pretraining
 from bertray.io.store import LocalStore
 from bertray.training import loop as loop_module
-from bertray.training.loop import LoopSettings, run_loop
+from bertray.training.examples import LoopSettings, PretrainingSettings
+from bertray.training.loop import run_loop
 from bertray.training.objectives import MaskedLanguage, error_of_mean
 from bertray.training.order import rank_share
 from bertray.training.packed import PackedModel, PaddedLanguageModel
@@ -19,16 +19,17 @@ from tests.training.test_loop import examples
 
 SETTINGS = LoopSettings(
     labels=(),
-    training=Pretraining(epochs=2, batch_size=8, learning_rate=2e-3, max_tokens_per_microbatch=64, held_out_tokens=40),
+    training=PretrainingSettings(
+        epochs=2, batch_size=8, learning_rate=2e-3, max_tokens_per_microbatch=64, held_out_tokens=40
+    ),
     seed=3,
     run_key="words",
     threads=1,
-    objective=MaskedLanguage,
 )
 
 
 def settings(**training) -> LoopSettings:
-    return dataclasses.replace(SETTINGS, training=SETTINGS.training.model_copy(update=training))
+    return dataclasses.replace(SETTINGS, training=dataclasses.replace(SETTINGS.training, **training))
 
 
 @pytest.fixture(params=["bert", "roberta", "distilbert", "electra", "albert"])
@@ -108,7 +109,8 @@ def test_the_shares_of_two_ranks_add_up_to_the_step(tiny_encoder, tmp_path):
 
 
 def test_it_learns_and_tells_where_it_stood_before(tiny_encoder, tmp_path):
-    outcome = run_loop(examples(tmp_path, 200), tiny_encoder, 0, settings(epochs=6), LocalStore(tmp_path / "run"))
+    store = LocalStore(tmp_path / "run")
+    outcome = run_loop(examples(tmp_path, 200), tiny_encoder, 0, settings(epochs=6), store, objective=MaskedLanguage)
     evals = [row for row in outcome.history if row["kind"] == "eval"]
     assert [row["epoch"] for row in evals] == [0, 1, 2, 3, 4, 5, 6]
     assert evals[0]["step"] == 0
@@ -139,7 +141,7 @@ def test_held_out_tokens_are_hidden_one_at_a_time(tiny_encoder, tmp_path, monkey
 
 def test_a_killed_run_goes_on_with_the_same_gaps_and_the_same_losses(tiny_encoder, tmp_path):
     data = examples(tmp_path)
-    whole = run_loop(data, tiny_encoder, 0, SETTINGS, LocalStore(tmp_path / "whole"))
+    whole = run_loop(data, tiny_encoder, 0, SETTINGS, LocalStore(tmp_path / "whole"), objective=MaskedLanguage)
 
     class Dying(loop_module._Loop):
         def _step(self, members, learning_rate):
@@ -147,10 +149,10 @@ def test_a_killed_run_goes_on_with_the_same_gaps_and_the_same_losses(tiny_encode
                 raise KeyboardInterrupt
             return super()._step(members, learning_rate)
 
-    often = settings(checkpoint_every_s=1e-9)
+    often, store = settings(checkpoint_every_s=1e-9), LocalStore(tmp_path / "killed")
     with pytest.raises(KeyboardInterrupt):
-        Dying(data, tiny_encoder, 0, often, LocalStore(tmp_path / "killed"), "cpu", None).run()
-    resumed = run_loop(data, tiny_encoder, 0, often, LocalStore(tmp_path / "killed"))
+        Dying(data, tiny_encoder, 0, often, store, "cpu", None, objective=MaskedLanguage).run()
+    resumed = run_loop(data, tiny_encoder, 0, often, LocalStore(tmp_path / "killed"), objective=MaskedLanguage)
     assert resumed.resumed_from == 8
     told = [[(row["step"], row["loss"]) for row in outcome.history] for outcome in (whole, resumed)]
     assert told[0] == told[1]

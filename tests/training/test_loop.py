@@ -14,19 +14,19 @@ import torch
 import torch.multiprocessing as mp
 from transformers import BertForSequenceClassification
 
-from bertray.config import Training
 from bertray.errors import ConfigError, DataRefused, InfrastructureError
 from bertray.io.store import LocalStore
 from bertray.io.tables import to_ipc
 from bertray.training.checkpoint import checkpoint_folders, load_latest
-from bertray.training.loop import Examples, LoopSettings, Outcome, _Loop, run_loop
+from bertray.training.examples import Examples, LoopSettings, TrainingSettings
+from bertray.training.loop import Outcome, _Loop, run_loop
 from bertray.training.objectives import Classification, load_classifier
 from bertray.training.token_shards import TokenShards
 from tests.processes import FORKSERVER
 
 SETTINGS = LoopSettings(
     labels=("bad", "good"),
-    training=Training(
+    training=TrainingSettings(
         epochs=2,
         batch_size=8,
         learning_rate=1e-3,
@@ -44,7 +44,7 @@ READING = ("letters", "letters_unread", "latin_words", "latin_tokens")
 
 
 def settings(**training) -> LoopSettings:
-    return dataclasses.replace(SETTINGS, training=SETTINGS.training.model_copy(update=training))
+    return dataclasses.replace(SETTINGS, training=dataclasses.replace(SETTINGS.training, **training))
 
 
 def examples(folder, num_rows: int = 53) -> Examples:
@@ -197,7 +197,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(t
     often = settings(checkpoint_every_s=1e-9)
     poisoned = _poisoned_at(6, lambda loss: loss * float("nan"))
     with pytest.raises(InfrastructureError, match="the loss is nan at step 6"):
-        run_loop(examples(tmp_path), tiny_encoder, 0, dataclasses.replace(often, objective=poisoned), store)
+        run_loop(examples(tmp_path), tiny_encoder, 0, often, store, objective=poisoned)
     kept = load_latest(store, "run")
     assert kept is not None
     assert kept.progress.step == 5
@@ -208,7 +208,7 @@ def test_a_gradient_that_is_not_finite_stops_the_run_before_it_reaches_a_checkpo
     often = settings(checkpoint_every_s=1e-9)
     poisoned = _poisoned_at(6, lambda loss: loss + torch.sqrt(loss * 0.0))  # the root of zero is zero; its slope is not
     with pytest.raises(InfrastructureError, match="the gradient is nan at step 6; the last checkpoint is finite"):
-        run_loop(examples(tmp_path), tiny_encoder, 0, dataclasses.replace(often, objective=poisoned), store)
+        run_loop(examples(tmp_path), tiny_encoder, 0, often, store, objective=poisoned)
     kept = load_latest(store, "run")
     assert kept is not None
     assert kept.progress.step == 5

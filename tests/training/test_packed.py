@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from bertray.config import Training
+from bertray.training.examples import TrainingSettings
 from bertray.training.objectives import load_classifier
 from bertray.training.packed import PackedModel, pack
 
@@ -21,7 +21,7 @@ def sequences(num: int = 12, words: int = 60) -> tuple[list[np.ndarray], np.ndar
 
 def classifier_of(folder, **training):
     torch.manual_seed(0)
-    settings = Training(**training)
+    settings = TrainingSettings(**training)
     return load_classifier(folder, ("a", "b", "c"), settings, bf16=False, device="cpu")
 
 

@@ -336,7 +336,7 @@ def encoder(tmp_path_factory):
 
 
 def of(precision: str):
-    return dataclasses.replace(SETTINGS, training=SETTINGS.training.model_copy(update={"precision": precision}))
+    return dataclasses.replace(SETTINGS, training=dataclasses.replace(SETTINGS.training, precision=precision))
 
 
 def test_the_loop_on_our_kernels_has_the_losses_of_fp32(tmp_path, encoder, monkeypatch):
@@ -360,7 +360,7 @@ def test_a_killed_run_on_our_kernels_resumes_with_bit_equal_losses(tmp_path, ste
     BertForMaskedLM(BertConfig(vocab_size=60, num_hidden_layers=2, **SIZES)).save_pretrained(folder)  # with dropout
     data, bf16 = examples(tmp_path), of("bf16")
     whole = run_loop(data, folder, 0, bf16, LocalStore(tmp_path / "whole"))
-    often = dataclasses.replace(bf16, training=bf16.training.model_copy(update={"checkpoint_every_s": 1e-9}))
+    often = dataclasses.replace(bf16, training=dataclasses.replace(bf16.training, checkpoint_every_s=1e-9))
     store = LocalStore(tmp_path / "killed")
     with pytest.raises(_Killed):
         dying_at(step)(data, folder, 0, often, store, "cpu", None).run()

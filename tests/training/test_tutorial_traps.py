@@ -14,7 +14,8 @@ from transformers import AutoModelForSequenceClassification
 
 from bertray.io.store import LocalStore
 from bertray.training import loop as loop_module
-from bertray.training.loop import Examples, run_loop
+from bertray.training.examples import Examples
+from bertray.training.loop import run_loop
 from bertray.training.packed import PackedModel
 from tests.training.test_loop import SETTINGS, examples, settings
 
