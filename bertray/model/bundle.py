@@ -11,10 +11,12 @@ import shutil
 import tempfile
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bertray.errors import ConfigError, ConflictError, InfrastructureError
+from bertray.io.cache import Cache
 from bertray.io.digests import file_sha256
 from bertray.model.pretrained import (
     TOKENIZER_FILES,
@@ -232,27 +234,20 @@ def _downloaded(uri: str) -> Path:
         if not listing:
             raise FileNotFoundError(uri)
         key = hashlib.sha256(json.dumps([uri, listing]).encode()).hexdigest()[:16]
-        target = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "bertray" / "models" / key
-        if not target.is_dir():
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=target.parent) as folder:
-                aside = Path(folder) / key
-                aside.mkdir()
-                pafs.copy_files(
-                    path, str(aside), source_filesystem=filesystem, destination_filesystem=pafs.LocalFileSystem()
-                )
-                try:
-                    aside.rename(target)
-                except OSError:
-                    if not target.is_dir():  # else another process of this machine was faster
-                        raise
+        return Cache.of("models").entry(key, partial(_copy, filesystem, path))
     except FileNotFoundError as error:
         raise ConfigError(f"model={uri}: no model there.", "Give the `model` prefix of a finished run.") from error
     except OSError as error:
         raise InfrastructureError(
-            f"model={uri}: cannot be read ({error}).", "Check the storage and run again."
+            f"model={uri}: cannot be copied ({error}).", "Check the storage and this machine's cache, and run again."
         ) from error
-    return target
+
+
+def _copy(filesystem: Any, path: str, target: Path) -> None:
+    import pyarrow.fs as pafs
+
+    target.mkdir()
+    pafs.copy_files(path, str(target), source_filesystem=filesystem, destination_filesystem=pafs.LocalFileSystem())
 
 
 def _located(uri: str) -> tuple[Any, str]:

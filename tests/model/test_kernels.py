@@ -265,9 +265,9 @@ def building(monkeypatch, tmp_path):
     called = []
     compile_ = module._compile
 
-    def compile_and_tell(compiler, sources, folder):
+    def compile_and_tell(compiler, sources, to):
         called.append(compiler)
-        return compile_(compiler, sources, folder)
+        return compile_(compiler, sources, to)
 
     monkeypatch.setattr(module, "_supported", lambda: True)
     monkeypatch.setattr(module, "_compile", compile_and_tell)
@@ -293,16 +293,43 @@ def test_they_are_built_once_a_machine(building, loading, tmp_path):
     first, second = loading
     assert first == second
     assert first[1] > 0
-    assert list((tmp_path / "cache" / "bertray").iterdir()) == [first[0]]
+    assert list((tmp_path / "cache" / "bertray" / "kernels").iterdir()) == [first[0]]
     assert building == [compiler]
 
 
 @needs_compiler
 def test_what_another_has_built_needs_no_compiler_and_no_right_to_write(loading, monkeypatch):
     module._loaded([shutil.which("g++")])
-    monkeypatch.setattr(os, "access", lambda *_: False)
+    monkeypatch.setattr(Path, "mkdir", lambda *_, **__: pytest.fail("nothing is written"))
     module._loaded(None)
     assert loading[0] == loading[1]
+
+
+@needs_compiler
+@pytest.mark.parametrize("fault", ["a library that others can write", "a folder that others can write", "a link"])
+def test_a_library_that_another_user_may_have_put_there_is_not_loaded(building, loading, tmp_path, caplog, fault):
+    compiler = [shutil.which("g++")]
+    module._loaded(compiler)
+    library = loading[0][0]
+    if fault == "a link":
+        library.rename(tmp_path / "planted.so")
+        library.symlink_to(tmp_path / "planted.so")
+    else:
+        (library if "library" in fault else library.parent).chmod(0o777)
+    module._loaded(compiler)
+    assert loading[1][0] != library
+    assert len(building) == 2
+    assert "is a link" in caplog.text if fault == "a link" else "can be written by others" in caplog.text
+
+
+@needs_compiler
+def test_a_library_of_another_owner_is_not_loaded(building, loading, monkeypatch, caplog):
+    compiler = [shutil.which("g++")]
+    module._loaded(compiler)
+    monkeypatch.setattr(os, "geteuid", lambda: 12345)
+    module._loaded(compiler)
+    assert loading[1][0] != loading[0][0]
+    assert "this is user 12345" in caplog.text
 
 
 @needs_compiler

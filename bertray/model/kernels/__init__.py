@@ -26,6 +26,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from bertray.io.cache import Cache
+
 _log = logging.getLogger(__name__)
 
 _FLAGS = (
@@ -235,7 +237,7 @@ def kernels() -> Kernels | None:
     compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++") or shutil.which("c++")
     try:
         return _loaded(compiler.split() if compiler else None)
-    except (OSError, subprocess.SubprocessError) as error:
+    except (OSError, subprocess.SubprocessError, ImportError) as error:
         said = getattr(error, "stderr", None) or str(error)
         _log.warning("The model runs without our kernels for AMX, more slowly: %s", said.strip()[-500:])
         return None
@@ -259,35 +261,37 @@ def _loaded(compiler: list[str] | None) -> Kernels | None:
     digest = hashlib.sha256(repr((_FLAGS, platform.libc_ver())).encode())
     for path in [*sources, *sorted(folder.glob("*.h"))]:
         digest.update(path.read_bytes())
-    cache = _cache()
-    library = None if cache is None else cache / f"kernels-{digest.hexdigest()[:16]}.so"
-    if library is not None and library.is_file():
-        return Kernels(library)
+    name = f"{digest.hexdigest()[:16]}.so"
+    try:
+        cache: Cache | None = Cache.of("kernels")
+        found = cache.existing(name) if cache is not None else None
+    except OSError as error:
+        cache = found = None
+        _log.warning("Kernels for AMX are built anew for this process: %s", error)
+    if found is not None:
+        return Kernels(found)
     if compiler is None:
         _log.info("No C++ compiler: the model runs without our kernels for AMX, more slowly.")
         return None
-    writable = library is not None and os.access(library.parent, os.W_OK)
-    # Built beside its place and renamed, since other processes may be building it too; where there is no place for it,
-    # for this process alone, which keeps what it has loaded.
-    with tempfile.TemporaryDirectory(dir=cache if writable else None, prefix="bertray-build-") as temporary:
-        built = _compile(compiler, sources, Path(temporary))
-        return Kernels(built.replace(library) if library is not None and writable else built)
+    if cache is not None and (built := _built_into(cache, name, compiler, sources)) is not None:
+        return Kernels(built)
+    with tempfile.TemporaryDirectory(prefix="bertray-build-") as temporary:  # the process keeps what it has loaded
+        return Kernels(_compile(compiler, sources, Path(temporary) / name))
 
 
-def _cache() -> Path | None:
-    """The folder of what is built once; None where there is no home."""
+def _built_into(cache: Cache, name: str, compiler: list[str], sources: list[Path]) -> Path | None:
+    """The library in the cache; None where it cannot be written there."""
     try:
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bertray"
-        cache.mkdir(parents=True, exist_ok=True)
-    except (OSError, RuntimeError):
+        return cache.entry(name, lambda to: _compile(compiler, sources, to))
+    except OSError as error:
+        _log.warning("Kernels for AMX are built anew for this process: %s", error)
         return None
-    return cache
 
 
-def _compile(compiler: list[str], sources: list[Path], folder: Path) -> Path:
-    to = folder / "kernels.so"
+def _compile(compiler: list[str], sources: list[Path], to: Path) -> Path:
     start = time.monotonic()
     command = [*compiler, *_FLAGS, *map(str, sources), "-o", str(to)]
     subprocess.run(command, check=True, capture_output=True, text=True, errors="replace", timeout=_BUILD_LIMIT_S)  # noqa: S603 - our sources
+    to.chmod(0o700)
     _log.info("built kernels for AMX in %.1f s", time.monotonic() - start)
     return to

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import os
 import re
-import uuid
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from bertray.errors import ConfigError, InfrastructureError, did_you_mean
+from bertray.io.cache import Cache
 from bertray.reviews.rows import FileEntry
 
 SCHEME = "hub://"
@@ -64,22 +64,23 @@ def to_parquet(uri: str) -> FileEntry:
     table = _load(uri, wanted)
     name = re.sub(r"[^A-Za-z0-9._-]", "--", "/".join(filter(None, (wanted.name, wanted.config, wanted.split))))
     # The fingerprint follows from the downloaded files: a new revision gets a file of its own.
-    target = _cache() / f"{name}-{table._fingerprint}.parquet"
-    if not target.exists():
-        target.parent.mkdir(parents=True, exist_ok=True)
-        aside = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}")
-        try:
-            table.to_parquet(str(aside))
-            aside.replace(target)
-        finally:
-            aside.unlink(missing_ok=True)
+    try:
+        target = _cache().entry(f"{name}-{table._fingerprint}.parquet", lambda to: table.to_parquet(str(to)))
+    except OSError as error:
+        raise InfrastructureError(
+            f"{uri}: cannot be kept in this machine's cache ({error}).",
+            "Set HF_HOME or XDG_CACHE_HOME to another folder.",
+        ) from error
     info = target.stat()
     return FileEntry(str(target), f"{name}.parquet", "parquet", info.st_size, str(info.st_mtime_ns))
 
 
-def _cache() -> Path:
-    home = os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME", "~/.cache"), "huggingface")
-    return Path(home).expanduser().absolute() / "bertray"
+def _cache() -> Cache:
+    """This user's cache, or the folder that HF_HOME names, which machines and users may share."""
+    if not (home := os.environ.get("HF_HOME")):
+        return Cache.of("datasets")
+    root = Path(home).expanduser().absolute() / "bertray"
+    return Cache(root / "datasets", root, private=False)
 
 
 def _load(uri: str, wanted: HubDataset) -> Any:

@@ -52,7 +52,7 @@ def test_a_split_is_exported_once_and_read_as_parquet(tmp_path, monkeypatch, rea
         {"id": "stanfordnlp--imdb--plain_text--train.parquet:0", "text": "good film", "label": "1"},
         {"id": "stanfordnlp--imdb--plain_text--train.parquet:1", "text": "bad", "label": "0"},
     ]
-    [exported] = (tmp_path / "cache" / "bertray").iterdir()
+    [exported] = (tmp_path / "cache" / "bertray" / "datasets").iterdir()
     before = exported.stat().st_mtime_ns
     [entry] = list_inputs(["hub://stanfordnlp/imdb@abc/plain_text/train"], TextFormat())
     assert (entry.path, entry.modified) == (str(exported), str(before))
