@@ -74,7 +74,8 @@ class _Actor(MakePart):
             self._maker = VectorMaker(settings, _HashEmbedder())
         else:
             assert isinstance(settings, ScoreSettings)
-            self._maker = LabelMaker(settings, _HashPredictor())
+            predictor: Any = _HashPredictor()
+            self._maker = LabelMaker(settings, predictor)
 
 
 class LoopWorker:
@@ -143,7 +144,7 @@ def clock_at(day: str | None) -> Iterator[None]:
 
     class Clock(datetime):
         @classmethod
-        def now(cls, tz: tzinfo | None = None) -> datetime:
+        def now(cls, tz: tzinfo | None = None) -> Any:
             return datetime.fromisoformat(f"{day}T12:00:00").replace(tzinfo=tz)
 
     with mock.patch("bertray.scoring.decide.datetime", Clock):

@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -241,9 +242,11 @@ def test_the_readme_shows_what_the_demo_prints(tmp_path, monkeypatch, capsys):
     def accuracy(cells: list[str]) -> dict[str, float]:
         return dict(zip(("value", "low", "high"), map(float, cells), strict=True))
 
-    files = {"train/metrics.json": {"metrics": {"accuracy": accuracy(told["train"])}}}
+    files: dict[str, Any] = {"train/metrics.json": {"metrics": {"accuracy": accuracy(told["train"])}}}
     for night, slot in demo.NIGHTS:
-        counts = dict(zip(("rows_in", "rows_scored", "rows_quarantined"), map(int, told[night][:3]), strict=True))
+        counts: dict[str, float] = dict(
+            zip(("rows_in", "rows_scored", "rows_quarantined"), map(int, told[night][:3]), strict=True)
+        )
         files[f"scored/reports/{slot}/run=1/report.json"] = counts | {"rows_per_s": float(told[night][6])}
         files[f"scored/reports/{slot}/run=1/metrics.json"] = {"metrics": {"accuracy": accuracy(told[night][3:6])}}
     root = tmp_path / "demo-run"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pwd
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -66,7 +67,7 @@ def test_models_and_configs_are_found_below_home_too(tiny_encoder, tmp_path, mon
     monkeypatch.chdir("/")
     for model in ("~/my model", f"file://{tmp_path}/my%20model"):
         assert resolve_model(model) == tmp_path / "my model"
-    config = load_config("score", ["~/n.yaml"])
+    config: Any = load_config("score", ["~/n.yaml"])
     assert open_store(config.output).root == str(tmp_path / "out")
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from bertray.auditing.analysis import AuditRows, candidates, distinct_texts, find, labels_differ
@@ -57,7 +59,7 @@ def test_leaks_are_exact_else_spellings_else_the_most_similar():
     assert nothing.later.tolist() == []
 
 
-def audit_rows(**columns: object) -> AuditRows:
+def audit_rows(**columns: Any) -> AuditRows:
     size = len(next(iter(columns.values())))
     empty = {name: np.zeros(size, np.uint64) for name in AuditRows.__dataclass_fields__}
     return AuditRows(**(empty | {name: np.array(values) for name, values in columns.items()}))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -25,7 +26,7 @@ def test_the_share_of_the_limit_is_of_what_the_machine_could_do_at_that_moment()
 def test_the_limit_of_a_round_is_the_best_seen_in_it():
     seconds = iter([2.0, 1.0, 0.25, 0.5])  # of 1e12 operations: before each run of two ways, twice
     limit = SimpleNamespace(pid=0, seconds=lambda: next(seconds))
-    trial = SimpleNamespace(
+    trial: Any = SimpleNamespace(
         device="cpu", runs=lambda _: Runs(rows=1, tokens=1, flops=1.0), contestant=lambda _: nullcontext(limit)
     )
 

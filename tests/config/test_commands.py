@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from bertray.config import build_config, load_config
+from bertray.config import build_config
+from bertray.config import load_config as load_section
 from bertray.errors import ConfigError
 
 TRAIN = ["data.train=a.parquet", "output=run"]
 SCORE = ["input=in", "output=out"]
+
+
+def load_config(verb: str, *sources: Any) -> Any:
+    """The config with the keys of its verb, whatever class that is."""
+    return load_section(verb, *sources)
 
 
 def file(tmp_path: Path, text: str, name: str = "a.yaml") -> str:
@@ -20,7 +27,7 @@ def file(tmp_path: Path, text: str, name: str = "a.yaml") -> str:
 
 
 def test_a_config_is_frozen():
-    config = build_config("score", {"input": "a", "output": "b"})
+    config: Any = build_config("score", {"input": "a", "output": "b"})
     with pytest.raises(ValueError, match="frozen"):
         config.seed = 3
 

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
 from bertray.cli import run
-from bertray.config import load_config, to_yaml
+from bertray.config import load_config as load_section
+from bertray.config import to_yaml
 from bertray.errors import ConfigError
 
 TRAIN = ["data.train=a.parquet", "output=run"]
 SCORE = ["input=in", "output=out"]
+
+
+def load_config(verb: str, *sources: Any) -> Any:
+    """The config with the keys of its verb, whatever class that is."""
+    return load_section(verb, *sources)
 
 
 def file(tmp_path: Path, text: str, name: str = "a.yaml") -> str:

@@ -115,7 +115,8 @@ def damage_inputs(encoder: Path, folder: Path, times: int, seed: int) -> Counter
 
 
 def test_a_damaged_control_file_is_refused_or_changes_nothing(finished):
-    outcomes = damage_control_files(*finished, times=60, seed=2)
+    template, incoming = finished
+    outcomes = damage_control_files(template, incoming, times=60, seed=2)
     assert sum(n for name, n in outcomes.items() if name.endswith("4")) > 10, outcomes
 
 

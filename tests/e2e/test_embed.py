@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -59,7 +60,7 @@ def vectors_of(column: pa.ChunkedArray) -> np.ndarray:
     return values.flatten().to_numpy().reshape(len(values), -1)
 
 
-def expected(tiny_encoder, texts: list[str], **keys: object) -> np.ndarray:
+def expected(tiny_encoder, texts: list[str], **keys: Any) -> np.ndarray:
     return Embedder(tiny_encoder, **keys).vectors(ReviewTokenizer(tiny_encoder, 24).encode(pa.array(texts)))
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import html
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -81,7 +82,7 @@ def check(name: str, tiny_encoder: Path, tmp_path: Path) -> None:
     output = train(name, tiny_encoder, tmp_path)
     metrics = json.loads((output / "metrics.json").read_text())
     info = json.loads((output / "model" / "bertray.json").read_text())
-    names = {0: "negative", 1: "positive"} if name != "cola" else {0: "unacceptable", 1: "acceptable"}
+    names: dict[Any, str] = {0: "negative", 1: "positive"} if name != "cola" else {0: "unacceptable", 1: "acceptable"}
     assert set(metrics["labels"]) == {names.get(value, value) for value in LABELS[name]}
     assert sum(map(sum, metrics["confusion_matrix"])) == metrics["rows"] == (46 if name == "tweets" else 36)
     assert info["text_pair"] == (name == "aspects")

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -233,7 +234,7 @@ def test_a_skew_that_arises_while_training_runs_is_no_silent_one(encoder, corpus
 
     evaluate = train._decision
 
-    def decide_late(*given: object) -> object:
+    def decide_late(*given: Any) -> object:
         disagreeing(encoder)  # somebody works on the folder
         return evaluate(*given)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from tests.processes import environment_beside_the_cluster
 
 
 @pytest.fixture
-def base(monkeypatch) -> Path:
+def base(monkeypatch) -> Iterator[Path]:
     folder = Path("/tmp") / f"t{os.getpid()}"  # short, as the sockets need it
     folder.mkdir()
     monkeypatch.setenv("RAY_TMPDIR", str(folder))

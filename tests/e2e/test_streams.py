@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,7 +16,7 @@ BERTRAY = str(Path(sys.executable).parent / "bertray")
 FULL = Path("/dev/full")
 
 
-def bertray(*argv: object, stdout: object = subprocess.PIPE, stderr: object = subprocess.PIPE, **env: str):
+def bertray(*argv: Any, stdout: Any = subprocess.PIPE, stderr: Any = subprocess.PIPE, **env: str):
     return subprocess.run(
         [BERTRAY, *map(str, argv)], stdout=stdout, stderr=stderr, env={**os.environ, **env}, timeout=120, check=False
     )

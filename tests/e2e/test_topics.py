@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -25,7 +26,7 @@ SIZES = {"good": 50, "bad": 40, "film": 60}
 OPTIONS = ["max_length=24", "topics.min_topic_size=10", "topics.num_neighbors=8", "topics.words=5"]
 
 
-def write_reviews(folder: Path, name: str = "a.parquet", *, seed: int = 0, **columns: list[object]) -> Path:
+def write_reviews(folder: Path, name: str = "a.parquet", *, seed: int = 0, **columns: list[Any]) -> Path:
     """150 reviews on three themes, in no order; every fiftieth has no text."""
     random = np.random.default_rng(seed)
     themes = random.permutation([theme for theme, count in SIZES.items() for _ in range(count)]).tolist()
@@ -66,7 +67,7 @@ def topics(tmp_path, tiny_encoder, in_process):
     return call
 
 
-def rows_of(path: Path) -> list[dict[str, object]]:
+def rows_of(path: Path) -> list[dict[str, Any]]:
     return pq.read_table(path).to_pylist()
 
 
@@ -315,7 +316,7 @@ def test_topics_on_ray_are_those_of_one_process(topics, tiny_encoder, tmp_path, 
     assert topics(*words) == 0
     monkeypatch.undo()
     monkeypatch.setattr(topic_rows, "ROWS_PER_SHARD", 64)
-    assert topics_of.session_for is session_for
+    assert vars(topics_of)["session_for"] is session_for
     paths = [f"input={tmp_path / 'in'}", f"output={tmp_path / 'ray'}"]
     assert run(["topics", f"model={tiny_encoder}", *OPTIONS, *paths, *words]) == 0
     a, b = (rows_of(tmp_path / name / "assignments.parquet") for name in ("out", "ray"))

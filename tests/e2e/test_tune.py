@@ -6,6 +6,7 @@ import json
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -19,6 +20,7 @@ from bertray.console import Ticker
 from bertray.errors import ConfigError, InfrastructureError
 from bertray.evaluation.metrics import all_metrics, confusion_matrix
 from bertray.io.store import LocalStore
+from bertray.outputs import claims
 from bertray.outputs.claims import FINISHED_FILE
 from bertray.reports.search import SearchReport
 from bertray.runs import searched_config as searched
@@ -57,7 +59,7 @@ def test_a_search_ends_with_a_table_and_a_config_that_train_takes(
     output = tmp_path / "search"
     argv = tune_argv(tiny_encoder, corpus, output, SPACE, "search.sampler=grid", "training.epochs=5")
     tokenized: list[int] = []
-    remove = tuning.remove_folder
+    remove = claims.remove_folder
 
     def count_and_remove(store, folder):
         manifests = (output / folder).rglob("manifest.json")
@@ -114,7 +116,7 @@ def test_a_failing_store_ends_the_search_and_the_same_command_goes_on(
     space = "search.space={training.learning_rate: [1e-3, 2e-3]}"
     argv = tune_argv(tiny_encoder, corpus, output, space, "search.sampler=grid", "training.epochs=1")
     target = output / TRIALS / name_of({"training.learning_rate": 2e-3})
-    claim = tuning.claimed_output
+    claim = claims.claimed_output
 
     @contextmanager
     def claim_and_block(*args):
@@ -367,7 +369,7 @@ def trial_job(tiny_encoder, tmp_path):
     keys = {"model": str(tiny_encoder), "training": {"epochs": 2, "batch_size": 8}, "seed": 3}
     config = tune_config(keys, space={"training.learning_rate": [1e-3, 1e30]})
     found = examples(tmp_path)
-    data = SimpleNamespace(examples=lambda: found, classes=("bad", "good"), output=str(tmp_path / "out"))
+    data: Any = SimpleNamespace(examples=lambda: found, classes=("bad", "good"), output=str(tmp_path / "out"))
     return tuning._TrialJob(config, data, "run", "cpu", 1)
 
 
@@ -375,7 +377,7 @@ def trial_job(tiny_encoder, tmp_path):
 def test_a_trial_is_judged_by_the_decision_that_its_model_would_make(match_shares, accuracy, mcc):
     training = TrainingSettings(match_shares=match_shares)
     label_ids_V = np.array([0, 0, 1, 1, 1])
-    judged = object.__new__(tuning._Judged)
+    judged: Any = object.__new__(tuning._Judged)
     judged.examples = SimpleNamespace(label_ids_N=label_ids_V, validation=np.arange(5))
     judged.settings, judged.width = SimpleNamespace(training=training, seed=0), 2
     logits_VC = np.array([[0, 1.0], [0, 1.5], [0, 2.0], [0, 3.0], [0, 4.0]])  # in the right order, but all say 1

@@ -282,7 +282,7 @@ def test_in_process_items_are_taken_when_results_are_wanted_and_what_was_opened_
             taken.append(number)
             yield number
 
-    results = InProcess(RESOURCES).run(items(), [Actors(MakesCounting(tmp_path / "log"), replicas=4)])
+    results: Any = InProcess(RESOURCES).run(items(), [Actors(MakesCounting(tmp_path / "log"), replicas=4)])
     assert taken == []
     assert next(results) == (0, 1)
     assert taken == [0]
@@ -299,7 +299,7 @@ def test_a_worker_that_lacks_a_module_is_a_matter_of_installing(ray_cluster):
     from bertray.execution.ray_data import RayData
 
     def lacks() -> None:
-        import bertray.nothing_of_that_name  # noqa: F401
+        import bertray.nothing_of_that_name  # type: ignore[import-not-found]  # noqa: F401
 
     for stages in places_of(lacks).values():
         with pytest.raises(ConfigError, match=r"a worker cannot load what it needs.*nothing_of_that_name"):
@@ -324,7 +324,7 @@ def test_a_worker_that_is_killed_is_replaced(ray_cluster, tmp_path):
             os._exit(1)
         return number
 
-    stages = [Task(dies_once), Actors(lambda: dies_once)]
+    stages: list[Task | Actors] = [Task(dies_once), Actors(lambda: dies_once)]
     assert sorted(RayData(RESOURCES).run(range(5), stages)) == [0, 1, 2, 3, 4]
     assert (tmp_path / "died").exists()
 

@@ -20,6 +20,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,10 @@ class Tally:
     inexact_nights: int = 0
     doubled_by_rerun: int = 0  # rows doubled when a night that ended well is run again
     rerun_s: list[float] = field(default_factory=list)
+
+
+def _has_parts(output: Path) -> bool:
+    return any(output.rglob("*.parquet"))
 
 
 def write_input(folder: Path) -> Counter[str]:
@@ -171,10 +176,10 @@ def compare(contender: str, kills: int, seed: int, folder: Path, say: Callable[[
         argv = command(contender, model, folder / "in", output)
         driver = start(argv)
         if night % 2:
-            wait_for(lambda output=output: has_begun(output), seconds=300)
+            wait_for(partial(has_begun, output), seconds=300)
             time.sleep(chance.random() * writing_s)
         else:
-            wait_for(lambda output=output: any(output.rglob("*.parquet")), seconds=300)
+            wait_for(partial(_has_parts, output), seconds=300)
         if driver.poll() is None:
             os.killpg(driver.pid, signal.SIGKILL)
             tally.kills += 1

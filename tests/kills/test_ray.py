@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections import Counter
+from functools import partial
 
 import pyarrow.parquet as pq
 import pytest
@@ -27,6 +28,10 @@ ROWS = 6000
 def score_argv(trained, folder, *words: str) -> list[str]:
     keys = [f"model={trained / 'model'}", f"input={folder / 'in'}", f"output={folder / 'out'}", "rows_per_shard=50"]
     return ["score", *keys, "workers.in_process_rows=0", *words]
+
+
+def _all_ended(pids: list[int]) -> bool:
+    return not any(map(is_alive, pids))
 
 
 @pytest.fixture
@@ -91,7 +96,7 @@ def lose_the_driver(trained, folder, *afters: int) -> tuple[float, float]:
         os.killpg(driver.pid, signal.SIGKILL)
         driver.wait(10)
         died = time.monotonic()
-        wait_for(lambda pids=started: not any(map(is_alive, pids)), seconds=60)
+        wait_for(partial(_all_ended, started), seconds=60)
         assert not (folder / "out" / "data").exists()
     left = len(receipts(folder))
     resumed = time.monotonic()

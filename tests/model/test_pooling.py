@@ -10,8 +10,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel
 
+from bertray.model.bundle import HEAD_FILE
 from bertray.model.engine import Engine
-from bertray.model.pooling import HEAD_FILE, LinearReadout, PooledReadout
+from bertray.model.pooling import LinearReadout, PooledReadout
 from bertray.model.tokenization import Sequences
 
 FAMILIES = ["bert", "roberta", "distilbert", "electra", "albert", "modernbert", "deberta-v2"]

@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from numpy._core import _exceptions
 
 from bertray.errors import InfrastructureError
 from bertray.model.embedder import Embedder
@@ -81,7 +82,7 @@ def test_review_with_a_logit_that_is_not_finite_has_nan_and_the_others_their_pro
         torch.OutOfMemoryError("CUDA out of memory."),
         RuntimeError(CPU_MESSAGE),
         MemoryError("kernels: not enough memory for a thread's working space"),
-        np._core._exceptions._ArrayMemoryError((1 << 40,), np.dtype("float32")),
+        _exceptions._ArrayMemoryError((1 << 40,), np.dtype("float32")),
         MemoryError(),
     ],
     ids=lambda error: type(error).__name__,

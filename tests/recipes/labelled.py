@@ -21,10 +21,20 @@ def imdb(max_length: int, long_text: str) -> Run:
     settings = f"{max_length} tokens, `{long_text}`"
     published = "0.928 DistilBERT, 0.935 BERT-base, both of 25,000 rows and 512 tokens" if max_length == 512 else ""
     if long_text == "windows":  # training sees the first window, so it is the same model, read otherwise
-        words = (f"model={{imdb-{max_length}-head}}/model", "long_text=windows", "labels={0: negative, 1: positive}")
+        evaluated = (
+            f"model={{imdb-{max_length}-head}}/model",
+            "long_text=windows",
+            "labels={0: negative, 1: positive}",
+        )
         data = {"input": IMDB["data.test"]}
         return Run(
-            name, "evaluate", words, data, "accuracy", f"{settings}, by the `head` model", learned=IMDB["data.train"]
+            name,
+            "evaluate",
+            evaluated,
+            data,
+            "accuracy",
+            f"{settings}, by the `head` model",
+            learned=IMDB["data.train"],
         )
     words = (*IMDB_WORDS, f"max_length={max_length}", f"long_text={long_text}")
     return Run(name, "train", words, IMDB, "accuracy", settings, published)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -36,8 +36,11 @@ class Rows:
     @property
     def name(self) -> str:
         """Tells samples apart."""
-        parts = [self.rows and str(self.rows), self.after and f"after-{self.after}", self.text and self.text.__name__]
-        return "-".join([str(Path(self.path).with_suffix("")), *(part for part in parts if part)])
+        parts = [str(Path(self.path).with_suffix(""))]
+        parts += [str(self.rows)] if self.rows else []
+        parts += [f"after-{self.after}"] if self.after else []
+        parts += [self.text.__name__] if self.text else []
+        return "-".join(parts)
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,7 @@ class Run:
     name: str
     verb: str
     words: tuple[str, ...]
-    data: dict[str, Rows | tuple[Rows, ...]]
+    data: Mapping[str, Rows | tuple[Rows, ...]]
     metric: str
     settings: str
     published: str = ""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -42,7 +44,7 @@ def test_the_page_keeps_what_recipes_came_to_in_their_order_and_nothing_else_cha
 def test_other_rows_words_or_earlier_runs_make_another_recipe():
     digest = recipes.digest_of_runs(COLA.runs)
     first, *others = COLA.runs
-    fewer = dataclasses.replace(first, data=first.data | {"data.train": Rows("cola/train.parquet", 10)})
+    fewer = dataclasses.replace(first, data={**first.data, "data.train": Rows("cola/train.parquet", 10)})
     slower = dataclasses.replace(first, words=(*first.words, "training.epochs=9"))
     reworded = dataclasses.replace(first, settings="the first seed", published="nothing")
     changed = [recipes.digest_of_runs((run, *others)) for run in (fewer, slower, reworded)]
@@ -76,7 +78,7 @@ def test_the_page_of_the_project_can_be_read():
 def kitchen(tmp_path, monkeypatch):
     """One whose commands only note that they ran; `bad` fails."""
     pq.write_table(pa.table({"id": [str(n) for n in range(20)], "text": [f"t{n}" for n in range(20)]}), tmp_path / "a")
-    made = recipes.Kitchen(tmp_path, tmp_path / "run")
+    made: Any = recipes.Kitchen(tmp_path, tmp_path / "run")
     made.ran = []
 
     def bertray(verb, *words):
@@ -84,7 +86,7 @@ def kitchen(tmp_path, monkeypatch):
         if verb == "bad":
             raise recipes.Spoilt("bad ended with 6")
         (output,) = (word.removeprefix("output=") for word in words if word.startswith("output="))
-        (recipes.Path(output)).mkdir(parents=True)
+        (Path(output)).mkdir(parents=True)
 
     monkeypatch.setattr(made, "_bertray", bertray)
     return made
@@ -203,6 +205,6 @@ def test_the_majority_is_that_of_the_test_rows():
         "baselines": {"tfidf_logreg": {"accuracy": figure}},
     }
     run = Run("x", "train", (), {}, "accuracy", "")
-    path = recipes.Path("nowhere")
+    path = Path("nowhere")
     told = language_in_words([Result(run, path, 1.0, 9, pretrained), Result(run, path, 1.0, 9, metrics)])
     assert "0.550 would be right who always said positive" in told

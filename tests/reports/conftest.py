@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
+from typing import Any
 
 import numpy as np
 import pytest
@@ -91,7 +92,7 @@ def make_night():
     """Builds a scoring report of 100 + 21 rows in two files; every field can be replaced."""
 
     def make(**options):
-        defaults = {
+        defaults: dict[str, Any] = {
             "slot": "dt=2026-11-20",
             "run_id": "r1",
             "model": "runs/imdb/model",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -100,7 +101,8 @@ def test_of_a_loss_the_lowest_mean_comes_first():
 
 def test_seeds_alone_are_one_setting(safe_page):
     found = report([trial(number, value, seed=number) for number, value in enumerate((0.8, 0.8, 0.8))])
-    assert found.over_seeds == [OverSeeds("as the config has it", 3, pytest.approx(0.8), 0.0, 0)]
+    near: Any = pytest.approx(0.8)
+    assert found.over_seeds == [OverSeeds("as the config has it", 3, near, 0.0, 0)]
     safe_page(found.to_html())
 
 

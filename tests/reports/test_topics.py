@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from bertray.reports.topics import GroupComparison, Topic, TopicsReport, name_of
 BAD = "<script>alert('x')</script>"
 
 
-def make_topic(number: int, size: int, share: float, **keys: object) -> Topic:
+def make_topic(number: int, size: int, share: float, **keys: Any) -> Topic:
     words = [("engine", 0.5), ("engines", 0.4), (BAD, 0.3), ("dealer", 0.2)]
     shown = [{"id": f"<b>{number}", "text": f"{BAD} call 555 123 4567 or a@b.com"}]
     counts = {"neg": size // 4, "pos": size - size // 4}
@@ -25,7 +26,7 @@ def make_topic(number: int, size: int, share: float, **keys: object) -> Topic:
     )
 
 
-def make_report(**keys: object) -> TopicsReport:
+def make_report(**keys: Any) -> TopicsReport:
     groups = np.repeat([0, 1], 50)
     agreed = compare_groupings(groups, groups, np.zeros(100, int), 0)
     random = np.random.default_rng(0)

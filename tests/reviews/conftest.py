@@ -33,8 +33,9 @@ def read_all() -> ReadAll:
         path: Path | str, rows_per_shard: int = 4096, reader: TextFormat | None = None, **spec: Any
     ) -> ReviewBatch:
         options = ReadSpec(reader=reader or TextFormat(), **spec)
-        files = [inspect(entry, options.reader) for entry in list_inputs([str(path)], options.reader)]
-        assert all(isinstance(file, InputFile) for file in files), files
+        inspected = [inspect(entry, options.reader) for entry in list_inputs([str(path)], options.reader)]
+        files = [file for file in inspected if isinstance(file, InputFile)]
+        assert files == inspected
         check_columns(files, options)
         duplicates = {number: find_duplicate_ids([file], options)[0] for number, file in enumerate(files)}
         batches = [read_shard(shard, options) for shard in plan_shards(files, rows_per_shard, duplicates)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -15,7 +16,7 @@ from bertray.reviews.clean import Cleaning, clean_text, clean_texts
 CLEANING = Cleaning()
 
 
-def cleaned(text: str, **options: object) -> str:
+def cleaned(text: str, **options: Any) -> str:
     cleaning = Cleaning(**options)
     [fast] = clean_texts(pa.array([text], pa.string()), cleaning).to_pylist()
     assert fast == clean_text(text, cleaning)  # the vectorised way and the plain way are one
@@ -157,7 +158,7 @@ TRICKY = st.text(
         st.sampled_from(
             ["\x92", "Ã", "©", "â", "€", "™", "\u200d", "\u200c", "\ufeff", "\u1112", "\u1161", "ㅋ", "한", "’"]
         ),
-        st.characters(exclude_categories=("Cs",)),
+        st.characters(exclude_categories=["Cs"]),
     ),
     max_size=40,
 )

@@ -6,6 +6,7 @@ import json
 import re
 import shlex
 from decimal import Decimal
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -126,7 +127,7 @@ def test_unknown_values_are_counted_without_classes_and_values_left_out():
     [1, 1.0, -2.0, 2.5, 1e15, 1e17, 2.0**53, 10**20, "1.0", " -2.00 ", "v1.0", "1.0.0", "\u00a0a b\u3000", "1e5"],
 )
 def test_a_value_in_the_config_is_the_value_in_the_data(value):
-    config = build_config("evaluate", {"input": "i", "output": "o", "labels": {value: "this", "other": "that"}})
+    config: Any = build_config("evaluate", {"input": "i", "output": "o", "labels": {value: "this", "other": "that"}})
     in_data = pa.array([value]) if not isinstance(value, int) or value < 2**63 else pa.array([str(value)])
     assert LabelMap.from_config(config.labels).ids(canonical(in_data)).tolist() == [0]
 
@@ -135,8 +136,8 @@ def labels_of(remedy: str) -> dict[str, str | None] | list[str]:
     """The `labels` of a printed remedy, through a shell and the config loader."""
     [words] = re.findall(r"`(.*)`", remedy, re.DOTALL)
     [word] = shlex.split(words)
-    config = load_config("evaluate", [], ["input=i", "output=o", "model=m", word])
-    return config.labels  # type: ignore[attr-defined, no-any-return]
+    config: Any = load_config("evaluate", [], ["input=i", "output=o", "model=m", word])
+    return config.labels
 
 
 ODD_VALUES = [

@@ -22,7 +22,9 @@ def sha(raw: bytes) -> str:
 
 
 def file(rows: int) -> InputFile:
-    return InputFile("/data/a.parquet", "a.parquet", "parquet", 1, "0", rows, {"id": "string", "text": "string"}, "d")
+    return InputFile(
+        "/data/a.parquet", "a.parquet", "parquet", 1, "0", rows, {"id": "string", "text": "string"}, digest="d"
+    )
 
 
 def test_every_row_is_kept_or_refused_with_one_reason():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from sklearn.feature_extraction.text import CountVectorizer
 
@@ -13,7 +15,7 @@ CHINESE = ["这个手机很好用, iPhone 也好"]
 KOREAN = ["영화가 정말 재미있어요"]
 
 
-def taken_apart(texts: list[str], stop_words: object = "auto") -> list[str]:
+def taken_apart(texts: list[str], stop_words: Any = "auto") -> list[str]:
     return list(
         CountVectorizer(**words_of(texts, stop_words).vectorizer_arguments()).fit(texts).get_feature_names_out()
     )

@@ -48,7 +48,7 @@ BAD = (Reason.ROW_MALFORMED,)
 
 # --- swallowed rows --------------------------------------------------------------------------------------------------
 
-ROWS_12 = [(str(n), f"review number {n} was fine") for n in range(1, 13)]
+ROWS_12: list[tuple[str, ...]] = [(str(n), f"review number {n} was fine") for n in range(1, 13)]
 
 
 def table(rows: list[tuple[str, ...]], header: str = "id\ttext", delimiter: str = "\t", end: str = "\n") -> str:
@@ -87,7 +87,9 @@ def test_stray_quotes_of_other_delimiters_cost_one_row_and_hide_none(tmp_path, d
     assert found == [rows[0], BAD, *rows[2:]]
 
 
-LABELLED = [(f"review number {n} was fine", "pos" if n % 3 else "neg", f"P{n:05}") for n in range(1, 31)]
+LABELLED: list[tuple[str, ...]] = [
+    (f"review number {n} was fine", "pos" if n % 3 else "neg", f"P{n:05}") for n in range(1, 31)
+]
 
 
 @pytest.mark.parametrize("distance", [1, 2, 5])
@@ -119,7 +121,7 @@ def test_a_file_of_one_review_of_several_lines_is_one_row(tmp_path):
 
 
 def test_stray_quotes_far_below_the_first_rows_hide_none_wherever_reading_starts(tmp_path):
-    rows = [(str(n), f"review number {n} was fine") for n in range(9000)]
+    rows: list[tuple[str, ...]] = [(str(n), f"review number {n} was fine") for n in range(9000)]
     rows = with_stray_quotes(with_stray_quotes(rows, 4094, 4099), 8500, 8501)
     (tmp_path / "a.csv").write_text(table(rows, delimiter=","))
     assert rows_of(tmp_path / "a.csv", ["id", "text"], 1000) == [
@@ -326,26 +328,26 @@ REVIEW = WORDS.filter(lambda text: text.strip() and text != "\\N" and "\r" not i
 REVIEWS = st.lists(st.tuples(REVIEW, st.sampled_from(["pos", "neg"])), min_size=1, max_size=40)
 
 
-def written_by_csv(rows: list[tuple[str, ...]], delimiter: str, quoting: int) -> str:
+def written_by_csv(rows: list[tuple[str, ...]], delimiter: str, quoting: Any) -> str:
     out = io.StringIO(newline="")
     csv.writer(out, delimiter=delimiter, quoting=quoting, lineterminator="\n").writerows(rows)
     return out.getvalue()
 
 
-def written_by_pandas(rows: list[tuple[str, ...]], delimiter: str, quoting: int) -> str:
+def written_by_pandas(rows: list[tuple[str, ...]], delimiter: str, quoting: Any) -> str:
     pandas = pytest.importorskip("pandas")
     frame = pandas.DataFrame(rows[1:], columns=list(rows[0]))
     return str(frame.to_csv(None, sep=delimiter, index=False, quoting=quoting))
 
 
-def written_by_polars(rows: list[tuple[str, ...]], delimiter: str, quoting: int) -> str:
+def written_by_polars(rows: list[tuple[str, ...]], delimiter: str, quoting: Any) -> str:
     polars = pytest.importorskip("polars")
     style = {csv.QUOTE_ALL: "always", csv.QUOTE_MINIMAL: "necessary", csv.QUOTE_NONNUMERIC: "non_numeric"}[quoting]
     frame = polars.DataFrame(rows[1:], schema=list(rows[0]), orient="row")
     return str(frame.write_csv(separator=delimiter, quote_style=style))
 
 
-def written_by_arrow(rows: list[tuple[str, ...]], delimiter: str, quoting: int) -> str:
+def written_by_arrow(rows: list[tuple[str, ...]], delimiter: str, quoting: Any) -> str:
     from pyarrow import csv as arrow_csv
 
     columns = {name: [row[at] for row in rows[1:]] for at, name in enumerate(rows[0])}

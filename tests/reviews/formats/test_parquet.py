@@ -7,6 +7,7 @@ import sys
 import uuid
 from decimal import Decimal
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -30,7 +31,7 @@ from bertray.schema import Reason
 AUTO = TextFormat()
 
 
-def look_at(path: Path) -> InputFile | BadFile:
+def look_at(path: Path) -> Any:
     [entry] = list_inputs([str(path)], AUTO)
     return inspect(entry, AUTO)
 
@@ -316,7 +317,7 @@ def test_what_the_library_cannot_read_is_unsupported_and_no_damage(tmp_path, rea
     def not_implemented(*_args: object, **_options: object) -> None:
         raise kind("Not yet implemented: an encoding of next year")
 
-    monkeypatch.setattr(parquet.pq.ParquetFile, "iter_batches", not_implemented)
+    monkeypatch.setattr(pq.ParquetFile, "iter_batches", not_implemented)
     refused = read_all(tmp_path / "a.parquet").refused
     assert set(refused["reason"].to_pylist()) == {"file_unsupported"}
     monkeypatch.setattr(parquet, "_opened", not_implemented)

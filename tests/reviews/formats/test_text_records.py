@@ -9,6 +9,7 @@ import hashlib
 import io
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -21,7 +22,6 @@ from bertray.reviews.formats import text_records as records
 from bertray.reviews.reader import (
     BadFile,
     FileEntry,
-    InputFile,
     ReadSpec,
     inspect,
     list_inputs,
@@ -35,7 +35,7 @@ AUTO = TextFormat()
 HEADERLESS = TextFormat(header=False)
 
 
-def look_at(path: Path, reader: TextFormat = AUTO) -> InputFile | BadFile:
+def look_at(path: Path, reader: TextFormat = AUTO) -> Any:
     [entry] = list_inputs([str(path)], reader)
     return inspect(entry, reader)
 
@@ -229,7 +229,7 @@ def test_shards_of_any_csv_give_exactly_the_rows_that_were_written(
         monkeypatch.setattr(module, "ROWS_PER_OFFSET", every)
     buffer = io.StringIO(newline="")
     # Unquoted, a carriage return at the end of a row would be part of the line end.
-    quoting = csv.QUOTE_ALL if any("\r" in field for row in rows for field in row) else csv.QUOTE_MINIMAL
+    quoting: Any = csv.QUOTE_ALL if any("\r" in field for row in rows for field in row) else csv.QUOTE_MINIMAL
     writer = csv.writer(buffer, lineterminator=line_end, quoting=quoting)
     writer.writerows([("no", "text", "note"), *((str(no), *row) for no, row in enumerate(rows))])
     content = buffer.getvalue() if last_newline else buffer.getvalue().removesuffix(line_end)
