@@ -1,6 +1,6 @@
 """Is one model better than another on the same rows? A paired bootstrap, and the answer in words.
 
-Shape letters: N rows, C classes, R draws, K cells of the table (given, prediction of A, prediction of B).
+Shape letters: N rows, C classes, R draws, K cells of the table.
 """
 
 from __future__ import annotations
@@ -12,13 +12,12 @@ from typing import Literal
 import numpy as np
 
 from bertray.evaluation.intervals import Estimate, percentile_estimate, resampled_counts
-from bertray.evaluation.metrics import averages, cell_sums
+from bertray.evaluation.paired import MIN_DISAGREEMENTS, PairedTable
 from bertray.wording import counted
 
 FIGURES = {"accuracy": "accuracy", "macro_f1": "macro F1", "mcc": "MCC"}  # those compared, as sentences call them
 # Figures that decide which of two models is better, by `training.best_metric`.
 JUDGED_BY: dict[str, tuple[str, ...]] = {"loss": ("accuracy", "macro_f1"), **{name: (name,) for name in FIGURES}}
-MIN_DISAGREEMENTS = 6  # with fewer rows that only one of the two gets right, no sign test can reach 5 %
 
 Verdict = Literal["better", "worse", "undecided", "mixed"]
 
@@ -106,34 +105,23 @@ def compare(
     Raises:
         ValueError: lengths differ or there is no row.
     """
-    if not len(label_ids_N) == len(predictions_a_N) == len(predictions_b_N) > 0:
-        lengths = len(label_ids_N), len(predictions_a_N), len(predictions_b_N)
-        raise ValueError(f"expected as many labels as predictions of both models, and at least one; found {lengths}.")
-    cells_N = (label_ids_N.astype(np.int64) * num_classes + predictions_a_N) * num_classes + predictions_b_N
-    cells_K, counts_K = np.unique(cells_N, return_counts=True)
-    given_K, a_K, b_K = cells_K // num_classes**2, cells_K // num_classes % num_classes, cells_K % num_classes
-
-    def figures(draws_RK: np.ndarray, predicted_K: np.ndarray) -> dict[str, np.ndarray]:
-        hits_K = np.where(predicted_K == given_K, given_K, -1)
-        return averages(*(cell_sums(draws_RK, classes_K, num_classes) for classes_K in (hits_K, given_K, predicted_K)))
-
-    value_a, value_b = figures(counts_K[None], a_K), figures(counts_K[None], b_K)
+    table = PairedTable(label_ids_N, predictions_a_N, predictions_b_N, num_classes)
+    value_a, value_b = (table.figures(table.counts_K[None], predicted_K) for predicted_K in (table.a_K, table.b_K))
     drawn: dict[str, list[np.ndarray]] = {name: [] for name in FIGURES}
-    for draws_RK in resampled_counts(counts_K, seed):
-        draws_a, draws_b = figures(draws_RK, a_K), figures(draws_RK, b_K)
+    for draws_RK in resampled_counts(table.counts_K, seed):
+        draws_a, draws_b = table.figures(draws_RK, table.a_K), table.figures(draws_RK, table.b_K)
         for name, chunks in drawn.items():
             chunks.append(draws_a[name] - draws_b[name])
     differences = {}
     for name, chunks in drawn.items():
         a, b = float(value_a[name][0]), float(value_b[name][0])
         differences[name] = Difference(a, b, percentile_estimate(a - b, np.concatenate(chunks)))
-    only_a = int(counts_K[(a_K == given_K) & (b_K != given_K)].sum())
-    only_b = int(counts_K[(b_K == given_K) & (a_K != given_K)].sum())
     judged_by = JUDGED_BY[best_metric]
     verdict: Verdict = "undecided"
-    if only_a + only_b >= MIN_DISAGREEMENTS:
+    if table.counts.discordant >= MIN_DISAGREEMENTS:
         verdict = _verdict([differences[name].difference for name in judged_by])
-    return Comparison(name_a, name_b, len(label_ids_N), only_a, only_b, differences, verdict, judged_by)
+    only_a, only_b = table.counts.only_a, table.counts.only_b
+    return Comparison(name_a, name_b, table.rows, only_a, only_b, differences, verdict, judged_by)
 
 
 def _verdict(judged: Sequence[Estimate]) -> Verdict:

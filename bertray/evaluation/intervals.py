@@ -32,12 +32,13 @@ class Estimate:
         return {"value": self.value, "low": self.low, "high": self.high}
 
 
-def wilson(hits: Any, trials: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def wilson(hits: Any, trials: Any, z: float = Z) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Share of hits with Wilson's score interval, elementwise.
 
     Args:
         hits: counts, any shape.
         trials: counts of the same shape; without a trial the share is 0 and its interval is all of [0, 1].
+        z: normal quantile of either bound.
 
     Returns:
         (share, low, high), float64 of that shape.
@@ -47,8 +48,8 @@ def wilson(hits: Any, trials: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     hits, trials = np.asarray(hits, np.float64), np.asarray(trials, np.float64)
     some = np.maximum(trials, 1)
     share = np.where(trials > 0, hits / some, 0.0)
-    centre = (share + Z**2 / (2 * some)) / (1 + Z**2 / some)
-    half = Z / (1 + Z**2 / some) * np.sqrt(share * (1 - share) / some + Z**2 / (4 * some**2))
+    centre = (share + z**2 / (2 * some)) / (1 + z**2 / some)
+    half = z / (1 + z**2 / some) * np.sqrt(share * (1 - share) / some + z**2 / (4 * some**2))
     low = np.where(trials > 0, np.clip(np.minimum(centre - half, share), 0, 1), 0.0)
     high = np.where(trials > 0, np.clip(np.maximum(centre + half, share), 0, 1), 1.0)
     return share, low, high

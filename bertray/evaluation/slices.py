@@ -70,7 +70,7 @@ def slice_metrics(
         value -> figures; a dictionary array in the order of its dictionary, anything else by falling number of rows,
         where values beyond the 30 most frequent are together `other`.
     """
-    names, codes_N = _coded(values)
+    names, codes_N = coded(values)
     if len(codes_N) != len(label_ids_N):
         raise ValueError(f"slice column: expected {len(label_ids_N)} values, found {len(codes_N)}.")
     cells_N = (codes_N * num_classes + label_ids_N) * num_classes + predictions_N
@@ -83,7 +83,7 @@ def slice_metrics(
     return figures
 
 
-def _coded(values: Values) -> tuple[list[str], np.ndarray]:
+def coded(values: Values) -> tuple[list[str], np.ndarray]:
     """Distinct values in the order to show, and the place of each row's value among them: int64 [N]."""
     array = values if isinstance(values, pa.Array | pa.ChunkedArray) else pa.array(values)
     if isinstance(array, pa.ChunkedArray):

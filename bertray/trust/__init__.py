@@ -1,0 +1,1 @@
+"""Release gate and registry of models."""
