@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import gc
+import importlib
 import io
 import os
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -147,3 +148,10 @@ def check_installed(verb: str, packages: Iterable[str]) -> None:
     for name in packages:
         if find_spec(name) is None:
             raise ConfigError(f"{verb}: {name} is not installed.", f"Run `pip install 'bertray[{verb}]'`.")
+
+
+def import_all(names: Sequence[str]) -> None:
+    """Import modules ahead of their use."""
+    with without_collection():
+        for name in names:
+            importlib.import_module(name)

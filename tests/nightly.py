@@ -8,9 +8,9 @@ import os
 import re
 import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, tzinfo
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -22,15 +22,13 @@ import pyarrow.parquet as pq
 from bertray import schema as s
 from bertray.config import NightConfig, Workers, build_config
 from bertray.errors import BertrayError
+from bertray.execution.executor import DEFAULT, Actors, Executor, InProcess, Progress, Stage
 from bertray.execution.resources import Resources
-from bertray.execution.shards import ReadAndTokenize, ReadSettings, stage_parts
 from bertray.io import faults
 from bertray.io.store import Store, open_store
 from bertray.model.bundle import BundleInfo
 from bertray.outputs import ledger
-from bertray.outputs.control_files import Receipt
 from bertray.reviews.clean import Cleaning
-from bertray.reviews.reader import WorkItem
 from bertray.runs import night as nights
 from bertray.scoring.stage_part import EmbedSettings, LabelMaker, MakePart, PartSettings, ScoreSettings, VectorMaker
 from tests.processes import FORKSERVER
@@ -78,43 +76,40 @@ class _Actor(MakePart):
             self._maker = LabelMaker(settings, predictor)
 
 
-class LoopWorker:
-    """Reads, stages and gives receipts as the Ray pipeline does, item after item, with a stand-in for a model."""
-
-    resources = Resources(num_workers=1, threads=1, cpus_per_worker=1.0, gpus_per_worker=0)
-
-    def __call__(self, work: Sequence[WorkItem], read: ReadSettings, settings: PartSettings) -> Iterator[Receipt]:
-        reader, actor = ReadAndTokenize(work, read), _Actor(settings)
-        for item in work:
-            yield actor.make(reader.read(item))
+RESOURCES = Resources(num_workers=1, threads=1, cpus_per_worker=1.0, gpus_per_worker=0)
 
 
-@contextlib.contextmanager
-def open_loop_worker() -> Iterator[LoopWorker]:
-    yield LoopWorker()
+class StubExecutor(InProcess):
+    """Reads, stages and gives receipts as the pipeline does, item after item, with a stand-in for a model."""
+
+    def run(self, items: Iterable[Any], stages: Sequence[Stage], progress: Progress = DEFAULT) -> Iterator[Any]:
+        with_stub = [
+            Actors(partial(_Actor, *stage.factory.args)) if isinstance(stage, Actors) else stage for stage in stages
+        ]
+        return super().run(items, with_stub, progress)
 
 
 @contextlib.contextmanager
-def worker_without_ray(_: Workers) -> Iterator[nights.StagingWorker]:
-    """In place of `bertray.runs.night.ray_worker`: the real model, in this process."""
-    yield nights.StagingWorker(replace(LoopWorker.resources, in_process_rows=ANY_NUMBER))
+def open_stub() -> Iterator[Executor]:
+    yield StubExecutor(RESOURCES)
 
 
 @contextlib.contextmanager
-def session_alone(*_: object, **__: object) -> Iterator[Resources]:
+def cluster_in_process(_: Workers) -> Iterator[Executor]:
+    """In place of `bertray.runs.night.open_cluster`: the real model, in this process."""
+    yield InProcess(RESOURCES)
+
+
+@contextlib.contextmanager
+def session_alone(*_: object, **__: object) -> Iterator[Executor]:
     """In place of `session_for`: this process alone, where Ray is at hand too."""
-    yield Resources(num_workers=1, threads=1, cpus_per_worker=1.0, gpus_per_worker=0, alone=True)
-
-
-def staged_in_this_process(work: Sequence[WorkItem], read: ReadSettings, settings: PartSettings, resources, **only):
-    """In place of `stage_parts`: the same without Ray, however many rows."""
-    return stage_parts(work, read, settings, replace(resources, in_process_rows=ANY_NUMBER), **only)
+    yield InProcess(RESOURCES)
 
 
 def without_actors(monkeypatch: Any) -> None:
     """Evaluation and nights in this process: the same without Ray."""
-    monkeypatch.setattr("bertray.runs.evaluated.stage_parts", staged_in_this_process)
-    monkeypatch.setattr("bertray.runs.night.ray_worker", worker_without_ray)
+    monkeypatch.setattr("bertray.execution.ray_data.RayData.for_rows", lambda self, _: InProcess(self.resources))
+    monkeypatch.setattr("bertray.runs.night.open_cluster", cluster_in_process)
 
 
 def night_config(encoder: Path, inbox: Path, output: str, verb: str = "score", **keys: Any) -> NightConfig:
@@ -129,7 +124,7 @@ def run_night(config: NightConfig, info: BundleInfo = INFO, *, day: str | None =
     """Run in this process, today or on another day; returns the exit code."""
     try:
         with clock_at(day):
-            return nights.run_night(config, info, open_loop_worker)
+            return nights.run_night(config, info, open_stub)
     except BertrayError as error:
         print(error.message, file=sys.stderr)
         return error.exit_code

@@ -8,11 +8,12 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stdout
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext, redirect_stdout
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -26,20 +27,19 @@ from bertray.commands.demo import REVIEWS
 from bertray.config import BenchmarkConfig, Columns, ScoreConfig, TextFormat, build_config
 from bertray.console import Ticker, duration, say, table
 from bertray.errors import ConflictError
-from bertray.execution.ray_data import configure_data
+from bertray.execution.executor import DEFAULT, Progress, Stage
+from bertray.execution.ray_data import RayData, configure_data
 from bertray.execution.resources import Resources
 from bertray.execution.session import machines_of_cluster, ray_session
-from bertray.execution.shards import ReadSettings, stage_parts
 from bertray.model.bundle import read_info
 from bertray.model.engine import choose_dtype
 from bertray.outputs.control_files import Receipt
 from bertray.paths import local_path
 from bertray.reviews.corpus import open_inputs
-from bertray.reviews.reader import ReadSpec, WorkItem, read_shard
+from bertray.reviews.reader import ReadSpec, read_shard
 from bertray.runs.night import run_night
 from bertray.runtime import check_installed, environment_of_user
 from bertray.scoring.models import check_length
-from bertray.scoring.stage_part import PartSettings
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +57,8 @@ def run_benchmark(config: BenchmarkConfig) -> int:
     check_length(config.max_length, config.model, measure.tokenizer_folder(config.model))
     texts = _sample(config)
     root = _fresh_folder(local_path(config.output))
-    with ray_session(config.workers, imports=("ray.data",)) as resources:
+    with ray_session(config.workers, imports=("ray.data",)) as executor:
+        resources = executor.resources
         trial = measure.open_trial(
             root,
             config.model,
@@ -151,17 +152,17 @@ def _in_turn(trial: Trial, ways: Mapping[str, measure.Way | None], rounds: int, 
 # --- the ways that need Ray ------------------------------------------------------------------------------------------
 
 
-@dataclass
-class _TimedWorker:
-    """The worker of `bertray score`, and when its actors began."""
+@dataclass(frozen=True)
+class _TimedRayData(RayData):
+    """The executor of `bertray score`, and when its actors began to compute each part."""
 
-    resources: Resources
-    began: float = float("inf")
+    began: list[float] = field(default_factory=list)
 
-    def __call__(self, work: Sequence[WorkItem], read: ReadSettings, settings: PartSettings) -> Iterator[Receipt]:
-        for receipt in stage_parts(work, read, settings, self.resources):
-            self.began = min(self.began, time.monotonic() - receipt.seconds)
-            yield receipt
+    def run(self, items: Iterable[Any], stages: Sequence[Stage], progress: Progress = DEFAULT) -> Iterator[Any]:
+        for result in super().run(items, stages, progress):
+            if isinstance(result, Receipt):
+                self.began.append(time.monotonic() - result.seconds)
+            yield result
 
 
 class _DocumentedRecipe:
@@ -190,22 +191,19 @@ class _Job:
 
     def score(self, number: int, runs: Runs) -> None:
         """`bertray score`: read, cleaned, scored, committed, published, reported."""
-        trial, worker = self.trial, _TimedWorker(self.resources)
+        trial, executor = self.trial, _TimedRayData(self.resources)
         output = str(trial.folder / f"scored-{number}")
         written = self.config.model_copy(update={"model": str(trial.model)})
         config = _score_config(written, output, [str(trial.all_reviews)], Columns(), TextFormat())
         info = replace(read_info(trial.model), max_length=trial.max_length, long_text="head")
 
-        @contextmanager
-        def open_worker() -> Iterator[_TimedWorker]:
-            yield worker
-
         start = time.monotonic()
         with redirect_stdout(io.StringIO()):  # what it would print is not what was asked for
-            run_night(config, info, open_worker)
+            run_night(config, info, lambda: nullcontext(executor))
         end = time.monotonic()
-        runs.start_up_s.append(worker.began - start)
-        runs.seconds.append(end - worker.began)
+        began = min(executor.began)
+        runs.start_up_s.append(began - start)
+        runs.seconds.append(end - began)
 
     def documented_recipe(self, number: int, runs: Runs, *, spread: bool = False) -> None:
         """`read_parquet`, `map_batches` over actors that hold a pipeline, `write_parquet`.

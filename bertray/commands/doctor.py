@@ -16,8 +16,7 @@ from pathlib import Path
 from bertray.config import DoctorConfig, Workers
 from bertray.console import say
 from bertray.errors import BertrayError, ConfigError, InfrastructureError
-from bertray.execution.resources import READER_CPUS
-from bertray.execution.session import ray_session
+from bertray.execution.session import check_ray, ray_session
 from bertray.io.store import open_store
 from bertray.model.bundle import resolve_model
 from bertray.model.pretrained import check_tokenizer, load_encoder
@@ -127,13 +126,8 @@ def _model(model: str) -> str:
 
 
 def _ray() -> str:
-    import ray
-
-    with ray_session(Workers()) as resources:
-        double = ray.remote(num_cpus=READER_CPUS)(lambda value: value * 2)
-        if ray.get(double.remote(21), timeout=120) != 42:
-            raise InfrastructureError("Ray: a task gave a wrong answer.", "Install Ray again.")
-        total = ray.cluster_resources()
+    with ray_session(Workers()) as executor:
+        total, resources = check_ray(), executor.resources
         return (
             f"started and ran a task; {total.get('CPU', 0):.0f} CPUs, {total.get('GPU', 0):.0f} GPUs, "
             f"{resources.num_workers} worker of {resources.threads} threads"

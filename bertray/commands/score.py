@@ -9,4 +9,4 @@ from bertray.scoring.models import open_model
 
 def run_score(config: ScoreConfig) -> int:
     """Score what is new; the same command again is always safe."""
-    return nights.run_night(config, open_model(config), lambda: nights.ray_worker(config.workers))
+    return nights.run_night(config, open_model(config), lambda: nights.open_cluster(config.workers))

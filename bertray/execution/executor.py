@@ -71,8 +71,42 @@ class Progress:
 DEFAULT = Progress()
 
 
+@dataclass(frozen=True)
+class Rank:
+    """One of the processes that train together.
+
+    Args:
+        number: in 0..world_size-1.
+        world_size: number of processes.
+        device: to compute on, as torch names it.
+        messages: log messages of this process, for the one that waits; they grow.
+    """
+
+    number: int
+    world_size: int
+    device: str
+    messages: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Training:
+    """How ranks are started.
+
+    Args:
+        name: of the run, never used before.
+        storage: path or URI of a folder for bookkeeping that all machines see.
+        max_failures: how often the ranks are started again after one was lost.
+        imports: modules that this process will need afterwards.
+    """
+
+    name: str
+    storage: str
+    max_failures: int
+    imports: Sequence[str] = ()
+
+
 class Executor(Protocol):
-    """Runs stages over items; the caller does not know where."""
+    """Runs stages over items, and ranks of a training; the caller does not know where."""
 
     @property
     def resources(self) -> Resources:
@@ -90,6 +124,17 @@ class Executor(Protocol):
             BertrayError: what a stage raised, or what befell the cluster; where nothing is finished for
                 `Resources.stall_timeout_s`, it names the items that wait.
             Exception: anything else that a stage raised, which is a bug.
+        """
+
+    @property
+    def training_workers(self) -> str:
+        """Where `train` runs its ranks, in words."""
+
+    def train(self, body: Callable[[Rank], Any], training: Training) -> Any:
+        """Run `body` on every rank; returns what rank 0 returned.
+
+        Raises:
+            BertrayError: what a rank raised, or what befell the cluster.
         """
 
     def for_rows(self, num_rows: int) -> Executor:
@@ -112,6 +157,12 @@ class InProcess:
                 for function in functions:
                     value = called(function, value)
                 yield value
+
+    training_workers = "in this process"
+
+    def train(self, body: Callable[[Rank], Any], training: Training) -> Any:
+        """See `Executor.train`; one rank."""
+        return body(Rank(0, 1, self.resources.device))
 
     def for_rows(self, num_rows: int) -> Executor:
         """Itself."""
@@ -162,3 +213,12 @@ def _opened(stage: Stage, stack: ExitStack) -> Function:
     if hasattr(function, "close"):
         stack.enter_context(closing(function))
     return function
+
+
+def actors(factory: Callable[[], Function], resources: Resources) -> Actors:
+    """A stage on all workers that there are."""
+    return Actors(factory, resources.num_workers, resources.cpus_per_worker, resources.gpus_per_worker)
+
+
+THIS_PROCESS = InProcess(Resources(num_workers=1, threads=1, cpus_per_worker=1.0, gpus_per_worker=0))
+"""For work that is never large enough for a cluster."""

@@ -25,11 +25,23 @@ from ray.data import ActorPoolStrategy, DataContext
 from ray.data.exceptions import ExecutionTimeoutError
 
 from bertray.errors import InfrastructureError
-from bertray.execution.executor import DEFAULT, Executor, Function, InProcess, Progress, Stage, Task, called
+from bertray.execution.executor import (
+    DEFAULT,
+    Executor,
+    Function,
+    InProcess,
+    Progress,
+    Rank,
+    Stage,
+    Task,
+    Training,
+    called,
+)
 from bertray.execution.remote_errors import code_missing, translated
 from bertray.execution.resources import Resources
 from bertray.execution.stalls import Pending, StallWatch
 from bertray.io.tables import from_ipc, ipc_buffer, to_ipc
+from bertray.wording import counted
 
 MAX_BLOCKS = 20_000  # Ray Data keeps bookkeeping for each block; beyond this many, one block carries several items
 
@@ -68,6 +80,17 @@ class RayData:
                 for number, kind, value in _rows(block):
                     pending.arrived(number)
                     yield _result(kind, value)
+
+    @property
+    def training_workers(self) -> str:
+        """`1 worker`, `4 workers`."""
+        return counted(self.resources.num_workers, "worker")
+
+    def train(self, body: Callable[[Rank], Any], training: Training) -> Any:
+        """See `Executor.train`; by Ray Train."""
+        from bertray.execution.train_workers import run_ranks
+
+        return run_ranks(body, training, self.resources)
 
     def for_rows(self, num_rows: int) -> Executor:
         """This process with the cores of all workers, for at most `Resources.in_process_rows` reviews."""

@@ -17,15 +17,6 @@ _CODE_MISSING = re.compile(
 )
 
 
-# Pipelines that are not stages yet: Ray Data keeps the text alone of what they raise.
-_OURS = re.compile(r"^bertray\.errors\.(\w+): (.+)$", re.MULTILINE)
-_NO_ROOM = re.compile(
-    rf"^(?:[\w.]+\.)?(\w*MemoryError\b.*|RuntimeError: .*{errors.NO_MEMORY}.*|OSError: \[Errno (?:28|122)\].*"
-    rf"|SafetensorError: .*{errors.NO_SPACE.pattern}.*)$",
-    re.MULTILINE,
-)
-
-
 @contextmanager
 def translated() -> Iterator[None]:
     """Let errors of Ray's pass as errors of ours; those of ours, and bugs, pass as they are."""
@@ -47,15 +38,7 @@ def as_known(error: BaseException) -> BertrayError | None:
     for inner in chain:
         if isinstance(inner, BertrayError):
             return inner
-    text = str(error)
-    kinds = {kind.__name__: kind for kind in vars(errors).values() if isinstance(kind, type)}
-    if ours := [(kinds[name], words) for name, words in _OURS.findall(text) if name in kinds]:
-        kind, words = ours[-1]
-        told: BertrayError = kind(" ".join(words.split()))
-        return told
-    if no_room := _NO_ROOM.findall(text):
-        return InfrastructureError(f"Ray: {no_room[-1][:300]}", "Run the same command again.")
-    if found := _CODE_MISSING.findall(text):
+    if found := _CODE_MISSING.findall(str(error)):
         return _other_code(found[-1])
     crashed = (
         ExecutionTimeoutError,
@@ -100,7 +83,8 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
             continue
         seen.add(id(current))
         yield current
-        pending += [current.__cause__, current.__context__, getattr(current, "cause", None)]
+        pending += [current.__cause__, current.__context__]
+        pending += [getattr(current, name, None) for name in ("cause", "_base_exc")]  # of Ray's tasks, of Ray Train
         failures = getattr(current, "worker_failures", None)
         if isinstance(failures, dict):
             pending += list(failures.values())

@@ -26,7 +26,6 @@ class Resources:
     gpus_per_worker: int
     stall_timeout_s: float = 3600.0  # without a finished shard
     in_process_rows: int = 0  # reviews up to which no actor is started
-    alone: bool = False  # this process does everything, and no Ray is there
     actor_env: Mapping[str, str] = field(default_factory=dict)  # what those that compute need, if not inherited
 
     @property

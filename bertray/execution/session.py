@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import functools
-import importlib
 import json
 import logging
 import os
@@ -22,15 +21,19 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bertray import errors
 from bertray.config import Workers
 from bertray.console import stderr_without
 from bertray.errors import BertrayError, ConfigError, InfrastructureError
+from bertray.execution.executor import Executor, InProcess
 from bertray.execution.resources import READER_CPUS, Machine, Resources, cpus_in_words, plan_resources
 from bertray.outputs.heartbeat import is_alive, process_namespace
-from bertray.runtime import COMPUTE_ENV, THREADS_ENV, unless_chosen, without_collection
+from bertray.runtime import COMPUTE_ENV, THREADS_ENV, import_all, unless_chosen
+
+if TYPE_CHECKING:
+    from bertray.execution.ray_data import RayData
 
 log = logging.getLogger(__name__)
 
@@ -68,9 +71,7 @@ def without_ray(workers: Workers, num_rows: int, *, ranks: bool = False) -> Reso
     """
     if num_rows > workers.in_process_rows or not _on_these_cpus(workers) or (ranks and workers.num_workers > 1):
         return None
-    return Resources(
-        1, workers.threads or os.cpu_count() or 1, 1.0, 0, in_process_rows=workers.in_process_rows, alone=True
-    )
+    return Resources(1, workers.threads or os.cpu_count() or 1, 1.0, 0, in_process_rows=workers.in_process_rows)
 
 
 def _on_these_cpus(workers: Workers) -> bool:
@@ -96,19 +97,19 @@ def check_precision(precision: str, workers: Workers) -> None:
 @contextmanager
 def session_for(
     workers: Workers, num_rows: int, *, ranks: bool = False, imports: Sequence[str] = ()
-) -> Iterator[Resources]:
+) -> Iterator[Executor]:
     """This process alone where that is enough (`without_ray`), else `ray_session`."""
     alone = without_ray(workers, num_rows, ranks=ranks)
     if alone is not None:
-        yield alone
+        yield InProcess(alone)
         return
-    with ray_session(workers, imports=imports) as resources:
-        yield resources
+    with ray_session(workers, imports=imports) as executor:
+        yield executor
 
 
 @contextmanager
-def ray_session(workers: Workers, *, imports: Sequence[str] = ()) -> Iterator[Resources]:
-    """A Ray connection for one command; one that exists already is used and left running.
+def ray_session(workers: Workers, *, imports: Sequence[str] = ()) -> Iterator[RayData]:
+    """A Ray connection for one command, and the executor on it; one that exists already is used and left running.
 
     Args:
         workers: what the config asks for.
@@ -149,7 +150,9 @@ def ray_session(workers: Workers, *, imports: Sequence[str] = ()) -> Iterator[Re
             resources = replace(resources, in_process_rows=workers.in_process_rows)
         if inside_cluster() and not workers.use_gpu:
             resources = replace(resources, actor_env=unless_chosen(COMPUTE_ENV))
-        yield resources
+        from bertray.execution.ray_data import RayData
+
+        yield RayData(resources)
     finally:
         if started:
             _disconnect(before, temporary)
@@ -200,12 +203,6 @@ def _disconnect(environment: dict[str, str], temporary: str | None) -> None:
     for name in os.environ.keys() - environment.keys():
         del os.environ[name]
     os.environ.update(environment)
-
-
-def import_all(names: Sequence[str]) -> None:
-    with without_collection():
-        for name in names:
-            importlib.import_module(name)
 
 
 def _without_driver_folders() -> Any:
@@ -361,3 +358,27 @@ def _grows() -> bool | None:
     status = _internal_kv_get("__autoscaling_status")  # as `ray status` reads it
     types = json.loads(status).get("autoscaler_report", {}).get("active_nodes") if status else None
     return any(not re.fullmatch(r"node_[0-9a-f]{56}", name) for name in types) if types else None
+
+
+def check_ray() -> dict[str, float]:
+    """Run one task; returns what the cluster has, by the name of the resource.
+
+    Raises:
+        InfrastructureError: the task gives a wrong answer.
+    """
+    import ray
+
+    double = ray.remote(num_cpus=READER_CPUS)(lambda value: value * 2)
+    if ray.get(double.remote(21), timeout=120) != 42:
+        raise InfrastructureError("Ray: a task gave a wrong answer.", "Install Ray again.")
+    total: dict[str, float] = ray.cluster_resources()
+    return total
+
+
+def resources_without_start(workers: Workers) -> Resources:
+    """Layout of the workers that `ray_session` would find: on the cluster that can be joined, or on this machine."""
+    if inside_cluster():
+        with ray_session(workers) as executor:
+            return executor.resources
+    machine = Machine(max(2, os.cpu_count() or 2), workers.num_workers)
+    return plan_resources(workers, [machine], local=True)

@@ -414,8 +414,13 @@ def _id_batches(file: InputFile, spec: ReadSpec) -> Iterator[tuple[np.ndarray, l
 # --- read ------------------------------------------------------------------------------------------------------------
 
 
-def read_shard(shard: Shard, spec: ReadSpec) -> ReviewBatch:
+def read_shard(shard: Shard, spec: ReadSpec, row_nos_W: np.ndarray | None = None) -> ReviewBatch:
     """Read, check and clean the rows of one shard. Every row is kept or refused.
+
+    Args:
+        shard: of a file that has the columns.
+        spec: how to read.
+        row_nos_W: ascending numbers of the rows that are wanted; others are neither checked nor cleaned. None: all.
 
     Raises:
         InfrastructureError: the storage failed, or the file is not the one that was planned.
@@ -423,10 +428,16 @@ def read_shard(shard: Shard, spec: ReadSpec) -> ReviewBatch:
     columns, text_columns = _needed_columns(shard.file, spec)
     kept: list[pa.Table] = []
     refused: list[pa.Table] = []
+    if row_nos_W is not None:
+        row_nos_W = row_nos_W[np.searchsorted(row_nos_W, shard.lo) : np.searchsorted(row_nos_W, shard.hi)]
+        lo, hi = (int(row_nos_W[0]), int(row_nos_W[-1]) + 1) if len(row_nos_W) else (shard.lo, shard.lo)
+        shard = replace(shard, lo=lo, hi=hi)
     rows_in = shard.hi - shard.lo
-    for stored in read_rows(shard, spec, columns, text_columns):
+    for stored in read_rows(shard, spec, columns, text_columns) if rows_in else ():
         raw = stored.of(spec.period)
-        rows_in -= len(stored.row_nos) - len(raw.row_nos)
+        if row_nos_W is not None:
+            raw = raw.only(row_nos_W)
+        rows_in -= len(stored.row_nos) - len(raw.row_nos) + len(stored.faults) - len(raw.faults)
         good, bad = screen(raw, shard, spec)
         if good.num_rows:
             kept.append(good)

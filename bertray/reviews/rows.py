@@ -238,3 +238,10 @@ class RawRows:
         mask = period.mask(self.columns[period.column])
         columns = {name: values.filter(mask) for name, values in self.columns.items()}
         return replace(self, row_nos=self.row_nos[mask.to_numpy(zero_copy_only=False)], columns=columns)
+
+    def only(self, row_nos_W: np.ndarray) -> RawRows:
+        """The rows, and faults, of some row numbers."""
+        mask_N = np.isin(self.row_nos, row_nos_W)
+        columns = {name: values.filter(pa.array(mask_N)) for name, values in self.columns.items()}
+        faults = tuple(fault for fault in self.faults if fault.row_no in row_nos_W)
+        return replace(self, row_nos=self.row_nos[mask_N], columns=columns, faults=faults)

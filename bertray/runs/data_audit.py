@@ -6,7 +6,7 @@ import json
 import logging
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -39,9 +39,8 @@ from bertray.evaluation.label_errors import (
     out_of_sample_probs,
     tfidf_features,
 )
-from bertray.execution.resources import Resources
+from bertray.execution.executor import Executor
 from bertray.execution.session import session_for
-from bertray.execution.shards import ReadSettings, write_token_shards
 from bertray.io.digests import cache_key
 from bertray.io.store import Store, open_store
 from bertray.io.tables import parquet_bytes
@@ -51,15 +50,18 @@ from bertray.outputs.claims import claimed_output, finished_run, mark_finished, 
 from bertray.reports.audit import AuditReport
 from bertray.reviews.clean import Cleaning
 from bertray.reviews.corpus import Inputs, inspect_inputs, read_spec
+from bertray.reviews.fetch import fetch_rows, whole_texts
 from bertray.reviews.label_counts import count_labels
 from bertray.reviews.labels import NO_LABEL, LabelMap
 from bertray.reviews.reader import BadFile, InputFile, check_columns, with_digests
 from bertray.runs.audit_content import Picker, audit_report, with_texts
 from bertray.runtime import check_installed
 from bertray.scoring.models import check_length
+from bertray.scoring.read_unit import ReadSettings
 from bertray.settings import settings_of
 from bertray.training.features import FOLDER as FEATURES_FOLDER
 from bertray.training.features import embed_token_shards
+from bertray.training.labelled_data import write_token_shards
 from bertray.wording import counted
 
 log = logging.getLogger(__name__)
@@ -98,8 +100,8 @@ def run_audit(config: AuditConfig) -> int:
     with claimed_output(store, "audit", run_key, to_yaml(config)):
         imports = ["ray.data", *(["cleanlab.filter", "sklearn.linear_model"] if config.label_errors.find else [])]
         num_rows = sum(split.inputs.num_rows for split in splits)
-        with session_for(config.workers, num_rows, imports=imports) as resources:
-            report, tables = _Audit(config, splits, labels, store, resources).run()
+        with session_for(config.workers, num_rows, imports=imports) as executor:
+            report, tables = _Audit(config, splits, labels, store, executor).run()
         report = replace(
             report,
             facts={**report.facts, "time": duration(time.monotonic() - started), "bertray": bertray.__version__},
@@ -202,10 +204,10 @@ class _Audit:
         splits: Sequence[Split],
         labels: LabelMap | None,
         store: Store,
-        resources: Resources,
+        executor: Executor,
     ) -> None:
         self._config, self._splits, self._labels = config, splits, labels
-        self._store, self._resources = store, resources
+        self._store, self._executor = store, executor
         self._names = [split.name for split in splits]
         self._files = [file for split in splits for file in split.inputs.files]
         self._specs = tuple(split.inputs.spec for split in splits)
@@ -238,11 +240,11 @@ class _Audit:
         found = find(rows, near, len(self._splits), has_ids=self._has_ids)
         doubt, suspects = self._doubt(rows, near)
         audited = Audited(self._splits, self._labels, rows, found, near, doubt, suspects, scan.refused, scan.scripts)
-        ids = dict(self._again(rows, audited.told(), s.ID))
+        ids = dict(self._again(rows, audited.told(), tasks.ids_of))
         tables = audited.tables(ids)
         picked = Picker(audited, ids, self._config.report.examples).pick()
         shown = [position for some in picked.values() for one in some for position in one.at]
-        examples = with_texts(picked, dict(self._again(rows, np.array(shown, np.int64), s.TEXT)))
+        examples = with_texts(picked, dict(self._again(rows, np.array(shown, np.int64), whole_texts)))
         return audit_report(self._config, audited, tables, examples, self._notes), tables
 
     # reading
@@ -261,7 +263,7 @@ class _Audit:
         total = sum(split.inputs.num_rows for split in self._splits)
         with Ticker("reading", total, "reviews") as ticker:
             done = 0
-            for part in tasks.scan(self._work, settings, self._resources):
+            for part in tasks.scan(self._work, settings, self._executor):
                 split = self._work[part.number].split
                 starts[part.number] = bands.append(part.bands_BN)
                 columns[part.number] = self._numbers(part.rows, split)
@@ -310,25 +312,15 @@ class _Audit:
             },
         }
 
-    def _again(self, rows: AuditRows, members: np.ndarray, what: str) -> Iterator[tuple[int, Any]]:
+    def _again(
+        self, rows: AuditRows, members: np.ndarray, function: Callable[[pa.Table], list[Any]]
+    ) -> Iterator[tuple[int, Any]]:
         """(position, value) of some rows, read again; in no particular order."""
         members = np.unique(members)
-        numbers, starts = np.unique(rows.file_no_N[members], return_index=True)
-        by_file = dict(zip(numbers.tolist(), np.split(rows.row_no_N[members], starts[1:]), strict=False))
-        work = []
-        for item in self._work:
-            wanted = {}
-            for shard in item.item:
-                numbers = by_file.get(shard.file_no, np.empty(0, np.int64))
-                inside = numbers[np.searchsorted(numbers, shard.lo) : np.searchsorted(numbers, shard.hi)]
-                if len(inside):
-                    wanted[shard.file_no] = inside
-            if wanted:
-                work.append(replace(item, wanted=wanted))
-        for part in tasks.read_again(work, self._specs, what, self._resources):
-            positions = rows.positions(part[s.FILE_NO].to_numpy(), part[s.ROW_NO].to_numpy())
-            values = part[what]
-            yield from zip(positions.tolist(), values if what == tasks.SHINGLES else values.to_pylist(), strict=True)
+        sources = [(split.inputs.shards(ROWS_PER_SHARD), split.inputs.spec) for split in self._splits]
+        where = rows.file_no_N[members], rows.row_no_N[members]
+        for positions_W, values in fetch_rows(self._executor, sources, *where, function):
+            yield from zip(members[positions_W].tolist(), values, strict=True)
 
     # near-duplicates
 
@@ -355,8 +347,7 @@ class _Audit:
         """float64 [P]: Jaccard of the n-grams themselves; MinHash only chose the pairs."""
         sets = NumberFile()
         places: dict[int, tuple[int, int]] = {}
-        for position, values in self._again(rows, first_V[np.unique(pairs)], tasks.SHINGLES):
-            numbers = values.values.to_numpy()
+        for position, numbers in self._again(rows, first_V[np.unique(pairs)], tasks.shingles_of):
             places[position] = sets.append(numbers), len(numbers)
         found = np.array(
             [
@@ -427,7 +418,7 @@ class _Audit:
         if self._config.label_errors.by == "embeddings":
             name = Path(self._config.model).name
             return self._embeddings(rows, members), f"logistic regression on embeddings of {name}, {folds}"
-        texts = dict(self._again(rows, members, s.TEXT))
+        texts = dict(self._again(rows, members, whole_texts))
         features, terms = tfidf_features([texts[position] for position in members.tolist()])
         return features, f"logistic regression on TF-IDF of {terms}, {folds}"
 
@@ -450,7 +441,7 @@ class _Audit:
             ]
             settings = ReadSettings(split.inputs.spec, config.model, config.max_length, "head")
             written = write_token_shards(
-                work, settings, self._store.root, f"{TOKENS}/{split.name}", self._resources, only_rows=wanted
+                work, settings, self._store.root, f"{TOKENS}/{split.name}", self._executor, only_rows=wanted
             )
             keys += sorted(summary.key for summary in written if summary.key)
         features: np.ndarray = embed_token_shards(
@@ -460,7 +451,7 @@ class _Audit:
             keys,
             np.arange(len(members)),
             self._store,
-            self._resources,
+            self._executor,
         )
         for folder in (TOKENS, FEATURES_FOLDER):
             remove_folder(self._store, folder)

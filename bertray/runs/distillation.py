@@ -13,12 +13,12 @@ import numpy as np
 
 from bertray.config import TrainConfig
 from bertray.errors import DataRefused
-from bertray.execution.resources import Resources
-from bertray.execution.shards import ReadSettings
+from bertray.execution.executor import Executor
 from bertray.io.store import Store
 from bertray.model.bundle import resolve_model
 from bertray.outputs.claims import put_folder
 from bertray.runs.evaluated import EvaluatedRows, evaluate_shards
+from bertray.scoring.read_unit import ReadSettings
 from bertray.training.features import compute_rows
 from bertray.training.labelled_data import LabelledData, Teacher, TokenizedData, token_shards
 from bertray.training.token_shards import TokenShards
@@ -46,7 +46,7 @@ def student_of(config: TrainConfig, folder: Path, store: Store) -> tuple[str, Pa
     return store.uri(STUDENT), resolve_model(store.uri(STUDENT))
 
 
-def taught(data: LabelledData, tokenized: TokenizedData, store: Store, resources: Resources) -> TokenizedData:
+def taught(data: LabelledData, tokenized: TokenizedData, store: Store, executor: Executor) -> TokenizedData:
     """The same examples with what the teacher gives for each; that is computed once and kept in the output.
 
     Raises:
@@ -57,7 +57,7 @@ def taught(data: LabelledData, tokenized: TokenizedData, store: Store, resources
     log.info("the teacher reads %d reviews", data.train.num_rows)
     long_text = "head" if info.long_text == "windows" else info.long_text
     settings = ReadSettings(data.train.spec, model, info.max_length, long_text)
-    keys = token_shards(data.train, settings, info.model_version, store, resources, "data.train")
+    keys = token_shards(data.train, settings, info.model_version, store, executor, "data.train")
     of_teacher = replace(tokenized, train_keys=keys, labels=None).examples().shards
     of_student = replace(tokenized, labels=None).examples().shards
     if not _same_rows(of_teacher, of_student):
@@ -65,16 +65,16 @@ def taught(data: LabelledData, tokenized: TokenizedData, store: Store, resources
             "data.train: there are rows that only one of teacher and student can use.",
             "Take out texts that one of the two tokenizers makes nothing of.",
         )
-    rows = compute_rows(model, info.model_version, "classes", keys, store, resources)
+    rows = compute_rows(model, info.model_version, "classes", keys, store, executor)
     return replace(tokenized, teacher_keys=rows, teacher_temperature=info.temperature)
 
 
 def evaluate_teacher(
-    config: TrainConfig, data: LabelledData, teacher: Teacher, store: Store, resources: Resources
+    config: TrainConfig, data: LabelledData, teacher: Teacher, store: Store, executor: Executor
 ) -> EvaluatedRows:
     """What the teacher says of the test rows."""
     assert data.test is not None
-    return evaluate_shards(data.test, teacher.model, teacher.info, data.labels, store, resources, config.report.slices)
+    return evaluate_shards(data.test, teacher.model, teacher.info, data.labels, store, executor, config.report.slices)
 
 
 def teacher_probs(of_teacher: EvaluatedRows, teacher: Teacher, rows: EvaluatedRows, classes: tuple[str, ...]) -> Any:

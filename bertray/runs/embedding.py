@@ -20,7 +20,7 @@ def run_embed(config: EmbedConfig) -> int:
     """Embed what is new; the same command again is always safe."""
     info = open_encoder(config)
     check_comparable(config, info)
-    return nights.run_night(config, info, lambda: nights.ray_worker(config.workers))
+    return nights.run_night(config, info, lambda: nights.open_cluster(config.workers))
 
 
 def check_comparable(config: EmbedConfig, info: BundleInfo) -> None:

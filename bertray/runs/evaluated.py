@@ -5,14 +5,14 @@ from __future__ import annotations
 import io
 import json
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from bertray import schema as s
@@ -26,8 +26,7 @@ from bertray.evaluation.slices import length_bands
 from bertray.evaluation.summary import Evaluation, evaluate_predictions
 from bertray.evaluation.validation_profile import log_findings
 from bertray.evaluation.verdicts import Finding, PageKind, kept_sentence
-from bertray.execution.resources import Resources
-from bertray.execution.shards import ReadSettings, stage_parts
+from bertray.execution.executor import THIS_PROCESS, Executor
 from bertray.io.store import Store
 from bertray.io.tables import parquet_bytes
 from bertray.model.bundle import BundleInfo
@@ -36,15 +35,15 @@ from bertray.model.training_texts import TrainingTexts
 from bertray.outputs.control_files import Agreement, Receipt, add_agreements, profile_of
 from bertray.reports.evaluation import EvaluationReport
 from bertray.reviews.corpus import Inputs
+from bertray.reviews.fetch import fetch_rows, fetch_texts, whole_texts
 from bertray.reviews.labels import LabelMap
-from bertray.reviews.reader import Shard, read_shard
-from bertray.scoring.stage_part import ScoreSettings
+from bertray.scoring.read_unit import ReadSettings
+from bertray.scoring.stage_part import ScoreSettings, stage_parts
 from bertray.settings import ScoringPrecision
 from bertray.wording import counted
 
 ROWS_PER_SHARD = 4096
 STAGING = "control/staging"
-PAIR_SEPARATOR = " · "
 
 
 @dataclass(frozen=True)
@@ -79,7 +78,7 @@ def evaluate_shards(
     info: BundleInfo,
     labels: LabelMap,
     store: Store,
-    resources: Resources,
+    executor: Executor,
     slice_columns: Sequence[str],
     *,
     max_length: int | None = None,
@@ -95,7 +94,7 @@ def evaluate_shards(
         info: its `bertray.json`.
         labels: label values of the input to class names.
         store: the output; staged files lie under `control/` until the report is written.
-        resources: layout of the workers.
+        executor: runs the work.
         slice_columns: input columns to break the metrics down by.
         max_length, long_text: instead of the bundle's.
         precision: in which the model computes.
@@ -104,6 +103,7 @@ def evaluate_shards(
     Raises:
         DataRefused: no row has a label that the model knows.
     """
+    executor = executor.for_rows(inputs.num_rows)
     read = ReadSettings(inputs.spec, model, max_length or info.max_length, long_text or info.long_text)
     score = ScoreSettings(
         model=model,
@@ -120,15 +120,15 @@ def evaluate_shards(
         needs_review_below=None,
         precision=precision,
         write_parts=False,
-        device=resources.device,
-        threads=resources.threads,
+        device=executor.resources.device,
+        threads=executor.resources.threads,
     )
     receipts: list[Receipt] = []
     num_rows = inputs.num_rows if only_rows is None else sum(len(rows) for rows in only_rows.values())
     work = inputs.work_items(ROWS_PER_SHARD)
     with Ticker("evaluating", num_rows, "reviews") as ticker:
         done = 0
-        for receipt in stage_parts(work, read, score, resources, only_rows=only_rows):
+        for receipt in stage_parts(work, read, score, executor, only_rows=only_rows):
             receipts.append(receipt)
             done += receipt.rows_scored + receipt.rows_quarantined
             ticker.update(done)
@@ -221,6 +221,7 @@ def train_baselines(
     *,
     max_rows: int,
     seed: int,
+    executor: Executor = THIS_PROCESS,
 ) -> Baselines:
     """Fit the baselines on rows of the train split.
 
@@ -231,72 +232,57 @@ def train_baselines(
         num_classes: C.
         max_rows: TF-IDF sees a random sample of this many rows at most.
         seed: of the sample and the solver.
+        executor: reads the texts.
     """
     sample = np.sort(np.random.default_rng(seed).permutation(len(label_ids_N))[:max_rows])
-    texts: list[str] = []
-    read: list[np.ndarray] = []
-    for shard, where in _rows_by_shard(inputs, file_no_N[sample], row_no_N[sample]):
-        texts += _texts(shard, inputs, row_no_N[sample[where]])
-        read.append(sample[where])
-    tfidf = fit_tfidf_logreg(texts, label_ids_N[np.concatenate(read)], num_classes, seed)
+    texts = _texts(executor, inputs, file_no_N[sample], row_no_N[sample])
+    tfidf = fit_tfidf_logreg(texts, label_ids_N[sample], num_classes, seed)
     return Baselines(label_ids_N, tfidf, len(texts))
 
 
-def _baseline_probs(baselines: Baselines, rows: EvaluatedRows, inputs: Inputs) -> dict[str, np.ndarray]:
-    """Probabilities of each baseline on the evaluated rows, read shard by shard."""
+def _baseline_probs(
+    executor: Executor, baselines: Baselines, rows: EvaluatedRows, inputs: Inputs
+) -> dict[str, np.ndarray]:
+    """Probabilities of each baseline on the evaluated rows; texts are read again where they are scored."""
     num_classes = rows.probs_NC.shape[1]
     tfidf_NC = np.empty((rows.num_rows, num_classes))
-    for shard, where in _rows_by_shard(inputs, rows.file_no_N, rows.row_no_N):
-        tfidf_NC[where] = baselines.tfidf.probs(_texts(shard, inputs, rows.row_no_N[where]))
+    sources = [(inputs.shards(ROWS_PER_SHARD), inputs.spec)]
+    score = partial(_tfidf_probs, baselines.tfidf)
+    for positions_W, probs_WC in fetch_rows(executor, sources, rows.file_no_N, rows.row_no_N, score):
+        tfidf_NC[positions_W] = probs_WC
     return {
         MAJORITY: majority(baselines.train_label_ids, num_classes, rows.num_rows),
         TFIDF_LOGREG: tfidf_NC,
     }
 
 
-# --- texts, read again from the input; the pipeline does not carry them along ---------------------------------------
+def _tfidf_probs(tfidf: TfidfLogreg, kept: pa.Table) -> np.ndarray:
+    return tfidf.probs(whole_texts(kept))
 
 
-def _rows_by_shard(inputs: Inputs, file_no_N: np.ndarray, row_no_N: np.ndarray) -> Iterator[tuple[Shard, np.ndarray]]:
-    """Each shard that holds some of the rows, with the positions of those rows."""
-    for shard in inputs.shards(ROWS_PER_SHARD):
-        where = np.flatnonzero((file_no_N == shard.file_no) & (row_no_N >= shard.lo) & (row_no_N < shard.hi))
-        if len(where):
-            yield shard, where
+def _texts(executor: Executor, inputs: Inputs, file_no_N: np.ndarray, row_no_N: np.ndarray) -> list[str]:
+    """Texts of some rows, read again from the input; the pipeline does not carry them along."""
+    return fetch_texts(executor, inputs.shards(ROWS_PER_SHARD), inputs.spec, file_no_N, row_no_N)
 
 
-def _texts(shard: Shard, inputs: Inputs, row_no_N: np.ndarray) -> list[str]:
-    """Cleaned texts of some rows of a shard, in the order asked for."""
-    kept = read_shard(shard, inputs.spec).kept
-    places = np.searchsorted(kept[s.ROW_NO].to_numpy(), row_no_N)
-    return _whole_texts(kept.take(pa.array(places)))
-
-
-def _whole_texts(kept: pa.Table) -> list[str]:
-    """Texts as the model reads them: a pair as one."""
-    columns = [kept[name] for name in (s.TEXT, s.TEXT_PAIR) if name in kept.column_names]
-    texts: list[str] = pc.binary_join_element_wise(*columns, PAIR_SEPARATOR).to_pylist()
-    return texts
-
-
-def confident_mistakes(rows: EvaluatedRows, inputs: Inputs, labels: Sequence[str], count: int) -> list[dict[str, Any]]:
+def confident_mistakes(
+    rows: EvaluatedRows, inputs: Inputs, labels: Sequence[str], count: int, executor: Executor = THIS_PROCESS
+) -> list[dict[str, Any]]:
     """The wrong predictions with the highest score, each with its text."""
     predicted_N = rows.probs_NC.argmax(axis=1)
     score_N = rows.probs_NC.max(axis=1)
     wrong = np.flatnonzero(predicted_N != rows.label_ids_N)
     wrong = wrong[np.argsort(-score_N[wrong], kind="stable")][:count]
-    texts: dict[int, str] = {}
-    for shard, where in _rows_by_shard(inputs, rows.file_no_N[wrong], rows.row_no_N[wrong]):
-        texts |= dict(zip(wrong[where].tolist(), _texts(shard, inputs, rows.row_no_N[wrong[where]]), strict=True))
+    texts = _texts(executor, inputs, rows.file_no_N[wrong], rows.row_no_N[wrong])
     return [
         {
             "id": rows.ids[int(row)].as_py(),
-            "text": texts[int(row)],
+            "text": text,
             "label": labels[rows.label_ids_N[row]],
             "prediction": labels[predicted_N[row]],
             "score": float(score_N[row]),
         }
-        for row in wrong
+        for row, text in zip(wrong, texts, strict=True)
     ]
 
 
@@ -315,6 +301,7 @@ def evaluate_rows(
     texts: TrainingTexts | None = None,
     findings: Sequence[Finding] = (),
     where: str = "",
+    executor: Executor = THIS_PROCESS,
 ) -> Evaluation:
     """All figures of some rows: overall, per class, by length, script and configured columns, beside the baselines.
 
@@ -339,7 +326,7 @@ def evaluate_rows(
     if kind != "training":
         others[MAJORITY] = majority(rows.label_ids_N, len(info.labels), rows.num_rows)
     if baselines is not None and inputs is not None:
-        others |= _baseline_probs(baselines, rows, inputs)
+        others |= _baseline_probs(executor, baselines, rows, inputs)
     if teacher_NC is not None:
         others[TEACHER] = teacher_NC
     slices: dict[str, Any] = {"length": length_bands(rows.n_tokens_N), "script": rows.script, **rows.slices}
@@ -392,6 +379,7 @@ def finish_report(
     speedup: float | None = None,
     texts: TrainingTexts | None = None,
     findings: Sequence[Finding] = (),
+    executor: Executor = THIS_PROCESS,
 ) -> Evaluation:
     """Write predictions.parquet, report.html and, last, metrics.json; returns the figures.
 
@@ -416,12 +404,13 @@ def finish_report(
             speedup=speedup,
             texts=texts,
             findings=findings,
+            executor=executor,
         )
     report = EvaluationReport(
         title=title,
         evaluation=evaluation,
         history=list(history),
-        mistakes=confident_mistakes(rows, inputs, info.labels, config.report.num_mistakes),
+        mistakes=confident_mistakes(rows, inputs, info.labels, config.report.num_mistakes, executor),
         notes=[*notes, *row_notes(rows), *_baseline_notes(baselines)],
         facts={**facts, **seen_in_training(evaluation)},
         config=to_yaml(config),

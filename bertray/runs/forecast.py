@@ -15,8 +15,8 @@ from bertray import schema as s
 from bertray.config import Common, ScoreConfig, Section, TrainConfig
 from bertray.console import duration, say, table
 from bertray.errors import DataRefused
-from bertray.execution.resources import Machine, Resources, plan_resources
-from bertray.execution.session import inside_cluster, machines_of_cluster, without_ray
+from bertray.execution.resources import Resources
+from bertray.execution.session import inside_cluster, resources_without_start, without_ray
 from bertray.io.store import open_store
 from bertray.model.bundle import resolve_model
 from bertray.model.tokenization import ReviewTokenizer, sequences
@@ -236,16 +236,7 @@ def _print_forecast(config: Common, seconds: float, basis: str, alone: Resources
         say(f"in one process of {alone.threads} threads: so few reviews need no Ray")
         _print_time(config, LOADING_S, seconds, basis)
         return
-    if inside_cluster():
-        import ray
-
-        ray.init(ignore_reinit_error=True)
-        resources = plan_resources(config.workers, machines_of_cluster(), local=False)
-    else:
-        import os
-
-        machine = Machine(max(2, os.cpu_count() or 2), config.workers.num_workers)
-        resources = plan_resources(config.workers, [machine], local=True)
+    resources = resources_without_start(config.workers)
     on_gpu = config.workers.use_gpu
     say(
         f"{counted(resources.num_workers, 'worker')} of "

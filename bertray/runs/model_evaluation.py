@@ -45,14 +45,14 @@ def run_evaluate(config: EvaluateConfig) -> int:
         return 0
     check_precision(config.precision, config.workers)
     with claimed_output(store, "evaluate", run_key, to_yaml(config)):
-        with session_for(config.workers, inputs.num_rows) as resources:
+        with session_for(config.workers, inputs.num_rows) as executor:
             rows = evaluate_shards(
                 inputs,
                 config.model,
                 info,
                 labels,
                 store,
-                resources,
+                executor,
                 config.report.slices,
                 max_length=config.max_length,
                 precision=config.precision,

@@ -11,9 +11,9 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
-from typing import Any, Protocol
+from typing import Any
 
 import pyarrow as pa
 
@@ -22,9 +22,9 @@ from bertray.config import EmbedConfig, NightConfig, ScoreConfig, Workers, to_ya
 from bertray.console import Ticker, duration, say, table
 from bertray.errors import ConflictError, DataRefused
 from bertray.evaluation.summary import Evaluation
+from bertray.execution.executor import Executor, InProcess
 from bertray.execution.resources import Resources
 from bertray.execution.session import check_precision, ray_session, without_ray
-from bertray.execution.shards import ReadSettings, stage_parts
 from bertray.io import faults
 from bertray.io.store import Store, open_store
 from bertray.io.tables import parquet_bytes
@@ -56,7 +56,8 @@ from bertray.runs.night_report import (
 )
 from bertray.scoring import plan as planning
 from bertray.scoring.decide import Tonight, check_unchanged, decide, look, next_plan, spec_for
-from bertray.scoring.stage_part import EmbedSettings, PartSettings, ScoreSettings
+from bertray.scoring.read_unit import ReadSettings, num_rows_of
+from bertray.scoring.stage_part import EmbedSettings, PartSettings, ScoreSettings, stage_parts
 from bertray.wording import counted
 
 log = logging.getLogger(__name__)
@@ -64,40 +65,21 @@ log = logging.getLogger(__name__)
 ROWS_BEFORE_RATIO = 100  # quarantined rows up to which max_quarantine_ratio does not apply
 
 
-class Worker(Protocol):
-    """Whatever turns pieces of work into staged parts and receipts."""
-
-    @property
-    def resources(self) -> Resources:
-        """How the work is laid out."""
-
-    def __call__(self, work: Sequence[WorkItem], read: ReadSettings, settings: PartSettings) -> Iterator[Receipt]:
-        """A receipt of every item, in any order, as parts are staged."""
-
-
-@dataclass(frozen=True)
-class StagingWorker:
-    """Ray Data, or this process where that is enough."""
-
-    resources: Resources
-
-    def __call__(self, work: Sequence[WorkItem], read: ReadSettings, settings: PartSettings) -> Iterator[Receipt]:
-        return stage_parts(work, read, settings, self.resources)
-
-
 @contextmanager
-def ray_worker(workers: Workers) -> Iterator[Worker]:
-    with ray_session(workers, imports=("ray.data",)) as resources:
-        yield StagingWorker(resources)
+def open_cluster(workers: Workers) -> Iterator[Executor]:
+    with ray_session(workers, imports=("ray.data",)) as executor:
+        yield executor
 
 
-def run_night(config: NightConfig, info: BundleInfo, open_worker: Callable[[], AbstractContextManager[Worker]]) -> int:
+def run_night(
+    config: NightConfig, info: BundleInfo, open_executor: Callable[[], AbstractContextManager[Executor]]
+) -> int:
     """Decide, score, commit, publish, report, until nothing is left to do.
 
     Args:
         config: what to score and where to.
         info: of the model.
-        open_worker: called once, when there is something to compute that this process does not do itself.
+        open_executor: called once, when there is something to compute that this process does not do itself.
     """
     store = open_store(config.output)
     ledger.publish_all(store, ledger.read_ledger(store))  # what was committed is seen, whatever came in tonight
@@ -110,20 +92,20 @@ def run_night(config: NightConfig, info: BundleInfo, open_worker: Callable[[], A
     _finish_earlier_runs(config, info, store, tonight.entries)
     committed = 0
     with ExitStack() as stack:
-        opened: list[Worker] = []
+        opened: list[Executor] = []
 
-        def worker_for(plan: Plan) -> Worker:
+        def executor_for(plan: Plan) -> Executor:
             alone = without_ray(config.workers, sum(file.num_rows or 0 for file in plan.files))
             if alone is not None and not opened:
-                return StagingWorker(alone)
+                return InProcess(alone)
             if not opened:
-                opened.append(stack.enter_context(open_worker()))
+                opened.append(stack.enter_context(open_executor()))
             return opened[0]
 
         while plan := next_plan(config, tonight, store):
             check_publishing(store, plan.slot)
             spec = spec_for(config, info, tonight.readable(plan.files))
-            entry = _run_plan(config, tonight, plan, spec, store, worker_for(plan))
+            entry = _run_plan(config, tonight, plan, spec, store, executor_for(plan))
             committed += 1
             evaluation = write_night_report(
                 store,
@@ -162,7 +144,7 @@ def _finish_earlier_runs(config: NightConfig, info: BundleInfo, store: Store, en
 
 
 def _run_plan(
-    config: NightConfig, tonight: Tonight, plan: Plan, spec: ReadSpec, store: Store, worker: Worker
+    config: NightConfig, tonight: Tonight, plan: Plan, spec: ReadSpec, store: Store, executor: Executor
 ) -> LedgerEntry:
     started = time.monotonic()
     attempt = uuid.uuid4().hex[:8]
@@ -176,19 +158,20 @@ def _run_plan(
     adopted = _adopted(store, plan, work)
     done_before = {receipt.intervals for receipt in adopted}
     work = [item for item in work if _intervals(item) not in done_before]
+    executor = executor.for_rows(num_rows_of(work))
     read = ReadSettings(spec, config.model, plan.settings["max_length"], plan.settings["long_text"])
-    settings = _part_settings(config, tonight, plan, spec, attempt, worker.resources)
+    settings = _part_settings(config, tonight, plan, spec, attempt, executor.resources)
     receipts = list(adopted)
     with (
         Heartbeat(store, settings.staging, plan.run_id),
         Ticker(
             {"score": "scoring", "embed": "embedding"}[config.verb],
-            sum(shard.hi - shard.lo for item in work for shard in item),
+            num_rows_of(work),
             "reviews",
         ) as ticker,
     ):
         done = 0
-        for receipt in worker(work, read, settings):
+        for receipt in stage_parts(work, read, settings, executor):
             receipts.append(receipt)
             done += receipt.rows_in
             ticker.update(done)
@@ -204,7 +187,7 @@ def _run_plan(
             adopted=len(adopted),
             seconds=time.monotonic() - started,
             # Parts of an earlier attempt count with the time that attempt spent on them.
-            compute_seconds=sum(receipt.seconds for receipt in receipts) / worker.resources.num_workers,
+            compute_seconds=sum(receipt.seconds for receipt in receipts) / executor.resources.num_workers,
         )
         _check_refused(config, entry)
         planning.verify_staged(store, plan, entry)

@@ -12,20 +12,20 @@ import tempfile
 import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 import bertray
+from bertray import schema as s
 from bertray.config import PretrainConfig, to_yaml
 from bertray.console import duration, say
 from bertray.errors import ConfigError, DataRefused
 from bertray.evaluation.validation_profile import check_reading
-from bertray.execution.resources import Resources
+from bertray.execution.executor import Executor, Progress, Task
 from bertray.execution.session import session_for
-from bertray.execution.shards import ReadSettings, read_texts
-from bertray.execution.train_workers import history_table, run_workers
 from bertray.io.digests import cache_key
 from bertray.io.store import Store, open_store
 from bertray.io.tables import parquet_bytes
@@ -36,8 +36,11 @@ from bertray.reports.html import data_title, model_title
 from bertray.reports.pretraining import PretrainingReport
 from bertray.reviews.clean import Cleaning
 from bertray.reviews.corpus import Inputs, open_inputs, read_spec
+from bertray.reviews.reader import ReadSpec, WorkItem, read_shard
+from bertray.runs.training_workers import history_table, run_workers
 from bertray.schema import SCHEMA_VERSION
 from bertray.scoring.models import check_length
+from bertray.scoring.read_unit import ReadSettings, name_of
 from bertray.settings import settings_of
 from bertray.training import checkpoint as checkpoints
 from bertray.training.examples import Examples, LoopSettings, PretrainingSettings
@@ -79,19 +82,19 @@ def run_pretrain(config: PretrainConfig) -> int:
         say(f"already pretrained: {store.uri('report.html')}")
         return 0
     with claimed_output(store, "pretrain", run_key, to_yaml(config), checkpoints.FOLDER):
-        with session_for(config.workers, inputs.num_rows, ranks=True, imports=IMPORTS) as resources:
-            base = given or _new(config, inputs, store, resources)
+        with session_for(config.workers, inputs.num_rows, ranks=True, imports=IMPORTS) as executor:
+            base = given or _new(config, inputs, store, executor)
             settings = ReadSettings(spec, base.model, config.max_length, config.long_text)
-            keys = token_shards(inputs, settings, base.digest, store, resources, "input")
+            keys = token_shards(inputs, settings, base.digest, store, executor, "input")
             data = TokenizedData(store.root, keys, None, None, config.held_out_fraction, config.seed)
             examples = data.examples()
             _check(examples, inputs, base)
             if given is not None:
                 check_reading(examples, config.model)
             training = settings_of(PretrainingSettings, config.training)
-            loop = LoopSettings((), training, config.seed, run_key, resources.threads)
+            loop = LoopSettings((), training, config.seed, run_key, executor.resources.threads)
             job = TrainJob(data, base.model, loop, MaskedLanguage, config.training.max_failures)
-            outcome = run_workers(job, examples, store, resources)
+            outcome = run_workers(job, examples, store, executor)
         new_weights = _write_model(config, base, outcome, run_key, store)
         report = _report(config, examples, outcome, new_weights, time.monotonic() - started)
         store.put("history.parquet", parquet_bytes(history_table(outcome.history, HISTORY)))
@@ -149,13 +152,13 @@ def _given(config: PretrainConfig) -> _Base:
     return _Base(config.model, folder, weights_digest(folder))
 
 
-def _new(config: PretrainConfig, inputs: Inputs, store: Store, resources: Resources) -> _Base:
+def _new(config: PretrainConfig, inputs: Inputs, store: Store, executor: Executor) -> _Base:
     """A new encoder and its word pieces, made once and kept in the output until the run is done."""
     from bertray.model.new_encoder import EncoderShape, VocabularySettings, learn_vocabulary, write_new_encoder
 
     if not store.exists(f"{BASE}/config.json"):
         wanted = settings_of(VocabularySettings, config.vocabulary)
-        tokenizer = learn_vocabulary(_sample(config, inputs, resources), wanted)
+        tokenizer = learn_vocabulary(_sample(config, inputs, executor), wanted)
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
             shape = settings_of(EncoderShape, config.encoder)
@@ -166,7 +169,7 @@ def _new(config: PretrainConfig, inputs: Inputs, store: Store, resources: Resour
     return _Base(store.uri(BASE), folder, weights_digest(folder))
 
 
-def _sample(config: PretrainConfig, inputs: Inputs, resources: Resources) -> list[str]:
+def _sample(config: PretrainConfig, inputs: Inputs, executor: Executor) -> list[str]:
     """Texts of random work items, as many as word pieces are learned from."""
     work = inputs.work_items(ROWS_PER_SHARD)
     chosen, num_rows = [], 0
@@ -175,12 +178,17 @@ def _sample(config: PretrainConfig, inputs: Inputs, resources: Resources) -> lis
             break
         chosen.append(work[number])
         num_rows += sum(shard.hi - shard.lo for shard in work[number])
-    texts = [text for batch in read_texts(chosen, inputs.spec, resources) for text in batch]
+    progress = Progress("reading texts", "shard", name_of)
+    texts = [text for some in executor.run(chosen, [Task(partial(_texts_of, inputs.spec))], progress) for text in some]
     if not texts:
         raise DataRefused(f"input: none of {counted(inputs.num_rows, 'row')} is usable.", "Look at the file.")
     texts.sort()  # whatever order they came in
     chosen_texts = np.random.default_rng(config.seed).permutation(len(texts))[: config.vocabulary.sample_rows]
     return [texts[number] for number in np.sort(chosen_texts)]
+
+
+def _texts_of(spec: ReadSpec, item: WorkItem) -> list[str]:
+    return [text for shard in item for text in read_shard(shard, spec).kept[s.TEXT].to_pylist()]
 
 
 def _check(examples: Examples, inputs: Inputs, base: _Base) -> None:

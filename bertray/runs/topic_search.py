@@ -36,12 +36,12 @@ def run_topics(config: TopicsConfig) -> int:
         say(f"already found: {store.uri('report.html')}")
         return 0
     with claimed_output(store, "topics", run_key, to_yaml(config), FOLDER, replace=config.replace):
-        with session_for(config.workers, source.inputs.num_rows, imports=("ray.data",)) as resources:
-            embedded = embed_rows(source.inputs, config.model, source.info, config.pooling, store, resources)
+        with session_for(config.workers, source.inputs.num_rows, imports=("ray.data",)) as executor:
+            embedded = embed_rows(source.inputs, config.model, source.info, config.pooling, store, executor)
             check_enough(config, source, embedded.num_rows)
-            found = find_on_sample(config, source, embedded, store, resources)
+            found = find_on_sample(config, source, embedded, store, executor)
             with timed("assignment"):
-                found, rows = all_rows(config, source, embedded, found, store, resources)
+                found, rows = all_rows(config, source, embedded, found, store, executor)
         report = topics_report(config, source, embedded, found, rows, time.monotonic() - started)
         write_topics(config, source, store, report, rows)
         mark_finished(store)

@@ -18,9 +18,8 @@ from bertray.console import duration, say
 from bertray.evaluation.leakage import judge_validation
 from bertray.evaluation.validation_profile import check_reading, log_findings, training_texts_of, validation_profile
 from bertray.evaluation.verdicts import Finding
-from bertray.execution.resources import Resources
+from bertray.execution.executor import Executor
 from bertray.execution.session import session_for
-from bertray.execution.train_workers import history_table, run_workers
 from bertray.io.digests import cache_key
 from bertray.io.store import LocalStore, Store, open_store
 from bertray.io.tables import parquet_bytes
@@ -45,6 +44,7 @@ from bertray.runs.evaluated import (
     train_baselines,
 )
 from bertray.runs.model_card import model_card
+from bertray.runs.training_workers import history_table, run_workers
 from bertray.scoring.models import check_length
 from bertray.settings import settings_of
 from bertray.training import features
@@ -88,11 +88,11 @@ def run_train(config: TrainConfig) -> int:
         say(f"already trained: {store.uri('report.html')}")
         return 0
     with claimed_output(store, "train", run_key, to_yaml(config), CHECKPOINTS):
-        with session_for(config.workers, data.num_rows, ranks=True, imports=IMPORTS) as resources:
-            tokenized = tokenize(config, data, base, store, resources)
+        with session_for(config.workers, data.num_rows, ranks=True, imports=IMPORTS) as executor:
+            tokenized = tokenize(config, data, base, store, executor)
             start, base_folder = distill.student_of(config, model_folder, store)
             if data.teacher:
-                tokenized = distill.taught(data, tokenized, store, resources)
+                tokenized = distill.taught(data, tokenized, store, executor)
             examples = tokenized.examples()
             check_splits(examples, data)
             findings = [*check_reading(examples, config.model), *_straddling(examples)]
@@ -101,20 +101,18 @@ def run_train(config: TrainConfig) -> int:
             decision: Decision | None = None
             fitted: FittedHead | None = None
             if config.training.method == "features":
-                fitted = fit_on_features(config, base, tokenized.keys, examples, store, resources)
+                fitted = fit_on_features(config, base, tokenized.keys, examples, store, executor)
                 info = _info(config, data, fitted.temperature, _profile_of_features(config, data, examples, fitted))
                 bundle, info, how = _write_features_bundle(config, data, fitted, base_folder, info, texts, store)
             else:
-                outcome = _fit(config, start, tokenized, run_key, examples, store, resources)
+                outcome = _fit(config, start, tokenized, run_key, examples, store, executor)
                 decision = _decision(config, examples, outcome)
                 info = _info(config, data, decision.temperature, _profile(config, data, examples, outcome, decision))
                 bundle, info, how = _write_bundle(
                     config, data, run_key, outcome, decision, base_folder, info, texts, store
                 )
-            rows = _evaluate(config, data, examples, bundle, info, store, resources)
-            of_teacher = (
-                distill.evaluate_teacher(config, data, data.teacher, store, resources) if data.teacher else None
-            )
+            rows = _evaluate(config, data, examples, bundle, info, store, executor)
+            of_teacher = distill.evaluate_teacher(config, data, data.teacher, store, executor) if data.teacher else None
         baselines = _baselines(config, data, examples) if config.report.baselines else None
         teacher_NC, teacher_facts, speeds = None, {}, {}
         notes = _notes(config, data, examples, outcome)
@@ -224,15 +222,19 @@ def _fit(
     run_key: str,
     examples: Examples,
     store: Store,
-    resources: Resources,
+    executor: Executor,
 ) -> Outcome:
     """Fine-tune from a model; returns what training left behind."""
     objective = Classification if examples.soft_NC is None else Distillation
     loop = LoopSettings(
-        tokenized.classes, settings_of(TrainingSettings, config.training), config.seed, run_key, resources.threads
+        tokenized.classes,
+        settings_of(TrainingSettings, config.training),
+        config.seed,
+        run_key,
+        executor.resources.threads,
     )
     job = TrainJob(tokenized, start, loop, objective, config.training.max_failures)
-    return run_workers(job, examples, store, resources)
+    return run_workers(job, examples, store, executor)
 
 
 # --- after training --------------------------------------------------------------------------------------------------
@@ -391,7 +393,7 @@ def _evaluate(
     bundle: str,
     info: BundleInfo,
     store: Store,
-    resources: Resources,
+    executor: Executor,
 ) -> EvaluatedRows:
     """The final evaluation: every row of the test split (else of validation), by the scoring path."""
     inputs = data.test or data.validation or data.train
@@ -399,7 +401,7 @@ def _evaluate(
     if data.test is None and data.validation is None:
         only_rows = rows_by_file(examples, examples.validation)
     return evaluate_shards(
-        inputs, bundle, info, data.labels, store, resources, config.report.slices, only_rows=only_rows
+        inputs, bundle, info, data.labels, store, executor, config.report.slices, only_rows=only_rows
     )
 
 

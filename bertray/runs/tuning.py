@@ -25,7 +25,7 @@ from bertray.errors import BertrayError, ConfigError, Diverged, InfrastructureEr
 from bertray.evaluation.intervals import Estimate, mean_estimate
 from bertray.evaluation.metrics import EPS, confusion_matrix, matrix_metrics
 from bertray.evaluation.validation_profile import check_reading
-from bertray.execution.resources import Resources
+from bertray.execution.executor import Executor
 from bertray.execution.session import ray_session
 from bertray.execution.stalls import StallWatch
 from bertray.io.store import Store, open_store
@@ -114,13 +114,13 @@ def run_tune(config: TuneConfig) -> int:
         say(f"already searched: {store.uri('report.html')}")
         return 0
     with claimed_output(store, "tune", run_key, to_yaml(config), TRIALS):
-        with ray_session(config.workers, imports=IMPORTS) as resources:
-            tokenized = tokenize(config, data, weights_digest(model_folder), store, resources)
+        with ray_session(config.workers, imports=IMPORTS) as executor:
+            tokenized = tokenize(config, data, weights_digest(model_folder), store, executor)
             examples = tokenized.examples()
             check_splits(examples, data)
             check_reading(examples, config.model)
-            job = _TrialJob(config, tokenized, run_key, resources.device, resources.threads)
-            trials = _search(job, store, resources)
+            job = _TrialJob(config, tokenized, run_key, executor.resources.device, executor.resources.threads)
+            trials = _search(job, store, executor)
         metric = config.training.best_metric
         done = [trial for trial in trials if trial.value(metric) is not None]
         if not done:
@@ -172,7 +172,7 @@ def value_of(epoch: Mapping[str, float], metric: str) -> float:
 # --- the search ------------------------------------------------------------------------------------------------------
 
 
-def _search(job: _TrialJob, store: Store, resources: Resources) -> list[Trial]:
+def _search(job: _TrialJob, store: Store, executor: Executor) -> list[Trial]:
     """Every trial there is to be, those of earlier runs included, by number."""
     from ray import tune
     from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler
@@ -205,13 +205,13 @@ def _search(job: _TrialJob, store: Store, resources: Resources) -> list[Trial]:
         tuner = tune.Tuner(
             tune.with_resources(
                 tune.with_parameters(_train_trial, job=job),
-                {"cpu": resources.cpus_per_worker, "gpu": resources.gpus_per_worker},
+                {"cpu": executor.resources.cpus_per_worker, "gpu": executor.resources.gpus_per_worker},
             ),
             tune_config=tune.TuneConfig(
                 search_alg=_searcher(sampler, book),
                 scheduler=scheduler,
                 num_samples=wanted - len(finished),
-                max_concurrent_trials=resources.num_workers,
+                max_concurrent_trials=executor.resources.num_workers,
                 reuse_actors=True,  # a new process imports for seconds
             ),
             run_config=tune.RunConfig(

@@ -6,9 +6,10 @@ import hashlib
 import time
 import uuid
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -16,13 +17,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from bertray import schema as s
+from bertray.execution.executor import Executor, Progress, Stage, Task, actors
 from bertray.io import faults
 from bertray.io.store import open_store
-from bertray.io.tables import from_ipc, one_chunk, parquet_bytes
+from bertray.io.tables import one_chunk, parquet_bytes
 from bertray.model.bundle import resolve_model
 from bertray.model.tokenization import ReviewTokenizer
 from bertray.outputs.control_files import SCORE_BINS, TOKEN_BANDS, Agreement, Receipt, Span, StagedFile
+from bertray.reviews.reader import WorkItem
 from bertray.runtime import without_collection
+from bertray.scoring.read_unit import ReadAndTokenize, ReadSettings, name_of
 from bertray.settings import EmbeddingKind, ScoringPrecision
 from bertray.training.token_shards import reading_of
 
@@ -31,7 +35,6 @@ if TYPE_CHECKING:
 
 EVALUATION_COLUMNS = (s.FILE_NO, s.ROW_NO, s.ID, s.LABEL, s.SCRIPT, s.N_TOKENS, s.INPUT_HASH)
 COMPARED_ROWS = 256  # of each process that computes in int8: so many are computed in fp32, too
-SHARD = "shard"  # column that carries a tokenized shard as an Arrow IPC file
 
 
 @dataclass(frozen=True)
@@ -109,9 +112,9 @@ class MakePart:
             self._store = open_store(settings.output)
             self._maker = settings.maker()
 
-    def __call__(self, batch: pa.Table) -> pa.Table:
-        receipts = [self.make(table).model_dump_json() for table in shards_of(batch) if table.num_rows]
-        return pa.table({"receipt": pa.array(receipts, pa.string())})
+    def __call__(self, table: pa.Table) -> Receipt | None:
+        """Receipt of a work unit; None where it has no row."""
+        return self.make(table) if table.num_rows else None
 
     def make(self, table: pa.Table) -> Receipt:
         """Make and stage what there is to make of one work item."""
@@ -163,6 +166,28 @@ class MakePart:
         self._store.put(key, content)
         faults.point("part.after_put")
         return StagedFile(key=key, rows=table.num_rows, bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
+
+
+def stage_parts(
+    work: Sequence[WorkItem],
+    read: ReadSettings,
+    settings: PartSettings,
+    executor: Executor,
+    *,
+    only_rows: Mapping[int, np.ndarray] | None = None,
+) -> Iterator[Receipt]:
+    """Read and tokenize work units in tasks, compute and stage parts in actors; yields receipts in any order.
+
+    Args:
+        only_rows: file_no -> numbers of the rows that are wanted; by default all.
+    """
+    stages: list[Stage] = [
+        Task(ReadAndTokenize(read, only_rows)),
+        actors(partial(MakePart, settings), executor.resources),
+    ]
+    for receipt in executor.run(work, stages, Progress("scoring", "shard", name_of)):
+        if receipt is not None:
+            yield receipt
 
 
 # --- labels ----------------------------------------------------------------------------------------------------------
@@ -350,12 +375,6 @@ def _embedded_rows(settings: EmbedSettings, kept: pa.Table, made: list[pa.Array]
 
 
 # --- helpers ---------------------------------------------------------------------------------------------------------
-
-
-def shards_of(batch: pa.Table) -> Iterator[pa.Table]:
-    """The tokenized shards in a batch of Ray's, without a copy."""
-    for content in one_chunk(batch[SHARD]):
-        yield from_ipc(content.as_buffer())
 
 
 def _spans(table: pa.Table, kept: pa.Table) -> list[Span]:

@@ -14,16 +14,17 @@ import pyarrow.compute as pc
 from bertray import schema as s
 from bertray.config import TopicsConfig
 from bertray.errors import DataRefused
-from bertray.execution.resources import Resources
+from bertray.execution.executor import Executor
 from bertray.io.store import Store
 from bertray.io.tables import one_chunk
+from bertray.reviews.fetch import fetch_texts
 from bertray.reviews.labels import LabelMap
 from bertray.topic_models.clustering import FoundTopics, NoWords, TopicSettings, find_topics, new_numbers
 from bertray.topic_models.rows import (
+    ROWS_PER_SHARD,
     EmbeddedRows,
     assign_rows,
     read_sample,
-    read_texts,
     vectors_of,
 )
 from bertray.topic_models.source import Source, scored_rows
@@ -45,7 +46,7 @@ class Found:
 
 
 def find_on_sample(
-    config: TopicsConfig, source: Source, embedded: EmbeddedRows, store: Store, resources: Resources
+    config: TopicsConfig, source: Source, embedded: EmbeddedRows, store: Store, executor: Executor
 ) -> Found:
     """Topics of a random sample.
 
@@ -55,8 +56,9 @@ def find_on_sample(
     options = config.topics
     order = np.random.default_rng(config.seed).permutation(embedded.num_rows)
     sampled = np.sort(order[: source.num_sampled])
-    sample = read_sample(embedded, sampled, store, resources)
-    texts = read_texts(source.inputs, sample[s.FILE_NO].to_numpy(), sample[s.ROW_NO].to_numpy(), resources)
+    sample = read_sample(embedded, sampled, store, executor)
+    shards, spec = source.inputs.shards(ROWS_PER_SHARD), source.inputs.spec
+    texts = fetch_texts(executor, shards, spec, sample[s.FILE_NO].to_numpy(), sample[s.ROW_NO].to_numpy())
     words = words_of(texts, options.stop_words)
     log.info("looking for topics in %d reviews", len(texts))
     started = time.monotonic()
@@ -91,13 +93,13 @@ def all_rows(
     embedded: EmbeddedRows,
     found: Found,
     store: Store,
-    resources: Resources,
+    executor: Executor,
 ) -> tuple[Found, pa.Table]:
     """Topics numbered by size over all rows, and `assignments.parquet` with the columns to compare with.
 
     Sampled rows have the topic that was found on them.
     """
-    rows = assign_rows(embedded, found.topics.assigner, store, resources)
+    rows = assign_rows(embedded, found.topics.assigner, store, executor)
     topic_N, similarity_N = rows[s.TOPIC].to_numpy().copy(), rows[s.SIMILARITY].to_numpy().copy()
     topic_N[found.sampled] = found.topics.topic_N
     similarity_N[found.sampled] = found.topics.assigner.similarity(vectors_of(found.sample), found.topics.topic_N)

@@ -6,11 +6,9 @@ parts → sampled vectors (tasks);  shards → sampled texts (tasks);  parts →
 
 from __future__ import annotations
 
-import functools
 import io
 import logging
 import uuid
-from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -21,19 +19,17 @@ import pyarrow.parquet as pq
 from bertray import schema as s
 from bertray.console import Ticker
 from bertray.errors import ConflictError, DataRefused, InfrastructureError
-from bertray.execution.cluster import blocks_of, numbers
-from bertray.execution.resources import READER_CPUS, Resources
-from bertray.execution.shards import ReadSettings, stage_parts
-from bertray.execution.stalls import Pending
+from bertray.execution.executor import Executor, Progress, in_order
 from bertray.io.digests import cache_key
 from bertray.io.store import Store, open_store
-from bertray.io.tables import one_chunk, to_ipc
+from bertray.io.tables import one_chunk
 from bertray.model.bundle import BundleInfo
 from bertray.outputs.control_files import Receipt, Record, StagedFile, add_counts
 from bertray.reviews.corpus import Inputs
-from bertray.reviews.reader import Shard, kept_schema, read_shard
+from bertray.reviews.reader import kept_schema
 from bertray.scoring import plan as planning
-from bertray.scoring.stage_part import SHARD, EmbedSettings, Made, Maker, VectorMaker, shards_of
+from bertray.scoring.read_unit import ReadSettings, num_rows_of
+from bertray.scoring.stage_part import EmbedSettings, Made, Maker, VectorMaker, stage_parts
 from bertray.topic_models.clustering import Assigner
 from bertray.wording import counted
 
@@ -42,7 +38,7 @@ log = logging.getLogger(__name__)
 FOLDER = "control/embeddings"
 ROWS_PER_SHARD = 4096
 
-Task = Callable[[int], pa.Table]
+PARTS = Progress("topics", "part")
 
 
 class EmbeddedRows(Record):
@@ -94,7 +90,7 @@ class PlacedVectorMaker(Maker):
 
 
 def embed_rows(
-    inputs: Inputs, model: str, info: BundleInfo, pooling: Any, store: Store, resources: Resources
+    inputs: Inputs, model: str, info: BundleInfo, pooling: Any, store: Store, executor: Executor
 ) -> EmbeddedRows:
     """Vectors of every usable review; those that an earlier run of this output made are used.
 
@@ -104,7 +100,7 @@ def embed_rows(
         info: how reviews are read, and the version of the encoder.
         pooling: mean or cls.
         store: the output.
-        resources: layout of the workers.
+        executor: runs the work.
 
     Raises:
         DataRefused: no row is usable.
@@ -114,6 +110,14 @@ def embed_rows(
     if store.exists(manifest):
         return EmbeddedRows.from_bytes(store.get(manifest), store.uri(manifest))
     spec = inputs.spec
+    work = inputs.work_items(ROWS_PER_SHARD)
+    pieces = [tuple((shard.file_no, shard.lo, shard.hi) for shard in item) for item in work]
+    receipts = planning.adopt(pieces, _whole_receipts(store, folder))
+    if receipts:
+        log.info("%d finished parts of an earlier run are used", len(receipts))
+    done = {receipt.intervals for receipt in receipts}
+    todo = [item for item, piece in zip(work, pieces, strict=True) if piece not in done]
+    executor = executor.for_rows(num_rows_of(todo))
     settings = PlacedVectorSettings(
         model=model,
         model_version=info.model_version,
@@ -123,23 +127,16 @@ def embed_rows(
         kept_columns=spec.keep_columns,
         kept_schema=kept_schema(inputs.files, spec),
         write_parts=True,
-        device=resources.device,
-        threads=resources.threads,
+        device=executor.resources.device,
+        threads=executor.resources.threads,
         pooling=pooling,
         normalize=True,
         dtype="float16",
         with_labels=spec.wants_label,
     )
-    work = inputs.work_items(ROWS_PER_SHARD)
-    pieces = [tuple((shard.file_no, shard.lo, shard.hi) for shard in item) for item in work]
-    receipts = planning.adopt(pieces, _whole_receipts(store, folder))
-    if receipts:
-        log.info("%d finished parts of an earlier run are used", len(receipts))
-    done = {receipt.intervals for receipt in receipts}
-    todo = [item for item, piece in zip(work, pieces, strict=True) if piece not in done]
     read = ReadSettings(spec, model, info.max_length, info.long_text)
     with Ticker("embedding", inputs.num_rows, "reviews") as ticker:
-        for receipt in stage_parts(todo, read, settings, resources):
+        for receipt in stage_parts(todo, read, settings, executor):
             receipts.append(receipt)
             ticker.update(sum(receipt.rows_in for receipt in receipts))
     receipts = sorted(planning.without_overlap(receipts), key=lambda receipt: receipt.intervals)
@@ -200,7 +197,7 @@ def _whole_receipts(store: Store, folder: str) -> list[Receipt]:
 # --- sample ----------------------------------------------------------------------------------------------------------
 
 
-def read_sample(embedded: EmbeddedRows, wanted_W: np.ndarray, store: Store, resources: Resources) -> pa.Table:
+def read_sample(embedded: EmbeddedRows, wanted_W: np.ndarray, store: Store, executor: Executor) -> pa.Table:
     """Some rows of the parts, in order, with their vectors.
 
     Args:
@@ -213,71 +210,45 @@ def read_sample(embedded: EmbeddedRows, wanted_W: np.ndarray, store: Store, reso
         for lo, hi in zip(starts_P, ends_P, strict=True)
     ]
     some = [number for number, rows in enumerate(picks) if len(rows)]
-    read = ReadPicked(store.root, [embedded.keys[number] for number in some], [picks[number] for number in some])
-    return pa.concat_tables(in_tasks(read, len(some), resources)).combine_chunks()
+    parts = [(embedded.keys[number], picks[number]) for number in some]
+    return pa.concat_tables(in_order(executor, parts, _ReadPicked(store.root), PARTS)).combine_chunks()
 
 
-class ReadPicked:
-    """Some rows of a part."""
+@dataclass(frozen=True)
+class _ReadPicked:
+    """(key of a part, numbers of some of its rows) to these rows."""
 
-    def __init__(self, output: str, keys: Sequence[str], picks: Sequence[np.ndarray]) -> None:
-        self._output, self._keys, self._picks = output, list(keys), list(picks)
+    output: str
 
-    def __call__(self, number: int) -> pa.Table:
-        return read_part(open_store(self._output), self._keys[number]).take(pa.array(self._picks[number]))
-
-
-def read_texts(inputs: Inputs, file_no_N: np.ndarray, row_no_N: np.ndarray, resources: Resources) -> list[str]:
-    """Cleaned texts of some rows, in the order asked for; read again, for vectors do not carry them along."""
-    shards, places = [], []
-    for shard in inputs.shards(ROWS_PER_SHARD):
-        where = np.flatnonzero((file_no_N == shard.file_no) & (row_no_N >= shard.lo) & (row_no_N < shard.hi))
-        if len(where):
-            shards.append(shard)
-            places.append(where)
-    read = ReadTexts(inputs, shards, [row_no_N[where] for where in places])
-    texts = np.empty(len(row_no_N), object)
-    for where, table in zip(places, in_tasks(read, len(shards), resources), strict=True):
-        texts[where] = table[s.TEXT].to_pylist()
-    found: list[str] = texts.tolist()
-    return found
-
-
-class ReadTexts:
-    """Texts of some rows of a shard."""
-
-    def __init__(self, inputs: Inputs, shards: Sequence[Shard], rows: Sequence[np.ndarray]) -> None:
-        self._spec, self._shards, self._rows = inputs.spec, list(shards), list(rows)
-
-    def __call__(self, number: int) -> pa.Table:
-        kept = read_shard(self._shards[number], self._spec).kept
-        places = np.searchsorted(kept[s.ROW_NO].to_numpy(), self._rows[number])
-        return kept.select([s.TEXT]).take(pa.array(places)).combine_chunks()
+    def __call__(self, picked: tuple[str, np.ndarray]) -> pa.Table:
+        key, rows = picked
+        return read_part(open_store(self.output), key).take(pa.array(rows))
 
 
 # --- assign ----------------------------------------------------------------------------------------------------------
 
 
-def assign_rows(embedded: EmbeddedRows, assigner: Assigner, store: Store, resources: Resources) -> pa.Table:
+def assign_rows(embedded: EmbeddedRows, assigner: Assigner, store: Store, executor: Executor) -> pa.Table:
     """Every row, in order, without its vector: `topic`, `nearest_topic`, `similarity` and what the parts carry."""
-    assign = Assign(store.root, embedded.keys, assigner)
-    return pa.concat_tables(in_tasks(assign, len(embedded.keys), resources)).combine_chunks()
+    assign = _Assign(store.root, assigner)
+    return pa.concat_tables(in_order(executor, embedded.keys, assign, PARTS)).combine_chunks()
 
 
-class Assign:
-    """The rows of a part with the topic of each."""
+@dataclass(frozen=True)
+class _Assign:
+    """Key of a part to its rows with the topic of each."""
 
-    def __init__(self, output: str, keys: Sequence[str], assigner: Assigner) -> None:
-        self._output, self._keys, self._assigner = output, list(keys), assigner
+    output: str
+    assigner: Assigner
 
-    def __call__(self, number: int) -> pa.Table:
-        table = read_part(open_store(self._output), self._keys[number])
+    def __call__(self, key: str) -> pa.Table:
+        table = read_part(open_store(self.output), key)
         vectors_ND = vectors_of(table)
-        topic_N = self._assigner.vote(vectors_ND)
+        topic_N = self.assigner.vote(vectors_ND)
         columns = {name: table[name] for name in table.column_names if name != s.EMBEDDING}
         columns[s.TOPIC] = pa.array(topic_N)
-        columns[s.NEAREST_TOPIC] = pa.array(self._assigner.nearest(vectors_ND))
-        columns[s.SIMILARITY] = pa.array(self._assigner.similarity(vectors_ND, topic_N))
+        columns[s.NEAREST_TOPIC] = pa.array(self.assigner.nearest(vectors_ND))
+        columns[s.SIMILARITY] = pa.array(self.assigner.similarity(vectors_ND, topic_N))
         return pa.table(columns)
 
 
@@ -290,41 +261,3 @@ def vectors_of(table: pa.Table) -> np.ndarray:
     column = one_chunk(table[s.EMBEDDING])
     vectors_ND: np.ndarray = column.flatten().to_numpy().reshape(len(column), -1).astype(np.float32)
     return vectors_ND
-
-
-def in_tasks(task: Task, count: int, resources: Resources) -> list[pa.Table]:
-    """`task(0)` … `task(count - 1)`, in Ray tasks or in this process alone; the tables in order.
-
-    They travel as bytes: Ray may split no table.
-    """
-    if resources.alone:
-        return [task(number) for number in range(count)]
-    import ray
-
-    dataset = numbers(count, resources).map_batches(
-        _AsBytes(ray.put(task)), batch_size=1, batch_format="pyarrow", num_cpus=READER_CPUS
-    )
-    found: dict[int, pa.Table] = {}
-    for batch in blocks_of(dataset, "topics", Pending("part", count, str), resources):
-        found |= dict(zip(batch["id"].to_pylist(), shards_of(batch), strict=True))
-    return [found[number] for number in range(count)]
-
-
-class _AsBytes:
-    """Items to the tables that a task makes of them; a process fetches the task once."""
-
-    def __init__(self, task: Any) -> None:
-        self._task = task
-
-    def __call__(self, items: pa.Table) -> pa.Table:
-        task = _fetched(self._task)
-        tables = [to_ipc(task(number)) for number in items["id"].to_pylist()]
-        return pa.table({"id": items["id"], SHARD: pa.array(tables, pa.large_binary())})
-
-
-@functools.lru_cache(maxsize=1)
-def _fetched(task: Any) -> Task:
-    import ray
-
-    found: Task = ray.get(task)
-    return found

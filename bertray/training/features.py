@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
+from operator import itemgetter
 from typing import Any, Literal
 
 import numpy as np
@@ -13,9 +15,7 @@ import pyarrow as pa
 
 from bertray.config import TrainConfig
 from bertray.console import Ticker
-from bertray.execution.cluster import blocks_of, numbers
-from bertray.execution.resources import Resources
-from bertray.execution.stalls import Pending
+from bertray.execution.executor import Executor, Progress, actors
 from bertray.io.digests import cache_key
 from bertray.io.store import Store, open_store
 from bertray.io.tables import from_ipc, to_ipc
@@ -46,7 +46,7 @@ class FittedHead:
 
 
 def fit_on_features(
-    config: TrainConfig, base: str, token_keys: Sequence[str], examples: Examples, store: Store, resources: Resources
+    config: TrainConfig, base: str, token_keys: Sequence[str], examples: Examples, store: Store, executor: Executor
 ) -> FittedHead:
     """Embed every example, then fit a head on the train split that is best on the validation split.
 
@@ -56,7 +56,7 @@ def fit_on_features(
         token_keys: token shards, in the order in which `examples` has them.
         examples: splits and labels.
         store: the output; embeddings are kept in it, so a run that was killed does not compute them again.
-        resources: how the work is laid out.
+        executor: how the work is laid out.
     """
     started = time.monotonic()
     training = config.training
@@ -64,7 +64,7 @@ def fit_on_features(
     train = _sample(examples.train, label_ids_N, training.max_feature_rows, config.seed)
     held_out = _sample(examples.validation, label_ids_N, training.max_feature_rows, config.seed)
     wanted = np.sort(np.concatenate([train, held_out]))
-    features_WD = embed_token_shards(config.model, base, training.pooling, token_keys, wanted, store, resources)
+    features_WD = embed_token_shards(config.model, base, training.pooling, token_keys, wanted, store, executor)
     features_ND, features_VD = (features_WD[np.searchsorted(wanted, members)] for members in (train, held_out))
     head = fit_head(
         features_ND,
@@ -98,14 +98,14 @@ def embed_token_shards(
     token_keys: Sequence[str],
     wanted_W: np.ndarray,
     store: Store,
-    resources: Resources,
+    executor: Executor,
 ) -> np.ndarray:
     """Embeddings float32 [W, D] of some examples of some token shards; those of every example are kept in the output.
 
     Args:
         wanted_W: numbers of examples, ascending; they count through the shards in the order of `token_keys`.
     """
-    return load_rows(store, compute_rows(model, base, pooling, token_keys, store, resources), wanted_W)
+    return load_rows(store, compute_rows(model, base, pooling, token_keys, store, executor), wanted_W)
 
 
 def compute_rows(
@@ -114,7 +114,7 @@ def compute_rows(
     pooling: Pooling | Literal["classes"],
     token_keys: Sequence[str],
     store: Store,
-    resources: Resources,
+    executor: Executor,
 ) -> list[str]:
     """What a model gives for every example of some token shards, kept in the output; returns a key for each shard.
 
@@ -128,50 +128,22 @@ def compute_rows(
     missing = [number for number, key in enumerate(keys) if key not in there]
     if missing:
         work = [(token_keys[number], keys[number]) for number in missing]
+        resources = executor.resources
+        factory = partial(_EmbedTokenShard, model, pooling, store.root, resources.device, resources.threads)
+        embed = actors(factory, resources)
         with Ticker("embedding", len(work), "shards") as ticker:
-            for done, _ in enumerate(_embed(model, pooling, work, store, resources), start=1):
+            for done, _ in enumerate(
+                executor.run(work, [embed], Progress("embedding", "shard", itemgetter(0))), start=1
+            ):
                 ticker.update(done)
     return keys
 
 
-def _embed(
-    model: str,
-    pooling: Pooling | Literal["classes"],
-    work: Sequence[tuple[str, str]],
-    store: Store,
-    resources: Resources,
-) -> Iterator[Any]:
-    """Something for every token shard whose vectors have been written."""
-    given = (model, pooling, list(work), store.root, resources.device, resources.threads)
-    if resources.alone:
-        yield from map(_EmbedTokenShard(*given).embed, range(len(work)))
-        return
-    from ray.data import ActorPoolStrategy
-
-    dataset = numbers(len(work), resources).map_batches(
-        _EmbedTokenShard,
-        fn_constructor_args=given,
-        batch_size=1,
-        batch_format="pyarrow",
-        compute=ActorPoolStrategy(size=min(resources.num_workers, len(work))),
-        num_cpus=resources.cpus_per_worker,
-        num_gpus=resources.gpus_per_worker or None,
-        runtime_env=resources.runtime_env,
-    )
-    yield from blocks_of(dataset, "embedding", Pending("shard", len(work), lambda number: work[number][0]), resources)
-
-
 class _EmbedTokenShard:
-    """An actor that holds the encoder: a token shard in, its embeddings written."""
+    """An actor that holds the encoder: (key of a token shard, key of its embeddings) in, the embeddings written."""
 
     def __init__(
-        self,
-        model: str,
-        pooling: Pooling | Literal["classes"],
-        work: list[tuple[str, str]],
-        output: str,
-        device: str,
-        threads: int,
+        self, model: str, pooling: Pooling | Literal["classes"], output: str, device: str, threads: int
     ) -> None:
         import torch
 
@@ -183,18 +155,12 @@ class _EmbedTokenShard:
         folder = resolve_model(model)
         readout = readout_of(folder) if pooling == "classes" else PooledReadout(pooling)
         self._engine = Engine(folder, device=device, readout=readout)
-        self._work, self._store = work, open_store(output)
+        self._store = open_store(output)
 
-    def __call__(self, batch: pa.Table) -> pa.Table:
-        for number in batch["id"].to_pylist():
-            self.embed(number)
-        return batch
-
-    def embed(self, number: int) -> None:
-        """Compute and write the vectors of one token shard."""
+    def __call__(self, keys: tuple[str, str]) -> None:
         from bertray.model.predictor import within_memory
 
-        source, target = self._work[number]
+        source, target = keys
         tokens = from_ipc(self._store.get(source))
         vectors_ND = within_memory(self._engine, self._engine.logits, sequences(one_sequence_each(tokens)))
         values = pa.FixedSizeListArray.from_arrays(pa.array(vectors_ND.ravel()), vectors_ND.shape[1])

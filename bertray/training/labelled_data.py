@@ -18,8 +18,7 @@ from bertray import schema as s
 from bertray.config import TrainConfig
 from bertray.console import Ticker
 from bertray.errors import ConfigError, DataRefused
-from bertray.execution.resources import Resources
-from bertray.execution.shards import ReadSettings, write_token_shards
+from bertray.execution.executor import Executor, Progress, Task
 from bertray.io.digests import cache_key
 from bertray.io.store import LocalStore, Store, open_store
 from bertray.model.bundle import BundleInfo, read_info, resolve_model
@@ -28,12 +27,13 @@ from bertray.reviews.clean import Cleaning
 from bertray.reviews.corpus import Inputs, open_inputs, read_spec
 from bertray.reviews.label_counts import count_labels
 from bertray.reviews.labels import NO_LABEL, LabelMap, check_values, label_map
-from bertray.reviews.reader import InputFile, Period, check_slices, plan_shards, read_shard
+from bertray.reviews.reader import InputFile, Period, WorkItem, check_slices, plan_shards, read_shard
 from bertray.reviews.split import joined_groups, validation_mask
 from bertray.schema import because
+from bertray.scoring.read_unit import ReadAndTokenize, ReadSettings, name_of
 from bertray.settings import settings_of
 from bertray.training.examples import Examples
-from bertray.training.token_shards import COLUMNS, TokenShards, load_rows
+from bertray.training.token_shards import COLUMNS, TokenShards, TokenShardSummary, WriteTokenShard, load_rows
 from bertray.wording import counted
 
 log = logging.getLogger(__name__)
@@ -292,15 +292,15 @@ class TokenizedData:
         return replace(examples, soft_NC=soft_NC)
 
 
-def tokenize(config: TrainConfig, data: LabelledData, base: str, store: Store, resources: Resources) -> TokenizedData:
+def tokenize(config: TrainConfig, data: LabelledData, base: str, store: Store, executor: Executor) -> TokenizedData:
     """Write the token shards of train and validation; those that are there and unchanged are used.
 
     Args:
         base: digest of the model that the tokenizer belongs to.
     """
-    train_keys = _token_shards(config, data.train, base, store, resources, "data.train")
+    train_keys = _token_shards(config, data.train, base, store, executor, "data.train")
     validation_keys = data.validation and _token_shards(
-        config, data.validation, base, store, resources, "data.validation"
+        config, data.validation, base, store, executor, "data.validation"
     )
     return TokenizedData(
         store.root, train_keys, validation_keys or None, data.labels, config.data.validation_fraction, config.seed
@@ -308,16 +308,16 @@ def tokenize(config: TrainConfig, data: LabelledData, base: str, store: Store, r
 
 
 def _token_shards(
-    config: TrainConfig, inputs: Inputs, base: str, store: Store, resources: Resources, split: str
+    config: TrainConfig, inputs: Inputs, base: str, store: Store, executor: Executor, split: str
 ) -> list[str]:
     # Training sees one window of a long review; scoring pools several.
     long_text = "head" if config.long_text == "windows" else config.long_text
     settings = ReadSettings(inputs.spec, config.model, config.max_length, long_text, config.data.group)
-    return token_shards(inputs, settings, base, store, resources, split)
+    return token_shards(inputs, settings, base, store, executor, split)
 
 
 def token_shards(
-    inputs: Inputs, settings: ReadSettings, base: str, store: Store, resources: Resources, split: str
+    inputs: Inputs, settings: ReadSettings, base: str, store: Store, executor: Executor, split: str
 ) -> list[str]:
     """Keys of the token shards of an input, in the order of its rows; reused when nothing changed.
 
@@ -347,7 +347,7 @@ def token_shards(
         summaries = []
         with Ticker(f"tokenizing {split}", inputs.num_rows, "reviews") as ticker:
             done = 0
-            for summary in write_token_shards(work, settings, store.root, folder, resources):
+            for summary in write_token_shards(work, settings, store.root, folder, executor):
                 summaries.append(summary)
                 done += summary.rows
                 ticker.update(done)
@@ -361,6 +361,20 @@ def token_shards(
         store.put(manifest, json.dumps({"keys": keys, "rows": done, "refused": refused}).encode())
     keys = json.loads(store.get(manifest))["keys"]
     return [str(key) for key in keys]
+
+
+def write_token_shards(
+    work: Sequence[WorkItem],
+    read: ReadSettings,
+    output: str,
+    folder: str,
+    executor: Executor,
+    *,
+    only_rows: Mapping[int, np.ndarray] | None = None,
+) -> Iterator[TokenShardSummary]:
+    """Tokenize reviews in tasks into token shards; one summary a work unit, in any order."""
+    stages = [Task(ReadAndTokenize(read, only_rows)), Task(WriteTokenShard(output, folder))]
+    return executor.run(work, stages, Progress("tokenizing", "shard", name_of))
 
 
 @contextlib.contextmanager

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import json
-import logging
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from bertray.errors import BertrayError, DataRefused, Diverged
+from bertray.execution.executor import Rank
 from bertray.io.store import open_store
 from bertray.model.bundle import resolve_model
 from bertray.model.tokenization import ReviewTokenizer
@@ -34,22 +34,7 @@ class TrainJob:
     max_failures: int = 3  # lost workers that are replaced before the run ends
 
 
-def train_worker(settings: dict[str, Any]) -> Outcome | BertrayError:
-    """Body of one Ray Train worker."""
-    import ray.train
-    import ray.train.torch
-
-    messages: list[str] = []
-    logging.getLogger("bertray").setLevel(logging.INFO)
-    logging.getLogger("bertray").addHandler(_Collector(messages))
-    context = ray.train.get_context()
-    device = str(ray.train.torch.get_device())
-    return train_rank(settings["job"], context.get_world_rank(), context.get_world_size(), device, messages)
-
-
-def train_rank(
-    job: TrainJob, rank: int, world_size: int, device: str, messages: Sequence[str] = ()
-) -> Outcome | BertrayError:
+def train_rank(job: TrainJob, rank: Rank) -> Outcome | BertrayError:
     """The share of one worker.
 
     A refusal that every rank comes to, and would come to again, is returned: Ray Train tries a failed worker again.
@@ -57,16 +42,13 @@ def train_rank(
 
     Args:
         job: what to learn from, and how.
-        rank: of this worker.
-        world_size: number of workers.
-        device: to compute on.
-        messages: for the process that waits for this one to show; they grow while the loop runs.
+        rank: of this worker; its messages grow while the loop runs, for the process that waits to show them.
     """
     store = open_store(job.data.output)
     start = uuid.uuid4().hex
 
     def on_progress(state: dict[str, Any]) -> None:
-        store.put(PROGRESS, json.dumps({**state, "start": start, "messages": list(messages)}).encode())
+        store.put(PROGRESS, json.dumps({**state, "start": start, "messages": list(rank.messages)}).encode())
 
     try:
         with without_collection():
@@ -79,25 +61,14 @@ def train_rank(
             job.loop,
             store,
             objective=job.objective,
-            device=device,
-            on_progress=on_progress if rank == 0 else None,
+            device=rank.device,
+            on_progress=on_progress if rank.number == 0 else None,
         )
     except BertrayError as error:
-        if world_size > 1 and not isinstance(error, Diverged | DataRefused):
+        if rank.world_size > 1 and not isinstance(error, Diverged | DataRefused):
             raise
         return error
-    if rank == 0:
+    if rank.number == 0:
         with contextlib.suppress(BertrayError):  # the run is whole; only its last message is at stake
             on_progress({"step": outcome.num_steps, "total_steps": outcome.num_steps, "done": True})
     return outcome
-
-
-class _Collector(logging.Handler):
-    """Keeps a worker's messages, so that the driver shows them once."""
-
-    def __init__(self, messages: list[str]) -> None:
-        super().__init__(logging.INFO)
-        self._messages = messages
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self._messages.append(record.getMessage())

@@ -6,12 +6,14 @@ Shape letters: N examples, B examples of a batch, L padded length.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
+from bertray.io.store import Store, open_store
 from bertray.io.tables import from_ipc, to_ipc
 from bertray.model.profile import Reading
 from bertray.schema import (
@@ -27,14 +29,12 @@ from bertray.schema import (
     LETTERS,
     LETTERS_UNREAD,
     N_TOKENS,
+    REASON,
     ROW_NO,
     SCRIPT,
     SECOND_LEN,
     TEXT_HASH,
 )
-
-if TYPE_CHECKING:
-    from bertray.io.store import Store
 
 _READING = (LETTERS, LETTERS_UNREAD, LATIN_WORDS, LATIN_TOKENS)
 COLUMNS = (
@@ -51,6 +51,43 @@ COLUMNS = (
     ROW_NO,
     FILE_NO,
 )
+
+
+@dataclass(frozen=True)
+class TokenShardSummary:
+    """Token shard of one work unit, and what became of its rows.
+
+    Args:
+        key: of the token shard; None: no row of it was fit for use.
+        rows: that were read.
+        reasons: rows that cannot be used, by `Reason`.
+    """
+
+    key: str | None
+    rows: int
+    reasons: dict[str, int]
+
+
+@dataclass(frozen=True)
+class WriteTokenShard:
+    """Tokenized reviews of a work unit to one token shard in the output."""
+
+    output: str
+    folder: str
+
+    def __call__(self, table: pa.Table) -> TokenShardSummary:
+        """Write the reviews that are fit for use, kept and refused ones given together."""
+        if LABEL not in table.column_names:
+            table = table.append_column(LABEL, pa.nulls(table.num_rows, pa.string()))
+        refused = pc.is_valid(table[REASON])
+        examples = table.filter(pc.invert(refused)).select(list(COLUMNS))
+        key = None
+        if examples.num_rows:
+            first = examples.slice(0, 1).to_pylist()[0]
+            key = f"{self.folder}/tokens-{first[FILE_NO]:05d}-{first[ROW_NO]:012d}.arrow"
+            open_store(self.output).put(key, to_ipc(examples))
+        counts = pc.value_counts(table[REASON].filter(refused)).to_pylist()
+        return TokenShardSummary(key, table.num_rows, {count["values"]: count["counts"] for count in counts})
 
 
 def load_rows(store: Store, keys: Sequence[str], wanted_W: np.ndarray | None = None) -> np.ndarray:

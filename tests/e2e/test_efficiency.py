@@ -12,10 +12,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from bertray.config import TextFormat
+from bertray.execution.executor import Task
 from bertray.execution.resources import Resources
-from bertray.execution.shards import ReadAndTokenize, ReadSettings, tables_of
+from bertray.io.tables import ipc_buffer
 from bertray.model.packing import plan_packs
 from bertray.reviews.reader import ReadSpec, inspect, list_inputs, plan_shards, work_items
+from bertray.scoring.read_unit import ReadAndTokenize, ReadSettings
 
 ROWS = 4096
 LENGTHS = {  # (mean of the logarithm, its spread, longest): like the reviews of IMDB, and like tweets
@@ -71,29 +73,31 @@ def test_a_review_goes_through_the_object_store_as_its_token_ids_and_little_else
     (entry,) = list_inputs([str(tmp_path)], TextFormat())
     work = work_items(plan_shards([inspect(entry, TextFormat())], ROWS), ROWS)
     settings = ReadSettings(ReadSpec(), str(tiny_encoder), 128, "head")
-    table = ReadAndTokenize(work, settings)(pa.table({"id": [0]}))
+    (table,) = map(ReadAndTokenize(settings), work)
     tokens = 1000 * 122
-    assert table.num_rows == 1
-    assert (table.nbytes - 2 * tokens) / 1000 < 140 + len(str(tmp_path / "reviews.parquet"))
+    assert table.num_rows == 1000
+    assert (ipc_buffer(table).size - 2 * tokens) / 1000 < 140 + len(str(tmp_path / "reviews.parquet"))
 
 
-def second_after(path: Path) -> Callable[[pa.Table], pa.Table]:
-    """What gives item 0 at once, and item 1 when `path` is there."""
+def second_after(path: Path) -> Callable[[int], int]:
+    """A function that gives item 0 at once, and item 1 when `path` is there."""
 
-    def give(items: pa.Table) -> pa.Table:
+    def give(item: int) -> int:
         deadline = time.monotonic() + 30
-        while items["id"].to_pylist() == [1] and not path.exists():
+        while item == 1 and not path.exists():
             assert time.monotonic() < deadline, "nobody was told of the first item"
             time.sleep(0.05)
-        return items.rename_columns(["told"])
+        return item
 
     return give
 
 
 @pytest.mark.ray
 def test_an_item_is_told_of_before_the_next_one_is_made(ray_cluster, tmp_path):
+    from bertray.execution.ray_data import RayData
+
     told = tmp_path / "told"
-    resources = Resources(num_workers=1, threads=1, cpus_per_worker=1.0, gpus_per_worker=0)
-    for table in tables_of([0, 1], lambda _: second_after(told), resources, "telling", str):
-        told.write_text(str(table["told"].to_pylist()))
-    assert told.read_text() == "[1]"
+    executor = RayData(Resources(num_workers=1, threads=1, cpus_per_worker=1.0, gpus_per_worker=0))
+    for item in executor.run([0, 1], [Task(second_after(told))]):
+        told.write_text(str(item))
+    assert told.read_text() == "1"

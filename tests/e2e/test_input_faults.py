@@ -37,7 +37,7 @@ from bertray.reviews.corpus import refuse_bad_files
 from bertray.reviews.formats import parquet
 from bertray.reviews.reader import BadFile, InputFile, ReadSpec, inspect, list_inputs, plan_shards, read_shard
 from bertray.schema import Reason
-from tests.nightly import LoopWorker, night_config, run_night, visible
+from tests.nightly import RESOURCES, StubExecutor, night_config, run_night, visible
 
 NUM_GOOD = 20
 GOOD_IDS = [f"good:{i}" for i in range(NUM_GOOD)]
@@ -704,28 +704,29 @@ def test_other_columns_delivered_under_two_names_are_quarantined_twice(night):
         assert night.refused() == [(name, None, "schema_missing_column") for name in names]
 
 
-class Meddling(LoopWorker):
+@dataclass(frozen=True)
+class Meddling(StubExecutor):
     """Does something to the inbox once, before the shard with the given number is read."""
 
-    def __init__(self, meddle: Callable[[], object], before: int) -> None:
-        self._meddle, self._before = meddle, before
+    meddle: Callable[[], object]
+    before: int
 
-    def __call__(self, shards: Any, read: Any, score: Any) -> Iterator[Any]:
+    def run(self, shards: Any, *rest: Any) -> Iterator[Any]:
         for number, shard in enumerate(shards):
-            if number == self._before:
-                self._meddle()
-            yield from super().__call__([shard], read, score)
-        if self._before >= len(shards):
-            self._meddle()
+            if number == self.before:
+                self.meddle()
+            yield from super().run([shard], *rest)
+        if self.before >= len(shards):
+            self.meddle()
 
 
 def run_meddled(night: Night, meddle: Callable[[], object], before: int, monkeypatch: Any, **keys: Any) -> int:
     @contextmanager
-    def worker() -> Iterator[LoopWorker]:
-        yield Meddling(meddle, before)
+    def executor() -> Iterator[StubExecutor]:
+        yield Meddling(RESOURCES, meddle, before)
 
     with monkeypatch.context() as patch:
-        patch.setattr("tests.nightly.open_loop_worker", worker)
+        patch.setattr("tests.nightly.open_stub", executor)
         return night.run(**keys)
 
 

@@ -13,14 +13,15 @@ import pytest
 from bertray.cli import run
 from bertray.config import Columns, EvaluateConfig
 from bertray.errors import ConfigError
-from bertray.execution.shards import ReadAndTokenize, ReadSettings
 from bertray.model.bundle import BundleInfo, write_bundle
 from bertray.reviews.clean import Cleaning
 from bertray.reviews.corpus import open_inputs
 from bertray.reviews.reader import ReadSpec
 from bertray.scoring.models import open_model
+from bertray.scoring.read_unit import ReadAndTokenize, ReadSettings
+from bertray.scoring.stage_part import stage_parts
 from bertray.training.rank import train_rank
-from tests.nightly import INFO, session_alone, staged_in_this_process
+from tests.nightly import INFO, session_alone, without_actors
 
 TEXTS = [
     "<b>great</b> film",
@@ -45,7 +46,7 @@ def test_the_second_text_of_a_pair_reaches_the_model(tiny_encoder, tmp_path):
     config = EvaluateConfig(model=str(tiny_encoder), input=[str(path)], output=str(tmp_path / "out"), columns=columns)
     inputs = open_inputs("input", config.input, config, ReadSpec(columns=columns))
     read = ReadSettings(inputs.spec, str(tiny_encoder), 16, "head")
-    [rows] = [ReadAndTokenize([item], read).read(item) for item in inputs.work_items(16)]
+    [rows] = map(ReadAndTokenize(read), inputs.work_items(16))
     tokenizer = AutoTokenizer.from_pretrained(tiny_encoder)
     assert rows["input_ids"].to_pylist() == tokenizer(texts, aspects)["input_ids"]
     assert rows["second_len"].to_pylist() == [2, 3, 2]  # with its [SEP]
@@ -79,8 +80,8 @@ def test_scored_and_evaluated_reviews_are_tokenized_as_they_were_for_training(ti
     others: list[list[list[int]]] = []
 
     def ids(work, settings) -> list[list[int]]:
-        reader = ReadAndTokenize(work, settings)
-        return [row for item in work for row in reader.read(item)["input_ids"].to_pylist()]
+        read_unit = ReadAndTokenize(settings)
+        return [row for item in work for row in read_unit(item)["input_ids"].to_pylist()]
 
     def rank(job, *rest):
         shards = job.data.examples().shards
@@ -97,12 +98,13 @@ def test_scored_and_evaluated_reviews_are_tokenized_as_they_were_for_training(ti
                 replace(settings, long_text="head"),
             ):
                 others.append(ids(work, other))
-            return staged_in_this_process(work, settings, *rest, **only)
+            return stage_parts(work, settings, *rest, **only)
 
         return staged
 
     monkeypatch.setattr("bertray.runs.training.session_for", session_alone)  # where Ray runs in this process too
-    monkeypatch.setattr("bertray.execution.train_workers.train_rank", rank)
+    without_actors(monkeypatch)
+    monkeypatch.setattr("bertray.runs.training_workers.train_rank", rank)
     monkeypatch.setattr("bertray.runs.evaluated.stage_parts", spied("evaluate"))
     monkeypatch.setattr("bertray.runs.night.stage_parts", spied("score"))
     path = write(

@@ -12,7 +12,6 @@ import sys
 import time
 from pathlib import Path
 
-import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -20,10 +19,10 @@ from hypothesis import strategies as st
 from bertray.config import Workers
 from bertray.errors import BertrayError, ConfigError, InfrastructureError
 from bertray.execution import session, stalls
+from bertray.execution.executor import Progress, Task
+from bertray.execution.ray_data import RayData
 from bertray.execution.remote_errors import as_known
 from bertray.execution.resources import READER_CPUS, Machine, Resources, plan_resources
-from bertray.execution.shards import tables_of
-from bertray.topic_models.rows import in_tasks
 from tests.corpus import write
 from tests.processes import environment_beside_the_cluster
 
@@ -184,15 +183,13 @@ def test_a_stage_without_progress_names_the_items_that_wait_and_the_free_cpus(ra
     monkeypatch.setattr(stalls, "FIRST_S", 0.5)
     resources = Resources(num_workers=1, threads=1, cpus_per_worker=1.0, gpus_per_worker=0)
 
-    def slowly(items: pa.Table) -> pa.Table:
-        time.sleep(6 if items["id"].to_pylist() == [2] else 0)
-        return pa.table({"made": items["id"]})
+    def slowly(item: str) -> str:
+        time.sleep(6 if item == "c" else 0)
+        return item
 
     with caplog.at_level(logging.WARNING, "bertray"):
-        made = [
-            table["made"][0].as_py() for table in tables_of(["a", "b", "c"], lambda _: slowly, resources, "trying", str)
-        ]
-    assert sorted(made) == [0, 1, 2]
+        made = list(RayData(resources).run(["a", "b", "c"], [Task(slowly)], Progress("trying")))
+    assert sorted(made) == ["a", "b", "c"]
     lines = [record.getMessage() for record in caplog.records if "no progress" in record.getMessage()]
     assert re.fullmatch(r"trying: no progress for \d+ s; 1 of 3 items wait: c \(3\.5 of 4 CPUs are free\)", lines[-1])
 
@@ -207,10 +204,6 @@ def test_a_watch_waits_longer_each_time_and_begins_again_after_progress(monkeypa
     assert [record.getMessage() for record in caplog.records] == [
         f"training: no progress for {seconds} s; nothing yet" for seconds in (1, 2, 1)
     ]
-
-
-def doubled(number: int) -> pa.Table:
-    return pa.table({"made": [2 * number]})
 
 
 @pytest.fixture
@@ -232,9 +225,7 @@ def full_cluster(ray_cluster):
 def test_tasks_run_in_the_room_of_one_reading_task(full_cluster):
     """`ray.data.range` would ask for a whole CPU, which workers that fill a machine do not leave."""
     resources = Resources(num_workers=1, threads=1, cpus_per_worker=1.0, gpus_per_worker=0, stall_timeout_s=45)
-    of_items = tables_of(list("abc"), lambda _: lambda items: doubled(items["id"][0].as_py()), resources, "trying", str)
-    assert sorted(table["made"][0].as_py() for table in of_items) == [0, 2, 4]
-    assert [table["made"][0].as_py() for table in in_tasks(doubled, 3, resources)] == [0, 2, 4]
+    assert sorted(RayData(resources).run(range(3), [Task(lambda number: 2 * number)])) == [0, 2, 4]
 
 
 ON_CPUS = """

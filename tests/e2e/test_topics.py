@@ -13,9 +13,9 @@ import pytest
 
 from bertray.cli import run
 from bertray.execution.session import session_for
-from bertray.execution.shards import stage_parts
 from bertray.outputs.claims import FINISHED_FILE
 from bertray.runs import topic_search as topics_of
+from bertray.scoring.stage_part import stage_parts
 from bertray.topic_models import discovery as topics_found
 from bertray.topic_models import rows as topic_rows
 from bertray.topic_models import source as topics_source
