@@ -1,1 +1,6 @@
-"""A config proposed from a look at the data."""
+"""The config that `bertray init` proposes: data is inspected, then a commented config is rendered."""
+
+from bertray.autoconfig.inspection import DataSummary, inspect_data
+from bertray.autoconfig.render import render_config
+
+__all__ = ["DataSummary", "inspect_data", "render_config"]

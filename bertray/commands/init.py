@@ -1,10 +1,10 @@
-"""`bertray init DATA`: look at data and write a commented config that works on it."""
+"""`bertray init DATA`: inspect data and write a commented config that works on it."""
 
 from __future__ import annotations
 
 import posixpath
 
-from bertray.autoconfig.proposal import look, render_config
+from bertray.autoconfig import inspect_data, render_config
 from bertray.config import InitConfig
 from bertray.console import say
 from bertray.errors import ConflictError
@@ -13,9 +13,9 @@ from bertray.io.store import open_store
 
 def run_init(config: InitConfig) -> int:
     """Print the config, or write it to a file that is not there yet."""
-    seen = look(config.data, config.reader)
-    verb = config.verb or ("train" if seen.label_counts else "score")
-    text = render_config(seen, verb, config.output or f"{verb}.yaml")
+    data = inspect_data(config.data, config.reader)
+    verb = config.verb or ("train" if data.label_counts else "score")
+    text = render_config(data, verb, config.output or f"{verb}.yaml")
     if config.output is None:
         print(text, end="")
         return 0

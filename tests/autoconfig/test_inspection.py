@@ -1,4 +1,4 @@
-"""What `bertray init` guesses, and that the config it prints is accepted as it is."""
+"""Guesses of `bertray init` on whole files, and that the config it prints is accepted as it is."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from bertray.autoconfig.proposal import look, render_config
+from bertray.autoconfig import inspect_data, render_config
 from bertray.config import TextFormat, build_config
 from bertray.errors import ConfigError, DataRefused
 
@@ -20,7 +20,7 @@ AUTO = TextFormat()
 
 def config_for(path: Path | str, reader: TextFormat = AUTO) -> tuple[dict[str, Any], str]:
     """The printed config as the train command sees it, and its text."""
-    text = render_config(look([str(path)], reader), "train", "train.yaml")
+    text = render_config(inspect_data([str(path)], reader), "train", "train.yaml")
     data = yaml.safe_load(text)
     return build_config("train", {**data, "output": "out"}).model_dump(), text
 
@@ -154,16 +154,16 @@ def test_names_that_yaml_would_misread_are_quoted(tmp_path):
 def test_data_without_text_or_files_is_refused(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataRefused, match="found no file"):
-        look([str(tmp_path / "empty")], AUTO)
+        inspect_data([str(tmp_path / "empty")], AUTO)
     pq.write_table(pa.table({"a": [1, 2], "b": [0.5, 1.5]}), tmp_path / "a.parquet")
     with pytest.raises(ConfigError, match="expected a column of texts, found 'a', 'b'"):
-        look([str(tmp_path / "a.parquet")], AUTO)
+        inspect_data([str(tmp_path / "a.parquet")], AUTO)
     (tmp_path / "a.review").write_text("<data><review>x</review></data>")
     with pytest.raises(ConfigError, match="looks like XML"):
-        look([str(tmp_path / "a.review")], AUTO)
+        inspect_data([str(tmp_path / "a.review")], AUTO)
     (tmp_path / "a.json").write_text('[\n {"text": "x"}\n]')
     with pytest.raises(DataRefused, match="a JSON array; write one JSON object a line"):
-        look([str(tmp_path / "a.json")], AUTO)
+        inspect_data([str(tmp_path / "a.json")], AUTO)
 
 
 def test_of_files_with_as_many_rows_those_with_the_texts_are_chosen(tmp_path):
