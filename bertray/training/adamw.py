@@ -102,28 +102,21 @@ class KernelAdamW(AdamW):
                 state = self._state_of(weight)
                 state["step"] += 1
                 torch.autograd.graph.increment_version(weight)
-                struct = AdamWWeight(
-                    weight=weight.data_ptr(),
-                    mean=state["exp_avg"].data_ptr(),
-                    square=state["exp_avg_sq"].data_ptr(),
-                    rows=1,
-                    width=weight.numel(),
-                    share_left=1 - group["lr"] * group["weight_decay"],
-                )
+                averages = state["exp_avg"], state["exp_avg_sq"]
+                share_left = 1 - group["lr"] * group["weight_decay"]
                 if weight.grad.is_sparse:
                     of_rows = weight.grad.coalesce()
                     rows = of_rows.indices()[0]
                     place = torch.full((len(weight),), -1, dtype=torch.int32)
                     place[rows] = torch.arange(len(rows), dtype=torch.int32)
                     gradient, moved = of_rows.values().contiguous(), self._moved_of(weight)
-                    struct.rows, struct.width = weight.shape
-                    struct.place, struct.moved = place.data_ptr(), moved.data_ptr()
+                    struct = AdamWWeight.of_rows(weight, *averages, gradient, place, moved, share_left)
                     alive += [place, gradient]
                 else:
                     self._moved.pop(weight, None)  # any row may have
                     gradient = weight.grad.contiguous()
+                    struct = AdamWWeight.of(weight, *averages, gradient, share_left)
                     alive.append(gradient)
-                struct.gradient = gradient.data_ptr()
                 beta_mean, beta_square = group["betas"]
                 alike = (float(state["step"]), group["lr"], beta_mean, beta_square, group["eps"])
                 steps.setdefault(alike, []).append(struct)

@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 from bertray.io.cache import Cache
+from bertray.model.kernels.checks import check, check_cu_seqlens, check_heads
 
 _log = logging.getLogger(__name__)
 
@@ -55,7 +56,7 @@ class _Norm(ctypes.Structure):
 
 
 class AdamWWeight(ctypes.Structure):
-    """A weight, its averages and its gradient, all fp32, as addresses; what `adamw.cpp` says of each."""
+    """A weight, its averages and its gradient, all fp32, as addresses, which `of` checks; see `adamw.cpp`."""
 
     _fields_ = (
         *((name, ctypes.c_void_p) for name in ("weight", "mean", "square", "gradient")),
@@ -63,6 +64,37 @@ class AdamWWeight(ctypes.Structure):
         *((name, ctypes.c_void_p) for name in ("place", "moved")),
         ("share_left", ctypes.c_float),
     )
+
+    @classmethod
+    def of(cls, weight: Tensor, mean: Tensor, square: Tensor, gradient: Tensor, share_left: float) -> AdamWWeight:
+        """A weight with a dense gradient; the caller keeps all tensors alive."""
+        for what, tensor in (("weight", weight), ("mean", mean), ("square", square), ("gradient", gradient)):
+            check(f"AdamW, {what}", tensor, weight.shape, torch.float32)
+        pointers = (tensor.data_ptr() for tensor in (weight, mean, square, gradient))
+        return cls(*pointers, rows=1, width=weight.numel(), share_left=share_left)
+
+    @classmethod
+    def of_rows(
+        cls,
+        weight_VD: Tensor,
+        mean_VD: Tensor,
+        square_VD: Tensor,
+        gradient_RD: Tensor,
+        place_V: Tensor,
+        moved_V: Tensor,
+        share_left: float,
+    ) -> AdamWWeight:
+        """A weight with a gradient of some rows; `adamw.cpp` says what `place` and `moved` hold."""
+        rows, width = weight_VD.shape
+        for what, tensor in (("weight", weight_VD), ("mean", mean_VD), ("square", square_VD)):
+            check(f"AdamW, {what}", tensor, (rows, width), torch.float32)
+        check("AdamW, rows of a gradient", gradient_RD, (len(gradient_RD), width), torch.float32)
+        check("AdamW, places of rows", place_V, (rows,), torch.int32)
+        check("AdamW, rows that moved", moved_V, (rows,), torch.uint8)
+        if int(place_V.max()) >= len(gradient_RD):
+            raise ValueError(f"AdamW: a row has its gradient at {int(place_V.max())} of {len(gradient_RD)}")
+        pointers = (tensor.data_ptr() for tensor in (weight_VD, mean_VD, square_VD, gradient_RD))
+        return cls(*pointers, rows, width, place_V.data_ptr(), moved_V.data_ptr(), share_left)
 
 
 class AdamWStep(ctypes.Structure):
@@ -87,9 +119,14 @@ class TiledLinear:
     """
 
     def __init__(self, tiles: Tensor, bias_O: Tensor | None, inputs: int, outputs: int) -> None:
+        if inputs % _WIDE or outputs % _WIDE:
+            raise ValueError(f"linear layer: expected sizes in multiples of {_WIDE}, found {inputs} and {outputs}")
+        check("tiles of a linear layer", tiles.view(-1), (inputs * outputs,), torch.bfloat16)
         self._tiles = tiles
         self._bias_O = None if bias_O is None else bias_O.to(torch.float32).contiguous()
-        self.outputs = outputs
+        if self._bias_O is not None:
+            check("bias of a linear layer", self._bias_O, (outputs,), torch.float32)
+        self.inputs, self.outputs = inputs, outputs
         bias = None if self._bias_O is None else self._bias_O.data_ptr()
         self.struct = _Linear(tiles.data_ptr(), bias, inputs, outputs)
 
@@ -135,6 +172,13 @@ class Kernels:
             bounds_k: likewise keys and values.
         """
         num_tokens, num_heads, head = q_THE.shape
+        check_heads("queries", q_THE, q_THE.shape, q_THE.stride(0))
+        for what, x_THE in (("keys", k_THE), ("values", v_THE)):
+            check_heads(what, x_THE, (len(k_THE), num_heads, head), k_THE.stride(0))
+        check_cu_seqlens("offsets of queries", bounds_q, num_tokens)
+        check_cu_seqlens("offsets of keys", bounds_k, len(k_THE))
+        if len(bounds_q) != len(bounds_k):
+            raise ValueError(f"attention: {len(bounds_q) - 1} sequences of queries, {len(bounds_k) - 1} of keys")
         out_TD = torch.empty(num_tokens, num_heads * head, dtype=torch.bfloat16)
         failed = self._attention(
             *(q_THE.data_ptr(), q_THE.stride(0), k_THE.data_ptr(), v_THE.data_ptr(), k_THE.stride(0)),
@@ -150,7 +194,12 @@ class Kernels:
         are int32 [B + 1], where each sequence begins and the last ends, the first of them 0.
         """
 
+        if layer.outputs != 3 * layer.inputs or layer.inputs % num_heads:
+            raise ValueError(f"attention: {layer.inputs} to {layer.outputs} is no projection of {num_heads} heads")
+
         def run(x_TD: Tensor, bounds_B1: Tensor) -> Tensor:
+            check("input of attention", x_TD, (len(x_TD), layer.inputs), torch.bfloat16)
+            check_cu_seqlens("offsets of sequences", bounds_B1, len(x_TD))
             out_TD = torch.empty_like(x_TD)
             failed = self._self_attention(
                 *(x_TD.data_ptr(), layer.struct, bounds_B1.data_ptr(), len(bounds_B1) - 1),
@@ -162,6 +211,7 @@ class Kernels:
 
     def linear(self, x_TI: Tensor, layer: TiledLinear, dtype: torch.dtype = torch.bfloat16) -> Tensor:
         """[T, O] in bf16 or fp32, of either."""
+        check("input of a linear layer", x_TI, (len(x_TI), layer.inputs))
         out_TO = torch.empty(len(x_TI), layer.outputs, dtype=dtype)
         failed = self._linear(
             *(x_TI.data_ptr(), x_TI.dtype == torch.float32, len(x_TI), layer.struct),
@@ -181,9 +231,14 @@ class Kernels:
 
         The activation is the exact GELU; the norms are those of `transformers`, in fp32.
         """
-        norms = [_NormOf(norm) for norm in (attended_norm, output_norm)]
+        hidden, inner = attended.outputs, up.outputs
+        norms = [_NormOf(norm, hidden) for norm in (attended_norm, output_norm)]
+        if (attended.inputs, up.inputs, down.inputs, down.outputs) != (hidden, hidden, inner, hidden):
+            raise ValueError("feed forward: its linear layers do not follow each other")
 
         def run(attended_TD: Tensor, x_TD: Tensor) -> Tensor:
+            for what, given_TD in (("attention's output", attended_TD), ("input of the layer", x_TD)):
+                check(what, given_TD, (len(x_TD), hidden), torch.bfloat16)
             out_TD = torch.empty_like(x_TD)
             failed = self._feed_forward(
                 *(attended_TD.data_ptr(), x_TD.data_ptr(), len(x_TD)),
@@ -202,8 +257,10 @@ class Kernels:
 class _NormOf:
     """The numbers of a norm, in fp32, for as long as the kernels want them."""
 
-    def __init__(self, norm: torch.nn.LayerNorm) -> None:
+    def __init__(self, norm: torch.nn.LayerNorm, width: int) -> None:
         self._numbers = [tensor.detach().to(torch.float32).contiguous() for tensor in (norm.weight, norm.bias)]
+        for numbers_D in self._numbers:
+            check("layer norm", numbers_D, (width,), torch.float32)
         self.struct = _Norm(*(tensor.data_ptr() for tensor in self._numbers), norm.eps)
 
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from bertray.model.kernels import Kernels, TiledLinear, done, kernels
+from bertray.model.kernels.checks import check
 
 _POINTER, _SIZE, _COUNT, _REAL = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_float
 _RANDOM_LEVELS = 1 << 32
@@ -73,6 +74,7 @@ class TrainingKernels:
     def lay_out(self, weight_OI: Tensor, bias_O: Tensor, *, backward: bool) -> tuple[TiledLinear, TiledLinear | None]:
         """The layer in tiles, and its transpose without a bias where it is wanted."""
         outputs, inputs = weight_OI.shape
+        check("weights of a linear layer", weight_OI, (outputs, inputs), torch.float32)
         forward = torch.empty(outputs * inputs, dtype=torch.bfloat16)
         transposed = torch.empty_like(forward) if backward else None
         self._lay_out(
@@ -85,6 +87,8 @@ class TrainingKernels:
     def weight_gradient(self, upstream_TO: Tensor, x_TI: Tensor) -> tuple[Tensor, Tensor]:
         """[O, I] and the sums of columns [O], fp32."""
         (num_rows, outputs), inputs = upstream_TO.shape, x_TI.shape[1]
+        check("gradient of a linear layer", upstream_TO, (num_rows, outputs))
+        check("input of a linear layer", x_TI, (num_rows, inputs))
         gradient_OI, bias_O = (torch.empty(size, dtype=torch.float32) for size in ((outputs, inputs), outputs))
         failed = self._weight_gradient(
             *(upstream_TO.data_ptr(), upstream_TO.dtype == torch.float32),
@@ -205,6 +209,7 @@ class _AttentionOp(torch.autograd.Function):
         q_THE, k_THE, v_THE, bounds_B1 = ctx.saved_tensors
         num_tokens, num_heads, head = q_THE.shape
         upstream_THE = upstream[0].contiguous()
+        check("gradient of attention", upstream_THE, q_THE.shape, torch.bfloat16)
         gradients_TKHE = torch.empty(num_tokens, 3, num_heads, head, dtype=torch.bfloat16)
         q, k, v = gradients_TKHE.unbind(1)
         failed = ctx.ours._attention_gradient(
@@ -220,6 +225,7 @@ class _GeluOp(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, ours: TrainingKernels, x: Tensor) -> Tensor:
         x = x.contiguous()
+        check("input of GELU", x, x.shape, torch.bfloat16)
         ctx.save_for_backward(x)
         ctx.ours = ours
         out = torch.empty_like(x)
@@ -231,6 +237,7 @@ class _GeluOp(torch.autograd.Function):
     def backward(ctx: Any, *upstream: Tensor) -> tuple[None, Tensor]:
         (x,) = ctx.saved_tensors
         given, out = upstream[0].contiguous(), torch.empty_like(x)
+        check("gradient of GELU", given, x.shape, torch.bfloat16)
         ctx.ours._gelu(x.data_ptr(), given.data_ptr(), x.numel(), out.data_ptr(), torch.get_num_threads())
         return None, out
 
@@ -248,6 +255,10 @@ class _AddNormOp(torch.autograd.Function):
         dropped: float,
     ) -> Tensor:
         x, residual = x.contiguous(), residual.contiguous()
+        check("input of a norm", x, residual.shape, torch.bfloat16)
+        check("residual of a norm", residual, residual.shape, torch.float32)
+        for numbers_D in (weight_D, bias_D):
+            check("layer norm", numbers_D, residual.shape[-1:], torch.float32)
         level = round(dropped * _RANDOM_LEVELS)
         dropout = _Dropout(seed=0, dropped=0, scale=1.0)
         if level:
@@ -270,6 +281,7 @@ class _AddNormOp(torch.autograd.Function):
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Any, ...]:
         sums, weight_D = ctx.saved_tensors
         given, width = upstream[0].contiguous(), sums.shape[-1]
+        check("gradient of a norm", given, sums.shape, torch.float32)
         x_gradient = torch.empty(sums.shape, dtype=torch.bfloat16)
         residual_gradient = torch.empty_like(sums)
         weight_gradient, bias_gradient = (torch.empty(width, dtype=torch.float32) for _ in range(2))
