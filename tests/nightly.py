@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, tzinfo
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from unittest import mock
 
 import numpy as np
@@ -84,7 +84,8 @@ class StubExecutor(InProcess):
 
     def run(self, items: Iterable[Any], stages: Sequence[Stage], progress: Progress = DEFAULT) -> Iterator[Any]:
         with_stub = [
-            Actors(partial(_Actor, *stage.factory.args)) if isinstance(stage, Actors) else stage for stage in stages
+            Actors(partial(_Actor, *cast(Any, stage.factory).args)) if isinstance(stage, Actors) else stage
+            for stage in stages
         ]
         return super().run(items, with_stub, progress)
 

@@ -9,7 +9,6 @@ from typing import Any
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
-from pydantic_core import PydanticUndefined
 
 from bertray.config.commands import CONFIGS
 from bertray.config.sections import Section
@@ -175,8 +174,7 @@ def key_help(config: type[Section], prefix: str = "") -> list[tuple[str, str, st
         if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
             rows += key_help(field.annotation, f"{prefix}{name}.")
             continue
-        default = field.get_default()
-        shown = "required" if default is PydanticUndefined else _shown(default)
+        shown = "required" if field.is_required() else _shown(field.get_default())
         rows.append((f"{prefix}{name}", shown, field.description or ""))
     return rows
 
