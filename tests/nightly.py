@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, tzinfo
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 from unittest import mock
 
 import numpy as np
@@ -83,11 +83,15 @@ class StubExecutor(InProcess):
     """Reads, stages and gives receipts as the pipeline does, item after item, with a stand-in for a model."""
 
     def run(self, items: Iterable[Any], stages: Sequence[Stage], progress: Progress = DEFAULT) -> Iterator[Any]:
-        with_stub = [
-            Actors(partial(_Actor, *cast(Any, stage.factory).args)) if isinstance(stage, Actors) else stage
-            for stage in stages
-        ]
+        with_stub = [_with_stub(stage) for stage in stages]
         return super().run(items, with_stub, progress)
+
+
+def _with_stub(stage: Stage) -> Stage:
+    if not isinstance(stage, Actors):
+        return stage
+    assert isinstance(stage.factory, partial)
+    return Actors(partial(_Actor, *stage.factory.args))
 
 
 @contextlib.contextmanager

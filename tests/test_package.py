@@ -47,7 +47,6 @@ STILL_WRONG: dict[str, set[str]] = {
 # Modules outside execution/ that still import Ray.
 STILL_RAY: set[str] = {
     "commands/benchmark.py",
-    "runs/tuning.py",
 }
 
 # Modules of training/ that still read a config or hand work to Ray themselves.

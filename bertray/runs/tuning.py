@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from importlib import import_module
 from typing import Any
 
@@ -28,6 +28,7 @@ from bertray.evaluation.validation_profile import check_reading
 from bertray.execution.executor import Executor
 from bertray.execution.session import ray_session
 from bertray.execution.stalls import StallWatch
+from bertray.execution.trials import Report, Trials, run_trials
 from bertray.io.store import Store, open_store
 from bertray.io.tables import parquet_bytes
 from bertray.model.bundle import resolve_model, weights_digest
@@ -174,9 +175,6 @@ def value_of(epoch: Mapping[str, float], metric: str) -> float:
 
 def _search(job: _TrialJob, store: Store, executor: Executor) -> list[Trial]:
     """Every trial there is to be, those of earlier runs included, by number."""
-    from ray import tune
-    from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler
-
     config = job.config
     earlier = stored_trials(store)
     finished = {trial.name: trial for trial in earlier if trial.status != "running"}
@@ -192,58 +190,67 @@ def _search(job: _TrialJob, store: Store, executor: Executor) -> list[Trial]:
     tried = [Tried(trial.point, trial.value(metric)) for trial in finished.values()]
     sampler = Sampler(space, config.seed, tried, unfinished or ([start] if start and not finished else []))
     epochs = searched.most_epochs(config)
-    scheduler: Any = FIFOScheduler()
-    if config.search.stop_early and epochs > 1:
-        scheduler = AsyncHyperBandScheduler(
-            time_attr="epoch", metric="value", mode="max", max_t=epochs, grace_period=1, reduction_factor=3
-        )
-    os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
-    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # whose banner ignores verbose=0
-    os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # Ctrl-C ends the command, as everywhere
+    trials = Trials(
+        name=f"{job.run_key}-{time.time_ns():x}",
+        storage=store.uri("control/ray_tune"),
+        count=wanted - len(finished),
+        max_failures=config.training.max_failures,
+        max_epochs=epochs if config.search.stop_early and epochs > 1 else None,
+    )
     with Ticker("searching", wanted, "trials") as ticker:
-        book = _Book(store, earlier, ticker, config)
-        tuner = tune.Tuner(
-            tune.with_resources(
-                tune.with_parameters(_train_trial, job=job),
-                {"cpu": executor.resources.cpus_per_worker, "gpu": executor.resources.gpus_per_worker},
-            ),
-            tune_config=tune.TuneConfig(
-                search_alg=_searcher(sampler, book),
-                scheduler=scheduler,
-                num_samples=wanted - len(finished),
-                max_concurrent_trials=executor.resources.num_workers,
-                reuse_actors=True,  # a new process imports for seconds
-            ),
-            run_config=tune.RunConfig(
-                name=f"{job.run_key}-{time.time_ns():x}",
-                storage_path=store.uri("control/ray_tune"),
-                failure_config=tune.FailureConfig(max_failures=config.training.max_failures),
-                callbacks=[_callback(book)],
-                stop=_stopper(book),
-                verbose=0,
-            ),
-        )
+        book = _Book(store, earlier, ticker, config, sampler)
         with book.watch:
-            tuner.fit()
+            run_trials(partial(_train_trial, job), book, trials, executor.resources)
     if book.fatal is not None:
         raise book.fatal
     return sorted(book.finished.values(), key=lambda trial: trial.number)
 
 
 class _Book:
-    """What the driver knows of trials; every change is written down."""
+    """The search on the driver: points from a sampler, and trials of which every change is written down."""
 
-    def __init__(self, store: Store, earlier: Sequence[Trial], ticker: Ticker, config: TuneConfig) -> None:
+    def __init__(
+        self, store: Store, earlier: Sequence[Trial], ticker: Ticker, config: TuneConfig, sampler: Sampler
+    ) -> None:
         self.fatal: BertrayError | None = None  # what ends the search, its trial unfinished
         self.finished = {trial.name: trial for trial in earlier if trial.status != "running"}
         self._numbers = {trial.name: trial.number for trial in earlier}
         self._running: dict[str, Trial] = {}
-        self._store, self._ticker, self._config = store, ticker, config
+        self._store, self._ticker, self._config, self._sampler = store, ticker, config, sampler
         self.watch = StallWatch("searching", self._in_progress)
 
     def _in_progress(self) -> str:
         """The trials that run, in words."""
         return "trials that run: " + ("; ".join(_in_words(trial.point) for trial in self._running.values()) or "none")
+
+    @property
+    def is_over(self) -> bool:
+        """An error has come that says nothing of a point."""
+        return self.fatal is not None
+
+    def suggest(self, trial_id: str) -> Point | None:
+        """The next point, its trial begun."""
+        point = self._sampler.next(trial_id)
+        if point is not None:
+            self.begin(point)
+        return point
+
+    def reported(self, point: Point, report: Mapping[str, Any]) -> None:
+        """An epoch of a trial, or the error that ends the search."""
+        if "error" in report:
+            self.fatal = report["error"]
+        elif "loss" in report:
+            self.epoch(point, report)
+
+    def completed(self, trial_id: str, point: Point, report: Mapping[str, Any], *, lost: bool) -> None:
+        """The sampler learns the value of a trial that has ended."""
+        if lost and self.fatal is None:
+            self.fatal = InfrastructureError(
+                f"tune: the process of a trial ended again and again ({_in_words(point)}).",
+                "Look for a lost machine or too little memory, then run the same command again.",
+            )
+        if self.fatal is None:
+            self._sampler.tell(trial_id, self.end(point, why=str(report.get("diverged", ""))))
 
     def begin(self, point: Point) -> None:
         """A trial starts, or is taken up again."""
@@ -283,80 +290,6 @@ class _Book:
         self._store.put(f"{TRIALS}/{trial.name}.json", json.dumps(asdict(trial)).encode())
 
 
-# Ray Tune keeps copies of these three, for a way of resuming that is not ours: a copy is a word.
-
-
-def _searcher(sampler: Sampler, book: _Book) -> Any:
-    """Ray Tune's view of the sampler."""
-    from ray.tune.search import Searcher
-
-    class OptunaSearcher(Searcher):  # type: ignore[misc]  # Ray publishes no types
-        def __init__(self) -> None:
-            super().__init__(metric="value", mode="max")
-            self._points: dict[str, Point] = {}
-
-        def suggest(self, trial_id: str) -> Any:
-            point = sampler.next(trial_id)
-            if point is None:
-                return Searcher.FINISHED
-            self._points[trial_id] = point
-            book.begin(point)
-            return {"point": point}
-
-        def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
-            point = self._points.pop(trial_id)
-            if error and book.fatal is None:
-                book.fatal = InfrastructureError(
-                    f"tune: the process of a trial ended again and again ({_in_words(point)}).",
-                    "Look for a lost machine or too little memory, then run the same command again.",
-                )
-            if book.fatal is None:
-                sampler.tell(trial_id, book.end(point, why=str((result or {}).get("diverged", ""))))
-
-        def save(self, checkpoint_path: str) -> None:
-            """Nothing: what is known of trials lies in the output."""
-
-        def restore(self, checkpoint_path: str) -> None:
-            """Nothing, as `save`."""
-
-        def __reduce__(self) -> Any:
-            return str, ("searcher",)
-
-    return OptunaSearcher()
-
-
-def _callback(book: _Book) -> Any:
-    from ray.tune import Callback
-
-    class Noted(Callback):  # type: ignore[misc]  # Ray publishes no types
-        def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: Any, **info: Any) -> None:
-            if "error" in result:
-                book.fatal = result["error"]
-            elif "loss" in result:
-                book.epoch(trial.config["point"], result)
-
-        def __reduce__(self) -> Any:
-            return str, ("callback",)
-
-    return Noted()
-
-
-def _stopper(book: _Book) -> Any:
-    from ray.tune import Stopper
-
-    class WhenFatal(Stopper):  # type: ignore[misc]  # Ray publishes no types
-        def __call__(self, trial_id: str, result: Any) -> bool:
-            return False
-
-        def stop_all(self) -> bool:
-            return book.fatal is not None
-
-        def __reduce__(self) -> Any:
-            return str, ("stopper",)
-
-    return WhenFatal()
-
-
 class _Judged(Classification):
     """Figures with the ends of their 95 % intervals, of every epoch: a trial that is behind never gets to its end."""
 
@@ -378,19 +311,17 @@ def _ends(found: Estimate) -> dict[str, float]:
     return {"": found.value, "_low": found.low, "_high": found.high}
 
 
-def _train_trial(settings: dict[str, Any], *, job: _TrialJob) -> None:
-    """Body of one trial: a process that trains at one point and reports each epoch."""
-    from ray import tune
-
+def _train_trial(job: _TrialJob, point: Point, report: Report) -> None:
+    """Train at one point and report each epoch."""
     from bertray.model.tokenization import ReviewTokenizer
     from bertray.training.loop import run_loop
 
-    config = searched.at(job.config, settings["point"])
+    config = searched.at(job.config, point)
     metric, folder = job.config.training.best_metric, resolve_model(job.config.model)
-    name = name_of(settings["point"])
+    name = name_of(point)
 
     def on_epoch(row: dict[str, Any]) -> None:
-        tune.report({**row, "epoch": int(row["epoch"]), "value": value_of(row, metric)})
+        report({**row, "epoch": int(row["epoch"]), "value": value_of(row, metric)})
 
     nothing = {"epoch": config.training.epochs, "value": WORST}
     try:
@@ -412,9 +343,9 @@ def _train_trial(settings: dict[str, Any], *, job: _TrialJob) -> None:
             on_epoch=on_epoch,
         )
     except Diverged as error:  # an answer, too: this point is no good
-        tune.report({**nothing, "diverged": error.message})
+        report({**nothing, "diverged": error.message})
     except BertrayError as error:  # says nothing of the point
-        tune.report({**nothing, "error": error})
+        report({**nothing, "error": error})
 
 
 def stored_trials(store: Store) -> list[Trial]:

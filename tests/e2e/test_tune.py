@@ -19,6 +19,7 @@ from bertray.config import TuneConfig, build_config, to_yaml
 from bertray.console import Ticker
 from bertray.errors import ConfigError, InfrastructureError
 from bertray.evaluation.metrics import all_metrics, confusion_matrix
+from bertray.execution import trials
 from bertray.io.store import LocalStore
 from bertray.outputs import claims
 from bertray.outputs.claims import FINISHED_FILE
@@ -388,8 +389,8 @@ def test_a_trial_is_judged_by_the_decision_that_its_model_would_make(match_share
 def test_every_epoch_of_a_trial_tells_its_figures_with_intervals_over_the_validation_rows(
     trial_job, tmp_path, monkeypatch
 ):
-    told, logits = [], []
-    monkeypatch.setattr("ray.tune.report", told.append)
+    told: list[dict[str, Any]] = []
+    logits = []
     figures = tuning._Judged.figures
 
     def noted(self, rows_VK):
@@ -398,7 +399,7 @@ def test_every_epoch_of_a_trial_tells_its_figures_with_intervals_over_the_valida
 
     monkeypatch.setattr(tuning._Judged, "figures", noted)
     point = {"training.learning_rate": 1e-3}
-    tuning._train_trial({"point": point}, job=trial_job)
+    tuning._train_trial(trial_job, point, told.append)
     assert [row["epoch"] for row in told] == [1, 2]
     found = trial_job.data.examples()
     label_ids_V = found.label_ids_N[found.validation]
@@ -415,7 +416,8 @@ def test_every_epoch_of_a_trial_tells_its_figures_with_intervals_over_the_valida
 
     # As Ray Tune would hand it on: into the trial's file, the table and the page.
     with Ticker("searching", 1, "trials") as ticker:
-        book = tuning._Book(LocalStore(tmp_path / "book"), [], ticker, trial_job.config)
+        sampler = Sampler(searched.space_of(trial_job.config), 0, [], [])
+        book = tuning._Book(LocalStore(tmp_path / "book"), [], ticker, trial_job.config, sampler)
         book.begin(point)
         for row in told:
             book.epoch(point, row)
@@ -427,10 +429,9 @@ def test_every_epoch_of_a_trial_tells_its_figures_with_intervals_over_the_valida
     assert {name: row[name] for name in tuning.FIGURES} == {name: best[name] for name in tuning.FIGURES}
 
 
-def test_a_trial_that_leaves_the_numbers_is_told_as_that(trial_job, monkeypatch):
-    told = []
-    monkeypatch.setattr("ray.tune.report", told.append)
-    tuning._train_trial({"point": {"training.learning_rate": 1e30}}, job=trial_job)
+def test_a_trial_that_leaves_the_numbers_is_told_as_that(trial_job):
+    told: list[dict[str, Any]] = []
+    tuning._train_trial(trial_job, {"training.learning_rate": 1e30}, told.append)
     assert told[-1]["value"] == tuning.WORST
     assert "diverged" in told[-1]
 
@@ -439,8 +440,8 @@ def test_a_trial_whose_process_dies_ends_the_search_and_is_taken_up_again(tmp_pa
     config = tune_config(space={"seed": [5, 6, 7]}, sampler="grid")
     store = LocalStore(tmp_path)
     with Ticker("searching", 3, "trials") as ticker:
-        book = tuning._Book(store, [], ticker, config)
-        searcher, stopper = tuning._searcher(Sampler(searched.space_of(config), 0, [], []), book), tuning._stopper(book)
+        book = tuning._Book(store, [], ticker, config, Sampler(searched.space_of(config), 0, [], []))
+        searcher, stopper = trials._searcher(book), trials._stopper(book)
         points = {name: searcher.suggest(name)["point"] for name in ("a", "b", "c")}
         for epoch in (1, 2, 3):
             book.epoch(points["a"], epoch_row(epoch))
