@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from textwrap import fill
 from typing import Annotated, Any
 
 import typer
@@ -27,21 +28,21 @@ CODE_NAMES = {
     130: "interrupted",
 }
 SUMMARIES = {
-    "train": "Labelled reviews to a model bundle and an evaluation report.",
-    "pretrain": "Reviews without labels to an encoder that knows their language, adapted or new.",
-    "tune": "A search over the settings of train, judged on validation rows; the best as a config.",
-    "evaluate": "A model and labelled reviews to a report and metrics.",
-    "score": "A model and review files to committed scored rows, quarantine and report.",
-    "embed": "A model and review files to committed vectors, by the same reader and commit.",
-    "topics": "Scored or raw reviews to topics, their words, their sentiment and a map.",
-    "audit": "Duplicates, leaks between splits, contradicting and doubtful labels, broken rows: one page.",
-    "plan": "What a train or score config would do: files, rows, tokens, time; nothing is written.",
-    "files": "The committed part files of an output, one a line, for exact readers.",
-    "gc": "What an output no longer needs: shown, and removed with delete=true.",
-    "demo": "The whole path on bundled reviews and the bundled model, without network.",
-    "benchmark": "Rows a second here, beside what people use instead and the machine's own limit.",
-    "doctor": "Is this machine ready? One line a check, with the remedy.",
-    "init": "Look at data and write a commented config of train or score that works on it.",
+    "train": "Train a classifier on labelled reviews, and report on it.",
+    "pretrain": "Train an encoder on unlabelled reviews (masked language model).",
+    "tune": "Search hyperparameters of train; write the best as a config.",
+    "evaluate": "Evaluate a model on labelled reviews: report and metrics.",
+    "score": "Label review files: committed rows, quarantine, report.",
+    "embed": "Embed review files: committed vectors, by score's commit.",
+    "topics": "Find topics of reviews, with words, sentiment and a map.",
+    "audit": "Find duplicates, leakage, wrong labels and broken rows.",
+    "plan": "Forecast a train or score run; writes nothing.",
+    "files": "List the committed part files of an output, for exact readers.",
+    "gc": "List what an output no longer needs; delete=true removes it.",
+    "demo": "Run the whole path on bundled reviews, without network.",
+    "benchmark": "Measure throughput here, beside what people use instead.",
+    "doctor": "Check this machine: one line per check, with the remedy.",
+    "init": "Inspect data and write a config of train or score for it.",
 }
 
 # What the parser raises for an unknown verb or flag; typer names only its subclass in public.
@@ -74,15 +75,20 @@ def _version(value: bool) -> None:
 
 @app.callback()
 def _root(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show it.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
 ) -> None:
     """Reviews in, sentiment labels out: BERT-family models on Ray."""
 
 
 def _key_help(verb: str) -> str:
-    """Every key of a verb for `--help`, as one preformatted block."""
+    """Keys of a verb with defaults and descriptions, as one preformatted block for `--help`."""
     rows = configs.key_help(configs.CONFIGS[verb])
-    lines = [f"  {key} = {default}\n      {description}" for key, default, description in rows]
+    lines = [
+        f"  {key} = {default}\n{fill(description, 96, initial_indent=' ' * 6, subsequent_indent=' ' * 6)}"
+        for key, default, description in rows
+    ]
     return "\b\nKeys (key = default):\n" + "\n".join(lines)
 
 

@@ -37,14 +37,27 @@ from bertray.settings import EmbeddingKind, LongText, Pooling, ScoringPrecision
 class Common(Section):
     """Keys that mean the same in every command."""
 
-    model: Text = Field("bundled", min_length=1, description="hub id[@revision], folder, <run>/model, bundled")
-    output: Text = Field(..., min_length=1, description="folder or s3://, gs:// prefix that receives everything")
+    model: Text = Field(
+        "bundled",
+        min_length=1,
+        description="model: hub id (`name@revision`), folder, `<run>/model`, or bundled "
+        "(all-MiniLM-L6-v2, English, no network)",
+    )
+    output: Text = Field(..., min_length=1, description="folder, or s3:// or gs:// prefix, that receives all results")
     columns: Columns = Columns()
     reader: TextFormat = TextFormat()
-    labels: Labels = Field(None, description="names in id order, or value: name (null leaves the value out)")
-    seed: int = Field(0, ge=0, lt=2**32, description="every random choice follows from it")
+    labels: Labels = Field(
+        None,
+        description="class names: a list in id order, or {value: name} with null for values to leave out; by default "
+        "the sorted values of the label column",
+    )
+    seed: int = Field(
+        0, ge=0, lt=2**32, description="seed of every random choice; the same seed and data give the same result"
+    )
     workers: Workers = Workers()
-    price_per_hour: float | None = Field(None, ge=0, description="what the machines cost, for the forecast")
+    price_per_hour: float | None = Field(
+        None, ge=0, description="price of all machines per hour, for the cost in `bertray plan` and in reports"
+    )
 
     @field_validator("labels")
     @classmethod
@@ -64,9 +77,23 @@ class TrainConfig(Common):
 
     data: TrainData = TrainData()
     training: Training = Training()
-    max_length: int = Field(128, ge=8, description="tokens of a review that the model sees, special tokens included")
-    long_text: LongText = Field("head", description="which part of a longer review it sees")
-    max_chars: int = Field(20_000, ge=100, description="longer texts are cut to this before tokenizing, and flagged")
+    max_length: int = Field(
+        128,
+        ge=8,
+        description="maximum tokens per review, special tokens included; longer reviews are handled as `long_text` "
+        "says. Raise it for long reviews; time grows with it",
+    )
+    long_text: LongText = Field(
+        "head",
+        description="tokens kept of a review longer than max_length: head (first), tail (last), head_tail (both "
+        "ends), or windows (all, in overlapping windows whose probabilities are averaged)",
+    )
+    max_chars: int = Field(
+        20_000,
+        ge=100,
+        description="characters kept of a text before tokenization, and a flag on the row; bounds the time that one "
+        "huge text can take",
+    )
     cleaning: Cleaning = Cleaning()
     report: TrainReportOptions = TrainReportOptions()
 
@@ -95,14 +122,32 @@ class PretrainConfig(Common):
     """`bertray pretrain`: unlabelled reviews to an encoder, by masked language modelling."""
 
     input: Paths = Field(..., description="reviews: file, folder, glob or list; labels are not read")
-    from_scratch: bool = Field(False, description="a new encoder and word pieces instead of those of `model`")
+    from_scratch: bool = Field(
+        False,
+        description="train a new vocabulary and encoder in place of adapting `model`; for a language without a model",
+    )
     encoder: NewEncoder = NewEncoder()
     vocabulary: NewVocabulary = NewVocabulary()
-    held_out_fraction: float = Field(0.05, gt=0, lt=1, description="share of the texts that judges the epochs")
+    held_out_fraction: float = Field(
+        0.05, gt=0, lt=1, description="share of the texts held out to judge the epochs, from 0 to 1"
+    )
     training: Pretraining = Pretraining()
-    max_length: int = Field(128, ge=8, description="tokens of a review that the model sees, special tokens included")
-    long_text: Literal["head", "tail", "head_tail"] = Field("head", description="which part of a longer review it sees")
-    max_chars: int = Field(20_000, ge=100, description="longer texts are cut to this before tokenizing, and flagged")
+    max_length: int = Field(
+        128,
+        ge=8,
+        description="maximum tokens per review, special tokens included; longer reviews are handled as `long_text` "
+        "says. Raise it for long reviews; time grows with it",
+    )
+    long_text: Literal["head", "tail", "head_tail"] = Field(
+        "head",
+        description="tokens kept of a review longer than max_length: head (first), tail (last), head_tail (both ends)",
+    )
+    max_chars: int = Field(
+        20_000,
+        ge=100,
+        description="characters kept of a text before tokenization, and a flag on the row; bounds the time that one "
+        "huge text can take",
+    )
     cleaning: Cleaning = Cleaning()
 
     @model_validator(mode="after")
@@ -119,13 +164,15 @@ class PretrainConfig(Common):
 
 
 class TuneConfig(TrainConfig):
-    """`bertray tune`: a search over the settings of train, judged on validation rows."""
+    """`bertray tune`: hyperparameter search over train, judged on validation rows."""
 
     search: Search = Search()
 
 
 _SCORING_PRECISION: Any = Field(
-    "auto", description="bf16 where the hardware has it; int8: on a CPU without bf16 faster, and some labels change"
+    "auto",
+    description="number format of the forward pass; auto: bf16 where the hardware computes in it, else fp32; "
+    "int8: faster on CPUs without bf16, and some labels change",
 )
 
 
@@ -133,8 +180,14 @@ class EvaluateConfig(Common):
     """`bertray evaluate`: a model on labelled reviews."""
 
     input: Paths = Field(..., description="labelled reviews: file, folder, glob or list")
-    max_length: int | None = Field(None, ge=8, description="by default the bundle's")
-    long_text: LongText | None = Field(None, description="by default the bundle's")
+    max_length: int | None = Field(
+        None,
+        ge=8,
+        description="maximum tokens per review; by default the bundle's, which is right unless you compare lengths",
+    )
+    long_text: LongText | None = Field(
+        None, description="tokens kept of a longer review: head, tail, head_tail or windows; by default the bundle's"
+    )
     precision: ScoringPrecision = _SCORING_PRECISION
     report: ReportOptions = ReportOptions()
 
@@ -157,39 +210,60 @@ def _once(names: tuple[str, ...]) -> tuple[str, ...]:
 
 
 class NightConfig(Common):
-    """What the commands have in common that turn new review files into committed rows, night after night."""
+    """Keys that score and embed share: new review files to committed rows, run after run."""
 
     verb: ClassVar[str]
 
-    input: Paths = Field(..., description="review files: file, folder, glob or list")
-    slot: Text | None = Field(
-        None, description="name of the partition; by default dt=<UTC date>, to which a later run of the day adds run=2"
+    input: Paths = Field(
+        ..., description="review files: file, folder, glob or list; files that were scored before are left out"
     )
-    keep_columns: tuple[Text, ...] = Field((), description="input columns copied to the output")
-    max_length: int | None = Field(None, ge=8, description="by default the bundle's")
-    long_text: LongText | None = Field(None, description="by default the bundle's")
+    slot: Text | None = Field(
+        None,
+        description="partition of the output that receives the rows; by default dt=<UTC date>, where a later run of "
+        "the day becomes run=2",
+    )
+    keep_columns: tuple[Text, ...] = Field((), description="input columns to copy to the output")
+    max_length: int | None = Field(
+        None,
+        ge=8,
+        description="maximum tokens per review; by default the bundle's, which is right unless you compare lengths",
+    )
+    long_text: LongText | None = Field(
+        None, description="tokens kept of a longer review: head, tail, head_tail or windows; by default the bundle's"
+    )
     ids: Ids = Ids()
-    on_bad_file: Literal["fail", "quarantine"] = Field("fail", description="a file that cannot be read at all")
+    on_bad_file: Literal["fail", "quarantine"] = Field(
+        "fail", description="a file that cannot be read at all: fail the run (exit 6), or quarantine the file and go on"
+    )
     max_quarantine_ratio: float = Field(
         0.01,
         ge=0,
         le=1,
-        description="refuse above it, once 100 rows are quarantined; below 1, also a night of which nothing was scored",
+        description="share of quarantined rows above which nothing is committed (exit 6), once there are more than "
+        "100 of them; below 1, a run that scores no row is refused too",
     )
     on_changed_file: Literal["refuse", "replace"] = Field(
-        "refuse", description="a scored file that changed; replace: its slot gets a new version, in one run"
+        "refuse",
+        description="a scored file whose content changed: refuse the run (exit 4), or replace its slot by a new "
+        "version in one run",
     )
     rescore: Literal["never", "replace"] = Field(
-        "never", description="slots scored with another model; replace: each gets a new version"
+        "never", description="slots that another model scored: never touch them, or replace each by a new version"
     )
     replace: bool = Field(
-        False, description="`slot` becomes exactly the listed files of no other slot, as a new version"
+        False,
+        description="replace `slot` by a new version that holds exactly the listed files (those of no other slot)",
     )
-    takeover: bool = Field(False, description="work on a slot even if another run seems to be at work on it")
-    allow_empty: bool = Field(False, description="no input file at all is success, with an empty slot")
-    single_writer: bool = Field(False, description="accept a store whose put-if-absent does not hold")
+    takeover: bool = Field(
+        False,
+        description="take over a slot although another run seems to work on it; for a run on a machine that is lost",
+    )
+    allow_empty: bool = Field(False, description="treat an input without files as success, and commit an empty slot")
+    single_writer: bool = Field(
+        False, description="accept a store without put-if-absent: you ensure that one run at a time writes"
+    )
     rows_per_shard: int | None = Field(
-        None, ge=1, description="rows of one unit of work and one part file; by default 4,096, more for a huge input"
+        None, ge=1, description="rows per shard, the unit of work and of resume; by default 4096, more for huge inputs"
     )
 
     @field_validator("keep_columns")
@@ -215,7 +289,12 @@ class ScoreConfig(NightConfig):
 
     verb: ClassVar[str] = "score"
 
-    needs_review_below: float | None = Field(None, gt=0, le=1, description="scores below it get needs_review=true")
+    needs_review_below: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="score below which a row gets needs_review=true, from 0 to 1; by default there is no such column",
+    )
     precision: ScoringPrecision = _SCORING_PRECISION
     report: ReportOptions = ReportOptions()
 
@@ -234,12 +313,25 @@ class EmbedConfig(NightConfig):
 
     verb: ClassVar[str] = "embed"
 
-    pooling: EmbeddingKind = Field("mean", description="of all tokens; cls: the first one; tokens: a vector of each")
-    normalize: bool = Field(False, description="scale each vector to length 1")
-    dtype: Literal["float32", "float16"] = Field("float32", description="of the numbers that are written")
-    rescore: Literal["never"] = Field("never", description="vectors of another model go into another output")
-    cleaning: Cleaning | None = Field(None, description="by default the bundle's, or that of training")
-    max_chars: int | None = Field(None, ge=100, description="by default the bundle's, or that of training")
+    pooling: EmbeddingKind = Field(
+        "mean",
+        description="vectors to write: mean over all tokens, cls (the first token), or tokens (one vector per token)",
+    )
+    normalize: bool = Field(
+        False, description="scale each vector to length 1, so that a dot product is the cosine similarity"
+    )
+    dtype: Literal["float32", "float16"] = Field(
+        "float32", description="number format of the written vectors; float16 halves the size"
+    )
+    rescore: Literal["never"] = Field("never", description="vectors of another model belong in another output")
+    cleaning: Cleaning | None = Field(
+        None, description="cleaning before the tokenizer; by default the bundle's, for an encoder the defaults of train"
+    )
+    max_chars: int | None = Field(
+        None,
+        ge=100,
+        description="characters kept of a text; by default the bundle's, for an encoder the default of train",
+    )
 
     @model_validator(mode="after")
     def _fits_together(self) -> EmbedConfig:
@@ -251,20 +343,43 @@ class EmbedConfig(NightConfig):
 class TopicsConfig(Common):
     """`bertray topics`: scored or raw reviews to topics, their words, their sentiment and a map."""
 
-    input: Paths | None = Field(None, description="raw reviews: file, folder, glob or list; also beside `scored`")
-    scored: Text | None = Field(
-        None, min_length=1, description="output of score: its committed rows, with text by keep_columns or from `input`"
+    input: Paths | None = Field(
+        None, description="raw reviews: file, folder, glob or list; beside `scored` it supplies the texts"
     )
-    slot: Text | None = Field(None, description="only this slot of `scored`")
-    keep_columns: tuple[Text, ...] = Field((), description="input columns copied to assignments.parquet")
-    pooling: Pooling = Field("mean", description="of all tokens; cls: the first one")
-    max_length: int | None = Field(None, ge=8, description="by default the bundle's, or that of training")
-    long_text: LongText | None = Field(None, description="by default the bundle's, or that of training")
-    cleaning: Cleaning | None = Field(None, description="by default the bundle's, or that of training")
-    max_chars: int | None = Field(None, ge=100, description="by default the bundle's, or that of training")
+    scored: Text | None = Field(
+        None,
+        min_length=1,
+        description="output of score whose committed rows get topics; their texts come from keep_columns or from "
+        "`input`",
+    )
+    slot: Text | None = Field(None, description="read only this slot of `scored`")
+    keep_columns: tuple[Text, ...] = Field((), description="input columns to copy to assignments.parquet")
+    pooling: Pooling = Field(
+        "mean",
+        description="pooling of the encoder's token vectors into one per review: mean over all tokens, or cls (the "
+        "first token)",
+    )
+    max_length: int | None = Field(
+        None,
+        ge=8,
+        description="maximum tokens per review; by default the bundle's, for an encoder the default of train",
+    )
+    long_text: LongText | None = Field(
+        None,
+        description="tokens kept of a longer review: head, tail, head_tail or windows; by default the bundle's, for "
+        "an encoder the default of train",
+    )
+    cleaning: Cleaning | None = Field(
+        None, description="cleaning before the tokenizer; by default the bundle's, for an encoder the defaults of train"
+    )
+    max_chars: int | None = Field(
+        None,
+        ge=100,
+        description="characters kept of a text; by default the bundle's, for an encoder the default of train",
+    )
     topics: TopicOptions = TopicOptions()
     replace: bool = Field(
-        False, description="make the topics of this output anew with other settings; nothing is embedded twice"
+        False, description="replace the topics of this output by those of other settings; vectors are reused"
     )
 
     @field_validator("keep_columns")
@@ -284,12 +399,20 @@ class TopicsConfig(Common):
 
 
 class AuditConfig(Common):
-    """`bertray audit`: what is wrong with reviews, before somebody learns from them."""
+    """`bertray audit`: faults of labelled reviews, before a model learns from them."""
 
-    model: Text = Field("bundled", min_length=1, description="whose tokenizer measures lengths, and label_errors.by")
+    model: Text = Field(
+        "bundled",
+        min_length=1,
+        description="model whose tokenizer measures text lengths, and whose embeddings label_errors.by=embeddings uses",
+    )
     data: AuditData = AuditData()
-    max_length: int = Field(128, ge=8, description="tokens of a review that a model would see: longer ones are counted")
-    max_chars: int = Field(20_000, ge=100, description="longer texts are compared by so many characters")
+    max_length: int = Field(
+        128, ge=8, description="maximum tokens per review of the model you will train: longer reviews are counted"
+    )
+    max_chars: int = Field(
+        20_000, ge=100, description="characters of a text that are compared; bounds the time of huge texts"
+    )
     cleaning: Cleaning = Cleaning()
     near_duplicates: NearDuplicates = NearDuplicates()
     label_errors: LabelErrors = LabelErrors()
@@ -311,50 +434,53 @@ class AuditConfig(Common):
 class FilesConfig(Section):
     """`bertray files`: the committed part files of an output, one a line, for exact readers."""
 
-    output: Text = Field(..., min_length=1, description="a scored output")
-    slot: Text | None = Field(None, description="only this slot")
+    output: Text = Field(..., min_length=1, description="output of score or embed")
+    slot: Text | None = Field(None, description="list only this slot")
 
 
 class GcConfig(Section):
-    """`bertray gc`: what an output no longer needs; shown, and removed on request."""
+    """`bertray gc`: files that an output no longer needs; listed, and removed on request."""
 
-    output: Text = Field(..., min_length=1, description="a scored output")
-    delete: bool = Field(False, description="remove what is shown")
-    grace_days: float = Field(7, ge=0, description="how long replaced versions and unfinished runs are kept")
+    output: Text = Field(..., min_length=1, description="output of score or embed")
+    delete: bool = Field(False, description="remove what is listed")
+    grace_days: float = Field(7, ge=0, description="days for which replaced versions and unfinished runs are kept")
 
 
 class DemoConfig(Section):
     """`bertray demo`: the whole path on bundled reviews."""
 
-    output: Text = Field("demo-run", min_length=1, description="folder that receives everything")
-    seed: int = Field(0, ge=0, lt=2**32, description="every random choice follows from it")
+    output: Text = Field("demo-run", min_length=1, description="folder that receives all results")
+    seed: int = Field(0, ge=0, lt=2**32, description="seed of every random choice")
 
 
 class BenchmarkConfig(Section):
-    """`bertray benchmark`: rows a second here, beside what people use instead and the machine's own limit."""
+    """`bertray benchmark`: throughput on this machine, beside what people use instead and the machine's limit."""
 
     model: Text = Field(
         "bundled",
         min_length=1,
-        description="classifier, encoder (with a random head), or `untrained-bert-base`: random weights of that size",
+        description="classifier, encoder (with a random head), or untrained-bert-base (random weights of that size)",
     )
     input: Paths | None = Field(None, description="reviews: file, folder, glob or list; by default the bundled ones")
     output: Text = Field("benchmark-run", min_length=1, description="local folder that receives benchmark.json")
     columns: Columns = Columns()
     reader: TextFormat = TextFormat()
-    max_length: int = Field(128, ge=8, description="tokens of a review that the model sees, special tokens included")
+    max_length: int = Field(128, ge=8, description="maximum tokens per review, special tokens included")
     rows: int = Field(2048, ge=1, description="reviews that bertray scores, a random sample of the input")
-    rival_rows: int = Field(256, ge=1, description="of these, how many the slower ways get")
-    rounds: int = Field(3, ge=1, description="runs of each, in turn; the median counts")
+    rival_rows: int = Field(256, ge=1, description="reviews of that sample that the slower contestants score")
+    rounds: int = Field(3, ge=1, description="runs of each contestant, in turn; the median counts")
     beside: tuple[Literal["pipeline", "ray", "ray_spread", "padded", "openvino", "int8"], ...] = Field(
         ("pipeline", "ray", "padded"),
-        description="transformers' pipeline, Ray's recipe, the same with rows dealt out to its actors (ray_spread), "
-        "sorted batches; on CPU openvino, and int8: our engine in it",
+        description="contestants: pipeline (transformers), ray (Ray's documented recipe), ray_spread (the same, rows "
+        "dealt out to all actors), padded (batches sorted by length); on CPU openvino, and int8 (our "
+        "engine in int8)",
     )
-    training: bool = Field(False, description="also the training loop, beside that of the tutorials")
-    seed: int = Field(0, ge=0, lt=2**32, description="of the sample")
+    training: bool = Field(False, description="measure training too, beside the loop of the tutorials")
+    seed: int = Field(0, ge=0, lt=2**32, description="seed of the sample")
     workers: Workers = Workers()
-    price_per_hour: float | None = Field(None, ge=0, description="what the machines cost, for a million reviews")
+    price_per_hour: float | None = Field(
+        None, ge=0, description="price of all machines per hour, for the cost of a million reviews"
+    )
 
     @model_validator(mode="after")
     def _on_cpu(self) -> BenchmarkConfig:
@@ -364,21 +490,22 @@ class BenchmarkConfig(Section):
 
 
 class DoctorConfig(Section):
-    """`bertray doctor`: is this machine ready?"""
+    """`bertray doctor`: checks of this machine."""
 
-    model: Text = Field("bundled", min_length=1, description="model whose loading is tried")
-    output: Text | None = Field(None, description="storage to try; by default a temporary folder")
+    model: Text = Field("bundled", min_length=1, description="model whose loading is checked")
+    output: Text | None = Field(None, description="storage to check; by default a temporary folder")
 
 
 class InitConfig(Section):
     """`bertray init DATA`: a commented config that works on the data."""
 
-    data: Paths = Field(..., description="file, folder or glob to look at")
+    data: Paths = Field(..., description="file, folder or glob to inspect")
     verb: Literal["train", "score"] | None = Field(
-        None, description="command that the config is for; by default train, and score where no column is a label"
+        None,
+        description="command that the config is for; by default train, or score where no column looks like a label",
     )
     output: Text | None = Field(
-        None, min_length=1, description="file that receives the config, whole or not at all; by default it is printed"
+        None, min_length=1, description="file for the config, written whole or not at all; by default it is printed"
     )
     reader: TextFormat = TextFormat()
 

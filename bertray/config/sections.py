@@ -50,81 +50,128 @@ class Section(BaseModel):
 
 
 class Columns(Section):
-    """Which input column plays which part. Without a header, columns are named "0", "1", ... by position."""
+    """Input columns by role. Without a header, columns are named "0", "1", ... by position."""
 
-    id: Text = Field("id", description="unique row id; absent in the data: `<relative path>:<row>`")
-    text: Text = Field("text", description="the review")
-    text_pair: Text | None = Field(None, description="a second text, for example the aspect")
-    label: Text = Field("label", description="the given label")
+    id: Text = Field(
+        "id", description="column of unique row ids; without such a column ids are `<relative path>:<row>`"
+    )
+    text: Text = Field("text", description="column with the review")
+    text_pair: Text | None = Field(
+        None, description="column with a second text, for example the aspect that the label is about"
+    )
+    label: Text = Field("label", description="column with the label")
 
 
 class TextFormat(Section):
-    """How delimited text files are written (Parquet and JSON Lines need nothing)."""
+    """Format of delimited text files (Parquet and JSON Lines need none of it)."""
 
     format: Literal["auto", "parquet", "csv", "tsv", "jsonl", "acl_imdb"] = Field(
-        "auto", description="file format; auto goes by the file name"
+        "auto", description="file format; auto: by the name of each file. Set it for files with unusual names"
     )
     delimiter: Delimiter | None = Field(
-        None, description=r"field separator (a tab: \t or tab); by default ',' for .csv and a tab for .tsv"
+        None,
+        description=r"field separator, one character (a tab: \t or tab); by default ',' for .csv and a tab for .tsv",
     )
-    header: bool = Field(True, description="the first row holds the column names")
-    skip_lines: int = Field(0, ge=0, description="lines above the header or first row, such as the title of a report")
+    header: bool = Field(
+        True, description="whether the first row holds the column names; false: columns are named 0, 1, ... by position"
+    )
+    skip_lines: int = Field(
+        0, ge=0, description="lines above the header or the first row to skip, such as the title of a report"
+    )
     quoting: bool | None = Field(
         None,
-        description='double quotes enclose fields; false reads every " as a character; by default what the first rows '
-        "of each file show, and for tabs false unless they enclose fields",
+        description="whether double quotes enclose fields; false: a quote is a character like any other. By default "
+        "decided from the first rows of each file",
     )
     escape: Escape | None = Field(
         None,
-        description=r"character that takes away the meaning of a quote, a delimiter or itself behind it, as Spark's "
-        r"and MySQL's \ does; '' for none; by default what the first rows of each file show",
+        description=r"character that makes the next quote or delimiter part of the text, such as the \ of Spark and "
+        r"MySQL; '' for none. By default decided from the first rows of each file",
     )
-    encoding: str = Field("utf-8", description="text encoding of CSV, TSV, JSON Lines and folder files")
+    encoding: str = Field(
+        "utf-8",
+        description="text encoding of CSV, TSV, JSON Lines and folder files, by its Python name, such as cp1252",
+    )
 
 
 class Cleaning(Section):
-    """What is done to a text before the tokenizer; stored in the bundle and repeated when scoring."""
+    """Cleaning of a text before the tokenizer; stored in the bundle and repeated when scoring."""
 
-    version: Literal[1] = 1
-    fix_text: bool = Field(True, description="repair mojibake and terminal escapes (ftfy)")
-    strip_html: bool = Field(True, description="line-break tags to spaces, other tags removed, entities decoded")
-    normalize: NormalForm = Field("NFC", description="Unicode normal form")
+    version: Literal[1] = Field(1, description="version of the cleaning rules; there is one")
+    fix_text: bool = Field(True, description="repair mojibake and remove terminal escapes (ftfy)")
+    strip_html: bool = Field(True, description="turn line-break tags into spaces, remove other tags, decode entities")
+    normalize: NormalForm = Field(
+        "NFC", description="Unicode normal form of the text; NFKC also unifies full-width and half-width characters"
+    )
 
 
 class Ids(Section):
-    unique: Literal["file", "slot", "off"] = Field("file", description="where a repeated id is quarantined")
+    """Uniqueness of ids."""
+
+    unique: Literal["file", "slot", "off"] = Field(
+        "file",
+        description="scope in which ids must be unique: later rows with the same id in one file, or in all files of a "
+        "slot, are quarantined; off: no check",
+    )
 
 
 class Workers(Section):
-    """Compute. On one machine one worker uses all cores; more workers are for more machines or GPUs."""
+    """Compute: workers, threads, and the limits on waiting."""
 
-    num_workers: int = Field(1, ge=1, description="training workers, and scoring actors")
-    use_gpu: bool = Field(False, description="one GPU for each worker")
+    num_workers: int = Field(
+        1,
+        ge=1,
+        description="training workers, or scoring actors. One worker uses all cores of a machine: raise it for more "
+        "machines or GPUs",
+    )
+    use_gpu: bool = Field(False, description="give each worker one GPU")
     threads: int | None = Field(
         None,
         ge=1,
-        description="torch threads of a CPU worker; by default its share of cores; on a cluster 2, or else 1",
+        description="torch threads per CPU worker; by default its share of the cores, on a cluster 2 where they fit, "
+        "else 1",
     )
     stall_timeout_s: float | None = Field(
-        None, gt=0, description="end when no shard is finished for so long; by default 1 h, on a cluster 6 h"
+        None,
+        gt=0,
+        description="seconds without any finished shard after which the run ends (exit 7); by default 3600, on a "
+        "cluster 21600",
     )
     in_process_rows: int = Field(
         2500,
         ge=0,
-        description="on one machine without a GPU, so many reviews and fewer, all splits together, are worked on in "
-        "the command's own process, which is sooner than with Ray (tune and benchmark start it all the same); 0: never",
+        description="up to this many reviews (all splits together) run in the command's own process on a machine "
+        "without GPU, since starting Ray takes longer; 0: always Ray. tune and benchmark always start Ray",
     )
 
 
 class TrainData(Section):
-    train: Paths | None = Field(None, description="labelled reviews: file, folder, glob or list")
-    validation: Paths | None = Field(None, description="by default 10 % of train, whole groups, stratified")
-    test: Paths | None = Field(None, description="for the report; by default the report is on validation")
-    validation_fraction: float = Field(0.1, gt=0, lt=1, description="share of train held out without data.validation")
-    group: Text | None = Field(None, description="column whose equal values stay in one split; by default the text")
-    time: Text | None = Field(None, description="column that says when a review was written, for data.test_from")
+    """Reviews of each split, and how splits are drawn."""
+
+    train: Paths | None = Field(None, description="labelled reviews to learn from: file, folder, glob or list")
+    validation: Paths | None = Field(
+        None,
+        description="labelled reviews that pick the best epoch: file, folder, glob or list; by default "
+        "validation_fraction of train is held out, by groups, stratified by label",
+    )
+    test: Paths | None = Field(
+        None,
+        description="labelled reviews for the report: file, folder, glob or list; by default the report is on "
+        "validation and says so",
+    )
+    validation_fraction: float = Field(
+        0.1, gt=0, lt=1, description="share of train held out for validation, from 0 to 1, without data.validation"
+    )
+    group: Text | None = Field(
+        None,
+        description="column whose equal values stay in one split, such as a customer or product; by default the text "
+        "itself",
+    )
+    time: Text | None = Field(None, description="column with the date of a review, for data.test_from")
     test_from: Text | None = Field(
-        None, description="instead of data.test: rows of data.train from this moment on, 2026-11-01, by data.time"
+        None,
+        description="first day or moment of the test split, such as 2026-11-01, by data.time: learns from the past, "
+        "tests on what came later. In place of data.test",
     )
 
     @field_validator("test_from")
@@ -144,26 +191,47 @@ class TrainData(Section):
 
 
 class Optimization(Section):
-    """How weights are learned, whatever they are to do."""
+    """Optimizer, schedule and checkpoints of any training."""
 
-    epochs: int = Field(3, ge=1, description="passes over the train split")
-    learning_rate: float = Field(5e-5, gt=0, description="peak of the schedule")
-    batch_size: int = Field(32, ge=1, description="examples per optimizer step over all workers and accumulation steps")
-    weight_decay: float = Field(0.01, ge=0, description="AdamW; none on biases and norms")
-    warmup_ratio: float = Field(0.1, ge=0, lt=1, description="share of all steps with rising learning rate")
-    max_grad_norm: float = Field(1.0, gt=0, description="gradient clipping")
+    epochs: int = Field(3, ge=1, description="passes over the train split. Raise it for small data")
+    learning_rate: float = Field(
+        5e-5,
+        gt=0,
+        description="peak learning rate of AdamW, after warm-up and before linear decay; 1e-5 to 1e-4 is usual",
+    )
+    batch_size: int = Field(
+        32, ge=1, description="examples per optimizer step, over all workers and accumulation steps"
+    )
+    weight_decay: float = Field(0.01, ge=0, description="weight decay of AdamW; biases and norms have none")
+    warmup_ratio: float = Field(
+        0.1, ge=0, lt=1, description="share of all steps during which the learning rate rises, from 0 to 1"
+    )
+    max_grad_norm: float = Field(1.0, gt=0, description="gradient clipping: largest norm of the gradient of a step")
     max_tokens_per_microbatch: int = Field(
-        8192, ge=16, description="padded tokens of one forward pass; larger batches accumulate"
+        8192,
+        ge=16,
+        description="tokens, padding included, of one forward and backward pass; a larger step accumulates gradients. "
+        "Lower it when memory runs out",
     )
     attention_dropout: bool = Field(
-        False, description="keep the model's dropout on attention weights; off trains about twice as fast on CPU"
+        False,
+        description="keep the model's dropout on attention weights. Off, training is about twice as fast on a CPU",
     )
     early_stopping_patience: int | None = Field(
-        None, ge=1, description="stop after this many epochs without a better validation score"
+        None,
+        ge=1,
+        description="epochs without a better validation score after which training stops; by default it never stops "
+        "early",
     )
-    checkpoint_every_s: float = Field(300, gt=0, description="seconds between checkpoints, besides one each epoch")
-    precision: Precision = Field("auto", description="auto: bf16 where the hardware has it")
-    max_failures: int = Field(3, ge=0, description="lost workers of Ray that are replaced before the run ends")
+    checkpoint_every_s: float = Field(
+        300,
+        gt=0,
+        description="seconds between checkpoints, beside the one of each epoch: a killed run repeats at most this much",
+    )
+    precision: Precision = Field(
+        "auto", description="number format of training; auto: bf16 where the hardware computes in it, else fp32"
+    )
+    max_failures: int = Field(3, ge=0, description="lost Ray workers that are replaced before the run ends")
 
 
 KEYS_OF_METHOD = {  # of training.method, and of no other
@@ -174,20 +242,45 @@ KEYS_OF_METHOD = {  # of training.method, and of no other
 
 
 class Training(Optimization):
-    method: Literal["finetune", "features", "distill"] = Field("finetune", description="what is trained")
-    head: HeadKind = Field("logreg", description="classifier that method=features fits on embeddings")
-    pooling: Pooling = Field("mean", description="of method=features: what an embedding is")
-    max_feature_rows: int = Field(200_000, ge=1, description="of method=features: train rows that a head sees at most")
-    teacher: Text | None = Field(None, description="of method=distill: the bundle whose probabilities are learned")
+    """Method of training and its settings."""
+
+    method: Literal["finetune", "features", "distill"] = Field(
+        "finetune",
+        description="finetune: train all weights; features: fit a linear head on embeddings of the frozen encoder "
+        "(fast, for small data); distill: train a smaller student on the probabilities of a teacher",
+    )
+    head: HeadKind = Field("logreg", description="linear head of method=features: logistic regression or linear SVM")
+    pooling: Pooling = Field(
+        "mean",
+        description="method=features: pooling of the encoder's token vectors into one per review: mean over all "
+        "tokens, or cls (the first token)",
+    )
+    max_feature_rows: int = Field(
+        200_000,
+        ge=1,
+        description="method=features: maximum train rows that the head is fitted on, a random sample; bounds memory",
+    )
+    teacher: Text | None = Field(None, description="method=distill: bundle whose probabilities the student learns")
     keep_layers: int | None = Field(
-        None, ge=1, description="of method=distill: layers of `model` that the student keeps"
+        None,
+        ge=1,
+        description="method=distill: layers of `model` that the student keeps, evenly spaced; by default all",
     )
-    softness: float = Field(2.0, ge=1, description="of method=distill: temperature at which probabilities are compared")
-    class_weights: ClassWeights = Field("none", description="balanced: rare classes weigh more")
+    softness: float = Field(
+        2.0,
+        ge=1,
+        description="method=distill: softmax temperature at which the probabilities of student and teacher are "
+        "compared",
+    )
+    class_weights: ClassWeights = Field(
+        "none", description="balanced: weigh classes in the loss by inverse frequency, so that rare classes count more"
+    )
     match_shares: bool = Field(
-        False, description="move the decision until classes are said of validation rows as often as they occur there"
+        False,
+        description="prior correction: shift the logits so that the predicted label shares on validation match the "
+        "true ones. For data where the model predicts the frequent class too often",
     )
-    best_metric: BestMetric = Field("loss", description="validation figure that picks the best epoch")
+    best_metric: BestMetric = Field("loss", description="validation metric that picks the best epoch")
 
     @model_validator(mode="after")
     def _has_keys_of_its_method_alone(self) -> Training:
@@ -199,19 +292,39 @@ class Training(Optimization):
 
 
 class Pretraining(Optimization):
-    mask_ratio: float = Field(0.15, gt=0, lt=1, description="share of the tokens of a text that is to be guessed")
-    whole_words: bool = Field(True, description="mask all pieces of a word or none")
-    held_out_tokens: int = Field(1000, ge=2, description="tokens that judge an epoch, each guessed by itself")
+    """Masked language modelling and its settings."""
+
+    mask_ratio: float = Field(
+        0.15, gt=0, lt=1, description="share of the tokens of a text that are masked and predicted, from 0 to 1"
+    )
+    whole_words: bool = Field(True, description="mask all pieces of a word together, or none")
+    held_out_tokens: int = Field(
+        1000,
+        ge=2,
+        description="tokens scored one at a time for pseudo-perplexity after each epoch; more: a finer figure, slower",
+    )
 
 
 class ReportOptions(Section):
-    slices: tuple[Text, ...] = Field((), description="input columns to break the metrics down by")
-    num_mistakes: int = Field(20, ge=0, description="most confident mistakes shown, with their text")
+    """Contents of a report."""
+
+    slices: tuple[Text, ...] = Field(
+        (), description="input columns by whose values the metrics are also reported, such as [product, country]"
+    )
+    num_mistakes: int = Field(
+        20, ge=0, description="wrong predictions shown in the report with their text, the most confident first"
+    )
 
 
 class TrainReportOptions(ReportOptions):
-    baselines: bool = Field(True, description="majority class and TF-IDF + logistic regression on the same rows")
-    baseline_rows: int = Field(50_000, ge=1, description="train rows the TF-IDF baseline sees at most")
+    """Contents of the report of a training run."""
+
+    baselines: bool = Field(
+        True, description="report the majority class and TF-IDF with logistic regression on the same rows"
+    )
+    baseline_rows: int = Field(
+        50_000, ge=1, description="maximum train rows of the TF-IDF baseline, a random sample; bounds time and memory"
+    )
 
 
 _WHOLE_NUMBER = re.compile(r"(-?[0-9]+)\.0+")
@@ -262,12 +375,14 @@ Labels = Annotated[tuple[str, ...] | dict[str, str | None] | None, BeforeValidat
 
 
 class NewEncoder(Section):
-    """The shape of an encoder that starts from nothing."""
+    """Architecture of an encoder that is trained from scratch."""
 
-    num_layers: int = Field(4, ge=1, description="of the transformer")
-    hidden_size: int = Field(256, ge=8, description="numbers of a token's vector")
-    num_heads: int = Field(4, ge=1, description="of attention; hidden_size is a multiple of it")
-    feed_forward_size: int | None = Field(None, ge=8, description="by default four times hidden_size")
+    num_layers: int = Field(4, ge=1, description="transformer layers")
+    hidden_size: int = Field(256, ge=8, description="size of a token's hidden state")
+    num_heads: int = Field(4, ge=1, description="attention heads; hidden_size must be a multiple of it")
+    feed_forward_size: int | None = Field(
+        None, ge=8, description="size of the feed-forward layers; by default four times hidden_size"
+    )
 
     @model_validator(mode="after")
     def _heads_divide(self) -> NewEncoder:
@@ -277,21 +392,25 @@ class NewEncoder(Section):
 
 
 class NewVocabulary(Section):
-    """The word pieces of an encoder that starts from nothing."""
+    """Word pieces of an encoder that is trained from scratch."""
 
-    size: int = Field(16_000, ge=16, description="word pieces, special tokens included")
-    lowercase: bool = Field(True, description="before cutting into pieces")
-    strip_accents: bool = Field(False, description="é is e; never for Korean, whose syllables would fall apart")
-    min_frequency: int = Field(2, ge=1, description="of a piece in the sample")
-    sample_rows: int = Field(100_000, ge=1, description="reviews that the pieces are learned from at most")
+    size: int = Field(16_000, ge=16, description="word pieces in the vocabulary, special tokens included")
+    lowercase: bool = Field(True, description="lowercase texts before they are split into pieces")
+    strip_accents: bool = Field(
+        False, description="remove accents (é becomes e). Never for Korean: its syllables would be decomposed"
+    )
+    min_frequency: int = Field(2, ge=1, description="occurrences in the sample that a piece needs")
+    sample_rows: int = Field(
+        100_000, ge=1, description="maximum reviews that the vocabulary is learned from, a random sample"
+    )
 
 
 class SearchRange(Section):
-    """Every number from `low` to `high`; whole ones where both are whole."""
+    """Range of numbers from `low` to `high`; integers where both are integers."""
 
     low: int | float
     high: int | float
-    log: bool = Field(False, description="even in the logarithm: for what is told apart by its factor")
+    log: bool = Field(False, description="sample log-uniformly (for learning rates and the like)")
 
     @property
     def is_whole(self) -> bool:
@@ -336,7 +455,7 @@ Choices = Annotated[SearchRange | tuple[bool | int | float | str | None, ...], B
 
 
 class Search(Section):
-    """What `bertray tune` varies, and how."""
+    """Search space of `bertray tune`, and how it is searched."""
 
     space: Annotated[dict[str, Choices], BeforeValidator(_flat_space)] = Field(
         {
@@ -344,65 +463,103 @@ class Search(Section):
             "training.batch_size": (16, 32),
         },
         min_length=1,
-        description="key of train: a list of values, or {low, high, log}; keys under training., and seed",
+        description="values to try, by key: a list, or {low, high, log}. Keys of `training.` and `seed`",
     )
-    trials: int = Field(12, ge=1, description="points of the space that are tried")
+    trials: int = Field(12, ge=1, description="number of trials; grid: at most this many combinations")
     sampler: SamplerKind = Field(
-        "tpe", description="how the next point is chosen (Optuna); grid: every combination of listed values"
+        "tpe",
+        description="choice of the next trial: tpe (Optuna, from the results so far), random, or grid (every "
+        "combination of listed values)",
     )
-    stop_early: bool = Field(True, description="end trials that are behind after an epoch (asynchronous halving)")
+    stop_early: bool = Field(
+        True, description="end trials that fall behind after an epoch (asynchronous successive halving)"
+    )
 
 
 class TopicOptions(Section):
-    """How topics are found and told."""
+    """Settings of topics: clustering, words, map."""
 
     sample_rows: int = Field(
-        20_000, ge=1, description="reviews that topics are found on, a random sample; the others are assigned to them"
+        20_000,
+        ge=1,
+        description="reviews on which topics are found, a random sample; all others are assigned to these topics",
     )
     num_topics: int | None = Field(
-        None, ge=2, description="the most alike are merged until so many are left; by default as many as are found"
+        None,
+        ge=2,
+        description="number of topics: the most similar are merged until this many are left; by default as many as "
+        "clustering finds",
     )
     min_topic_size: int | None = Field(
-        None, ge=2, description="sampled reviews in the smallest topic; by default 0.5 % of them, at least 10"
+        None,
+        ge=2,
+        description="sampled reviews in the smallest topic; by default 0.5 % of the sample, at least 10. Raise it for "
+        "fewer, broader topics",
     )
-    num_neighbors: int = Field(15, ge=2, description="of a review, for UMAP: more show the large, fewer the small")
-    words: int = Field(10, ge=1, le=100, description="words of a topic")
+    num_neighbors: int = Field(
+        15, ge=2, description="neighbours per review in UMAP: more favours broad topics, fewer favours narrow ones"
+    )
+    words: int = Field(10, ge=1, le=100, description="words that describe a topic")
     stop_words: Literal["auto", "english", "none"] | tuple[Text, ...] = Field(
-        "auto", description="words that name no topic: a list, english, none; auto: english where the reviews are"
+        "auto",
+        description="words that never describe a topic: a list, english, none; auto: english where the reviews are "
+        "English",
     )
-    max_features: int = Field(20_000, ge=1, description="most frequent words among which those of a topic are chosen")
-    num_representatives: int = Field(3, ge=0, description="reviews shown of each topic, those next to its centre")
+    max_features: int = Field(
+        20_000,
+        ge=1,
+        description="size of the vocabulary that topic words are chosen from, the most frequent words first",
+    )
+    num_representatives: int = Field(3, ge=0, description="reviews shown per topic, the nearest to its centre")
     map_rows: int = Field(4000, ge=0, description="sampled reviews drawn on the map; 0: no map")
     compare_with: Text | None = Field(
-        None, description="column of known groups to compare topics with; labels of sentiment are none"
+        None, description="column of known groups to compare topics with (NMI, ARI); not the sentiment label"
     )
 
 
 class AuditData(Section):
-    train: Paths | None = Field(None, description="reviews to look at: file, folder, glob or list")
-    validation: Paths | None = Field(None, description="of another split: rows that stand in both are leaks")
-    test: Paths | None = Field(None, description="of another split, as data.validation")
+    """Reviews of each split to audit."""
+
+    train: Paths | None = Field(None, description="reviews to audit: file, folder, glob or list")
+    validation: Paths | None = Field(
+        None, description="reviews of another split: rows that also stand in train are reported as leakage"
+    )
+    test: Paths | None = Field(None, description="reviews of another split, as data.validation")
 
 
 class NearDuplicates(Section):
-    find: bool = Field(True, description="look for texts that are nearly the same, within a split and across")
+    """Search for nearly identical texts."""
+
+    find: bool = Field(True, description="find nearly identical texts, within a split and across splits")
     threshold: float = Field(
         0.8,
         ge=0.5,
         le=1,
-        description="share of common character n-grams (Jaccard) from which on texts are the same",
+        description="Jaccard similarity of character n-grams from which two texts are near-duplicates, 0.5 to 1",
     )
 
 
 class LabelErrors(Section):
-    find: bool = Field(True, description="look for labels that are probably wrong")
+    """Search for labels that are probably wrong."""
+
+    find: bool = Field(True, description="find labels that are probably wrong")
     by: Literal["tfidf", "embeddings"] = Field(
-        "tfidf", description="whose doubts count: logistic regression on TF-IDF terms, or on embeddings of `model`"
+        "tfidf", description="features of the classifier that finds label errors: TF-IDF or embeddings of `model`"
     )
-    folds: int = Field(5, ge=2, le=20, description="each is judged by a model that learned from the others")
-    max_rows: int = Field(50_000, ge=100, description="labelled rows that are judged at most, a random sample")
-    pooling: Pooling = Field("mean", description="of by=embeddings: what an embedding is")
+    folds: int = Field(
+        5, ge=2, le=20, description="cross-validation folds: each row is judged by a classifier that has not seen it"
+    )
+    max_rows: int = Field(
+        50_000, ge=100, description="maximum labelled rows that are judged, a random sample; bounds time and memory"
+    )
+    pooling: Pooling = Field(
+        "mean",
+        description="label_errors.by=embeddings: pooling of the encoder's token vectors into one per "
+        "review: mean over all tokens, or cls (the first token)",
+    )
 
 
 class AuditReportOptions(Section):
-    examples: int = Field(20, ge=0, description="of each finding, shown on the page with their text")
+    """Contents of the audit page."""
+
+    examples: int = Field(20, ge=0, description="rows shown per finding on the page, with their text")

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 
+from bertray.cli import run
 from bertray.config import CONFIGS, json_schema, key_help, keys, load_config, to_yaml
 from bertray.config.describe import SYNONYMS
 from bertray.errors import ConfigError
@@ -95,4 +97,20 @@ def test_every_key_has_a_description_and_stands_in_the_schema(verb):
     for key in keys(CONFIGS[verb]):
         assert f'"{key.split(".")[-1]}"' in text
 
-    assert [key for key, _, description in key_help(CONFIGS[verb]) if not description] in ([], ["cleaning.version"])
+    assert [key for key, _, description in key_help(CONFIGS[verb]) if not description] == []
+
+
+@pytest.mark.parametrize("verb", CONFIGS)
+def test_help_shows_each_key_on_a_line_of_its_own_within_the_width_of_a_page(verb, capsys):
+    assert run([verb, "--help"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    shown = [line.strip().partition(" = ")[0] for line in lines if re.match(r" {4}[a-z]\S* = ", line)]
+    assert shown == keys(CONFIGS[verb])
+    assert [line for line in lines if len(line) > 120] == []
+
+
+@pytest.mark.parametrize("verb", CONFIGS)
+def test_descriptions_name_the_thing(verb):
+    """None begins as half a sentence that only its key would complete."""
+    half = re.compile(r"(of|what|which|whose|how|where|who|that|by|each|every|also|even)\b", re.IGNORECASE)
+    assert {key: text for key, _, text in key_help(CONFIGS[verb]) if half.match(text)} == {}
