@@ -69,29 +69,15 @@ def without_ray(workers: Workers, num_rows: int, *, ranks: bool = False) -> Reso
         num_rows: reviews of all splits.
         ranks: several workers would share the steps of a training; who asks for several gets them.
     """
-    if num_rows > workers.in_process_rows or not _on_these_cpus(workers) or (ranks and workers.num_workers > 1):
+    if num_rows > workers.in_process_rows or not on_these_cpus(workers) or (ranks and workers.num_workers > 1):
         return None
     return Resources(1, workers.threads or os.cpu_count() or 1, 1.0, 0, in_process_rows=workers.in_process_rows)
 
 
-def _on_these_cpus(workers: Workers) -> bool:
+def on_these_cpus(workers: Workers) -> bool:
     """Whether the work is for the CPUs of this machine and no Ray is at hand that may have others."""
     running = "ray" in sys.modules and sys.modules["ray"].is_initialized()
     return not (workers.use_gpu or inside_cluster() or running)
-
-
-def check_precision(precision: str, workers: Workers) -> None:
-    """Refuse what this machine cannot compute in, if it is the one to compute; workers of a cluster say so themselves.
-
-    Raises:
-        ConfigError: `int8` on a CPU that has nothing for it.
-    """
-    if precision == "int8" and _on_these_cpus(workers):
-        import torch
-
-        from bertray.model.engine import choose_dtype
-
-        choose_dtype(precision, torch.device("cpu"))
 
 
 @contextmanager

@@ -8,7 +8,7 @@ import time
 import bertray
 from bertray.config import EvaluateConfig, to_yaml
 from bertray.console import duration, say
-from bertray.execution.session import check_precision, session_for
+from bertray.execution.session import session_for
 from bertray.io.digests import cache_key
 from bertray.io.store import open_store
 from bertray.model.bundle import resolve_model
@@ -20,7 +20,7 @@ from bertray.reviews.label_counts import count_labels
 from bertray.reviews.labels import label_map
 from bertray.reviews.reader import check_slices
 from bertray.runs.evaluated import NOT_INT8, STAGING, evaluate_shards, findings_on, finish_report, in_words
-from bertray.scoring.models import open_model
+from bertray.scoring.models import check_precision, open_model
 
 log = logging.getLogger(__name__)
 

@@ -24,7 +24,7 @@ from bertray.errors import ConflictError, DataRefused
 from bertray.evaluation.summary import Evaluation
 from bertray.execution.executor import Executor, InProcess
 from bertray.execution.resources import Resources
-from bertray.execution.session import check_precision, ray_session, without_ray
+from bertray.execution.session import ray_session, without_ray
 from bertray.io import faults
 from bertray.io.store import Store, open_store
 from bertray.io.tables import parquet_bytes
@@ -56,6 +56,7 @@ from bertray.runs.night_report import (
 )
 from bertray.scoring import plan as planning
 from bertray.scoring.decide import Tonight, check_unchanged, decide, look, next_plan, spec_for
+from bertray.scoring.models import check_precision
 from bertray.scoring.read_unit import ReadSettings, num_rows_of
 from bertray.scoring.stage_part import EmbedSettings, PartSettings, ScoreSettings, stage_parts
 from bertray.wording import counted

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from bertray.config import EmbedConfig, EvaluateConfig, NightConfig, TrainConfig
+from bertray.config import EmbedConfig, EvaluateConfig, NightConfig, TrainConfig, Workers
 from bertray.errors import ConfigError
+from bertray.execution.session import on_these_cpus
 from bertray.model.bundle import (
     INFO_FILE,
     BundleInfo,
@@ -96,3 +97,19 @@ def check_length(max_length: int, model: str, folder: Path) -> None:
             f"Set `max_length={longest}` or less; `long_text=head_tail` or `long_text=windows` reaches "
             "further into long reviews.",
         )
+
+
+def check_precision(precision: str, workers: Workers) -> None:
+    """Refuse a precision that this machine cannot compute in, if it is the one to compute.
+
+    Actors of a cluster check their own machines.
+
+    Raises:
+        ConfigError: `int8` on a CPU that has nothing for it.
+    """
+    if precision == "int8" and on_these_cpus(workers):
+        import torch
+
+        from bertray.model.engine import choose_dtype
+
+        choose_dtype(precision, torch.device("cpu"))

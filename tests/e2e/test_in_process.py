@@ -90,7 +90,7 @@ def test_ray_is_started_for_many_rows_a_gpu_or_a_cluster(monkeypatch, workers, a
 
 
 def test_several_workers_that_would_share_the_steps_of_a_training_are_not_replaced_by_one_process(monkeypatch):
-    monkeypatch.setattr("bertray.execution.session._on_these_cpus", lambda _: True)
+    monkeypatch.setattr("bertray.execution.session.on_these_cpus", lambda _: True)
     assert without_ray(Workers(num_workers=2), 10) is not None
     assert without_ray(Workers(num_workers=2), 10, ranks=True) is None
     assert without_ray(Workers(), 10, ranks=True) is not None
@@ -103,7 +103,7 @@ def test_a_cluster_that_runs_already_is_used(ray_cluster, monkeypatch):
 
 def test_plan_says_that_so_few_reviews_need_no_ray(trained, tiny_encoder, corpus, tmp_path, monkeypatch, capsys):
     write(tmp_path / "in" / "a.parquet", 40, 5, "n")
-    monkeypatch.setattr("bertray.execution.session._on_these_cpus", lambda _: True)
+    monkeypatch.setattr("bertray.execution.session.on_these_cpus", lambda _: True)
     scoring = ["plan", f"model={trained / 'model'}", f"input={tmp_path / 'in'}", f"output={tmp_path / 'out'}"]
     training = ["plan", *train_argv(tiny_encoder, corpus, tmp_path / "run")[1:]]
     for words, num_rows in ((scoring, 40), (training, 330)):
