@@ -31,6 +31,9 @@ POINTS = (
     "publish.after",
     "marker.after_put",
     "gc.half",
+    "registry.version_half",
+    "registry.before_put",
+    "registry.after_put",
 )
 SLEEP_S = 2.0
 

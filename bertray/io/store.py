@@ -62,7 +62,7 @@ class Store(Protocol):
         """Is there a value under the key?"""
 
     def keys(self, prefix: str) -> list[str]:
-        """Every key below `prefix/`, sorted."""
+        """Every key below `prefix/`, sorted; below the root where `prefix` is empty."""
 
     def delete(self, key: str) -> None:
         """Remove a value; absent is fine."""
@@ -380,7 +380,7 @@ class ObjectStore:
         import obstore
 
         with _storage_errors(self.uri(prefix)):
-            batches: Iterator[list[dict[str, Any]]] = obstore.list(self._store, prefix=f"{prefix}/")
+            batches: Iterator[list[dict[str, Any]]] = obstore.list(self._store, prefix=f"{prefix}/" if prefix else None)
             found = [StoredFile(e["path"], e["size"], e["last_modified"]) for batch in batches for e in batch]
             return sorted(found, key=lambda file: file.key)
 
