@@ -27,6 +27,7 @@ ORDER = [
         "errors",
         "schema",
         "yaml_text",
+        "label_text",
         "wording",
         "paths",
         "console",

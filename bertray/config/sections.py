@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
+from bertray.label_text import label_text
 from bertray.settings import BestMetric, ClassWeights, HeadKind, NormalForm, Pooling, Precision, SamplerKind
 from bertray.yaml_text import WrittenFloat
 
@@ -327,9 +328,6 @@ class TrainReportOptions(ReportOptions):
     )
 
 
-_WHOLE_NUMBER = re.compile(r"(-?[0-9]+)\.0+")
-
-
 def _labels(value: Any) -> Any:
     if value is None:
         return value
@@ -346,21 +344,20 @@ def _labels(value: Any) -> Any:
 
 
 def _label_value(value: Any) -> Any:
-    """A value of the data in the form in which labels are compared (`reviews.labels.canonical`): 1.0 is "1"."""
-    if isinstance(value, float):
-        return str(int(value)) if value == value // 1 and abs(value) < 2**53 else str(value)
-    text = _class_name(value)
-    whole = _WHOLE_NUMBER.fullmatch(text) if isinstance(text, str) else None
-    return whole[1] if whole else text
+    """A value of the data in the form in which labels are compared."""
+    _label_word(value)
+    return _not_empty(label_text(value))
 
 
 def _class_name(value: Any) -> Any:
     name = _label_word(value)
-    if not isinstance(name, str):
-        return name
-    if not name.strip():
+    return _not_empty(name.strip()) if isinstance(name, str) else name
+
+
+def _not_empty(text: str | None) -> str:
+    if not text:
         raise ValueError("an empty label; rows without a label are left out anyway")
-    return name.strip()
+    return text
 
 
 def _label_word(value: Any) -> Any:

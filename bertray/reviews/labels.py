@@ -11,46 +11,39 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from bertray.errors import ConfigError, DataRefused, did_you_mean
+from bertray.label_text import label_text
 from bertray.wording import counted, setting
 
 UNKNOWN, LEFT_OUT, NO_LABEL = -1, -2, -3  # label ids of values that are not classes
 _SHOWN = 12
 _FEW_ROWS, _MUCH_LARGER = 5, 20
-_NOT_FINITE = ("inf", "-inf")  # as `canonical` writes them; NaN is no label
+_NOT_FINITE = ("inf", "-inf")  # as `label_text` writes them; NaN is no label
 
 
 def canonical(values: pa.Array) -> pa.Array:
-    """Label values as text: 1, 1.0 and "1" are "1", true is "true"; white space around and empty text count as null.
+    """Label values as `label_text` has them: 1, 1.0 and "1" are "1", true is "true", blank text is null.
 
     Args:
-        values: strings (any Arrow encoding), binary, integers, floats, booleans or decimals [N].
+        values: strings (any Arrow encoding), binary, integers, floats, booleans, dates or decimals [N].
 
     Returns:
         string [N]; NaN, "" and null are null. Bytes that are no UTF-8 become U+FFFD.
+
+    Raises:
+        pa.ArrowNotImplementedError: the values are lists, structs or the like.
     """
     if isinstance(values, pa.ExtensionArray):
         values = values.storage
     if pa.types.is_dictionary(values.type):
         values = values.dictionary_decode()
     kind = values.type
-    if pa.types.is_floating(kind) or pa.types.is_decimal(kind):
-        return pa.array([_number(value) for value in values.to_pylist()], pa.string())
-    if pa.types.is_boolean(kind) or pa.types.is_integer(kind) or pa.types.is_null(kind) or pa.types.is_date(kind):
+    if pa.types.is_null(kind):
         return values.cast(pa.string())
-    try:
-        text = values.cast(pa.large_binary()).cast(pa.large_string()).cast(pa.string())
-    except pa.ArrowInvalid:
-        raw = values.cast(pa.large_binary()).to_pylist()
-        text = pa.array([None if value is None else value.decode("utf-8", "replace") for value in raw], pa.string())
-    # pandas writes a column of whole numbers with gaps as 0.0, 1.0.
-    text = pc.replace_substring_regex(pc.utf8_trim_whitespace(text), r"^(-?[0-9]+)\.0+$", r"\1")
-    return pc.if_else(pc.equal(text, ""), pa.scalar(None, pa.string()), text)
-
-
-def _number(value: Any) -> str | None:
-    if value is None or value != value:  # NaN is no label
-        return None
-    return str(int(value)) if value == value // 1 and abs(value) < 2**53 else str(value)
+    if not (pa.types.is_primitive(kind) or pa.types.is_decimal(kind)):
+        values = values.cast(pa.large_binary())
+    distinct = values.dictionary_encode()  # classes are few
+    texts = pa.array([label_text(value) for value in distinct.dictionary.to_pylist()], pa.string())
+    return texts.take(distinct.indices)
 
 
 def value_counts(labels: pa.Array | pa.ChunkedArray) -> dict[str, int]:
