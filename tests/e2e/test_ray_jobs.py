@@ -110,7 +110,7 @@ def submit(
 def test_workers_of_a_cluster_compute_in_our_environment_and_in_what_a_job_chooses(head):
     script = (
         "import os, ray; from bertray.config import Workers; from bertray.execution.session import ray_session; "
-        "session = ray_session(Workers()); resources = session.__enter__(); "
+        "session = ray_session(Workers()); resources = session.__enter__().resources; "
         "get = ray.remote(lambda name: os.environ.get(name)); compute = "
         "get.options(runtime_env=resources.runtime_env); "
         "names = ('GOMP_SPINCOUNT', 'MALLOC_ARENA_MAX', 'MALLOC_TOP_PAD_'); "
