@@ -1,4 +1,4 @@
-"""What a person sees while a command runs: log lines, a bar on a terminal, tables at the end."""
+"""Output for a person while a command runs: log lines, a bar on a terminal, tables at the end."""
 
 from __future__ import annotations
 

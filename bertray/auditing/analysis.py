@@ -81,7 +81,7 @@ class Found:
 
 
 def find(rows: AuditRows, near: NearTexts | None, num_splits: int, *, has_ids: bool) -> Found:
-    """What the numbers of all rows tell.
+    """Findings on all rows, from their numbers alone.
 
     Args:
         rows: of all splits.

@@ -1,4 +1,4 @@
-"""Which rows repeat others, contradict them, or stand in two splits: told from hashes alone.
+"""Rows that repeat others, contradict them or stand in two splits, found by hashes alone.
 
 Legend: N rows, V different texts (folded ones count once), P pairs of such texts.
 """
@@ -37,7 +37,7 @@ def contradictions(key_N: np.ndarray, label_ids_N: np.ndarray) -> np.ndarray:
 
 
 def num_groups(group_N: np.ndarray) -> int:
-    """How many groups there are; ALONE is none."""
+    """Number of groups; ALONE is none."""
     return int(group_N.max(initial=ALONE)) + 1
 
 

@@ -1,4 +1,4 @@
-"""What an audit found out, and the tables of it: row by row, without texts.
+"""Results of an audit and their tables: row by row, without texts.
 
 Legend: N rows, M some of them.
 """
@@ -39,7 +39,7 @@ class Split:
 
 @dataclass(frozen=True)
 class Audited:
-    """What an audit found out, before anybody is told.
+    """Results of an audit.
 
     near: None where nobody looked for near-duplicates. suspects: None where there is no list of doubtful labels.
     refused: REFUSED_SCHEMA behind a column of splits. scripts: of each split, rows by script.
@@ -147,7 +147,7 @@ class Audited:
 
 
 class _Rows:
-    """Where some rows stand, and what they are called."""
+    """Places and ids of some rows."""
 
     def __init__(self, audited: Audited, ids: Mapping[int, str]) -> None:
         self._audited, self._ids = audited, ids

@@ -47,7 +47,7 @@ class AuditItem:
 
 @dataclass(frozen=True)
 class ScanSettings:
-    """What a scanning task needs."""
+    """Settings of a task that scans reviews for an audit."""
 
     specs: tuple[ReadSpec, ...]  # of each split; the text column is kept as it is stored
     model: str

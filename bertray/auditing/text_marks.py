@@ -1,4 +1,4 @@
-"""What does not belong into a review as it is stored, but often stands in it: counted before cleaning takes it away."""
+"""Marks of damage or mark-up in stored texts (control characters, tags, links), before cleaning removes them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ DAMAGE = ("control_characters", "replacement_character")  # the marks that no te
 
 
 def marks_of(texts: pa.Array) -> np.ndarray:
-    """Which of MARKS stand in each text.
+    """Marks that stand in each text, as bits.
 
     Args:
         texts: string [N] as stored, before cleaning.

@@ -280,7 +280,7 @@ class NightConfig(Common):
 
     @property
     def report_options(self) -> ReportOptions:
-        """What of the report is configurable."""
+        """Configurable parts of the report."""
         return ReportOptions()
 
 

@@ -166,7 +166,7 @@ def build_config(verb: str, data: Mapping[str, Any]) -> Section:
 
 
 def guess_verb(files: Sequence[str], overrides: Sequence[str]) -> str:
-    """Which config `plan` is about: that of train where data.* is set, that of score where input is.
+    """Verb that `plan` forecasts: train where data.* is set, score where input is.
 
     Raises:
         ConfigError: neither is set, or both are.

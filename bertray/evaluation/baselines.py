@@ -1,4 +1,4 @@
-"""What every model has to beat: the most frequent class, and TF-IDF with logistic regression.
+"""Baselines of every model: the most frequent class, and TF-IDF with logistic regression.
 
 Shape letters: N rows, C classes, F features.
 """

@@ -1,4 +1,4 @@
-"""How far two groupings of the same rows agree: NMI and ARI with intervals, and TF-IDF + k-means as what to beat.
+"""Agreement of two groupings of the same rows: NMI and ARI with intervals, and the baseline TF-IDF with k-means.
 
 Shape letters: N rows, R draws, K cells of a table.
 """
@@ -22,7 +22,7 @@ NUM_STARTS = 3  # of k-means; the best one counts
 
 @dataclass(frozen=True)
 class Agreement:
-    """Of a grouping and a baseline's with the known groups, on the same rows.
+    """Agreement of a grouping, and of a baseline's, with the known groups on the same rows.
 
     Args:
         rows: that were compared.

@@ -1,4 +1,4 @@
-"""Which labels are probably wrong: confident learning on probabilities of models that did not see the row.
+"""Labels that are probably wrong: confident learning on out-of-sample probabilities.
 
 Shape letters: N rows, C classes, F features.
 """
@@ -149,7 +149,7 @@ def out_of_sample_probs(
 
 
 def accuracy_and_mcc(probs_NC: np.ndarray, label_ids_N: np.ndarray) -> tuple[float, float]:
-    """How good the probabilities are: share of right labels, and Matthews correlation."""
+    """Accuracy and Matthews correlation of the most probable labels."""
     from sklearn.metrics import matthews_corrcoef
 
     predicted_N = probs_NC.argmax(axis=1)

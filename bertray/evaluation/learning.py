@@ -1,4 +1,4 @@
-"""What the course of training says: losses by epoch, and a note in words when the model learns its rows by heart."""
+"""Course of training: losses by epoch, and a note in words on overfitting."""
 
 from __future__ import annotations
 

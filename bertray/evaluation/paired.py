@@ -261,7 +261,7 @@ class PairedComparison:
 
     @property
     def verdict(self) -> PairedVerdict:
-        """Of the accuracy, by its 95 % interval."""
+        """Verdict on the accuracy, by its 95 % interval."""
         gain = self.difference["accuracy"]
         return "better" if gain.low > 0 else "worse" if gain.high < 0 else "undecided"
 
@@ -290,7 +290,7 @@ class PairedComparison:
         return f"{said}; for 80 % at {_gain_in_words(first)} it takes about {rows_needed(self.counts, first):,} rows."
 
     def to_json(self) -> dict[str, Any]:
-        """What `comparison.json` holds of the evidence."""
+        """Evidence as `comparison.json` holds it."""
         return {
             "rows": self.rows,
             "difference": {name: estimate.to_json() for name, estimate in self.difference.items()},

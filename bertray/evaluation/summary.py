@@ -24,7 +24,7 @@ from bertray.schema import SCHEMA_VERSION
 
 @dataclass(frozen=True)
 class Evaluation:
-    """How good a model is on labelled rows, as plain data."""
+    """Evaluation of a model on labelled rows, as plain data."""
 
     split: str
     rows: int

@@ -149,7 +149,7 @@ class AuditReport:
 
     @property
     def findings(self) -> list[Finding]:
-        """What was looked for, the weightiest first; what was not found stands last."""
+        """Findings, the weightiest first; checks without a finding stand last."""
         labelled = self.conflicts is not None
         found = [
             *sorted(map(self._leak, self.leaks), key=lambda finding: -finding.share),
@@ -167,7 +167,7 @@ class AuditReport:
 
     @property
     def headline(self) -> str:
-        """How many rows were looked at, and how many kinds of trouble there are."""
+        """Number of audited rows and of kinds of findings."""
         files = sum(split.files for split in self.splits)
         said = f"{_rows(self.rows_in)} in {counted(files, 'file')}"
         if len(self.splits) > 1:

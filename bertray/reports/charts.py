@@ -83,7 +83,7 @@ class Charts:
             return self._svg(figure, "Reliability diagram: share of right predictions by score")
 
     def tried(self, points: Points, best: tuple[float, float], *, xlabel: str, ylabel: str, log: bool) -> Markup:
-        """What each trial of a search reached, by one of its settings; the best one is marked."""
+        """Metric of each trial of a search by one hyperparameter; the best trial is marked."""
         from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
         with _style():

@@ -72,7 +72,7 @@ class EvaluationReport:
 
     @property
     def headline(self) -> str:
-        """What was evaluated, on how many rows, with what outcome; of a student first what it keeps of its teacher."""
+        """Model, rows and accuracy in one line; for a student, first its share of the teacher's accuracy."""
         accuracy = self.evaluation.metrics["accuracy"]
         rows, name = self.evaluation.rows, self.evaluation.model_name
         right = (
@@ -103,7 +103,7 @@ class EvaluationReport:
         return BASELINE_ROWS.get(name, TITLES.get(name, name))
 
     def part(self, charts: Charts) -> dict[str, Any]:
-        """What the templates need of this evaluation; `charts` is that of the whole page."""
+        """Values of this evaluation for the templates; `charts` belongs to the whole page."""
         evaluation = self.evaluation
         curves = evaluation.curves
         ranked = sorted(curves.roc, key=lambda label: curves.roc[label].area)

@@ -23,7 +23,7 @@ FILES_SHOWN = 500  # in one table of the page
 
 @dataclass(frozen=True)
 class FileRows:
-    """What became of one input file."""
+    """Counts of one input file: rows in, scored, quarantined."""
 
     path: str
     rows_in: int | None  # None: the file could not be read, so nobody knows
@@ -110,7 +110,7 @@ class ScoringReport:
 
     @cached_property
     def common_folder(self) -> str:
-        """What the paths of several files have in common, up to a slash."""
+        """Common beginning of several paths, up to a slash."""
         if len(self.files) < 2:
             return ""
         common = commonprefix([file.path for file in self.files])  # noqa: RUF071 - cut back to a slash below
@@ -118,7 +118,7 @@ class ScoringReport:
 
     @property
     def headline(self) -> str:
-        """How many came in, how many were scored, what most of them say."""
+        """Rows in, rows scored and the most frequent label, in one line."""
         came_in, scored, refused = self.rows_in, self.rows_scored, self.rows_quarantined
         files = counted(len(self.files), "file")
         said = f"{counted(came_in, 'review')} came in with {files}: {scored:,} {self.verb}"

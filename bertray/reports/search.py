@@ -63,7 +63,7 @@ class SearchReport:
 
     @property
     def headline(self) -> str:
-        """How many were tried, and which was best."""
+        """Number of trials and the best one, in one line."""
         counts = {status: sum(row["status"] == status for row in self.rows) for status in ("stopped", "failed")}
         said = f"{len(self.rows)} trials"
         if counts["stopped"]:

@@ -132,7 +132,7 @@ class TopicsReport:
 
     @property
     def headline(self) -> str:
-        """How many topics, and the largest."""
+        """Number of topics and the largest one, in one line."""
         largest = self.topics[0]
         topics = counted(len(self.topics), "topic")
         return (

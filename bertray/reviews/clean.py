@@ -1,4 +1,4 @@
-"""What is done to a text before the tokenizer: repair, mark-up, control characters, Unicode form, white space.
+"""Cleaning of a text before the tokenizer: repair, mark-up, control characters, Unicode form, white space.
 
 Nothing is lower-cased, stemmed or dropped as a stop word: BERT was trained on whole sentences. Cleaning a cleaned
 text changes nothing: each text is taken to a fixed point. Entities are therefore decoded until none is left, so that

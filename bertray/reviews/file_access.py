@@ -1,4 +1,4 @@
-"""Where bytes come from: local files, `s3://` and `gs://`, and which failures are the data's fault."""
+"""Access to bytes of local files, `s3://` and `gs://`; failures are told apart from faults of the data."""
 
 from __future__ import annotations
 

@@ -62,7 +62,7 @@ def sorted_values(values: Iterable[str]) -> list[str]:
 
 @dataclass(frozen=True)
 class LabelMap:
-    """Which value in the data means which class.
+    """Classes by the values of a label column.
 
     Attributes:
         names: class names in order of their label id.
@@ -222,7 +222,7 @@ def _counted(counts: Mapping[str, int]) -> str:
 
 
 def label_map(labels: Sequence[str] | Mapping[str, str | None] | None, of_model: LabelMap) -> LabelMap:
-    """How the input's label values read: as the config says, else as the model was trained.
+    """Label map of an input: that of the config, else that of the model's training.
 
     Raises:
         ConfigError: the config names a class that the model does not have.

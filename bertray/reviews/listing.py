@@ -94,7 +94,7 @@ def format_of(name: str, reader: TextFormat) -> str | None:
 
 
 def sidecar_remedy(path: str, paths: Iterable[str]) -> str:
-    """What to do about a .json file that describes the files of reviews beside it; empty when it may be one of them."""
+    """Remedy for a .json file that describes the review files beside it; empty when it may be one of them."""
     others = {_extension(other) for other in paths} - {".json"}
     if _extension(path) != ".json" or not others & set(_BY_EXTENSION):
         return ""

@@ -46,7 +46,7 @@ class Mark:
 
 
 def mark_of(base: str, relative: str) -> Mark | None:
-    """What the name of a file below `base` says of a folder on its way."""
+    """Mark of a folder above a file and below `base`, by the file's name."""
     for kind, name in _MARKS.items():
         if found := name.fullmatch(relative):
             return Mark(kind, posixpath.join(base, found[1] or "").rstrip("/"))

@@ -1,4 +1,4 @@
-"""What the reader knows of files, shards and rows: small, picklable records without behaviour."""
+"""Records of files, shards and rows that the reader passes on: small, picklable, without behaviour."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class FileEntry:
 
 @dataclass(frozen=True)
 class Dialect:
-    """How one delimited file is written: decided once, from its first rows, for every shard of it.
+    """Dialect of one delimited file, decided once from its first rows for every shard of it.
 
     Attributes:
         escape: a character before a quote, a delimiter or itself takes away its meaning; empty: none.
@@ -186,7 +186,7 @@ class Period:
 
 @dataclass(frozen=True)
 class ReadSpec:
-    """How rows are read, checked and cleaned."""
+    """Settings by which rows are read, checked and cleaned."""
 
     columns: Columns = field(default_factory=Columns)
     reader: TextFormat = field(default_factory=TextFormat)

@@ -1,4 +1,4 @@
-"""Which reviews are held out for validation: whole groups, by a stable hash, in the same mix of labels."""
+"""Reviews held out for validation: whole groups, by a stable hash, stratified by label."""
 
 from __future__ import annotations
 

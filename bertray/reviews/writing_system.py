@@ -1,4 +1,4 @@
-"""Which writing system a text is mostly in."""
+"""Dominant writing system of a text."""
 
 from __future__ import annotations
 

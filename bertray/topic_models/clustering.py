@@ -35,7 +35,7 @@ class NoWords(ValueError):
 
 @dataclass(frozen=True)
 class TopicSettings:
-    """How topics are looked for.
+    """Settings of the search for topics.
 
     Args:
         min_topic_size: reviews of the smallest one.
@@ -126,7 +126,7 @@ class Assigner:
 
 @dataclass(frozen=True)
 class FoundTopics:
-    """What was found on a sample; topics are numbered by size, the largest is 0.
+    """Topics of a sample, numbered by size; the largest is 0.
 
     Args:
         topic_N: of each sampled review, or OUTLIER.

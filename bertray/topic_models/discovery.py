@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Found:
-    """What was found on the sample."""
+    """Topics and assignments of the sample."""
 
     topics: FoundTopics
     sampled: np.ndarray  # row numbers, ascending

@@ -63,7 +63,7 @@ class EmbeddedRows(Record):
 
 @dataclass(frozen=True)
 class PlacedVectorSettings(EmbedSettings):
-    """Of vectors that know from which row they come."""
+    """Settings of a part of vectors with the places of their rows."""
 
     with_labels: bool = False
 
@@ -160,7 +160,7 @@ def embed_rows(
 
 
 def embedding_key(inputs: Inputs, info: BundleInfo, pooling: str) -> str:
-    """Of everything that vectors, and the columns beside them, depend on."""
+    """Digest of everything that vectors, and the columns beside them, depend on."""
     spec = inputs.spec
     return cache_key(
         {
@@ -180,7 +180,7 @@ def embedding_key(inputs: Inputs, info: BundleInfo, pooling: str) -> str:
 
 
 def _whole_receipts(store: Store, folder: str) -> list[Receipt]:
-    """Of parts that an earlier run finished."""
+    """Receipts of complete parts of an earlier run."""
     found = []
     for key in store.keys(folder):
         if key.endswith(".receipt.json"):

@@ -1,4 +1,4 @@
-"""What `topics` is asked to look at: everything that can be wrong is found before the cluster starts."""
+"""Reviews that `topics` reads; faults of the input are found before the cluster starts."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ def open_source(config: TopicsConfig) -> Source:
 
 
 def _as_embed(config: TopicsConfig) -> EmbedConfig:
-    """What `embed` would be told, for the checks of the encoder."""
+    """Config of `embed` with the same settings, for the checks of the encoder."""
     same = ("model", "output", "columns", "reader", "max_length", "long_text", "pooling", "cleaning", "max_chars")
     return EmbedConfig(input=config.input or (config.scored or "",), **{name: getattr(config, name) for name in same})
 

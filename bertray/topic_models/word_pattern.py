@@ -1,4 +1,4 @@
-"""What counts as a word of a review, for tables of words: pieces of two characters where words are not separated."""
+"""Pattern of the words of a review, for tables of words; pairs of characters where words are not separated."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _ROWS_LOOKED_AT = 2000
 
 @dataclass(frozen=True)
 class Words:
-    """How texts are taken apart.
+    """Pattern and stop words by which texts are split.
 
     Args:
         unspaced: most texts are in a script without spaces between words (Han, Kana): overlapping pieces of two
@@ -63,7 +63,7 @@ def pieces(text: str) -> list[str]:
 
 
 def words_of(texts: Sequence[str], stop_words: str | Sequence[str]) -> Words:
-    """How these texts are taken apart.
+    """Pattern and stop words for these texts.
 
     Args:
         texts: cleaned; an even sample of them is looked at.

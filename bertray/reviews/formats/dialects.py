@@ -35,7 +35,7 @@ _OTHER_CONTENT = {
 
 
 def other_content(head: bytes, encoding: str) -> str | None:
-    """What a file holds instead of text in this encoding, and what to do about it."""
+    """Content that is no text in this encoding, with the remedy."""
     for start, name in _OTHER_CONTENT.items():
         if head.startswith(start):
             named = "name it .parquet" if start == b"PAR1" else "unpack or convert it, gzip apart nothing is unpacked"

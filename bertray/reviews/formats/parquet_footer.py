@@ -1,4 +1,4 @@
-"""What a Parquet footer says of its row groups and column chunks, read from its bytes.
+"""Row groups and column chunks of a Parquet file, read from the bytes of its footer.
 
 pyarrow reads footers too, but asking it for a column chunk of a damaged one ends the process: the C++ exception is not
 caught (pyarrow 25, `RowGroupMetaData.column`; one flipped bit in a hundred of a footer does it).

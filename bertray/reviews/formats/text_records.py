@@ -276,7 +276,7 @@ def _csv_options(dialect: Dialect) -> dict[str, Any]:
 
 
 def _problem(said: str, feed: _Feed, dialect: Dialect) -> str:
-    """What the csv module complains of, in words of the file."""
+    """Complaint of the csv module, in words of the file."""
     if "new-line character" in said:
         return "a carriage return outside quotes"
     if "unexpected end of data" in said:
