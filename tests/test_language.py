@@ -1,4 +1,4 @@
-"""Language of the code: a docstring names the thing or says what it does, with no pronoun that floats in front of it."""
+"""Language of the code: a docstring names the thing or says what it does, without a pronoun that floats before it."""
 
 from __future__ import annotations
 
