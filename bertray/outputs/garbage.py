@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from bertray.io import faults
-from bertray.io.store import PUBLISHING, TRASH, Store, StoredFile, is_temporary
+from bertray.io.store_protocol import PUBLISHING, TRASH, Store, StoredFile, is_temporary
 from bertray.outputs.control_files import LedgerEntry
 from bertray.outputs.heartbeat import NAME as HEARTBEAT
 from bertray.outputs.ledger import COMMITS, PUBLISHED, current

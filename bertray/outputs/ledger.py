@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Sequence
 
 from bertray.errors import ConfigError, ConflictError, InfrastructureError, did_you_mean
 from bertray.io import faults
-from bertray.io.store import SUCCESS, Store
+from bertray.io.store_protocol import SUCCESS, Store
 from bertray.outputs.control_files import CommittedPart, LedgerEntry
 
 COMMITS = "control/commits"

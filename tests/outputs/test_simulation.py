@@ -21,7 +21,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from bertray.errors import BertrayError, ConflictError, InfrastructureError
-from bertray.io.store import SUCCESS, Runs, StoredFile, publish_by_copy
+from bertray.io.object_store import publish_by_copy
+from bertray.io.store_protocol import SUCCESS, Runs, StoredFile
 from bertray.outputs import ledger
 from bertray.outputs.commit import commit, make_entry
 from bertray.outputs.control_files import FileRecord, Plan, Receipt, Span, StagedFile
