@@ -27,7 +27,8 @@ from bertray.execution.resources import Resources
 from bertray.io import faults
 from bertray.io.store import Store, open_store
 from bertray.model.bundle import BundleInfo
-from bertray.outputs import ledger
+from bertray.outputs import ledger, snapshots
+from bertray.outputs.publish import committed_files, part_names
 from bertray.reviews.clean import Cleaning
 from bertray.runs import night as nights
 from bertray.scoring.stage_part import EmbedSettings, LabelMaker, MakePart, PartSettings, ScoreSettings, VectorMaker
@@ -162,9 +163,14 @@ def start_night(
     hard_links: bool = True,
     info: BundleInfo = INFO,
     day: str | None = None,
+    snapshot_every: int = 1,
 ) -> multiprocessing.process.BaseProcess:
-    """A run in a process of its own; `exitcode` is its exit code, or -9 when it was killed."""
-    process = FORKSERVER.Process(target=_child, args=(config, info, armed, dict(environment or {}), hard_links, day))
+    """A run in a process of its own; `exitcode` is its exit code, or -9 when it was killed.
+
+    It writes a snapshot of the ledger after every entry, or as often as said.
+    """
+    args = (config, info, armed, dict(environment or {}), hard_links, day, snapshot_every)
+    process = FORKSERVER.Process(target=_child, args=args)
     process.start()
     return process
 
@@ -176,11 +182,13 @@ def _child(
     environment: dict[str, str],
     hard_links: bool,
     day: str | None,
+    snapshot_every: int,
 ) -> None:
     os.environ.update(environment)
     sys.stdout = sys.stderr = Path(environment.get("NIGHTLY_LOG", os.devnull)).open("a")  # noqa: SIM115 - to the end
     if not hard_links:
         os.link = _no_link
+    snapshots.EVERY = snapshot_every
     faults.arm(armed)
     sys.exit(run_night(config, info, day=day))
 
@@ -239,7 +247,7 @@ def check_exact(store: Store, rows_of: Mapping[str, int], *, slots: int = 1) -> 
     assert sum(visible(store, "quarantine").values(), Counter()) == refused
     assert [entry.seq for entry in entries] == list(range(1, len(entries) + 1))
     for entry in newest:
-        names = {f"data/{entry.folder}/{part.name}" for part in entry.parts} | {f"data/{entry.folder}/_SUCCESS"}
+        names = {f"data/{entry.folder}/{name}" for name in ("_SUCCESS", *part_names(entry, "data"))}
         assert set(store.keys(f"data/{entry.folder}")) == names
         assert store.exists(f"reports/{entry.folder}/report.json")
         for file in entry.files:
@@ -252,5 +260,5 @@ def check_exact(store: Store, rows_of: Mapping[str, int], *, slots: int = 1) -> 
     for root in ("data", "quarantine", "reports"):
         runs_there = {tuple(key.split("/")[1:3]) for key in store.keys(root)}
         assert runs_there <= {(entry.slot, entry.run_folder) for entry in newest}
-    listed = ledger.committed_files(store, entries)
+    listed = committed_files(store, entries)
     assert sorted(listed) == sorted(store.uri(k) for k in store.keys("data") if not k.endswith("_SUCCESS"))

@@ -20,7 +20,7 @@ from bertray.execution.session import check_ray, ray_session
 from bertray.io.store import open_store
 from bertray.model.bundle import resolve_model
 from bertray.model.pretrained import check_tokenizer, load_encoder
-from bertray.outputs.claims import check_put_if_absent
+from bertray.outputs.claims import probe_put_if_absent
 from bertray.paths import is_uri
 
 PACKAGES = ("ray", "torch", "transformers", "pyarrow", "pandas", "scikit-learn")
@@ -100,7 +100,7 @@ def _shared_memory() -> str:
 def _storage(output: str | None) -> str:
     with _folder(output) as root:
         store = open_store(root)
-        check_put_if_absent(store, single_writer=False)
+        probe_put_if_absent(store)
         if is_uri(root):
             return f"{root}: writable, put-if-absent holds"
         free = shutil.disk_usage(store.root).free

@@ -30,6 +30,8 @@ POINTS = (
     "publish.between_renames",
     "publish.after",
     "marker.after_put",
+    "snapshot.before_put",
+    "snapshot.after_put",
     "gc.half",
     "registry.version_half",
     "registry.before_put",

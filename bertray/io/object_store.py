@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+import hashlib
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from functools import partial
 from typing import Any, Protocol
 
 from bertray.io import faults
 from bertray.io.failures import lost, storage_errors
+from bertray.io.pool import ItemT, each_in_pool
 from bertray.io.store_protocol import SUCCESS, Runs, Store, StoredFile, names_of, published_names, wanted_names
 
 
@@ -18,16 +21,17 @@ class ObjectStore:
 
         self.root = root.rstrip("/")
         self.put_new_is_atomic = True
+        self.num_threads = 32
         self._store: Any = from_url(self.root)
 
     def uri(self, key: str) -> str:
         return f"{self.root}/{key}"
 
-    def put(self, key: str, value: bytes) -> None:
+    def put(self, key: str, value: bytes) -> str | None:
         import obstore
 
         with storage_errors(self.uri(key), writes=True):
-            obstore.put(self._store, key, value)
+            return _tag(obstore.put(self._store, key, value))
 
     def put_new(self, key: str, value: bytes) -> bool:
         import obstore
@@ -36,21 +40,35 @@ class ObjectStore:
         with storage_errors(self.uri(key), writes=True):
             try:
                 obstore.put(self._store, key, value, mode="create")
+                return True
             except AlreadyExistsError:
-                # The client may have retried a request whose reply was lost: what is stored decides.
-                return self.get(key) == value
+                pass
             except (NotSupportedError, NotImplementedError):
                 self.put_new_is_atomic = False
                 if self.exists(key):
                     return False
                 obstore.put(self._store, key, value)
-            return True
+                return True
+        try:
+            # The client may have retried a request whose reply was lost: what is stored decides.
+            return self.get(key) == value
+        except FileNotFoundError:
+            return False  # it was there, and somebody has removed it since
 
     def get(self, key: str) -> bytes:
         import obstore
 
         with storage_errors(self.uri(key)):
             return bytes(obstore.get(self._store, key).bytes())
+
+    def digest(self, key: str) -> str:
+        import obstore
+
+        digest = hashlib.sha256()
+        with storage_errors(self.uri(key)):
+            for piece in obstore.get(self._store, key).stream():
+                digest.update(piece)
+        return digest.hexdigest()
 
     def exists(self, key: str) -> bool:
         import obstore
@@ -62,15 +80,20 @@ class ObjectStore:
             return False
         return True
 
-    def keys(self, prefix: str) -> list[str]:
-        return [file.key for file in self.listing(prefix)]
+    def keys(self, prefix: str, *, after: str = "") -> list[str]:
+        return [file.key for file in self._listed(prefix, after)]
 
     def listing(self, prefix: str) -> list[StoredFile]:
+        return self._listed(prefix, "")
+
+    def _listed(self, prefix: str, after: str) -> list[StoredFile]:
         import obstore
 
         with storage_errors(self.uri(prefix)):
-            batches: Iterator[list[dict[str, Any]]] = obstore.list(self._store, prefix=f"{prefix}/" if prefix else None)
-            found = [StoredFile(e["path"], e["size"], e["last_modified"]) for batch in batches for e in batch]
+            batches: Iterator[list[dict[str, Any]]] = obstore.list(
+                self._store, prefix=f"{prefix}/" if prefix else None, offset=after or None
+            )
+            found = [StoredFile(e["path"], e["size"], e["last_modified"], _tag(e)) for batch in batches for e in batch]
             return sorted(found, key=lambda file: file.key)
 
     def delete(self, key: str) -> None:
@@ -105,34 +128,49 @@ class CopyingStore(Store, Protocol):
 def publish_by_copy(
     store: CopyingStore, folder: str, runs: Runs, *, settled: Collection[str], obsolete: Collection[str]
 ) -> bool:
-    """`Store.publish` where a value is the largest thing that appears in one step."""
+    """`Store.publish` where a value is the largest thing that appears in one step: a request a part, in a pool."""
     found, wanted = published_names(store.keys(folder), folder), wanted_names(runs)
     if not found <= {*wanted, *obsolete}:
         return False
     outdated = found & set(obsolete)
     if outdated:  # no marker while old and new stand side by side
-        for run in sorted({name.partition("/")[0] for name in found}):
-            store.delete(f"{folder}/{run}/{SUCCESS}")
+        markers = sorted({f"{folder}/{name.partition('/')[0]}/{SUCCESS}" for name in found})
+        each_in_pool(store.delete, markers, store.num_threads)
     for run, staged in runs.items():
         whole = names_of(run, wanted) <= found
         if run in settled or (whole and not outdated):
             continue
         if not whole and not outdated and f"{run}/{SUCCESS}" in found:
             store.delete(f"{folder}/{run}/{SUCCESS}")
-        for key, name in staged:
-            if f"{run}/{name}" not in found:
-                try:
-                    store.copy(key, f"{folder}/{run}/{name}")
-                except FileNotFoundError as error:
-                    # Cleared up after another run had put it there: names hold a run's id, so it is the same file.
-                    if not store.exists(f"{folder}/{run}/{name}"):
-                        raise lost(store.uri(key)) from error
-            faults.point("publish.half")
+        missing = [(key, f"{folder}/{run}/{name}") for key, name in staged if f"{run}/{name}" not in found]
+        each_in_pool(partial(_copy, store), _with_point(missing, "publish.half"), store.num_threads)
         if not outdated:
             store.put(f"{folder}/{run}/{SUCCESS}", b"")
-    for name in sorted(outdated):
-        store.delete(f"{folder}/{name}")
     if outdated:
+        each_in_pool(store.delete, [f"{folder}/{name}" for name in sorted(outdated)], store.num_threads)
         for run in runs:
             store.put(f"{folder}/{run}/{SUCCESS}", b"")
     return True
+
+
+def _copy(store: CopyingStore, keys: tuple[str, str]) -> None:
+    source, target = keys
+    try:
+        store.copy(source, target)
+    except FileNotFoundError as error:
+        # Cleared up after another run had put it there: names hold a run's id, so it is the same file.
+        if not store.exists(target):
+            raise lost(store.uri(source)) from error
+
+
+def _with_point(items: Iterable[ItemT], point: str) -> Iterator[ItemT]:
+    """The items; each passes a fault point once it is on its way, before the next is drawn."""
+    for item in items:
+        yield item
+        faults.point(point)
+
+
+def _tag(meta: Mapping[str, Any]) -> str | None:
+    """The store's tag of a content; replies and listings differ in whether it stands in quotes."""
+    tag = meta.get("e_tag")
+    return None if tag is None else str(tag).strip('"')

@@ -20,24 +20,30 @@ TRASH = "control/trash"  # folders that a later version took the place of
 
 @dataclass(frozen=True)
 class StoredFile:
-    """One value as a listing shows it, temporary files included."""
+    """One value as a listing shows it, temporary files included.
+
+    Args:
+        etag: the store's own tag of the content, as `Store.put` returned it; None on a file system.
+    """
 
     key: str
     size_bytes: int
     modified: datetime
+    etag: str | None = None
 
 
 Runs = Mapping[str, Sequence[tuple[str, str]]]
 
 
 class Store(Protocol):
-    """What the commit protocol needs of a store; `root` is the folder or URI that keys are relative to."""
+    """A folder or prefix that outputs are written to; `root` is the path or URI that keys are relative to."""
 
     root: str
     put_new_is_atomic: bool  # False once the store turned out to have nothing to build put_new on
+    num_threads: int  # requests that it takes at once, see `io.pool`
 
-    def put(self, key: str, value: bytes) -> None:
-        """Write or overwrite one value, durably."""
+    def put(self, key: str, value: bytes) -> str | None:
+        """Write or overwrite one value, durably; returns the store's tag of the content, if it has such."""
 
     def put_new(self, key: str, value: bytes) -> bool:
         """Write a value only if the key is absent; False when it is there. Exactly one of many racers gets True."""
@@ -45,17 +51,20 @@ class Store(Protocol):
     def get(self, key: str) -> bytes:
         """Read a value; FileNotFoundError when it is absent."""
 
-    def exists(self, key: str) -> bool:
-        """Is there a value under the key?"""
+    def digest(self, key: str) -> str:
+        """Read a value for its sha256, without holding it; FileNotFoundError when it is absent."""
 
-    def keys(self, prefix: str) -> list[str]:
-        """Every key below `prefix/`, sorted; below the root where `prefix` is empty."""
+    def exists(self, key: str) -> bool:
+        """Find out whether there is a value under the key."""
+
+    def keys(self, prefix: str, *, after: str = "") -> list[str]:
+        """Every key below `prefix/` (empty: below the root), sorted; of them those behind the key `after`."""
 
     def delete(self, key: str) -> None:
         """Remove a value; absent is fine."""
 
     def listing(self, prefix: str) -> list[StoredFile]:
-        """Everything below `prefix/`, also what a writer that died left half-written; sorted by key."""
+        """Every value below `prefix/`, also what a writer that died left half-written; sorted by key."""
 
     def publish(
         self, folder: str, runs: Runs, *, settled: Collection[str] = (), obsolete: Collection[str] = ()
@@ -80,12 +89,13 @@ class Store(Protocol):
 
 
 def is_temporary(key: str) -> bool:
-    """Is it a file that a writer on a file system has not renamed yet?"""
+    """Whether a writer on a file system has not renamed it yet."""
     name = key.rpartition("/")[2]
     return name.startswith(".") and name.endswith(".tmp")
 
 
 def wanted_names(runs: Runs) -> set[str]:
+    """`run/name` of every part and marker of some runs."""
     return {f"{run}/{name}" for run, staged in runs.items() for name in (SUCCESS, *(name for _, name in staged))}
 
 
@@ -96,4 +106,5 @@ def published_names(keys: Sequence[str], folder: str) -> set[str]:
 
 
 def names_of(run: str, names: Collection[str]) -> set[str]:
+    """The names below the folder of one run."""
     return {name for name in names if name.startswith(f"{run}/")}

@@ -1,4 +1,4 @@
-"""Whose output is it? One output folder holds one run, or one sequence of scored slots, and says so."""
+"""Claims: one output folder holds one run, or one sequence of scored slots, and says so."""
 
 from __future__ import annotations
 
@@ -21,10 +21,11 @@ FINISHED_FILE = "control/finished.json"
 ALIVE = "control/alive"  # of runs that are at work right now
 NIGHTS = ("score", "embed")  # verbs whose outputs grow, so that one config does not describe them
 MIN_FREE_BYTES = 64 << 20
+PROBE = "control/probe"  # that put-if-absent is tried on
 
 
 class Claim(Record):
-    """What an output is for."""
+    """The run that an output is for."""
 
     verb: str
     run_key: str
@@ -85,7 +86,8 @@ def claim_output(store: Store, verb: str, run_key: str, config_yaml: str) -> boo
         ConfigError: the output cannot be written.
         ConflictError: it holds another run.
     """
-    check_claim(store, verb, run_key)
+    if check_claim(store, verb, run_key):
+        return False
     if store.put_new(RUN_FILE, Claim(verb=verb, run_key=run_key, by=uuid.uuid4().hex[:8]).to_bytes()):
         if verb not in NIGHTS:
             store.put("config.yaml", config_yaml.encode())
@@ -100,9 +102,8 @@ def replace_claim(store: Store, verb: str, run_key: str, config_yaml: str) -> No
     Raises:
         ConflictError: it holds something else.
     """
-    try:
-        held = Claim.from_bytes(store.get(RUN_FILE), store.uri(RUN_FILE))
-    except FileNotFoundError:
+    held = _holder(store)
+    if held is None:
         claim_output(store, verb, run_key, config_yaml)
         return
     check_claim(store, verb, held.run_key)
@@ -111,23 +112,27 @@ def replace_claim(store: Store, verb: str, run_key: str, config_yaml: str) -> No
     store.put("config.yaml", config_yaml.encode())
 
 
-def check_claim(store: Store, verb: str, run_key: str) -> None:
-    """Could this run take the output? Writes nothing.
+def check_claim(store: Store, verb: str, run_key: str) -> bool:
+    """Find out whether this run could take the output; writes nothing.
+
+    Returns:
+        True when it holds the output already, False when the output is free.
 
     Raises:
         ConflictError: it holds another run, or something else.
     """
-    if store.keys(COMMITS) and verb not in NIGHTS:
+    if verb not in NIGHTS and store.keys(COMMITS):
         raise ConflictError(f"{store.root}: holds slots of reviews, not a {verb} run.", "Choose another `output`.")
-    in_use = _in_use(store)  # looked at first: a run beside us may be claiming the output right now
-    try:
-        held = Claim.from_bytes(store.get(RUN_FILE), store.uri(RUN_FILE))
-    except FileNotFoundError:
-        if in_use:
-            raise ConflictError(
-                f"{store.root}: not empty, and not an output of bertray.", "Choose an empty or new folder as `output`."
-            ) from None
-        return
+    held = _holder(store)
+    if held is None:
+        # Looked at again after that: a run beside us may be claiming the output right now.
+        if not _in_use(store):
+            return False
+        held = _holder(store)
+    if held is None:
+        raise ConflictError(
+            f"{store.root}: not empty, and not an output of bertray.", "Choose an empty or new folder as `output`."
+        )
     if held.verb != verb:
         raise ConflictError(
             f"{store.root}: holds the output of `{held.verb}`, not of `{verb}`.", "Choose another `output`."
@@ -138,15 +143,21 @@ def check_claim(store: Store, verb: str, run_key: str) -> None:
             "Choose another `output`, or remove this one"
             + (", or add `replace=true`, which keeps its vectors." if verb == "topics" else "."),
         )
+    return True
+
+
+def _holder(store: Store) -> Claim | None:
+    """The claim of the run that holds the output; None when none does."""
+    try:
+        return Claim.from_bytes(store.get(RUN_FILE), store.uri(RUN_FILE))
+    except FileNotFoundError:
+        return None
 
 
 def finished_run(store: Store, verb: str, run_key: str) -> bool:
-    """Is this very run already whole?"""
-    try:
-        held = Claim.from_bytes(store.get(RUN_FILE), store.uri(RUN_FILE))
-    except FileNotFoundError:
-        return False
-    return held.verb == verb and held.run_key == run_key and store.exists(FINISHED_FILE)
+    """Whether this very run is already whole."""
+    held = _holder(store)
+    return held is not None and (held.verb, held.run_key) == (verb, run_key) and store.exists(FINISHED_FILE)
 
 
 def mark_finished(store: Store) -> None:
@@ -207,19 +218,29 @@ def _in_use(store: Store) -> bool:
     return any(store.keys(name) for name in ("data", "model", "quarantine", "reports", "control"))
 
 
-def check_put_if_absent(store: Store, *, single_writer: bool) -> None:
+def probe_put_if_absent(store: Store) -> None:
+    """Refuse a store without put-if-absent, see `check_put_if_absent`; nothing stays there."""
+    key = f"control/probe-{uuid.uuid4().hex[:8]}"
+    try:
+        check_put_if_absent(store, single_writer=False, key=key)
+    finally:
+        store.delete(key)
+
+
+def check_put_if_absent(store: Store, *, single_writer: bool, key: str = PROBE) -> None:
     """Refuse a store on which two runs could both believe that they committed.
+
+    Args:
+        store: a claimed output.
+        single_writer: the user says that there is one run at a time.
+        key: that is written, and stays: the next run has to find that it cannot be written anew.
 
     Raises:
         ConfigError: the second of two put-if-absent of one key succeeded, or the store has no such thing.
     """
-    key = f"control/probe-{uuid.uuid4().hex[:8]}"
-    try:
-        first, second = store.put_new(key, b"1"), store.put_new(key, b"2")
-    finally:
-        store.delete(key)
-    holds = first and not second and store.put_new_is_atomic
-    if not holds and not single_writer:
+    was_absent = store.put_new(key, uuid.uuid4().bytes)
+    taken_twice = was_absent and store.put_new(key, uuid.uuid4().bytes)
+    if (taken_twice or not store.put_new_is_atomic) and not single_writer:
         raise ConfigError(
             f"{store.root}: put-if-absent does not hold there, so two runs could both commit.",
             "Use another store, or set `single_writer=true` if only one run ever writes.",

@@ -14,6 +14,7 @@ from bertray.outputs.control_files import (
     SCORE_BINS,
     TOKEN_BANDS,
     CommittedPart,
+    CommittedRun,
     FileCount,
     LedgerEntry,
     Plan,
@@ -22,14 +23,16 @@ from bertray.outputs.control_files import (
     add_agreements,
     add_counts,
     add_histograms,
+    part_name,
 )
+from bertray.outputs.ledger import Ledger
 
 log = logging.getLogger(__name__)
 
 
 def make_entry(
     plan: Plan,
-    entries: Sequence[LedgerEntry],
+    known: Sequence[CommittedRun],
     receipts: Sequence[Receipt],
     file_level: Sequence[StagedFile],
     *,
@@ -41,20 +44,19 @@ def make_entry(
 
     Args:
         plan: what was to be done.
-        entries: the ledger so far; the new entry goes behind it.
+        known: the ledger so far; the new entry goes behind it.
         receipts: of every row once, see `verify_cover`; parts are numbered in this order.
         file_level: staged quarantine rows of files that could not be read at all.
         adopted: how many of the receipts an earlier attempt left.
         seconds: of this run so far.
         compute_seconds: of all runs with the model at work.
     """
-    run8 = plan.run_id[:8]
     reasons = [*(receipt.reasons for receipt in receipts), *({file.reason: 1} for file in plan.files if file.reason)]
     files = _file_counts(plan, receipts)
     return LedgerEntry(
-        seq=len(entries) + 1,
+        seq=len(known) + 1,
         slot=plan.slot,
-        run=1 + ledger.num_runs(entries, plan.slot, plan.version),
+        run=1 + ledger.num_runs(known, plan.slot, plan.version),
         version=plan.version,
         run_id=plan.run_id,
         plan_key=plan.plan_key,
@@ -64,9 +66,9 @@ def make_entry(
         labels=plan.labels,
         settings=plan.settings,
         files=files,
-        parts=_named([r.part for r in receipts if r.part], run8),
-        quarantine_parts=_named([*(r.quarantine for r in receipts if r.quarantine), *file_level], run8),
-        evaluation_parts=_named([r.evaluation for r in receipts if r.evaluation], run8),
+        parts=_named([r.part for r in receipts if r.part], plan.run_id),
+        quarantine_parts=_named([*(r.quarantine for r in receipts if r.quarantine), *file_level], plan.run_id),
+        evaluation_parts=_named([r.evaluation for r in receipts if r.evaluation], plan.run_id),
         rows_in=sum(file.rows_in or 0 for file in files),
         rows_scored=sum(file.rows_scored for file in files),
         rows_quarantined=sum(file.rows_quarantined for file in files),
@@ -103,9 +105,9 @@ def _file_counts(plan: Plan, receipts: Sequence[Receipt]) -> list[FileCount]:
     ]
 
 
-def _named(staged: Sequence[StagedFile], run8: str) -> list[CommittedPart]:
+def _named(staged: Sequence[StagedFile], run_id: str) -> list[CommittedPart]:
     return [
-        CommittedPart(name=f"part-{number:05d}-{run8}.parquet", **file.model_dump(exclude={"schema_version"}))
+        CommittedPart(name=part_name(number, run_id), **file.model_dump(exclude={"schema_version", "etag"}))
         for number, file in enumerate(staged)
     ]
 
@@ -124,26 +126,28 @@ def _common(ours: Sequence[FileCount], theirs: Sequence[FileCount]) -> str | Non
     return None
 
 
-def commit(store: Store, entry: LedgerEntry, *, beside: bool = False) -> LedgerEntry:
+def commit(store: Store, known: Ledger, entry: LedgerEntry, *, beside: bool = False) -> tuple[LedgerEntry, Ledger]:
     """Append an entry made for the place behind the ledger's end; on a lost race go on behind the winner.
 
     Args:
         store: the output.
+        known: the ledger that the entry was made for.
         entry: of a plan whose rows are all staged.
         beside: a winner may be another run of the same slot and version; ours becomes the next.
 
     Returns:
-        What was committed: ours, or the entry of a run beside us with the same plan.
+        What was committed, ours or the entry of a run beside us with the same plan; and the ledger with it.
 
     Raises:
         ConflictError: a winner holds one of our files, or our slot; nothing of ours was committed.
     """
     while (committed := ledger.append(store, entry)) is None:
-        since = ledger.read_ledger(store)[entry.seq - 1 :]
+        before, known = len(known), ledger.read_on(store, known)
+        since = [run for run in known[before:] if isinstance(run, LedgerEntry)]
         for other in since:
             if other.plan_key == entry.plan_key and other.slot == entry.slot:
                 log.info("another run committed the same plan")
-                return other
+                return other, known
             common = _common(entry.files, other.files)
             same_slot = other.slot == entry.slot and not (beside and other.version == entry.version)
             if common or same_slot:
@@ -155,4 +159,4 @@ def commit(store: Store, entry: LedgerEntry, *, beside: bool = False) -> LedgerE
                 )
         run = entry.run + ledger.num_runs(since, entry.slot, entry.version)
         entry = entry.model_copy(update={"seq": entry.seq + len(since), "run": run})
-    return committed
+    return committed, known.followed_by([committed])

@@ -7,7 +7,7 @@ import json
 import operator
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeAlias, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -19,6 +19,8 @@ LEDGER_SCHEMA_VERSION = 2  # of plans and ledger entries; 1 had one folder for e
 DIGEST = (
     "record_sha256"  # of a control file's own content: a ledger decides what is scored, so a flipped bit has to show
 )
+RUNS = "control/runs"  # staged parts and receipts of plans
+PLANS = "control/plans"
 RUN_PREFIX = "run="  # readers find a number
 RecordT = TypeVar("RecordT", bound="Record")
 
@@ -28,12 +30,25 @@ class Record(BaseModel):
     schema_version: int = SCHEMA_VERSION
 
     def to_bytes(self) -> bytes:
+        """Content of the control file."""
+        return self.to_json(indent=1).encode()
+
+    def to_json(self, *, indent: int | None = None) -> str:
+        """The fields and the digest of them."""
         fields = self.model_dump(mode="json")
-        return json.dumps({**fields, DIGEST: _digest(fields)}, indent=1, ensure_ascii=False).encode()
+        return json.dumps({**fields, DIGEST: _digest(fields)}, indent=indent, ensure_ascii=False)
 
     @classmethod
     def from_bytes(cls: type[RecordT], content: bytes, where: str) -> RecordT:
-        """Raises ConflictError when the file was written by another version or is damaged."""
+        """Read a control file.
+
+        Args:
+            content: of the file.
+            where: its path or URI, for messages.
+
+        Raises:
+            ConflictError: another version wrote it, or it is damaged.
+        """
         try:
             fields = json.loads(content)
         except ValueError:
@@ -61,7 +76,7 @@ class Record(BaseModel):
 
 
 def _digest(fields: Mapping[str, Any]) -> str:
-    """Of every field but the digest itself."""
+    """Digest of every field but itself."""
     rest = {name: value for name, value in fields.items() if name != DIGEST}
     return hashlib.sha256(json.dumps(rest, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
@@ -100,12 +115,17 @@ class Plan(Record):
 
 
 class StagedFile(Record):
-    """One file written aside."""
+    """One file written aside.
+
+    Args:
+        etag: the store's tag of the content that it took; a listing that shows the same one spares reading the file.
+    """
 
     key: str
     rows: int
     bytes: int
     sha256: str
+    etag: str | None = None
 
 
 class Span(BaseModel):
@@ -189,15 +209,22 @@ class FileCount(Record):
 
 
 class CommittedPart(Record):
-    name: str  # file name below the slot
+    """One file of a run, as staged and as published."""
+
+    name: str  # see part_name
     key: str  # where it was staged
     rows: int
     bytes: int
     sha256: str
 
 
-class LedgerEntry(Record):
-    """The commit: what is here is output, what is not is not."""
+def part_name(number: int, run_id: str) -> str:
+    """File name of a run's part below `data/<slot>/run=<n>/`, and of its quarantine."""
+    return f"part-{number:05d}-{run_id[:8]}.parquet"
+
+
+class Entry(Record):
+    """One commit, without its lists of parts."""
 
     schema_version: int = LEDGER_SCHEMA_VERSION
     seq: int
@@ -212,9 +239,6 @@ class LedgerEntry(Record):
     labels: list[str]
     settings: dict[str, Any]
     files: list[FileCount]
-    parts: list[CommittedPart]
-    quarantine_parts: list[CommittedPart]
-    evaluation_parts: list[CommittedPart]
     rows_in: int
     rows_scored: int
     rows_quarantined: int
@@ -231,6 +255,7 @@ class LedgerEntry(Record):
     int8: Agreement | None = None
     adopted_receipts: int
     seconds: float  # of this run up to the commit
+    compute_seconds: float  # of it with the model at work, on all workers side by side
 
     @property
     def file_reasons(self) -> dict[str, int]:
@@ -241,8 +266,6 @@ class LedgerEntry(Record):
     def row_reasons(self) -> dict[str, int]:
         """Quarantined rows of files that could be read, by reason."""
         return dict(Counter(self.reasons) - Counter(self.file_reasons))
-
-    compute_seconds: float  # of it with the model at work, on all workers side by side
 
     @property
     def run_folder(self) -> str:
@@ -258,6 +281,46 @@ class LedgerEntry(Record):
     def title(self) -> str:
         """The slot, with the run where it is not the first, as people read it."""
         return self.slot if self.run == 1 else f"{self.slot}, run {self.run}"
+
+
+class LedgerEntry(Entry):
+    """The commit: rows that it names are output, others are not."""
+
+    parts: list[CommittedPart]
+    quarantine_parts: list[CommittedPart]
+    evaluation_parts: list[CommittedPart]
+
+    @property
+    def num_parts(self) -> int:
+        return len(self.parts)
+
+    @property
+    def num_quarantine_parts(self) -> int:
+        return len(self.quarantine_parts)
+
+    @property
+    def num_evaluation_parts(self) -> int:
+        return len(self.evaluation_parts)
+
+
+class EntrySummary(Entry):
+    """A commit as a snapshot of the ledger holds it: its parts are counted, and their names follow from that.
+
+    Where a later version has taken its place, it has no files either.
+    """
+
+    num_parts: int
+    num_quarantine_parts: int
+    num_evaluation_parts: int
+
+    @classmethod
+    def of(cls, entry: CommittedRun, *, with_files: bool) -> EntrySummary:
+        """Summary of an entry; of a summary, the same."""
+        fields = {name: getattr(entry, name) for name in EntrySummary.model_fields}
+        return cls.model_construct(**fields if with_files else fields | {"files": []})
+
+
+CommittedRun: TypeAlias = LedgerEntry | EntrySummary
 
 
 SCORE_BINS = 20  # equal bins of `score_histogram` over [0, 1]

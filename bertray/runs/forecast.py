@@ -21,11 +21,13 @@ from bertray.io.store import open_store
 from bertray.model.bundle import resolve_model
 from bertray.model.tokenization import ReviewTokenizer, sequences
 from bertray.outputs.claims import check_claim
+from bertray.outputs.ledger import read_ledger
 from bertray.reviews.corpus import Inputs
 from bertray.reviews.reader import read_shard
 from bertray.runs.training import check_train, run_key_of
 from bertray.scoring.decide import Tonight, decide, look, spec_for, target_of_new_files, unfinished_plan
 from bertray.scoring.models import open_model
+from bertray.scoring.plan import open_plans
 from bertray.settings import ScoringPrecision, settings_of
 from bertray.training.labelled_data import open_data
 from bertray.wording import counted
@@ -65,9 +67,10 @@ def run_plan(config: Section) -> int:
 def _plan_score(config: ScoreConfig) -> None:
     info = open_model(config)
     store = open_store(config.output)
-    tonight = decide(config, info, store, look(config, store))
+    known = read_ledger(store)
+    tonight = decide(config, info, known, look(config, known))
     _print_files(tonight)
-    unfinished = unfinished_plan(tonight, store)
+    unfinished = unfinished_plan(tonight, open_plans(store, known))
     if unfinished is not None:
         say(f"slot {unfinished.slot}: begun on {unfinished.created_at[:16]} UTC and not finished; it is resumed first")
     for rewrite in tonight.rewrites:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -26,15 +27,17 @@ from bertray.execution.executor import Executor, InProcess
 from bertray.execution.resources import Resources
 from bertray.execution.session import ray_session, without_ray
 from bertray.io import faults
+from bertray.io.pool import in_pool
 from bertray.io.store import Store, open_store
 from bertray.io.tables import parquet_bytes
 from bertray.model.bundle import BundleInfo, resolve_model
 from bertray.model.training_texts import read_training_texts
-from bertray.outputs import ledger
+from bertray.outputs import ledger, publish
 from bertray.outputs.claims import check_free_space, check_publishing, check_put_if_absent, claim_output
 from bertray.outputs.commit import commit, make_entry
 from bertray.outputs.control_files import LedgerEntry, Plan, Receipt, StagedFile
 from bertray.outputs.heartbeat import Heartbeat, live_attempt
+from bertray.outputs.ledger import Ledger
 from bertray.reviews.corpus import Inputs
 from bertray.reviews.reader import (
     InputFile,
@@ -55,10 +58,10 @@ from bertray.runs.night_report import (
     write_night_report,
 )
 from bertray.scoring import plan as planning
-from bertray.scoring.decide import Tonight, check_unchanged, decide, look, next_plan, spec_for
 from bertray.scoring.models import check_precision
 from bertray.scoring.read_unit import ReadSettings, num_rows_of
 from bertray.scoring.stage_part import EmbedSettings, PartSettings, ScoreSettings, stage_parts
+from bertray.scoring.decide import Tonight, check_comparable, check_unchanged, decide, look, next_plan, spec_for
 from bertray.wording import counted
 
 log = logging.getLogger(__name__)
@@ -83,14 +86,20 @@ def run_night(
         open_executor: called once, when there is something to compute that this process does not do itself.
     """
     store = open_store(config.output)
-    ledger.publish_all(store, ledger.read_ledger(store))  # what was committed is seen, whatever came in tonight
-    looked_at = look(config, store)
-    tonight = decide(config, info, store, looked_at)  # a wrong input is told before the output is touched
+    known = ledger.read_ledger(store)
+    if isinstance(config, EmbedConfig):
+        check_comparable(config, info, store, known)
+    markers, num_earlier = publish.read_markers(store, known), len(known)
+    known = publish.publish_all(store, known, markers)  # readers see what was committed, whatever came in tonight
+    looked_at = look(config, known)
+    tonight = decide(config, info, known, looked_at)  # a wrong input is told before the output is touched
     if isinstance(config, ScoreConfig) and (tonight.new_files or tonight.rewrites):
         check_precision(config.precision, config.workers)
     claim_output(store, config.verb, config.verb, to_yaml(config))
     check_put_if_absent(store, single_writer=config.single_writer)
-    _finish_earlier_runs(config, info, store, tonight.entries)
+    _write_missing_reports(config, info, store, known, num_earlier, markers)
+    known = ledger.write_due_snapshot(store, known, num_earlier)
+    plans = planning.open_plans(store, known)
     committed = 0
     with ExitStack() as stack:
         opened: list[Executor] = []
@@ -103,13 +112,15 @@ def run_night(
                 opened.append(stack.enter_context(open_executor()))
             return opened[0]
 
-        while plan := next_plan(config, tonight, store):
+        while pinned := next_plan(config, tonight, store, plans):
+            plan = pinned.plan
             check_publishing(store, plan.slot)
             spec = spec_for(config, info, tonight.readable(plan.files))
-            entry = _run_plan(config, tonight, plan, spec, store, executor_for(plan))
+            entry, known = _run_plan(config, tonight, pinned, spec, store, markers, executor_for(plan))
             committed += 1
             evaluation = write_night_report(
                 store,
+                known,
                 entry,
                 info,
                 config.report_options,
@@ -118,45 +129,59 @@ def run_night(
                 skipped=_skipped(tonight),
                 texts=read_training_texts(resolve_model(config.model)) if spec.wants_label else None,
             )
+            publish.mark_reported(store, [entry], markers)
+            known = ledger.write_due_snapshot(store, known, num_earlier)
             _print_entry(store, entry, evaluation)
-            tonight = decide(config, info, store, looked_at)  # what is left: a plan may hold only some of the files
+            tonight = decide(config, info, known, looked_at)  # what is left: a plan may hold only some of the files
     if not committed:
         say(f"nothing new: {counted(len(tonight.decisions), 'file')} listed, all in slots already ({store.root})")
     return 0
 
 
-def _finish_earlier_runs(config: NightConfig, info: BundleInfo, store: Store, entries: Sequence[LedgerEntry]) -> None:
-    """Publish what a killed run committed, and write the reports that it did not come to."""
-    ledger.publish_all(store, entries)
-    for entry in ledger.current(entries):
-        if not has_report(store, entry):
-            same = entry.model_version == info.model_version
-            of_then = replace(
-                info,
-                labels=tuple(entry.labels),
-                model_version=entry.model_version,
-                profile=info.profile if same else None,
-            )
-            texts = read_training_texts(resolve_model(config.model)) if same and entry.evaluation_parts else None
-            write_night_report(store, entry, of_then, config.report_options, seed=config.seed, texts=texts)
+def _write_missing_reports(
+    config: NightConfig, info: BundleInfo, store: Store, known: Ledger, num_earlier: int, markers: publish.Markers
+) -> None:
+    """Write the reports that killed runs did not come to; those of runs beside us are theirs to write."""
+    earlier = [run for run in ledger.current(known) if run.seq <= num_earlier]
+    unmarked = [run for run in earlier if not markers.is_reported(run)]
+    there = in_pool(partial(has_report, store), unmarked, store.num_threads)
+    missing = [run for run, is_there in zip(unmarked, there, strict=True) if not is_there]
+    for entry in ledger.with_parts(store, missing):
+        same = entry.model_version == info.model_version
+        of_then = replace(
+            info,
+            labels=tuple(entry.labels),
+            model_version=entry.model_version,
+            profile=info.profile if same else None,
+        )
+        texts = read_training_texts(resolve_model(config.model)) if same and entry.evaluation_parts else None
+        write_night_report(store, known, entry, of_then, config.report_options, seed=config.seed, texts=texts)
+    publish.mark_reported(store, unmarked, markers)
 
 
 # --- one plan --------------------------------------------------------------------------------------------------------
 
 
 def _run_plan(
-    config: NightConfig, tonight: Tonight, plan: Plan, spec: ReadSpec, store: Store, executor: Executor
-) -> LedgerEntry:
-    started = time.monotonic()
+    config: NightConfig,
+    tonight: Tonight,
+    pinned: planning.PinnedPlan,
+    spec: ReadSpec,
+    store: Store,
+    markers: publish.Markers,
+    executor: Executor,
+) -> tuple[LedgerEntry, Ledger]:
+    started, plan = time.monotonic(), pinned.plan
     attempt = uuid.uuid4().hex[:8]
-    if not config.takeover and (holder := live_attempt(store, planning.staging_folder(plan))):
+    beside = not (pinned.is_new or config.takeover)
+    if beside and (holder := live_attempt(store, planning.staging_folder(plan))):
         raise ConflictError(
             f"slot {plan.slot}: another run is at work on it ({holder}).",
             "Wait for it; if it is dead or lost, set `takeover=true`.",
         )
     check_free_space(store, sum(file.size_bytes for file in plan.files))
     work = work_items(_shards(config, tonight, plan, spec), plan.rows_per_shard)
-    adopted = _adopted(store, plan, work)
+    adopted = [] if pinned.is_new else _adopted(store, plan, work)
     done_before = {receipt.intervals for receipt in adopted}
     work = [item for item in work if _intervals(item) not in done_before]
     executor = executor.for_rows(num_rows_of(work))
@@ -192,9 +217,9 @@ def _run_plan(
         )
         _check_refused(config, entry)
         planning.verify_staged(store, plan, entry)
-        entry = commit(store, entry, beside=plan.beside)
-        ledger.publish(store, entry.slot)
-    return entry
+        entry, known = commit(store, tonight.entries, entry, beside=plan.beside)
+        known = publish.publish(store, known, entry.slot, markers)
+    return entry, known
 
 
 def _shards(config: NightConfig, tonight: Tonight, plan: Plan, spec: ReadSpec) -> list[Shard]:
@@ -218,7 +243,7 @@ def _intervals(item: WorkItem) -> tuple[tuple[int, int, int], ...]:
 
 def _adopted(store: Store, plan: Plan, work: Sequence[WorkItem]) -> list[Receipt]:
     """Finished parts that an earlier attempt left, whole and checked."""
-    stored = [receipt for receipt in planning.stored_receipts(store, plan) if planning.is_whole(store, receipt)]
+    stored = planning.whole_receipts(store, planning.staging_folder(plan))
     adopted = planning.adopt(map(_intervals, work), stored)
     if adopted:
         log.info("%d finished parts of an earlier attempt are used", len(adopted))

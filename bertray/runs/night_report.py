@@ -15,7 +15,8 @@ from bertray.io.store import Store
 from bertray.model.bundle import BundleInfo
 from bertray.model.training_texts import TrainingTexts
 from bertray.outputs import ledger
-from bertray.outputs.control_files import TOKEN_BANDS, LedgerEntry, profile_of
+from bertray.outputs.control_files import TOKEN_BANDS, CommittedRun, LedgerEntry, profile_of
+from bertray.outputs.ledger import Ledger
 from bertray.reports.evaluation import EvaluationReport
 from bertray.reports.scoring import FileRows, ScoringReport
 from bertray.reviews.corpus import Inputs
@@ -35,6 +36,7 @@ UNKNOWN_LABELS = "The input has a label column, but none of its values is a clas
 
 def write_night_report(
     store: Store,
+    known: Ledger,
     entry: LedgerEntry,
     info: BundleInfo,
     options: ReportOptions,
@@ -48,6 +50,7 @@ def write_night_report(
 
     Args:
         store: the output.
+        known: its ledger.
         entry: what was committed.
         info: of the model, for the cleaning of shown texts and the order of classes.
         options: what of the report is configurable.
@@ -107,21 +110,23 @@ def write_night_report(
         store.put(f"{folder}/metrics.json", metrics.encode())
     store.put(f"{folder}/report.json", json.dumps(report.to_json(), indent=1, ensure_ascii=False).encode())
     if entry.version > 1:
-        _remove_replaced_reports(store, entry.slot)
+        _remove_replaced_reports(store, known, entry.slot)
     return None if evaluated is None else evaluated.evaluation
 
 
-def report_folder(entry: LedgerEntry) -> str:
+def report_folder(entry: CommittedRun) -> str:
     """Where the report of a run lies in its output."""
     return f"reports/{entry.folder}"
 
 
-def _remove_replaced_reports(store: Store, slot: str) -> None:
-    """Reports of runs that the slot has no more, and figures on labels that its runs have no more."""
-    runs = {report_folder(run): run for run in ledger.current(ledger.read_ledger(store)) if run.slot == slot}
-    for key in store.keys(f"reports/{slot}"):
+def _remove_replaced_reports(store: Store, known: Ledger, slot: str) -> None:
+    """Remove reports of runs that the slot has no more, and figures on labels that its runs have no more."""
+    keys = store.keys(f"reports/{slot}")
+    known = ledger.read_on(store, known)  # after the listing: whose report is in it is in the ledger
+    runs = {report_folder(run): run for run in ledger.current(known) if run.slot == slot}
+    for key in keys:
         run = runs.get(key.rpartition("/")[0])
-        if run is None or (key.endswith("/metrics.json") and not run.evaluation_parts):
+        if run is None or (key.endswith("/metrics.json") and not run.num_evaluation_parts):
             store.delete(key)
 
 
@@ -150,8 +155,8 @@ def _vectors_in_words(entry: LedgerEntry) -> str:
     return f"{of}, {entry.settings['dtype']}{', of length 1' if entry.settings['normalize'] else ''}"
 
 
-def has_report(store: Store, entry: LedgerEntry) -> bool:
-    """Was the report of this very entry written? A run may die between its commit and its report."""
+def has_report(store: Store, entry: CommittedRun) -> bool:
+    """Whether the report of this very entry was written: a run may die between its commit and its report."""
     try:
         report = json.loads(store.get(f"{report_folder(entry)}/report.json"))
     except (FileNotFoundError, ValueError):  # or damaged: it is written again

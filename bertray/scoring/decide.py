@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import uuid
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
@@ -21,7 +22,9 @@ from bertray.errors import ConfigError, ConflictError, DataRefused, Infrastructu
 from bertray.io.store import Store
 from bertray.model.bundle import BundleInfo
 from bertray.outputs import ledger
-from bertray.outputs.control_files import FileCount, FileRecord, LedgerEntry, Plan
+from bertray.outputs.claims import check_claim
+from bertray.outputs.control_files import CommittedRun, FileCount, FileRecord, Plan
+from bertray.outputs.ledger import Ledger
 from bertray.reviews.corpus import read_spec, refuse_bad_files
 from bertray.reviews.labels import label_map
 from bertray.reviews.reader import (
@@ -42,6 +45,8 @@ from bertray.wording import counted
 
 log = logging.getLogger(__name__)
 
+# Settings that may differ between vectors that are compared.
+_FREE = ("columns", "reader", "keep_columns", "unique_ids")
 TOKENS_PER_PART = 1 << 17  # where each has a vector: 400 MB of them for BERT-base
 
 
@@ -77,7 +82,7 @@ class Tonight:
     """Everything decided about a run."""
 
     info: BundleInfo
-    entries: list[LedgerEntry]
+    entries: Ledger
     decisions: list[planning.FileDecision]
     rewrites: list[Rewrite]
     looked_at: dict[str, Seen]
@@ -109,7 +114,7 @@ class KnownFile:
 Seen = InputFile | BadFile | KnownFile
 
 
-def look(config: NightConfig, store: Store) -> dict[str, Seen]:
+def look(config: NightConfig, entries: Sequence[CommittedRun]) -> dict[str, Seen]:
     """Every file of the input by path, looked at once. What is new is read for its digest; what is known is not opened,
     unless a slot may have to be rewritten.
 
@@ -122,7 +127,7 @@ def look(config: NightConfig, store: Store) -> dict[str, Seen]:
         raise DataRefused(
             f"input: no review file in {', '.join(config.input)}.", "Check the path, or set `allow_empty=true`."
         )
-    scored = planning.owners(ledger.read_ledger(store)).values()
+    scored = planning.owners(entries).values()
     known = {(file.path, file.size_bytes, file.modified): file for file, _ in scored}
     stamps = {entry.path: (entry.path, entry.size_bytes, entry.modified) for entry in listed}
     may_rewrite = config.replace or config.rescore == "replace" or config.on_changed_file == "replace"
@@ -144,7 +149,7 @@ def _known_record(file: FileCount) -> FileRecord:
     return FileRecord(**fields, num_rows=file.rows_in)
 
 
-def decide(config: NightConfig, info: BundleInfo, store: Store, found: Mapping[str, Seen]) -> Tonight:
+def decide(config: NightConfig, info: BundleInfo, entries: Ledger, found: Mapping[str, Seen]) -> Tonight:
     """Hold the input against the ledger: which files are new, which slots are rewritten.
 
     Raises:
@@ -153,7 +158,7 @@ def decide(config: NightConfig, info: BundleInfo, store: Store, found: Mapping[s
         ConflictError: a scored file changed, or files of a slot to rewrite are not in the input any more.
     """
     _check_slot(config, list(info.labels))
-    entries, settings = ledger.read_ledger(store), night_settings(config, info)
+    settings = night_settings(config, info)
     tonight = _decided(config, info, entries, settings, dict(found))
     if config.on_bad_file == "quarantine":  # a file with other columns is a bad file too, and costs no other
         # What repeats the content of a bad file is no duplicate any more, and is looked at in its turn.
@@ -186,7 +191,7 @@ def _column_faults(config: NightConfig, tonight: Tonight) -> dict[str, BadFile]:
 def _decided(
     config: NightConfig,
     info: BundleInfo,
-    entries: list[LedgerEntry],
+    entries: Ledger,
     settings: dict[str, Any],
     looked_at: dict[str, Seen],
 ) -> Tonight:
@@ -205,17 +210,20 @@ def _decided(
 def _rewrites(
     config: NightConfig,
     info: BundleInfo,
-    entries: Sequence[LedgerEntry],
+    entries: Sequence[CommittedRun],
     settings: Mapping[str, Any],
     decisions: Sequence[planning.FileDecision],
 ) -> Iterator[Rewrite]:
     """Slots to rewrite, each once with the files of all its runs, in the order in which they were first committed."""
     by_path = {decision.file.path: decision for decision in decisions}
-    owned: dict[str, list[str]] = {slot: [] for slot in planning.versions(entries)}
+    owned: defaultdict[str, list[str]] = defaultdict(list)
     for path, (_, entry) in sorted(planning.owners(entries).items()):
         owned[entry.slot].append(path)
-    for slot, version in planning.versions(entries).items():
-        runs = [entry for entry in ledger.current(entries) if entry.slot == slot]
+    runs_of: dict[str, list[CommittedRun]] = {}
+    for entry in ledger.current(entries):
+        runs_of.setdefault(entry.slot, []).append(entry)
+    for slot, runs in runs_of.items():
+        version = runs[0].version
         mine = [by_path[path].file for path in owned[slot] if path in by_path]
         missing = [path for path in owned[slot] if path not in by_path]
         changed = [d for d in decisions if d.verdict == "changed" and d.slot == slot]
@@ -302,6 +310,29 @@ def night_settings(config: NightConfig, info: BundleInfo) -> dict[str, Any]:
     }
 
 
+def check_comparable(config: EmbedConfig, info: BundleInfo, store: Store, entries: Sequence[CommittedRun]) -> None:
+    """Refuse to put vectors of two kinds into one output, where they are meant to be compared with each other.
+
+    Raises:
+        ConflictError: those that are there were made in another way or by another model.
+    """
+    check_claim(store, config.verb, config.verb)
+    wanted = night_settings(config, info)
+    for entry in ledger.current(entries):
+        for name in wanted:
+            held = entry.settings.get(name)
+            if name not in _FREE and held != wanted[name]:
+                raise ConflictError(
+                    f"{config.output}: holds vectors with {name}={held}, not {wanted[name]}.",
+                    "Choose another `output`; vectors of two kinds cannot be compared.",
+                )
+        if entry.model_version != info.model_version:
+            raise ConflictError(
+                f"{config.output}: holds vectors of model version {entry.model_version}, not {info.model_version}.",
+                "Choose another `output`; vectors of two models cannot be compared.",
+            )
+
+
 def _record(file: Seen) -> FileRecord:
     if isinstance(file, KnownFile):
         return file.record
@@ -322,12 +353,15 @@ def _record(file: Seen) -> FileRecord:
 # --- the next plan ---------------------------------------------------------------------------------------------------
 
 
-def unfinished_plan(tonight: Tonight, store: Store) -> Plan | None:
+def unfinished_plan(tonight: Tonight, plans: Sequence[Plan]) -> Plan | None:
     """The newest plan of an earlier run that nobody committed and that is still to be done as it stands."""
     new = {file.path: file for file in tonight.new_files}
     rewrites = {(rewrite.slot, rewrite.version): rewrite.files for rewrite in tonight.rewrites}
     versions = planning.versions(tonight.entries)
-    for plan in reversed(planning.open_plans(store, tonight.entries)):
+    committed = {(entry.slot, entry.plan_key) for entry in tonight.entries}
+    for plan in reversed(plans):
+        if (plan.slot, plan.plan_key) in committed:
+            continue
         if plan.model_version != tonight.info.model_version or plan.settings != tonight.settings:
             continue
         version = versions.get(plan.slot)
@@ -341,12 +375,16 @@ def unfinished_plan(tonight: Tonight, store: Store) -> Plan | None:
     return None
 
 
-def next_plan(config: NightConfig, tonight: Tonight, store: Store) -> Plan | None:
-    """What to do now, pinned in the store; None when everything is done."""
-    plan = unfinished_plan(tonight, store)
+def next_plan(config: NightConfig, tonight: Tonight, store: Store, plans: Sequence[Plan]) -> planning.PinnedPlan | None:
+    """The next plan, pinned in the store; None when everything is done.
+
+    Args:
+        plans: open ones, newest last, as this run found them when it began.
+    """
+    plan = unfinished_plan(tonight, plans)
     if plan is not None:
         log.info("resuming slot %s", plan.slot)
-        return plan
+        return planning.PinnedPlan(plan, is_new=False)
     if tonight.rewrites:
         rewrite = tonight.rewrites[0]
         log.info("rewriting slot %s as version %d: %s", rewrite.slot, rewrite.version, rewrite.why)
@@ -377,7 +415,9 @@ def target_of_new_files(config: NightConfig, tonight: Tonight) -> Target | None:
     return Target(slot, version, run, beside=config.slot is None)
 
 
-def _pinned(config: NightConfig, tonight: Tonight, store: Store, target: Target, files: list[FileRecord]) -> Plan:
+def _pinned(
+    config: NightConfig, tonight: Tonight, store: Store, target: Target, files: list[FileRecord]
+) -> planning.PinnedPlan:
     model_version = tonight.info.model_version
     return planning.pin_plan(
         store,

@@ -2,23 +2,37 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import logging
 from bisect import bisect_left, insort
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import Any, Literal
 
 from bertray.errors import ConflictError, InfrastructureError
 from bertray.io import faults
+from bertray.io.pool import in_pool
 from bertray.io.store import Store
-from bertray.outputs.control_files import FileCount, FileRecord, LedgerEntry, Plan, Receipt
+from bertray.io.store_protocol import StoredFile
+from bertray.outputs.control_files import (
+    PLANS,
+    RUNS,
+    CommittedRun,
+    FileCount,
+    FileRecord,
+    LedgerEntry,
+    Plan,
+    Receipt,
+    StagedFile,
+)
 from bertray.outputs.ledger import current
 
 log = logging.getLogger(__name__)
+
+RECEIPT_SUFFIX = ".receipt.json"
 
 Verdict = Literal["score", "scored", "duplicate", "changed"]
 
@@ -37,7 +51,7 @@ class FileDecision:
     slot: str | None = None  # that holds the file
 
 
-def decide_files(files: Sequence[FileRecord], entries: Sequence[LedgerEntry]) -> list[FileDecision]:
+def decide_files(files: Sequence[FileRecord], entries: Sequence[CommittedRun]) -> list[FileDecision]:
     """Compare listed files with everything the ledger holds, file by file, in the order given.
 
     A file is known by path, size and etag or mtime; content that was delivered under another name is known by size
@@ -81,8 +95,8 @@ def decide_files(files: Sequence[FileRecord], entries: Sequence[LedgerEntry]) ->
     return decisions
 
 
-def owners(entries: Sequence[LedgerEntry]) -> dict[str, tuple[FileCount, LedgerEntry]]:
-    """Of every path the file as it was scored last, and the entry that did: a repaired file moves to another slot."""
+def owners(entries: Sequence[CommittedRun]) -> dict[str, tuple[FileCount, CommittedRun]]:
+    """For every path the file as it was scored last, and the entry that did: a repaired file moves to another slot."""
     in_order = sorted(current(entries), key=lambda entry: entry.seq)
     return {file.path: (file, entry) for entry in in_order for file in entry.files}
 
@@ -94,7 +108,7 @@ def plan_key(files: Iterable[FileRecord], model_version: str, settings: Mapping[
     return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
-def versions(entries: Sequence[LedgerEntry]) -> dict[str, int]:
+def versions(entries: Sequence[CommittedRun]) -> dict[str, int]:
     """The newest version of each committed slot."""
     return {entry.slot: entry.version for entry in current(entries)}
 
@@ -105,66 +119,102 @@ def rows_per_part(num_rows: int) -> int:
     return min(max(steps, 1) * ROWS_PER_PART, MOST_ROWS_PER_PART)
 
 
-def pin_plan(store: Store, plan: Plan) -> Plan:
+@dataclass(frozen=True)
+class PinnedPlan:
+    """A plan as it is stored.
+
+    Args:
+        plan: ours, or the equal one of another run.
+        is_new: ours is the first, so that nobody is at work on it, and nothing is staged.
+    """
+
+    plan: Plan
+    is_new: bool
+
+
+def pin_plan(store: Store, plan: Plan) -> PinnedPlan:
     """Store a plan, or join the equal one that another run stored first.
 
     Raises:
         InfrastructureError: it is gone again, see `gc`.
     """
-    key = f"control/plans/{plan.slot}/{plan.plan_key}.json"
+    key = f"{PLANS}/{plan.slot}/{plan.plan_key}.json"
     faults.point("plan.before_put")
+    created = store.put_new(key, plan.to_bytes())
+    faults.point("plan.after_put")
+    if created:
+        return PinnedPlan(plan, is_new=True)
     try:
-        store.put_new(key, plan.to_bytes())
-        faults.point("plan.after_put")
-        return Plan.from_bytes(store.get(key), store.uri(key))
+        return PinnedPlan(Plan.from_bytes(store.get(key), store.uri(key)), is_new=False)
     except FileNotFoundError as error:
         raise InfrastructureError(
             f"{store.uri(key)}: committed by another run, and cleared away.", "Run the same command again."
         ) from error
 
 
-def open_plans(store: Store, entries: Sequence[LedgerEntry]) -> list[Plan]:
-    """Plans that no ledger entry has committed, newest last."""
-    committed = {(entry.slot, entry.plan_key) for entry in entries}
-    plans = []
-    for key in store.keys("control/plans"):
-        with contextlib.suppress(FileNotFoundError):  # cleared away by gc since it was listed: nobody resumes it
-            plans.append(Plan.from_bytes(store.get(key), store.uri(key)))
-    return sorted((p for p in plans if (p.slot, p.plan_key) not in committed), key=lambda p: p.created_at)
+def open_plans(store: Store, entries: Sequence[CommittedRun]) -> list[Plan]:
+    """Plans that no ledger entry has committed, newest last; those that are committed are not read."""
+    committed = {f"{PLANS}/{entry.slot}/{entry.plan_key}.json" for entry in entries}
+    keys = [key for key in store.keys(PLANS) if key not in committed]
+    contents = in_pool(partial(_get_if_there, store), keys, store.num_threads)
+    plans = [Plan.from_bytes(c, store.uri(key)) for key, c in zip(keys, contents, strict=True) if c is not None]
+    return sorted(plans, key=lambda plan: plan.created_at)
+
+
+def _get_if_there(store: Store, key: str) -> bytes | None:
+    """A value; None where gc has cleared it away since it was listed: its plan is committed, or nobody resumes it."""
+    try:
+        return store.get(key)
+    except FileNotFoundError:
+        return None
 
 
 # --- receipts as intervals --------------------------------------------------------------------------------------------
 
 
 def staging_folder(plan: Plan) -> str:
-    return f"control/runs/{plan.slot}/{plan.plan_key}"
+    """Folder of all attempts at a plan."""
+    return f"{RUNS}/{plan.slot}/{plan.plan_key}"
 
 
-def stored_receipts(store: Store, plan: Plan) -> list[Receipt]:
-    """Receipts of every attempt at this plan, in the order of their names; damaged ones are left out, and logged."""
-    receipts = []
-    for key in store.keys(staging_folder(plan)):
-        if key.endswith(".receipt.json"):
-            try:
-                receipts.append(Receipt.from_bytes(store.get(key), store.uri(key)))
-            except FileNotFoundError:
-                log.info("%s: cleared away by gc, since another run has committed this plan", store.uri(key))
-            except ConflictError:
-                log.warning("%s: damaged; its rows are scored again", store.uri(key))
-    return receipts
+def whole_receipts(store: Store, folder: str) -> list[Receipt]:
+    """Receipts below a folder whose files are there, byte for byte, in the order of their names.
+
+    One listing, and at most two requests a receipt, in a pool: the receipt, and its files where the store has no tag
+    of their content, or another than it gave for what was written. Damaged ones are left out, and logged.
+    """
+    found = {file.key: file for file in store.listing(folder)}
+    keys = [key for key in found if key.endswith(RECEIPT_SUFFIX)]
+    receipts = in_pool(partial(_whole_receipt, store, found), keys, store.num_threads)
+    return [receipt for receipt in receipts if receipt is not None]
 
 
-def is_whole(store: Store, receipt: Receipt) -> bool:
-    """Is everything that a receipt names there, byte for byte?"""
-    for staged in filter(None, (receipt.part, receipt.quarantine, receipt.evaluation)):
-        try:
-            content = store.get(staged.key)
-        except FileNotFoundError:
-            return False
-        if hashlib.sha256(content).hexdigest() != staged.sha256:
-            log.warning("%s: damaged; its rows are scored again", store.uri(staged.key))
-            return False
-    return True
+def _whole_receipt(store: Store, found: Mapping[str, StoredFile], key: str) -> Receipt | None:
+    content = _get_if_there(store, key)
+    if content is None:
+        return None
+    try:
+        receipt = Receipt.from_bytes(content, store.uri(key))
+    except ConflictError:
+        log.warning("%s: damaged; its rows are scored again", store.uri(key))
+        return None
+    staged = filter(None, (receipt.part, receipt.quarantine, receipt.evaluation))
+    return receipt if all(_is_whole(store, found.get(file.key), file) for file in staged) else None
+
+
+def _is_whole(store: Store, found: StoredFile | None, staged: StagedFile) -> bool:
+    """Whether a staged file is what its receipt says, by the store's tag of its content, or else by its sha256."""
+    if found is None:
+        return False
+    if staged.etag is not None and (found.etag, found.size_bytes) == (staged.etag, staged.bytes):
+        return True
+    try:
+        whole = store.digest(staged.key) == staged.sha256
+    except FileNotFoundError:
+        return False
+    if not whole:
+        log.warning("%s: damaged; its rows are scored again", store.uri(staged.key))
+    return whole
 
 
 def without_overlap(receipts: Iterable[Receipt]) -> list[Receipt]:

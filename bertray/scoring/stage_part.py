@@ -163,9 +163,10 @@ class MakePart:
     def _stage(self, name: str, table: pa.Table) -> StagedFile:
         content = parquet_bytes(table)
         key = f"{self._settings.staging}/{name}.parquet"
-        self._store.put(key, content)
+        etag = self._store.put(key, content)
         faults.point("part.after_put")
-        return StagedFile(key=key, rows=table.num_rows, bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
+        digest = hashlib.sha256(content).hexdigest()
+        return StagedFile(key=key, rows=table.num_rows, bytes=len(content), sha256=digest, etag=etag)
 
 
 def stage_parts(

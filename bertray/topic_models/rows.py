@@ -18,13 +18,13 @@ import pyarrow.parquet as pq
 
 from bertray import schema as s
 from bertray.console import Ticker
-from bertray.errors import ConflictError, DataRefused, InfrastructureError
+from bertray.errors import DataRefused, InfrastructureError
 from bertray.execution.executor import Executor, Progress, in_order
 from bertray.io.digests import cache_key
 from bertray.io.store import Store, open_store
 from bertray.io.tables import one_chunk
 from bertray.model.bundle import BundleInfo
-from bertray.outputs.control_files import Receipt, Record, StagedFile, add_counts
+from bertray.outputs.control_files import Record, StagedFile, add_counts
 from bertray.reviews.corpus import Inputs
 from bertray.reviews.reader import kept_schema
 from bertray.scoring import plan as planning
@@ -112,7 +112,7 @@ def embed_rows(
     spec = inputs.spec
     work = inputs.work_items(ROWS_PER_SHARD)
     pieces = [tuple((shard.file_no, shard.lo, shard.hi) for shard in item) for item in work]
-    receipts = planning.adopt(pieces, _whole_receipts(store, folder))
+    receipts = planning.adopt(pieces, planning.whole_receipts(store, folder))
     if receipts:
         log.info("%d finished parts of an earlier run are used", len(receipts))
     done = {receipt.intervals for receipt in receipts}
@@ -177,21 +177,6 @@ def embedding_key(inputs: Inputs, info: BundleInfo, pooling: str) -> str:
             "pooling": pooling,
         }
     )
-
-
-def _whole_receipts(store: Store, folder: str) -> list[Receipt]:
-    """Receipts of complete parts of an earlier run."""
-    found = []
-    for key in store.keys(folder):
-        if key.endswith(".receipt.json"):
-            try:
-                receipt = Receipt.from_bytes(store.get(key), store.uri(key))
-            except ConflictError:
-                log.warning("%s: damaged; its rows are embedded again", store.uri(key))
-                continue
-            if planning.is_whole(store, receipt):
-                found.append(receipt)
-    return found
 
 
 # --- sample ----------------------------------------------------------------------------------------------------------

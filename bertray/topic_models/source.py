@@ -16,8 +16,8 @@ from bertray.io.store import open_store
 from bertray.io.tables import one_chunk
 from bertray.model.bundle import BundleInfo
 from bertray.outputs import ledger
-from bertray.outputs.control_files import LedgerEntry
-from bertray.outputs.ledger import committed_entries
+from bertray.outputs.control_files import CommittedRun
+from bertray.outputs.publish import committed_files
 from bertray.reviews.corpus import Inputs, inspect_inputs, open_inputs, read_spec
 from bertray.reviews.label_counts import count_labels
 from bertray.reviews.labels import LabelMap, sorted_values
@@ -70,7 +70,7 @@ def open_source(config: TopicsConfig) -> Source:
         DataRefused: files cannot be read, or there are too few reviews.
     """
     entries = _scored_entries(config)
-    scored = None if entries is None else ledger.committed_files(open_store(config.scored or ""), entries)
+    scored = None if entries is None else committed_files(open_store(config.scored or ""), entries)
     from_scored = scored is not None and not config.input
     # Rows of `score` have these columns whatever those of its input were called.
     reading = config.model_copy(
@@ -133,12 +133,12 @@ def _as_embed(config: TopicsConfig) -> EmbedConfig:
     return EmbedConfig(input=config.input or (config.scored or "",), **{name: getattr(config, name) for name in same})
 
 
-def _scored_entries(config: TopicsConfig) -> list[LedgerEntry] | None:
+def _scored_entries(config: TopicsConfig) -> Sequence[CommittedRun] | None:
     """Entries of the scored output; None where none is given."""
     if config.scored is None:
         return None
     store = open_store(config.scored)
-    entries = committed_entries(store, config.slot)
+    entries = ledger.committed_entries(store, config.slot)
     if any("pooling" in entry.settings for entry in entries):
         raise ConfigError(
             f"scored: {config.scored} holds vectors of `embed`, not rows of `score`.", "Give the output of a score run."
@@ -171,7 +171,7 @@ def _check_known_groups(config: TopicsConfig, files: Sequence[InputFile]) -> Non
 
 
 def _labels(
-    config: TopicsConfig, inputs: Inputs, entries: Sequence[LedgerEntry] | None
+    config: TopicsConfig, inputs: Inputs, entries: Sequence[CommittedRun] | None
 ) -> tuple[LabelMap | None, list[str]]:
     """Classes of the rows' labels in their order, and notes."""
     if entries is not None:

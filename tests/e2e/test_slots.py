@@ -21,8 +21,9 @@ from bertray.io.store import open_store
 from bertray.outputs import ledger
 from bertray.outputs.garbage import find_garbage, remove
 from bertray.outputs.heartbeat import Heartbeat
+from bertray.outputs.publish import publish, read_markers
 from bertray.scoring.decide import decide, look, next_plan
-from bertray.scoring.plan import staging_folder
+from bertray.scoring.plan import open_plans, staging_folder
 from tests.nightly import INFO, check_exact, expected_ids, night_config, run_night, start_night, visible, write_inbox
 from tests.processes import wait_for
 
@@ -238,7 +239,8 @@ def test_an_old_version_published_late_does_not_come_back(night, tmp_path):
     write_later(tmp_path / "in", {"b.parquet": 12})
     assert run_night(config(on_changed_file="replace")) == 0
     store.delete("control/published/00000001")
-    ledger.publish(store, first.slot)
+    known = ledger.read_ledger(store)
+    publish(store, known, first.slot, read_markers(store, known))
     check_exact(store, ROWS | {"b.parquet": 12})
 
 
@@ -663,8 +665,9 @@ def test_gc_leaves_alone_what_a_live_run_works_on(night, tmp_path):
     write_inbox(tmp_path / "in", {"c.parquet": 40})
     killed = start_night(config(slot="dt=2"), "receipt.after_put:2:kill")
     killed.join(60)
-    seen = decide(config(slot="dt=2"), INFO, store, look(config(), store))
-    plan = next_plan(config(slot="dt=2"), seen, store)
+    known = ledger.read_ledger(store)
+    seen = decide(config(slot="dt=2"), INFO, known, look(config(), known))
+    plan = next_plan(config(slot="dt=2"), seen, store, open_plans(store, known)).plan
     of_plan = {key for key in store.keys("control") if plan.plan_key in key}
     parts = {key for key in of_plan if key.endswith(".parquet")}
     assert len(parts) >= 2

@@ -42,6 +42,8 @@ CRASHES = {
     "publish.half:6": PART,  # of the data
     "publish.after:1": WHOLE,
     "marker.after_put:1": WHOLE,
+    "snapshot.before_put:1": WHOLE,
+    "snapshot.after_put:1": WHOLE,
 }
 
 
@@ -201,6 +203,8 @@ WHILE_REPLACING = [
     "publish.between_renames:2",
     "publish.after:1",
     "marker.after_put:1",
+    "snapshot.before_put:1",
+    "snapshot.after_put:1",
 ]
 
 

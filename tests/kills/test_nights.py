@@ -54,7 +54,7 @@ def kill_nights(
         while True:
             config = night_config(encoder, folder / "in", str(folder / "out"), takeover=True)
             pair = chance.random() < pairs
-            runs = [start_night(config, day="2026-11-29") for _ in range(2 if pair else 1)]
+            runs = [start_night(config, day="2026-11-29", snapshot_every=2) for _ in range(2 if pair else 1)]
             deadline = time.monotonic() + chance.random() * LIMIT_S
             while time.monotonic() < deadline:
                 now = look(store)  # all or nothing, whenever a reader looks
@@ -100,7 +100,7 @@ def test_kills_and_pairs_while_all_runs_of_a_day_are_replaced_show_the_old_ones_
         write_inbox(tmp_path / "in", rows)
         new = expected_ids(rows)[0]
         while True:
-            runs = [start_night(config, day="2026-11-29") for _ in range(chance.choice([1, 2]))]
+            runs = [start_night(config, day="2026-11-29", snapshot_every=2) for _ in range(chance.choice([1, 2]))]
             deadline = time.monotonic() + chance.random() * LIMIT_S
             while time.monotonic() < deadline:
                 assert plain_rows(store) in (old, replaced, new, Counter())

@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from bertray.errors import BertrayError, ConflictError, InfrastructureError
 from bertray.io.object_store import publish_by_copy
 from bertray.io.store_protocol import SUCCESS, Runs, StoredFile
-from bertray.outputs import ledger
+from bertray.outputs import ledger, publish, snapshots
 from bertray.outputs.commit import commit, make_entry
 from bertray.outputs.control_files import FileRecord, Plan, Receipt, Span, StagedFile
 from bertray.outputs.garbage import find_garbage, remove
@@ -37,6 +37,7 @@ class MemStore:
 
     root = "mem://"
     put_new_is_atomic = True
+    num_threads = 1  # a thread of a pool would not wait for its turn
 
     def __init__(self) -> None:
         self.values: dict[str, bytes] = {}
@@ -45,15 +46,20 @@ class MemStore:
     def uri(self, key: str) -> str:
         return key
 
-    def put(self, key: str, value: bytes) -> None:
+    def put(self, key: str, value: bytes) -> str:
         self.request(lambda: self.values.__setitem__(key, value))
+        return hashlib.md5(value).hexdigest()
 
     def put_new(self, key: str, value: bytes) -> bool:
         # As an object store's client: after a lost reply it looks at what stands there.
         def create() -> bool:
             return self.values.setdefault(key, value) is value
 
-        return bool(self.request(create)) or self.get(key) == value
+        if self.request(create):
+            return True
+        with contextlib.suppress(FileNotFoundError):  # removed since
+            return self.get(key) == value
+        return False
 
     def get(self, key: str) -> bytes:
         def read() -> bytes:
@@ -63,15 +69,21 @@ class MemStore:
 
         return bytes(self.request(read))
 
+    def digest(self, key: str) -> str:
+        return hashlib.sha256(self.get(key)).hexdigest()
+
     def exists(self, key: str) -> bool:
         return bool(self.request(lambda: key in self.values))
 
-    def keys(self, prefix: str) -> list[str]:
-        return [file.key for file in self.listing(prefix)]
+    def keys(self, prefix: str, *, after: str = "") -> list[str]:
+        return [file.key for file in self.listing(prefix) if file.key > after]
 
     def listing(self, prefix: str) -> list[StoredFile]:
-        found = self.request(lambda: sorted(key for key in self.values if key.startswith(f"{prefix}/")))
-        return [StoredFile(key, 1, OLD) for key in found]
+        def listed() -> list[StoredFile]:
+            found = sorted((key, value) for key, value in self.values.items() if key.startswith(f"{prefix}/"))
+            return [StoredFile(key, len(value), OLD, hashlib.md5(value).hexdigest()) for key, value in found]
+
+        return list(self.request(listed))
 
     def delete(self, key: str) -> None:
         self.request(lambda: self.values.pop(key, None))
@@ -170,7 +182,7 @@ def stage(store: MemStore, plan: Plan, attempt: str, file_no: int, lo: int, hi: 
     rows = [f"{plan.files[file_no].path}{plan.files[file_no].modified}:{row}" for row in range(lo, hi)]
     content = "\n".join(rows).encode()
     key = f"{planning.staging_folder(plan)}/{attempt}/part-{file_no}-{lo}"
-    store.put(key, content)
+    etag = store.put(key, content)
     digest = hashlib.sha256(content).hexdigest()
     receipt = Receipt(
         spans=[Span(file_no=file_no, lo=lo, hi=hi, rows_scored=hi - lo, rows_quarantined=0)],
@@ -183,7 +195,7 @@ def stage(store: MemStore, plan: Plan, attempt: str, file_no: int, lo: int, hi: 
         repeated=0,
         needs_review=0,
         seconds=0.0,
-        part=StagedFile(key=key, rows=hi - lo, bytes=len(content), sha256=digest),
+        part=StagedFile(key=key, rows=hi - lo, bytes=len(content), sha256=digest, etag=etag),
         quarantine=None,
         evaluation=None,
     )
@@ -194,9 +206,16 @@ def stage(store: MemStore, plan: Plan, attempt: str, file_no: int, lo: int, hi: 
 def night(
     store: MemStore, files: Sequence[FileRecord], slot: str, attempt: str, *, rewrite: bool = False, dies: bool = False
 ) -> None:
-    """One run: publish what is committed, pin, adopt, stage, verify, commit, publish; or die before it publishes."""
+    """One run: publish what is committed, pin, adopt, stage, verify, commit, publish; or die before it publishes.
+
+    Snapshots of the ledger are written where a real night writes them, and reports are marked without being written.
+    """
     entries = ledger.read_ledger(store)
-    ledger.publish_all(store, entries)
+    markers, num_earlier = publish.read_markers(store, entries), len(entries)
+    entries = publish.publish_all(store, entries, markers)
+    unmarked = [run for run in ledger.current(entries) if run.seq <= num_earlier and not markers.is_reported(run)]
+    publish.mark_reported(store, unmarked, markers)
+    entries = ledger.write_due_snapshot(store, entries, num_earlier)
     decisions = planning.decide_files(files, entries)
     changed = [d for d in decisions if d.verdict == "changed"]
     new = [d.file for d in decisions if d.verdict == "score"]
@@ -226,18 +245,20 @@ def night(
             files=new,
             rows_per_shard=2,
         ),
-    )
+    ).plan
     shards = [(n, lo, min(lo + 2, f.num_rows)) for n, f in enumerate(plan.files) for lo in range(0, f.num_rows, 2)]
-    stored = [receipt for receipt in planning.stored_receipts(store, plan) if planning.is_whole(store, receipt)]
+    stored = planning.whole_receipts(store, planning.staging_folder(plan))
     adopted = planning.adopt([(shard,) for shard in shards], stored)
     done = {receipt.intervals for receipt in adopted}
     staged = [stage(store, plan, attempt, *shard) for shard in shards if (shard,) not in done]
     receipts = sorted(planning.without_overlap([*adopted, *staged]), key=lambda receipt: receipt.intervals)
     planning.verify_cover(plan, receipts)
     entry = make_entry(plan, entries, receipts, [], adopted=len(adopted), seconds=0.0, compute_seconds=0.0)
-    entry = commit(store, entry, beside=plan.beside)
+    entry, entries = commit(store, entries, entry, beside=plan.beside)
     if not dies:
-        ledger.publish(store, entry.slot)
+        entries = publish.publish(store, entries, entry.slot, markers)
+        publish.mark_reported(store, [entry], markers)
+        ledger.write_due_snapshot(store, entries, num_earlier)
 
 
 def clear_up(store: MemStore) -> None:
@@ -264,6 +285,11 @@ EARLIER = {
     "three runs": ([["a"], ["b"], ["d"]], False),
     "three runs, the last not published": ([["a"], ["b"], ["d"]], True),
 }
+
+
+@pytest.fixture(autouse=True)
+def _snapshots_as_often_as_can_be(monkeypatch):
+    monkeypatch.setattr(snapshots, "EVERY", 2)
 
 
 @pytest.mark.timeout(240)
@@ -299,7 +325,7 @@ def test_whatever_the_order_and_the_faults_every_row_is_committed_once(
     # The ledger alone, as `bertray files` reads it, is exact at any time.
     entries = ledger.read_ledger(store)
     exact = Counter(
-        row for key in ledger.committed_files(store, entries) for row in store.get(key).decode().splitlines()
+        row for key in publish.committed_files(store, entries) for row in store.get(key).decode().splitlines()
     )
     held = [file for entry in ledger.current(entries) for file in entry.files]
     assert exact == Counter(f"{f.path}{f.digest[len(f.path) :]}:{row}" for f in held for row in range(f.rows_in))

@@ -209,6 +209,10 @@ def test_runs_of_the_newest_version_of_each_slot_are_current():
     ]
 
 
+# The ledger of a run that read it before the second entry.
+READ_BEFORE = ledger.Ledger((entry("dt=1", file("a", digest="da")),))
+
+
 @pytest.mark.parametrize(("beside", "number"), [(True, 3), (False, None)])
 def test_a_run_that_lost_the_race_of_its_day_becomes_the_next(beside, number, tmp_path):
     store = LocalStore(tmp_path)
@@ -217,11 +221,12 @@ def test_a_run_that_lost_the_race_of_its_day_becomes_the_next(beside, number, tm
     mine = entry("dt=1", file("c", digest="dc"), seq=2, run=2, key="mine")
     if number is None:
         with pytest.raises(ConflictError, match="another run committed this slot"):
-            commit(store, mine, beside=beside)
+            commit(store, READ_BEFORE, mine, beside=beside)
         assert len(ledger.read_ledger(store)) == 2
     else:
-        committed = commit(store, mine, beside=beside)
+        committed, known = commit(store, READ_BEFORE, mine, beside=beside)
         assert (committed.seq, committed.run) == (3, number)
+        assert known == ledger.read_ledger(store)
 
 
 @pytest.mark.parametrize("replaced_by", [2, 3])
@@ -230,7 +235,7 @@ def test_no_run_is_added_to_a_version_that_was_replaced(replaced_by, tmp_path):
     ledger.append(store, entry("dt=1", file("a", digest="da")))
     ledger.append(store, entry("dt=1", file("a", digest="d2"), seq=2, version=replaced_by, key="other"))
     with pytest.raises(ConflictError, match="another run committed this slot"):
-        commit(store, entry("dt=1", file("c", digest="dc"), seq=2, run=2, key="mine"), beside=True)
+        commit(store, READ_BEFORE, entry("dt=1", file("c", digest="dc"), seq=2, run=2, key="mine"), beside=True)
 
 
 def test_uncovered_rows_are_the_gaps_between_intervals():
@@ -296,8 +301,9 @@ def test_two_runs_with_the_same_plan_share_the_first_one(tmp_path):
     store = LocalStore(tmp_path)
     first = pin_plan(store, plan(file("a")))
     second = pin_plan(store, plan(file("a")).model_copy(update={"run_id": "other"}))
-    assert second == first
-    assert open_plans(store, []) == [first]
+    assert (first.is_new, second.is_new) == (True, False)
+    assert second.plan == first.plan
+    assert open_plans(store, []) == [first.plan]
     assert open_plans(store, [entry("s", key="k")]) == []
 
 
@@ -307,7 +313,7 @@ def test_the_ledger_takes_one_entry_a_sequence_number(tmp_path):
     assert ledger.append(store, mine) == mine
     assert ledger.append(store, entry("dt=1", file("a")).model_copy(update={"run_id": "beside"})) == mine
     assert ledger.append(store, entry("dt=2", file("b"), key="other")) is None
-    assert ledger.read_ledger(store) == [mine]
+    assert list(ledger.read_ledger(store)) == [mine]
 
 
 def test_a_control_file_of_another_version_is_a_conflict(tmp_path):
