@@ -1,18 +1,17 @@
-"""Who is working on a plan right now: a file that a live run rewrites. It saves compute; no commit depends on it."""
+"""Heartbeats: a file that a live run rewrites. It saves compute; no commit depends on it."""
 
 from __future__ import annotations
 
 import json
 import logging
 import os
-import socket
 import threading
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from types import TracebackType
 
 from bertray.errors import BertrayError
+from bertray.io.processes import is_alive, machine, started_at
 from bertray.io.store import Store
 
 log = logging.getLogger(__name__)
@@ -20,7 +19,6 @@ log = logging.getLogger(__name__)
 NAME = "heartbeat.json"
 EVERY_S = 60.0
 FRESH = timedelta(seconds=3 * EVERY_S)
-PROC = Path("/proc")
 
 
 class Heartbeat:
@@ -61,11 +59,11 @@ class Heartbeat:
 
 
 def live_attempt(store: Store, folder: str) -> str | None:
-    """In words, who works below a folder right now; None when nobody does.
+    """Name the process that works below a folder right now; None when none does.
 
     A process of this machine that has ended is not alive, however fresh its file: a killed run can be run again at
-    once. Of another machine only the clock tells; so it is of a process number that lives, where the kernel does not
-    tell when its process started (no `/proc`): another process may have it by now.
+    once. Of another machine only the clock tells; so it is of a process number that lives, where the system does not
+    tell when its process started: another process may have it by now.
     """
     for key in store.keys(folder):
         if not key.endswith(f"/{NAME}"):
@@ -73,56 +71,21 @@ def live_attempt(store: Store, folder: str) -> str | None:
         try:
             seen = json.loads(store.get(key))
             at = datetime.fromisoformat(seen["at"])
-            host, pid, then = seen["host"], int(seen["pid"]), seen["started"]
+            host, pid, started = seen["host"], int(seen["pid"]), seen["started"]
+            then = None if started is None else float(started)
         except (FileNotFoundError, ValueError, KeyError, TypeError):
             continue  # it ended just now, or nobody will ever own it
-        here, fresh = _this_process(), datetime.now(UTC) - at < FRESH
-        if host != here["host"]:
+        fresh = datetime.now(UTC) - at < FRESH
+        if host != machine():
             alive = fresh
-        elif pid == here["pid"] or not is_alive(pid):
+        elif pid == os.getpid() or not is_alive(pid, then):
             alive = False
         else:
-            now = _start_of(pid)
-            alive = fresh if None in (then, now) else then == now
+            alive = fresh or None not in (then, started_at(pid))
         if alive:
             return f"process {pid} on {host}, last seen {at:%Y-%m-%d %H:%M:%S} UTC"
     return None
 
 
 def _this_process() -> dict[str, object]:
-    # Containers may share the name of their machine; their process numbers mean others.
-    parts = [socket.gethostname(), _kernel("sys/kernel/random/boot_id").strip()[:8], process_namespace()]
-    return {"host": "/".join(filter(None, parts)), "pid": os.getpid(), "started": _start_of(os.getpid())}
-
-
-def process_namespace() -> str:
-    """The number of the space that this process's number belongs to; empty where the kernel does not tell."""
-    try:
-        return str((PROC / "self/ns/pid").stat().st_ino)
-    except OSError:
-        return ""
-
-
-def _start_of(pid: int) -> str | None:
-    """When a process of this machine started, in the kernel's ticks: a number may be used again. None: unknown."""
-    fields = _kernel(f"{pid}/stat").rpartition(")")[2].split()
-    return fields[19] if fields else None
-
-
-def _kernel(name: str) -> str:
-    """A file of `/proc`; empty where there is none: not Linux, or a container that hides it."""
-    try:
-        return (PROC / name).read_text()
-    except OSError:
-        return ""
-
-
-def is_alive(pid: int) -> bool:
-    """Whether a process of this machine has that number."""
-    try:
-        os.kill(pid, 0)
-    except (ProcessLookupError, OverflowError):
-        return False
-    except PermissionError:
-        return True  # somebody else's
-    return True
+    return {"host": machine(), "pid": os.getpid(), "started": started_at(os.getpid())}

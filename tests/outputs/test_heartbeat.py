@@ -7,22 +7,22 @@ import os
 import subprocess
 import sys
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
+import psutil
 import pytest
 
+from bertray.io.processes import started_at
 from bertray.io.store import LocalStore
-from bertray.outputs import heartbeat
 from bertray.outputs.heartbeat import FRESH, Heartbeat, live_attempt
 
 
 @pytest.fixture(params=["kernel tells", "no /proc", "/proc of nobody"])
 def store(request, monkeypatch, tmp_path) -> LocalStore:
     if request.param == "no /proc":
-        monkeypatch.setattr(heartbeat, "PROC", Path("/nowhere"))
+        monkeypatch.setattr(psutil, "PROCFS_PATH", "/nowhere")
     elif request.param == "/proc of nobody":  # a file where folders are looked for: another error of the system
         (tmp_path / "file").touch()
-        monkeypatch.setattr(heartbeat, "PROC", tmp_path / "file")
+        monkeypatch.setattr(psutil, "PROCFS_PATH", str(tmp_path / "file"))
     return LocalStore(tmp_path / "out")
 
 
@@ -31,7 +31,7 @@ def beat_of(store: LocalStore, pid: int, *, age: timedelta = timedelta(), **othe
     beat = Heartbeat(store, "control/runs/r", "r")
     beat._beat()
     seen = json.loads(store.get(beat.key))
-    seen |= {"pid": pid, "started": heartbeat._start_of(pid), "at": (datetime.now(UTC) - age).isoformat(), **other}
+    seen |= {"pid": pid, "started": started_at(pid), "at": (datetime.now(UTC) - age).isoformat(), **other}
     store.put(beat.key, json.dumps(seen).encode())
 
 
@@ -56,7 +56,7 @@ def test_a_killed_run_holds_its_output_no_longer_at_once(store, sleeper):
 
 def test_a_process_that_got_the_number_of_a_killed_run_holds_nothing_for_ever(store):
     """Where the kernel tells when a process started, not for a moment; else until the file is old."""
-    beat_of(store, os.getppid(), age=FRESH, started="another")
+    beat_of(store, os.getppid(), age=FRESH, started=1.5)
     assert live_attempt(store, "control/runs") is None
     beat_of(store, os.getppid(), age=FRESH, started=None)
     assert live_attempt(store, "control/runs") is None
