@@ -1,8 +1,8 @@
-"""Named points at which a test can make a run die, fail or wait. Unset they cost one comparison.
+"""Named points at which a test can make a run die, fail or wait. Unarmed, as in production, they cost one comparison.
 
-`BERTRAY_FAULTS="commit.before_put:1:kill,part.after_put:3:raise"`: at the n-th passage of a point in a process.
-Actions: `kill` (SIGKILL), `raise` (an error of ours that a retry would mend), `enospc` (the disk is full), `lost_reply`
-(a request that reached the store times out), `sleep` (2 s).
+`arm("commit.before_put:1:kill,part.after_put:3:raise")`: at the n-th passage of a point in a process. Nothing but a
+test's own process calls it. Actions: `kill` (SIGKILL), `raise` (an error of ours that a retry would mend), `enospc`
+(the disk is full), `lost_reply` (a request that reached the store times out), `sleep` (2 s).
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def arm(faults: str) -> None:
         number, _, action = rest.partition(":")
         if name not in POINTS or not number.isdigit() or action not in ACTIONS:
             raise ConfigError(
-                f"BERTRAY_FAULTS: expected point:n:action, found {item!r}.",
+                f"faults: expected point:n:action, found {item!r}.",
                 f"Points: {', '.join(POINTS)}. Actions: {', '.join(ACTIONS)}.",
             )
         _armed[name, int(number)] = action
@@ -75,13 +75,10 @@ def _pass(name: str) -> None:
     if action == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
     elif action == "raise":
-        raise InfrastructureError(f"{name}: failed on request (BERTRAY_FAULTS).", "Run the same command again.")
+        raise InfrastructureError(f"{name}: failed on request of a test.", "Run the same command again.")
     elif action == "enospc":
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), name)
     elif action == "lost_reply":
         raise TimeoutError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT), name)
     elif action == "sleep":
         time.sleep(SLEEP_S)
-
-
-arm(os.environ.get("BERTRAY_FAULTS", ""))
