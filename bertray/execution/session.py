@@ -29,12 +29,11 @@ from bertray.console import stderr_without
 from bertray.errors import BertrayError, ConfigError, InfrastructureError
 from bertray.execution.executor import Executor, InProcess
 from bertray.execution.resources import READER_CPUS, Machine, Resources, cpus_in_words, plan_resources
+from bertray.io.processes import is_alive, process_namespace
 from bertray.runtime import COMPUTE_ENV, THREADS_ENV, import_all, unless_chosen
 
 if TYPE_CHECKING:
     from bertray.execution.ray_data import RayData
-from bertray.io.processes import is_alive, process_namespace
-from bertray.runtime import COMPUTE_ENV, THREADS_ENV, unless_chosen, without_collection
 
 log = logging.getLogger(__name__)
 

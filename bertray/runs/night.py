@@ -58,10 +58,10 @@ from bertray.runs.night_report import (
     write_night_report,
 )
 from bertray.scoring import plan as planning
+from bertray.scoring.decide import Tonight, check_comparable, check_unchanged, decide, look, next_plan, spec_for
 from bertray.scoring.models import check_precision
 from bertray.scoring.read_unit import ReadSettings, num_rows_of
 from bertray.scoring.stage_part import EmbedSettings, PartSettings, ScoreSettings, stage_parts
-from bertray.scoring.decide import Tonight, check_comparable, check_unchanged, decide, look, next_plan, spec_for
 from bertray.wording import counted
 
 log = logging.getLogger(__name__)

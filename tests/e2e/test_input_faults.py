@@ -86,7 +86,7 @@ class Night:
 
     @property
     def entries(self) -> list[LedgerEntry]:
-        return ledger.current(ledger.read_ledger(self.store))
+        return ledger.with_parts(self.store, ledger.current(ledger.read_ledger(self.store)))
 
     @property
     def scored(self) -> list[str]:

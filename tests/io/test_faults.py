@@ -21,7 +21,7 @@ def _disarmed():
 def test_a_point_acts_at_the_passage_that_was_named():
     faults.arm("gc.half:2:raise")
     faults.point("gc.half")
-    with pytest.raises(InfrastructureError, match="gc.half"):
+    with pytest.raises(InfrastructureError, match=r"gc\.half"):
         faults.point("gc.half")
     faults.point("gc.half")
 

@@ -15,6 +15,7 @@ import pytest
 
 from bertray.io.store import open_store
 from bertray.outputs import ledger
+from bertray.outputs.publish import committed_files
 from tests.nightly import INFO, check_exact, expected_ids, night_config, run_night, start_night, visible, write_inbox
 
 ROWS = {"a.parquet": 40, "b.parquet": 9, "c.parquet": 5}  # 3 shards, and two small files together
@@ -220,9 +221,7 @@ def test_a_killed_replacement_of_three_runs_shows_the_old_ones_or_the_new_one(wh
     assert killed.exitcode == -9
     old, new = expected_ids(ROWS)[0], expected_ids(ROWS | delivered)[0]
     assert sum(visible(store, "data").values(), Counter()) in (old, new, Counter())
-    listed = [
-        pq.read_table(path, columns=["id"])["id"] for path in ledger.committed_files(store, ledger.read_ledger(store))
-    ]
+    listed = [pq.read_table(path, columns=["id"])["id"] for path in committed_files(store, ledger.read_ledger(store))]
     assert Counter(i for ids in listed for i in ids.to_pylist()) in (old, new)
     for _ in range(2):  # and then nothing is left to replace
         assert run_night(config, info, day="2026-11-30") == 0
