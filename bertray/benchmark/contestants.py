@@ -133,7 +133,8 @@ def _openvino(task: Task) -> Classify:
     """OpenVINO with what makes it fast: our tokens, longest first in few shapes, in the precision of this processor."""
     import openvino
 
-    from bertray.model.engine import choose_dtype, padded_inputs
+    from bertray.model.backend import padded_inputs
+    from bertray.model.engine import choose_dtype
     from bertray.model.packing import plan_packs
     from bertray.model.tokenization import ReviewTokenizer
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -20,16 +20,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - the name everyone knows
 
-from bertray.errors import ConfigError
-from bertray.model.kernels import Kernels, TiledLinear, fits
+from bertray.model.families import find_weights
+from bertray.model.kernels import Kernels, TiledLinear
 from bertray.model.linear import KernelLinear, Linear, PlainLinear, gelu_kind
 from bertray.model.packing import Group, Pack
 from bertray.model.pretrained import OFFSET_POSITIONS
 from bertray.model.tokenization import Sequences, ranges
 
-_BERT_LIKE = ("bert", "roberta", "xlm-roberta", "camembert", "electra")
-_PACKABLE = (*_BERT_LIKE, "distilbert", "albert")
-_LINEAR = ("attended", "up", "down")  # linear layers of each layer besides those of attention
+Reads = Literal["first", "all", "both"]
 
 # --- one pack, as tensors --------------------------------------------------------------------------------------------
 
@@ -97,10 +95,12 @@ class Norm:
 class Layer:
     """One block of the stack."""
 
-    query: Linear
-    key_value: Linear
+    query: Linear | None
+    key_value: Linear | None
+    """Projections of attention for the first token of each sequence; only in the last layer, where nothing else may
+    be wanted."""
     query_key_value: Linear | None
-    """None where `attend` has it."""
+    """Projections of attention for all tokens; None where `attend` has them, or only the first token is wanted."""
     attended: Linear
     attended_norm: Norm
     up: Linear
@@ -110,19 +110,6 @@ class Layer:
     """Attention with what goes before it as one kernel, from what the layer got and `PackTensors.bounds_B1`."""
     feed_forward: Callable[[Tensor, Tensor], Tensor] | None
     """All that follows attention, from what it gave and what the layer got, as one kernel."""
-
-
-@dataclass(frozen=True)
-class Weights:
-    """What the adapters find in a model of `transformers`; modules are shared, not copied."""
-
-    words_VD: Tensor
-    positions_PD: Tensor
-    types_2D: Tensor | None
-    embedding_norm: torch.nn.LayerNorm
-    projection: torch.nn.Linear | None
-    layers: list[dict[str, Any]]
-    num_heads: int
 
 
 class PackedEncoder:
@@ -135,6 +122,11 @@ class PackedEncoder:
         linear: the linear layers, made from weight, bias and activation.
         kernels: our own, which then take the place of linear layers and of torch's attention, in bf16 on CPU; the model
             is one that `fits_kernels`.
+        reads: states of the last layer that are wanted: of the `first` token of each sequence, of `all` tokens, or
+            `both`, at different times. Others are not computed, and weights for them are not held.
+
+    Weights are the model's own storage where precision and device are the same; only projections that are computed as
+    one are copied.
     """
 
     def __init__(
@@ -144,11 +136,12 @@ class PackedEncoder:
         device: torch.device,
         linear: Callable[..., Linear] = PlainLinear,
         kernels: Kernels | None = None,
+        reads: Reads = "both",
     ) -> None:
         if kernels is not None:
             linear = partial(KernelLinear, kernels)
         config = model.config
-        weights = _find_weights(model)
+        weights = find_weights(model)
         to: dict[str, Any] = {"dtype": dtype, "device": device}
         self.dtype, self.device = dtype, device
         self.num_heads = weights.num_heads
@@ -168,11 +161,16 @@ class PackedEncoder:
         self._positions_PD = positions_PD.to(**to)
         self._embedding_norm = _norm(weights.embedding_norm, to)
         self._projection = None if weights.projection is None else _linear([weights.projection], to, linear)
-        made: dict[int, Layer] = {}  # ALBERT runs the same layer many times
-        self._layers = [
-            made.setdefault(id(found["up"]), _layer(found, to, linear, kernels, self.num_heads))
-            for found in weights.layers
-        ]
+        uses: dict[int, set[str]] = {}  # ALBERT runs the same layer many times
+        for number, found in enumerate(weights.layers):
+            is_last = number == len(weights.layers) - 1
+            wanted = {"first", "all"} if reads == "both" else {reads}
+            uses.setdefault(id(found["up"]), set()).update(wanted if is_last else {"all"})
+        built = {
+            key: _layer(found, to, linear, kernels, self.num_heads, uses[key])
+            for key, found in {id(found["up"]): found for found in weights.layers}.items()
+        }
+        self._layers = [built[id(found["up"])] for found in weights.layers]
 
     def first_tokens(self, pack: PackTensors) -> Tensor:
         """Hidden states of the first token of each sequence, [B, D]; the last layer computes nothing else."""
@@ -238,6 +236,8 @@ class PackedEncoder:
 
     def _attend_first(self, layer: Layer, x_TD: Tensor, x_BD: Tensor, pack: PackTensors) -> Tensor:
         """What the first token of each sequence attends to, [B, D]."""
+        assert layer.query is not None
+        assert layer.key_value is not None
         q_BD, kv_T2D = layer.query(x_BD), layer.key_value(x_TD)
         if pack.bounds_B1 is not None:
             k_THE, v_THE = kv_T2D.view(len(x_TD), 2, self.num_heads, -1).unbind(1)
@@ -343,200 +343,32 @@ def group_index(
     )
 
 
-# --- adapters: where each family keeps its weights -------------------------------------------------------------------
-
-
-def why_not_packable(model: Any) -> str:
-    """One sentence on what the packed encoder does not implement of this model; empty when it can run it."""
-    config = model.config
-    kind = config.model_type
-    if kind not in _PACKABLE or not type(model).__module__.startswith("transformers.models."):
-        return f"model type {kind!r} has no packed forward pass"
-    if getattr(config, "position_embedding_type", None) not in (None, "absolute"):
-        return f"position_embedding_type {config.position_embedding_type!r} is not absolute"
-    if getattr(config, "is_decoder", False) or getattr(config, "add_cross_attention", False):
-        return "the model is configured as a decoder"
-    if getattr(config, "quantization_config", None) is not None:
-        return "the weights are quantized"
-    return ""
-
-
-def is_language_model(model: Any) -> bool:
-    """Whether a model guesses masked tokens, by its class."""
-    return type(model).__name__.endswith("ForMaskedLM")
-
-
-def language_head(model: Any) -> Callable[[Tensor], Tensor]:
-    """The model's own head, from hidden states [M, D] to logits over the vocabulary [M, W]."""
-    kind = model.config.model_type
-    if kind == "distilbert":
-        return lambda x_MD: model.vocab_projector(model.vocab_layer_norm(model.activation(model.vocab_transform(x_MD))))
-    if kind == "electra":
-        return lambda x_MD: model.generator_lm_head(model.generator_predictions(x_MD))
-    head: Callable[[Tensor], Tensor] = getattr(model, {"bert": "cls", "albert": "predictions"}.get(kind, "lm_head"))
-    return head
-
-
-def classification_head(model: Any) -> Callable[[Tensor], Tensor]:
-    """The model's own head, from hidden states of first tokens [B, D] to logits [B, C]; drops out in training."""
-    kind, classifier = model.config.model_type, model.classifier
-    if kind == "distilbert":
-        return lambda x_BD: classifier(model.dropout(F.relu(model.pre_classifier(x_BD))))
-    if kind == "albert":
-        pooler, activation = model.albert.pooler, model.albert.pooler_activation
-        return lambda x_BD: classifier(model.dropout(activation(pooler(x_BD))))
-    if kind == "bert":
-        return lambda x_BD: classifier(model.dropout(model.bert.pooler(x_BD[:, None])))
-    return lambda x_BD: classifier(x_BD[:, None])  # takes the first token of each sequence itself
-
-
-def after_attention(model: Any) -> torch.nn.Module | None:
-    """The module of the last layer that is given what attention made and what the layer was given, or the sum of both.
-
-    It and what follows work on each token by itself. None: its layers share their modules.
-    """
-    if model.config.model_type == "albert":
-        return None
-    layer: Any
-    if model.config.model_type == "distilbert":
-        *_, layer = model.base_model.transformer.layer
-        found: torch.nn.Module = layer.sa_layer_norm
-    else:
-        *_, layer = model.base_model.encoder.layer
-        found = layer.attention.output
-    return found
-
-
-def query_key_value(model: Any) -> list[tuple[torch.nn.Linear, ...]]:
-    """The linear layers that ask, answer and give in each attention of a packable model, in this order; each once."""
-    return list({id(layer["attention"][0]): layer["attention"] for layer in _find_weights(model).layers}.values())
-
-
-def linear_layers(model: Any) -> list[torch.nn.Linear]:
-    """The linear layers of a packable model's layers but those that `query_key_value` gives; each once."""
-    return list({id(layer[name]): layer[name] for layer in _find_weights(model).layers for name in _LINEAR}.values())
-
-
-def activations(model: Any) -> list[Any]:
-    """What lies between the two linear layers of each feed forward of a packable model; each once."""
-    return list({id(layer["activation"]): layer["activation"] for layer in _find_weights(model).layers}.values())
-
-
-def outputs(model: Any) -> list[Any]:
-    """The modules of a packable model that are `LayerNorm(dropout(dense(x)) + residual)`, where it has such."""
-    if model.config.model_type not in _BERT_LIKE:
-        return []
-    return [output for layer in model.base_model.encoder.layer for output in (layer.attention.output, layer.output)]
-
-
-def output_bias(model: Any) -> Tensor:
-    """What a sequence classifier of any family adds to its logits last, [C].
-
-    Raises:
-        ConfigError: it adds nothing.
-    """
-    encoder = f"{model.base_model_prefix}."
-    of_head = [parameter for name, parameter in model.named_parameters() if not name.startswith(encoder)]
-    if not of_head or of_head[-1].shape != (model.config.num_labels,):
-        raise ConfigError(
-            f"training.match_shares: expected a head that ends with a bias, found none in {type(model).__name__}.",
-            "Leave training.match_shares out.",
-        )
-    bias_C: Tensor = of_head[-1]
-    return bias_C
-
-
-def _find_weights(model: Any) -> Weights:
-    kind, base = model.config.model_type, model.base_model
-    embeddings = base.embeddings
-    projection = None
-    if kind == "distilbert":
-        layers = [_distilbert_layer(layer) for layer in base.transformer.layer]
-        num_heads = model.config.n_heads
-    elif kind == "albert":
-        config = model.config
-        layers_per_group = config.num_hidden_layers / config.num_hidden_groups
-        groups = [base.encoder.albert_layer_groups[int(i / layers_per_group)] for i in range(config.num_hidden_layers)]
-        layers = [_albert_layer(layer) for group in groups for layer in group.albert_layers]
-        num_heads = config.num_attention_heads
-        projection = base.encoder.embedding_hidden_mapping_in
-    else:
-        layers = [_bert_layer(layer) for layer in base.encoder.layer]
-        num_heads = model.config.num_attention_heads
-        projection = getattr(base, "embeddings_project", None)  # ELECTRA
-    types = getattr(embeddings, "token_type_embeddings", None)  # DistilBERT has none
-    return Weights(
-        words_VD=embeddings.word_embeddings.weight.detach(),
-        positions_PD=embeddings.position_embeddings.weight.detach(),
-        types_2D=None if types is None else types.weight.detach(),
-        embedding_norm=embeddings.LayerNorm,
-        projection=projection,
-        layers=layers,
-        num_heads=num_heads,
-    )
-
-
-def _bert_layer(layer: Any) -> dict[str, Any]:
-    attention = layer.attention.self
-    return {
-        "attention": (attention.query, attention.key, attention.value),
-        "attended": layer.attention.output.dense,
-        "attended_norm": layer.attention.output.LayerNorm,
-        "up": layer.intermediate.dense,
-        "activation": layer.intermediate.intermediate_act_fn,
-        "down": layer.output.dense,
-        "output_norm": layer.output.LayerNorm,
-    }
-
-
-def _distilbert_layer(layer: Any) -> dict[str, Any]:
-    attention = layer.attention
-    return {
-        "attention": (attention.q_lin, attention.k_lin, attention.v_lin),
-        "attended": attention.out_lin,
-        "attended_norm": layer.sa_layer_norm,
-        "up": layer.ffn.lin1,
-        "activation": layer.ffn.activation,
-        "down": layer.ffn.lin2,
-        "output_norm": layer.output_layer_norm,
-    }
-
-
-def _albert_layer(layer: Any) -> dict[str, Any]:
-    attention = layer.attention
-    return {
-        "attention": (attention.query, attention.key, attention.value),
-        "attended": attention.dense,
-        "attended_norm": attention.LayerNorm,
-        "up": layer.ffn,
-        "activation": layer.activation,
-        "down": layer.ffn_output,
-        "output_norm": layer.full_layer_layer_norm,
-    }
-
-
-def fits_kernels(model: Any) -> bool:
-    """Whether our kernels have tiles for all sizes of a packable model."""
-    weights = _find_weights(model)
-    found = [*weights.layers, *([] if weights.projection is None else [{"up": weights.projection, "head": 0}])]
-    for layer in found:
-        inner, hidden = layer["up"].weight.shape
-        if not fits(hidden, inner, layer.get("head", hidden // weights.num_heads)):
-            return False
-    return True
-
-
 def _layer(
-    found: dict[str, Any], to: dict[str, Any], linear: Callable[..., Linear], kernels: Kernels | None, num_heads: int
+    found: dict[str, Any],
+    to: dict[str, Any],
+    linear: Callable[..., Linear],
+    kernels: Kernels | None,
+    num_heads: int,
+    uses: set[str],
 ) -> Layer:
+    """A layer with projections for its uses: `first` token, `all` tokens."""
     attended, up, down = (
         _linear([found["attended"]], to, linear),
         _linear([found["up"]], to, linear, found["activation"]),
         _linear([found["down"]], to, linear),
     )
-    attend = feed_forward = None
-    if kernels is not None:
-        attend = kernels.self_attention(_tiled_by_head(found["attention"], num_heads), num_heads)
+    attend = feed_forward = query = key_value = query_key_value = None
+    attention = found["attention"]
+    if "all" in uses and kernels is not None:
+        attend = kernels.self_attention(_tiled_by_head(attention, num_heads), num_heads)
+    if "all" in uses and kernels is None:
+        weight, bias = _side_by_side(attention, to)
+        query_key_value = linear(weight, bias, None)
+        if "first" in uses:
+            hidden = attention[0].out_features
+            query, key_value = (linear(weight[of], bias[of], None) for of in (slice(hidden), slice(hidden, None)))
+    elif "first" in uses:
+        query, key_value = _linear(attention[:1], to, linear), _linear(attention[1:], to, linear)
     if kernels is not None and gelu_kind(found["activation"]) == "none":
         assert isinstance(attended, KernelLinear)
         assert isinstance(up, KernelLinear)
@@ -545,9 +377,9 @@ def _layer(
             attended.tiled, found["attended_norm"], up.tiled, down.tiled, found["output_norm"]
         )
     return Layer(
-        query=_linear(found["attention"][:1], to, linear),
-        key_value=_linear(found["attention"][1:], to, linear),
-        query_key_value=None if attend else _linear(found["attention"], to, linear),
+        query=query,
+        key_value=key_value,
+        query_key_value=query_key_value,
         attended=attended,
         attended_norm=_norm(found["attended_norm"], to),
         up=up,
@@ -560,9 +392,15 @@ def _layer(
 
 def _linear(modules: Any, to: dict[str, Any], linear: Callable[..., Linear], activation: Any = None) -> Linear:
     """Linears with the same input as one, their outputs side by side."""
-    weight = torch.cat([module.weight.detach() for module in modules]).to(**to)
-    bias = torch.cat([module.bias.detach() for module in modules]).to(device=to["device"])
-    return linear(weight, bias, activation)
+    return linear(*_side_by_side(modules, to), activation)
+
+
+def _side_by_side(modules: Any, to: dict[str, Any]) -> tuple[Tensor, Tensor]:
+    """Weight and bias of linears with the same input as one; those of a single one are shared, not copied."""
+    weights, biases = ([getattr(module, name).detach() for module in modules] for name in ("weight", "bias"))
+    weight = (weights[0] if len(weights) == 1 else torch.cat(weights)).to(**to)
+    bias = torch.cat(biases).to(device=to["device"])
+    return weight, bias
 
 
 def _tiled_by_head(modules: Any, num_heads: int) -> TiledLinear:

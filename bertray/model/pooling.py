@@ -13,13 +13,18 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - the name everyone knows
 
 from bertray.model.bundle import CLASSIFIER, HEAD_FILE, INFO_FILE, LINEAR_HEADS, read_info
-from bertray.model.encoders import PackedEncoder, PackTensors, classification_head, why_not_packable
+from bertray.model.encoders import PackedEncoder, PackTensors, Reads
+from bertray.model.families import classification_head, why_not_packable
 from bertray.model.pretrained import load_classifier, load_encoder, reading
 from bertray.settings import Pooling
 
 
 class Readout(Protocol):
     """What the engine needs to know of a model besides its encoder; results are fp32."""
+
+    @property
+    def reads(self) -> Reads:
+        """Last hidden states that are read: those of the first token, of all tokens, or either."""
 
     def load(self, path: Path) -> Any:
         """The model in fp32, for evaluation."""
@@ -39,6 +44,8 @@ class Readout(Protocol):
 
 class ClassifierReadout:
     """Logits as a sequence classifier of `transformers` gives them."""
+
+    reads: Reads = "first"
 
     def load(self, path: Path) -> Any:
         return load_classifier(path)
@@ -68,6 +75,7 @@ class PooledReadout:
 
     def __init__(self, pooling: Pooling = "mean") -> None:
         self.pooling = pooling
+        self.reads: Reads = "both" if pooling == "cls" else "all"  # of an embedder single tokens, too
 
     def load(self, path: Path) -> Any:
         return load_encoder(path)

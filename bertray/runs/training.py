@@ -194,7 +194,7 @@ def check_train(config: TrainConfig) -> Path:
 
 def _check_output_bias(folder: Path) -> None:
     """Raises ConfigError where the decision of a classifier on this encoder could not be moved."""
-    from bertray.model.encoders import output_bias
+    from bertray.model.families import output_bias
 
     output_bias(without_weights("SequenceClassification", folder))
 
@@ -286,7 +286,7 @@ def _write_bundle(
     load_model_tensors(model, checkpoint.model)
     how = f"best after step {outcome.best_step} of {outcome.num_steps}"
     if decision.offsets_C.any():
-        from bertray.model.encoders import output_bias
+        from bertray.model.families import output_bias
 
         bias_C = output_bias(model)
         bias_C.data += bias_C.new_tensor(decision.offsets_C)

@@ -23,18 +23,16 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the name everyone knows
 
-from bertray.model.encoders import (
-    GroupIndex,
+from bertray.model.encoders import GroupIndex, group_index, positions_of
+from bertray.model.families import (
     activations,
     after_attention,
     classification_head,
     fits_kernels,
-    group_index,
     is_language_model,
     language_head,
     linear_layers,
     outputs,
-    positions_of,
     query_key_value,
     why_not_packable,
 )

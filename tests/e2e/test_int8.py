@@ -63,7 +63,7 @@ def test_a_night_in_int8_tells_what_it_changed(model, reviews, tmp_path, monkeyp
 
 def test_a_model_that_cannot_be_computed_in_int8_says_so(model, reviews, tmp_path, monkeypatch):
     monkeypatch.setattr("bertray.runs.night.open_cluster", cluster_in_process)
-    monkeypatch.setattr("bertray.model.engine._INT8_TOLERANCE", -1.0)
+    monkeypatch.setattr("bertray.model.backend._INT8_TOLERANCE", -1.0)
     words = [f"model={model}", f"input={reviews}", f"output={tmp_path / 'out'}", "slot=night", LABELS]
     assert run(["score", *words, "precision=int8"]) == 0
     assert json.loads((tmp_path / "out" / "reports" / "night" / "run=1" / "report.json").read_text())["notes"] == [

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from bertray.errors import ConfigError
-from bertray.model import encoders, engine
+from bertray.model import backend, encoders, engine
 from bertray.model.engine import Engine, choose_dtype
 from bertray.model.linear import can_quantize
 from bertray.model.pack_threads import Lanes
@@ -224,7 +224,7 @@ def test_a_model_that_runs_padded_or_is_far_off_in_int8_is_computed_in_fp32(make
     seqs = make_sequences([5, 9, 9])
     padded = Engine(make_classifier("deberta-v2", 2), precision="int8")
     assert (padded.packed, padded.quantized) == (False, False)
-    monkeypatch.setattr(engine, "_INT8_TOLERANCE", -1.0)
+    monkeypatch.setattr(backend, "_INT8_TOLERANCE", -1.0)
     folder = make_classifier("bert", 2)
     far_off = Engine(folder, precision="int8")
     assert (far_off.packed, far_off.quantized) == (True, False)
@@ -281,7 +281,7 @@ def test_self_check_sends_a_model_with_other_packed_logits_to_the_padded_path(ma
 
 
 def test_self_check_reports_a_difference_in_the_precision_asked_for(make_classifier, monkeypatch):
-    monkeypatch.setattr(engine, "_BF16_TOLERANCE", 1e-6)
+    monkeypatch.setattr(backend, "_BF16_TOLERANCE", 1e-6)
     model = Engine(make_classifier("bert", 2), precision="bf16")
     assert not model.packed
     assert model.why_not_packed.startswith("its packed logits on cpu in torch.bfloat16 differ")

@@ -6,9 +6,11 @@ import pytest
 import torch
 from transformers.activations import ACT2FN
 
+from bertray.model.backend import PackedBackend, made_up_sequences
 from bertray.model.encoders import PackedEncoder
-from bertray.model.engine import Engine, _made_up_sequences
+from bertray.model.engine import Engine
 from bertray.model.linear import PlainLinear, PrepackedLinear, QuantizedLinear, can_prepack, can_quantize
+from bertray.model.pooling import ClassifierReadout
 
 pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch has no oneDNN")
 
@@ -37,10 +39,11 @@ def test_an_encoder_of_prepacked_layers_gives_the_same_logits(family, make_class
 
     folder = make_classifier(family, 3)
     engine = Engine(folder, precision="fp32")
-    seqs = _made_up_sequences(engine.vocab_size, engine.max_length)
+    seqs = made_up_sequences(engine.vocab_size, engine.max_length)
     expected = engine.logits(seqs)
     model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
-    engine._encoder = PackedEncoder(model, torch.float32, torch.device("cpu"), PrepackedLinear)
+    encoder = PackedEncoder(model, torch.float32, torch.device("cpu"), PrepackedLinear)
+    engine._backend = PackedBackend(model, ClassifierReadout(), encoder)
     torch.testing.assert_close(torch.from_numpy(engine.logits(seqs)), torch.from_numpy(expected), rtol=1e-4, atol=1e-4)
 
 

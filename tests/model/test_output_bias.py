@@ -7,7 +7,7 @@ import torch
 from transformers import AutoModelForSequenceClassification
 
 from bertray.errors import ConfigError
-from bertray.model.encoders import output_bias
+from bertray.model.families import output_bias
 
 FAMILIES = [
     "bert",

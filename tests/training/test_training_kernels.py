@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from bertray.io.store import LocalStore
 from bertray.model import kernels as kernels_module
-from bertray.model.encoders import outputs
+from bertray.model.families import outputs
 from bertray.model.kernels import training as training_module
 from bertray.model.kernels.training import TrainedLinear, TrainingKernels, training_kernels
 from bertray.training import packed as packed_module

@@ -258,7 +258,7 @@ class _NormOf:
     """The numbers of a norm, in fp32, for as long as the kernels want them."""
 
     def __init__(self, norm: torch.nn.LayerNorm, width: int) -> None:
-        self._numbers = [tensor.detach().to(torch.float32).contiguous() for tensor in (norm.weight, norm.bias)]
+        self._numbers = [tensor.detach().float().clone() for tensor in (norm.weight, norm.bias)]
         for numbers_D in self._numbers:
             check("layer norm", numbers_D, (width,), torch.float32)
         self.struct = _Norm(*(tensor.data_ptr() for tensor in self._numbers), norm.eps)
