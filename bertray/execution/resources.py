@@ -18,15 +18,25 @@ READER_CPUS = 0.5  # of a task that reads and tokenizes; nothing but these and t
 
 @dataclass(frozen=True)
 class Resources:
-    """How the work is laid out over what Ray offers, or in this process alone."""
+    """Layout of workers over the CPUs and GPUs of a cluster, or of this process.
+
+    Args:
+        num_workers: actors that hold a model, or ranks of a training.
+        threads: torch threads of a worker on CPU.
+        cpus_per_worker: CPU share that Ray counts for each.
+        gpus_per_worker: 0 or 1.
+        stall_timeout_s: seconds without a finished item after which a run ends.
+        in_process_rows: reviews up to which no actor is started.
+        actor_env: environment of actors that compute, where they do not inherit it.
+    """
 
     num_workers: int
-    threads: int  # torch threads of a CPU worker
+    threads: int
     cpus_per_worker: float
     gpus_per_worker: int
-    stall_timeout_s: float = 3600.0  # without a finished shard
-    in_process_rows: int = 0  # reviews up to which no actor is started
-    actor_env: Mapping[str, str] = field(default_factory=dict)  # what those that compute need, if not inherited
+    stall_timeout_s: float = 3600.0
+    in_process_rows: int = 0
+    actor_env: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def runtime_env(self) -> dict[str, Any] | None:

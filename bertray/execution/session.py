@@ -57,7 +57,7 @@ LONGEST_FOLDER = 107 - 64
 
 
 def inside_cluster() -> bool:
-    """Is there a cluster to join (a submitted job, or RAY_ADDRESS set by hand)?"""
+    """Tells whether there is a cluster to join: this is a submitted job, or RAY_ADDRESS is set."""
     return os.environ.get("RAY_ADDRESS", "") not in ("", "local")
 
 
@@ -75,7 +75,7 @@ def without_ray(workers: Workers, num_rows: int, *, ranks: bool = False) -> Reso
 
 
 def on_these_cpus(workers: Workers) -> bool:
-    """Whether the work is for the CPUs of this machine and no Ray is at hand that may have others."""
+    """Tells whether the CPUs of this machine do the work: no GPU is asked for, and no Ray is at hand."""
     running = "ray" in sys.modules and sys.modules["ray"].is_initialized()
     return not (workers.use_gpu or inside_cluster() or running)
 
@@ -145,7 +145,7 @@ def ray_session(workers: Workers, *, imports: Sequence[str] = ()) -> Iterator[Ra
 
 
 def _temporary_folder() -> str:
-    """For Ray's own files: a folder of this process, to leave nothing behind; those of killed processes go."""
+    """Makes the folder of this process for Ray's own files, and removes those of processes that were killed."""
     # Not below a long TMPDIR: the path of a socket is limited.
     base = Path(os.environ.get("RAY_TMPDIR", "/tmp"))  # noqa: S108 - made here, for this user alone, or refused
     machine = f"bertray-{_machine():04x}-"
@@ -335,7 +335,7 @@ def _planned(workers: Workers) -> Resources:
 
 
 def _grows() -> bool | None:
-    """Whether an autoscaler adds machines; None: it has not said, and may keep its status elsewhere.
+    """Tells whether an autoscaler adds machines; None: it has not said, and may keep its status elsewhere.
 
     One that only watches names the type of each machine after the machine.
     """
