@@ -1,8 +1,83 @@
 """Reviews in, sentiment labels out, proof beside them: BERT-family models on Ray.
 
-Importing the package is cheap: neither torch nor ray nor transformers is imported here.
+Importing the package is cheap: public names are imported when they are first used, and neither torch nor ray nor
+transformers before that.
 """
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from bertray import errors
+    from bertray.api.classifier import Classifier
+    from bertray.api.embedder import Embedder
+    from bertray.api.verbs import audit, embed, evaluate, files, gc, plan, pretrain, score, topics, train, tune
+    from bertray.errors import (
+        BertrayError,
+        ConfigError,
+        ConflictError,
+        DataRefused,
+        Diverged,
+        InfrastructureError,
+    )
 
 __version__ = "0.1.0"
 
-__all__ = ["__version__"]
+__all__ = [
+    "BertrayError",
+    "Classifier",
+    "ConfigError",
+    "ConflictError",
+    "DataRefused",
+    "Diverged",
+    "Embedder",
+    "InfrastructureError",
+    "__version__",
+    "audit",
+    "embed",
+    "errors",
+    "evaluate",
+    "files",
+    "gc",
+    "plan",
+    "pretrain",
+    "score",
+    "topics",
+    "train",
+    "tune",
+]
+
+_MODULES = {  # public name -> module that defines it
+    "Classifier": "bertray.api.classifier",
+    "Embedder": "bertray.api.embedder",
+    **dict.fromkeys(
+        ("audit", "embed", "evaluate", "files", "gc", "plan", "pretrain", "score", "topics", "train", "tune"),
+        "bertray.api.verbs",
+    ),
+    **dict.fromkeys(
+        ("BertrayError", "ConfigError", "ConflictError", "DataRefused", "Diverged", "InfrastructureError"),
+        "bertray.errors",
+    ),
+}
+
+# Without a handler of the program, Python prints warnings of libraries to stderr; results carry them as notes.
+logging.getLogger(__name__).addHandler(logging.NullHandler())
+
+
+def __getattr__(name: str) -> Any:
+    from importlib import import_module
+
+    if name == "errors":
+        return import_module("bertray.errors")
+    module = _MODULES.get(name)
+    if module is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(module), name)
+    globals()[name] = value  # found at once from now on
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -15,7 +15,7 @@ import typer
 import bertray
 from bertray import config as configs
 from bertray import runtime
-from bertray.errors import EXIT_BUG, EXIT_INTERRUPTED, EXIT_OK, BertrayError, ConfigError, did_you_mean
+from bertray.errors import EXIT_BUG, EXIT_INTERRUPTED, EXIT_OK, ConfigError, did_you_mean
 
 CODE_NAMES = {
     0: "done",
@@ -159,10 +159,8 @@ def _audit(
 @app.command("plan", help=SUMMARIES["plan"])
 def _plan(overrides: Overrides = None, files: Files = None, verbose: Verbose = False) -> None:
     _set_up(verbose)
-    from bertray.runs.forecast import run_plan
-
     verb = configs.guess_verb(files or [], overrides or [])
-    raise typer.Exit(run_plan(configs.load_config(verb, files or [], overrides or [])))
+    raise typer.Exit(_runner("plan")(configs.load_config(verb, files or [], overrides or [])))
 
 
 @app.command("init", help=SUMMARIES["init"], epilog=_key_help("init"))
@@ -259,6 +257,8 @@ def run(argv: list[str]) -> int:
     except (KeyboardInterrupt, typer.Abort):
         return _leave(EXIT_INTERRUPTED, "run the same command again to go on")
     except Exception as error:
+        from bertray.api.calls import known_error
+
         if isinstance(error, _UsageError):
             verb = argv[0] if argv and argv[0] in configs.CONFIGS else ""
             flag = getattr(error, "option_name", "")
@@ -267,7 +267,7 @@ def run(argv: list[str]) -> int:
             _say(f"{name}: {said}.{near}")
             remedy = f"Settings are written key=value; `bertray {verb} --help` lists the keys." if verb else ""
             return _leave(ConfigError.exit_code, remedy or "`bertray --help` lists the commands.")
-        known = _known_error(error)
+        known = known_error(error)
         if verbose or known is None:
             logging.getLogger("bertray").error("traceback", exc_info=error)
         if known is None:
@@ -276,16 +276,6 @@ def run(argv: list[str]) -> int:
         verb = argv[0] if argv else ""
         _say(f"{name}: {known.message.removeprefix(f'{verb} config: ').removeprefix(f'{verb}: ')}")
         return _leave(known.exit_code, known.remedy)
-
-
-def _known_error(error: BaseException) -> BertrayError | None:
-    from bertray import errors
-
-    if (known := errors.known(error)) is None and "ray" in sys.modules:
-        from bertray.execution.remote_errors import as_known
-
-        return as_known(error)
-    return known
 
 
 def _say(line: str) -> None:

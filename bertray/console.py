@@ -12,6 +12,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
 
@@ -21,6 +22,7 @@ from rich.table import Table
 from rich.text import Text
 
 LOG_EVERY_S = 5.0
+NOISY = ("ray", "ray.data", "ray.train", "transformers", "huggingface_hub", "fontTools", "matplotlib")  # loggers
 out = Console(highlight=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
 
@@ -32,7 +34,7 @@ def set_up_logging(*, verbose: bool) -> None:
     )
     logging.getLogger("bertray").setLevel(logging.DEBUG if verbose else logging.INFO)
     if not verbose:
-        for name in ("ray", "ray.data", "ray.train", "transformers", "huggingface_hub", "fontTools", "matplotlib"):
+        for name in NOISY:
             logging.getLogger(name).setLevel(logging.ERROR)
         warnings.filterwarnings("ignore", module=r"(ray|torch|transformers|sklearn)\b.*")
         # Set before transformers is imported anywhere: hub progress bars have no place in a job log.
@@ -41,7 +43,7 @@ def set_up_logging(*, verbose: bool) -> None:
 
 
 class Ticker:
-    """Progress of a known amount of work: a bar on a terminal, a log line every few seconds elsewhere."""
+    """Progress of a known amount of work: a bar on a terminal or in a notebook, a log line now and then elsewhere."""
 
     def __init__(self, title: str, total: float, unit: str) -> None:
         self.total = total
@@ -50,7 +52,8 @@ class Ticker:
         self._last = time.monotonic()
         self._first: tuple[float, float] | None = None  # when, and how much was done: a resumed run starts later than 0
         self._bar: Progress | None = None
-        if err.is_terminal:
+        # Without ipywidgets Rich would print a warning into the notebook for each bar.
+        if err.is_terminal or (err.is_jupyter and find_spec("ipywidgets") is not None):
             self._bar = Progress(
                 TextColumn("{task.description}", markup=False),
                 BarColumn(),

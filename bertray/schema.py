@@ -160,6 +160,26 @@ def _with_kept(fields: list[pa.Field], kept: pa.Schema, also_taken: Sequence[str
     return pa.schema(fields)
 
 
+def with_added(given: pa.Schema, added: pa.Schema) -> pa.Schema:
+    """A table's own columns, then the added ones; an own column whose name is taken becomes `input_<name>`.
+
+    Raises:
+        ConfigError: two columns would get the same name.
+    """
+    fields = list(_with_kept(list(added), given))
+    return pa.schema([*fields[len(added) :], *added])
+
+
+def labelled_schema(given: pa.Schema, labels: list[str]) -> pa.Schema:
+    """Arrow schema of a table that a classifier has labelled: its columns, `label`, `score`, `prob_<label>`.
+
+    Raises:
+        ConfigError: as `with_added`.
+    """
+    names = [SCORE, *map(prob_column, labels)]
+    return with_added(given, pa.schema([pa.field(LABEL, pa.string()), *(pa.field(n, pa.float32()) for n in names)]))
+
+
 def predictions_schema(labels: list[str]) -> pa.Schema:
     """Arrow schema of `predictions.parquet`: one labelled review and what the model said of it."""
     return pa.schema(

@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from bertray import schema as s
+from bertray.commands.score import show_end, show_run
 from bertray.config import NightConfig, Workers, build_config
 from bertray.errors import BertrayError
 from bertray.execution.executor import DEFAULT, Actors, Executor, InProcess, Progress, Stage
@@ -31,6 +32,7 @@ from bertray.outputs import ledger, snapshots
 from bertray.outputs.publish import committed_files, part_names
 from bertray.reviews.clean import Cleaning
 from bertray.runs import night as nights
+from bertray.runs.results import ScoreResult
 from bertray.scoring.stage_part import EmbedSettings, LabelMaker, MakePart, PartSettings, ScoreSettings, VectorMaker
 from tests.processes import FORKSERVER
 
@@ -130,7 +132,9 @@ def run_night(config: NightConfig, info: BundleInfo = INFO, *, day: str | None =
     """Run in this process, today or on another day; returns the exit code."""
     try:
         with clock_at(day):
-            return nights.run_night(config, info, open_stub)
+            output, runs, num_listed = nights.run_night(config, info, open_stub, show_run)
+            show_end(ScoreResult(output, runs=runs, num_listed=num_listed))
+            return 0
     except BertrayError as error:
         print(error.message, file=sys.stderr)
         return error.exit_code

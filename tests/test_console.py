@@ -5,8 +5,10 @@ import subprocess
 import sys
 
 import pytest
+from rich.console import Console
 
-from bertray.console import heading, say, stderr_without, table
+from bertray import console
+from bertray.console import Ticker, heading, say, stderr_without, table
 
 
 @pytest.mark.parametrize("text", ["report   y[red]z/report.html", "q[/b]", ":smile: 3.14 'x'", "a\\[b]", "x" * 300])
@@ -34,3 +36,10 @@ def test_one_line_is_dropped_from_stderr_and_the_others_come_through_in_order(ca
         subprocess.run(["sh", "-c", "echo from a child >&2"], check=True)
     print("after", file=sys.stderr)
     assert capfd.readouterr().err == "first\nfrom a child\nafter\n"
+
+
+@pytest.mark.parametrize(("widgets", "has_bar"), [(None, False), (object(), True)])
+def test_a_notebook_has_a_bar_where_it_can_show_one(monkeypatch, widgets, has_bar):
+    monkeypatch.setattr(console, "err", Console(force_jupyter=True))
+    monkeypatch.setattr(console, "find_spec", lambda name: widgets)
+    assert (Ticker("scoring", 10, "reviews")._bar is not None) == has_bar

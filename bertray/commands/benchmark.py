@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import io
 import json
 import logging
 import os
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import nullcontext, redirect_stdout
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -198,8 +197,7 @@ class _Job:
         info = replace(read_info(trial.model), max_length=trial.max_length, long_text="head")
 
         start = time.monotonic()
-        with redirect_stdout(io.StringIO()):  # what it would print is not what was asked for
-            run_night(config, info, lambda: nullcontext(executor))
+        run_night(config, info, lambda: nullcontext(executor))
         end = time.monotonic()
         began = min(executor.began)
         runs.start_up_s.append(began - start)

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from bertray.config import FilesConfig
 from bertray.console import say
-from bertray.io.store import open_store
-from bertray.outputs.ledger import committed_entries
-from bertray.outputs.publish import committed_files
+from bertray.runs.stored import committed_files
 
 
 def run_files(config: FilesConfig) -> int:
     """Print one path or URI a line, in the order of slots, runs and parts."""
-    store = open_store(config.output)
-    for path in committed_files(store, committed_entries(store, config.slot)):
+    for path in committed_files(config):
         say(path)
     return 0

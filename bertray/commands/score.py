@@ -1,12 +1,45 @@
-"""`bertray score`: new review files → labels, committed, with a report; and against given labels its figures."""
+"""`bertray score`: committed labels of new review files."""
 
 from __future__ import annotations
 
 from bertray.config import ScoreConfig
-from bertray.runs import night as nights
-from bertray.scoring.models import open_model
+from bertray.console import say, table
+from bertray.runs import night
+from bertray.runs.results import CommittedRun, EmbedResult, ScoreResult
+from bertray.wording import counted
 
 
 def run_score(config: ScoreConfig) -> int:
-    """Score what is new; the same command again is always safe."""
-    return nights.run_night(config, open_model(config), lambda: nights.open_cluster(config.workers))
+    """Score what is new; each run of a slot is shown when it is committed."""
+    show_end(night.score(config, show_run))
+    return 0
+
+
+def show_run(run: CommittedRun) -> None:
+    """Rows of a run, what went to quarantine, and where all of it lies."""
+    table(
+        f"slot {run.title}",
+        ["", "rows in", run.done, "quarantined", "rows/s"],
+        [
+            [
+                counted(run.num_files, "file"),
+                f"{run.rows_in:,}",
+                f"{run.rows_done:,}",
+                f"{run.rows_quarantined:,}",
+                f"{run.rows_per_s:,.0f}",
+            ]
+        ],
+    )
+    for noun, reasons in (("row", run.row_reasons), ("file", run.file_reasons)):
+        for reason, count in sorted(reasons.items()):
+            say(f"  quarantined {counted(count, noun)}: {reason}")
+    for line in run.summary:
+        say(line)
+    say(f"data     {run.data}")
+    say(f"report   {run.report}")
+
+
+def show_end(result: ScoreResult | EmbedResult) -> None:
+    """One line where nothing was new."""
+    if not result.runs:
+        say(f"{result.headline} ({result.output})")

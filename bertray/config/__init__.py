@@ -23,7 +23,7 @@ from bertray.config.commands import (
     TuneConfig,
 )
 from bertray.config.describe import fields_at, flag_as_key, json_schema, key_help, keys, to_yaml
-from bertray.config.overrides import build_config, guess_verb, load_config
+from bertray.config.overrides import build_config, guess_verb, load_config, load_values
 from bertray.config.sections import (
     KEYS_OF_METHOD,
     AuditData,
@@ -99,5 +99,6 @@ __all__ = [
     "key_help",
     "keys",
     "load_config",
+    "load_values",
     "to_yaml",
 ]

@@ -135,6 +135,17 @@ def load_config(verb: str, files: Sequence[str] = (), overrides: Sequence[str] =
     Raises:
         ConfigError: a file is missing or not YAML, a key is unknown, a value has another type.
     """
+    return build_config(verb, load_values(verb, files, overrides))
+
+
+def load_values(
+    verb: str, files: Sequence[str] = (), overrides: Sequence[str] = (), values: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """The mapping that `build_config` checks: files, then overrides, then values of Python as they are.
+
+    Raises:
+        ConfigError: a file is missing or not YAML, or an override is not `key=value`.
+    """
     config = CONFIGS[verb]
     data: dict[str, Any] = {}
     for path in files:
@@ -145,7 +156,7 @@ def load_config(verb: str, files: Sequence[str] = (), overrides: Sequence[str] =
             data = _merge(data, {path_parts[0]: value})
         else:
             _set_key(data, path_parts, value, word)
-    return build_config(verb, with_environment(data))
+    return _merge(with_environment(data), values or {})
 
 
 def build_config(verb: str, data: Mapping[str, Any]) -> Section:

@@ -61,6 +61,14 @@ def inside_cluster() -> bool:
     return os.environ.get("RAY_ADDRESS", "") not in ("", "local")
 
 
+def has_other_machines() -> bool:
+    """Whether others than this machine may compute: those of the Ray at hand, or of a cluster to join."""
+    ray = sys.modules.get("ray")
+    if ray is not None and ray.is_initialized():
+        return len(machines_of_cluster()) > 1
+    return inside_cluster()
+
+
 def without_ray(workers: Workers, num_rows: int, *, ranks: bool = False) -> Resources | None:
     """This process alone, where that is all that so many reviews need; None: Ray is needed, or is at hand anyway.
 

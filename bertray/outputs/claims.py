@@ -6,8 +6,9 @@ import contextlib
 import json
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from bertray.errors import ConfigError, ConflictError, DataRefused, InfrastructureError
 from bertray.io.store import LocalStore, Store
@@ -160,9 +161,20 @@ def finished_run(store: Store, verb: str, run_key: str) -> bool:
     return held is not None and (held.verb, held.run_key) == (verb, run_key) and store.exists(FINISHED_FILE)
 
 
-def mark_finished(store: Store) -> None:
-    """The last write of a run: everything else is in place."""
-    store.put(FINISHED_FILE, json.dumps({"schema_version": SCHEMA_VERSION}).encode())
+def mark_finished(store: Store, told: Mapping[str, Any] | None = None) -> None:
+    """The last write of a run: everything else is in place.
+
+    Args:
+        told: what its result says beside the files, for whoever asks for the same run again.
+    """
+    content = {"schema_version": SCHEMA_VERSION, **({"told": dict(told)} if told else {})}
+    store.put(FINISHED_FILE, json.dumps(content, ensure_ascii=False).encode())
+
+
+def told_when_finished(store: Store) -> dict[str, Any]:
+    """What a finished run said; empty of one that an earlier version finished."""
+    found: dict[str, Any] = json.loads(store.get(FINISHED_FILE)).get("told", {})
+    return found
 
 
 def put_folder(store: Store, folder: Path, key: str) -> None:

@@ -26,6 +26,7 @@ from bertray.wording import counted
 logger = logging.getLogger(__name__)
 
 COMPRESSIONS = (".gz",)
+PARQUET_MAGIC = b"PAR1"
 _BY_EXTENSION = {
     ".parquet": "parquet",
     ".parq": "parquet",
@@ -150,16 +151,23 @@ def _entries_of(path: str, reader: TextFormat, key: str, output: str | None) -> 
 
 
 def _named_file(path: str, full: str, reader: TextFormat) -> FileEntry:
-    """A file the user named itself: it may have any extension when the format is given."""
+    """A file the user named itself: it may have any extension when the format is given, and none as Parquet."""
     name = posixpath.basename(full)
     explicit = {"tsv": "csv", "auto": None, "acl_imdb": None}.get(reader.format, reader.format)
-    file_format = explicit or _BY_EXTENSION.get(_extension(name))
+    is_parquet = not _extension(name) and _begins_as_parquet(full)
+    file_format = "parquet" if is_parquet else explicit or _BY_EXTENSION.get(_extension(name))
     if reader.format == "acl_imdb" or file_format is None:
         raise ConfigError(
             f"{path}: expected a file name that ends in {', '.join(_BY_EXTENSION)} (or .gz after it), found {name!r}.",
             "Set `reader.format` to parquet, csv, tsv or jsonl; for the aclImdb layout name the folder above pos/.",
         )
     return FileEntry(full, name, file_format, *stamp(full))
+
+
+def _begins_as_parquet(path: str) -> bool:
+    filesystem, inner = filesystem_of(path)
+    with reading(path, store_only=True), filesystem.open_input_stream(inner) as file:
+        return bytes(file.read(len(PARQUET_MAGIC))) == PARQUET_MAGIC
 
 
 def _by_rule(path: str, found: list[_Found], reader: TextFormat) -> list[FileEntry]:

@@ -1,4 +1,4 @@
-"""`bertray audit`: what is wrong with reviews, before somebody learns from them: one page, and tables of the rows."""
+"""Audit of reviews before somebody learns from them: one page, and tables of the rows."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -25,7 +25,7 @@ from bertray.auditing.near_duplicates import NumberFile, bands_and_rows, compone
 from bertray.auditing.tables import Audited, Split
 from bertray.auditing.tasks import AuditItem, ScanSettings
 from bertray.config import AuditConfig, Columns, to_yaml
-from bertray.console import Ticker, duration, say
+from bertray.console import Ticker, duration
 from bertray.errors import DataRefused
 from bertray.evaluation.label_errors import (
     MIN_MCC,
@@ -47,7 +47,7 @@ from bertray.io.tables import parquet_bytes
 from bertray.model.bundle import resolve_model, weights_digest
 from bertray.model.pretrained import check_tokenizer
 from bertray.outputs.claims import claimed_output, finished_run, mark_finished, remove_folder
-from bertray.reports.audit import AuditReport
+from bertray.reports.audit import WEIGHT_WORDS, AuditReport
 from bertray.reviews.clean import Cleaning
 from bertray.reviews.corpus import Inputs, inspect_inputs, read_spec
 from bertray.reviews.fetch import fetch_rows, whole_texts
@@ -55,6 +55,7 @@ from bertray.reviews.label_counts import count_labels
 from bertray.reviews.labels import NO_LABEL, LabelMap
 from bertray.reviews.reader import BadFile, InputFile, check_columns, with_digests
 from bertray.runs.audit_content import Picker, audit_report, with_texts
+from bertray.runs.results import AuditFinding, AuditResult
 from bertray.runtime import check_installed
 from bertray.scoring.models import check_length
 from bertray.scoring.read_unit import ReadSettings
@@ -83,8 +84,8 @@ class Scan:
     num_bands: int
 
 
-def run_audit(config: AuditConfig) -> int:
-    """Audit; the same command on a finished output says so in one line."""
+def audit(config: AuditConfig) -> AuditResult:
+    """Audit; the same run again gives back what it had found."""
     started = time.monotonic()
     _check_installed(config)
     folder = resolve_model(config.model)
@@ -95,8 +96,7 @@ def run_audit(config: AuditConfig) -> int:
     run_key = _run_key(config, splits, weights_digest(folder))
     store = open_store(config.output)
     if finished_run(store, "audit", run_key):
-        say(f"already audited: {store.uri('report.html')}")
-        return 0
+        return _result(store, json.loads(store.get("report.json")), already_done=True)
     with claimed_output(store, "audit", run_key, to_yaml(config)):
         imports = ["ray.data", *(["cleanlab.filter", "sklearn.linear_model"] if config.label_errors.find else [])]
         num_rows = sum(split.inputs.num_rows for split in splits)
@@ -110,12 +110,27 @@ def run_audit(config: AuditConfig) -> int:
         )
         for name, rows in tables.items():
             store.put(f"{name}.parquet", parquet_bytes(rows))
-        store.put("report.json", json.dumps(report.to_json(), indent=1, ensure_ascii=False).encode())
+        content = report.to_json()
+        store.put("report.json", json.dumps(content, indent=1, ensure_ascii=False).encode())
         store.put("report.html", report.to_html().encode())
         mark_finished(store)
-        _print(report)
-        say(f"report   {store.uri('report.html')}")
-    return 0
+    return _result(store, content, already_done=False)
+
+
+def _result(store: Store, content: Mapping[str, Any], *, already_done: bool) -> AuditResult:
+    """The result of the content of `report.json`."""
+    findings = tuple(
+        AuditFinding(
+            weight=WEIGHT_WORDS[finding["weight"]],
+            title=finding["title"],
+            sentences=tuple(finding["sentences"]),
+            rows=store.uri(f"{finding['table']}.parquet") if finding["table"] else None,
+        )
+        for finding in content["findings"]
+    )
+    return AuditResult(
+        store.root, tuple(content["notes"]), sentence=content["headline"], findings=findings, already_done=already_done
+    )
 
 
 def _check_installed(config: AuditConfig) -> None:
@@ -456,9 +471,3 @@ class _Audit:
         for folder in (TOKENS, FEATURES_FOLDER):
             remove_folder(self._store, folder)
         return features
-
-
-def _print(report: AuditReport) -> None:
-    """The findings, on the console."""
-    for finding in report.findings:
-        say(f"{finding.weight_words:>14}  {finding.title}: {finding.sentences[0]}")

@@ -11,16 +11,20 @@ from typing import Any
 
 import numpy as np
 
-from bertray.config import TrainConfig
 from bertray.errors import DataRefused
 from bertray.execution.executor import Executor
 from bertray.io.store import Store
 from bertray.model.bundle import resolve_model
 from bertray.outputs.claims import put_folder
+from bertray.reports.html import model_title
 from bertray.runs.evaluated import EvaluatedRows, evaluate_shards
+from bertray.runs.methods import Beside, Decision, Finetune, Trained
 from bertray.scoring.read_unit import ReadSettings
+from bertray.training.examples import Examples
 from bertray.training.features import compute_rows
 from bertray.training.labelled_data import LabelledData, Teacher, TokenizedData, token_shards
+from bertray.training.loop import Outcome
+from bertray.training.objectives import Distillation
 from bertray.training.token_shards import TokenShards
 
 log = logging.getLogger(__name__)
@@ -28,22 +32,87 @@ log = logging.getLogger(__name__)
 STUDENT = "control/student"
 
 
-def student_of(config: TrainConfig, folder: Path, store: Store) -> tuple[str, Path]:
-    """What the student starts from, for `resolve_model`, and where it lies: the model, or some of its layers.
+class Distill(Finetune):
+    """A student learns its teacher's probabilities of reviews; no label of these is read."""
 
-    Args:
-        folder: of the model that the config names.
+    objective = Distillation
+    reads_labels = False
 
-    """
-    if config.training.keep_layers is None:
-        return config.model, folder
-    if not store.exists(f"{STUDENT}/config.json"):
-        from bertray.model.new_encoder import write_shallow
+    @property
+    def teacher(self) -> Teacher:
+        teacher = self.run.data.teacher
+        assert teacher is not None
+        return teacher
 
-        with tempfile.TemporaryDirectory() as name:
-            write_shallow(folder, Path(name), config.training.keep_layers, seed=config.seed)
-            put_folder(store, Path(name), STUDENT)
-    return store.uri(STUDENT), resolve_model(store.uri(STUDENT))
+    @property
+    def title(self) -> str:
+        config = self.run.config
+        return f"Distillation of {model_title(config.training.teacher or '')} into {model_title(config.model)}"
+
+    def start(self) -> tuple[str, Path]:
+        """The model, or some of its layers, which are kept in the output until the run is done."""
+        config, store = self.run.config, self.run.store
+        if config.training.keep_layers is None:
+            return super().start()
+        if not store.exists(f"{STUDENT}/config.json"):
+            from bertray.model.new_encoder import write_shallow
+
+            with tempfile.TemporaryDirectory() as name:
+                write_shallow(self.run.model_folder, Path(name), config.training.keep_layers, seed=config.seed)
+                put_folder(store, Path(name), STUDENT)
+        return store.uri(STUDENT), resolve_model(store.uri(STUDENT))
+
+    def tokenized(self) -> TokenizedData:
+        return taught(self.run.data, super().tokenized(), self.run.store, self.run.executor)
+
+    def decide(self, examples: Examples, outcome: Outcome) -> Decision:
+        """As it stands: its teacher's probabilities are what it has learned to give."""
+        return Decision(np.zeros(outcome.held_out_VK.shape[1]), 1.0)
+
+    def notes(self, examples: Examples) -> list[str]:
+        config, read = self.run.config, self.teacher.info
+        notes = [
+            f"The student learned what its teacher says of {len(examples.train):,} reviews; no label of them was read. "
+            "Its figures by epoch tell how near it came to the teacher, not how right it is."
+        ]
+        unread = int((examples.label_ids_N < 0).sum())
+        if unread:
+            notes.append(f"The teacher gave no finite numbers for {unread:,} reviews; nothing was learned from these.")
+        if config.report.baselines:
+            notes.append("The baselines, too, learned the teacher's labels of these reviews.")
+        if read.long_text == "windows":
+            notes.append(
+                "The teacher averages over the windows of a long review; it taught by the first, and is judged by all."
+            )
+        if (read.max_length, read.long_text) != (config.max_length, config.long_text):
+            notes.append(
+                f"The teacher reads {read.max_length} tokens of a review (`{read.long_text}`), the student "
+                f"{config.max_length} (`{config.long_text}`); that is part of the difference in figures and speed."
+            )
+        return notes
+
+    def evaluate_teacher(self) -> EvaluatedRows:
+        run, teacher = self.run, self.teacher
+        assert run.data.test is not None
+        return evaluate_shards(
+            run.data.test,
+            teacher.model,
+            teacher.info,
+            run.data.labels,
+            run.store,
+            run.executor,
+            run.config.report.slices,
+        )
+
+    def beside(self, of_teacher: EvaluatedRows | None, rows: EvaluatedRows, trained: Trained) -> Beside:
+        assert of_teacher is not None
+        probs_NC = teacher_probs(of_teacher, self.teacher, rows, trained.info.labels)
+        notes = []
+        if probs_NC is None:
+            notes.append("Teacher and student do not give numbers for the same test rows; they are not compared.")
+        sizes = num_weights(resolve_model(self.teacher.model)), num_weights(resolve_model(trained.bundle))
+        found = speeds(of_teacher, rows, sizes)
+        return Beside(probs_NC, in_words(self.teacher, found), found, speedup(found), notes)
 
 
 def taught(data: LabelledData, tokenized: TokenizedData, store: Store, executor: Executor) -> TokenizedData:
@@ -67,14 +136,6 @@ def taught(data: LabelledData, tokenized: TokenizedData, store: Store, executor:
         )
     rows = compute_rows(model, info.model_version, "classes", keys, store, executor)
     return replace(tokenized, teacher_keys=rows, teacher_temperature=info.temperature)
-
-
-def evaluate_teacher(
-    config: TrainConfig, data: LabelledData, teacher: Teacher, store: Store, executor: Executor
-) -> EvaluatedRows:
-    """What the teacher says of the test rows."""
-    assert data.test is not None
-    return evaluate_shards(data.test, teacher.model, teacher.info, data.labels, store, executor, config.report.slices)
 
 
 def teacher_probs(of_teacher: EvaluatedRows, teacher: Teacher, rows: EvaluatedRows, classes: tuple[str, ...]) -> Any:

@@ -1,13 +1,19 @@
-"""`bertray embed`: new review files → vectors, committed as scored rows are."""
+"""Embedding: new review files → vectors, committed as scored rows are."""
 
 from __future__ import annotations
 
 from bertray.config import EmbedConfig
 from bertray.runs import night as nights
+from bertray.runs.results import EmbedResult
 from bertray.scoring.models import open_encoder
 
 
-def run_embed(config: EmbedConfig) -> int:
-    """Embed what is new; the same command again is always safe."""
+def embed(config: EmbedConfig, on_commit: nights.OnCommit = lambda run: None) -> EmbedResult:
+    """Embed what is new; the same run again is always safe.
+
+    Args:
+        on_commit: called with each run as soon as its rows are published and its report is written.
+    """
     info = open_encoder(config)
-    return nights.run_night(config, info, lambda: nights.open_cluster(config.workers))
+    output, runs, num_listed = nights.run_night(config, info, lambda: nights.open_cluster(config.workers), on_commit)
+    return EmbedResult(output, runs=runs, num_listed=num_listed)

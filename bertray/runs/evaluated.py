@@ -380,8 +380,8 @@ def finish_report(
     texts: TrainingTexts | None = None,
     findings: Sequence[Finding] = (),
     executor: Executor = THIS_PROCESS,
-) -> Evaluation:
-    """Write predictions.parquet, report.html and, last, metrics.json; returns the figures.
+) -> EvaluationReport:
+    """Write predictions.parquet, report.html and, last, metrics.json; returns the content of the page.
 
     Args:
         also: goes into metrics.json.
@@ -421,7 +421,7 @@ def finish_report(
         store.put("report.html", report.to_html().encode())
     figures = evaluation.to_json() | dict(also or {})
     store.put("metrics.json", json.dumps(figures, indent=1, ensure_ascii=False).encode())
-    return evaluation
+    return report
 
 
 def row_notes(rows: EvaluatedRows) -> list[str]:

@@ -1,10 +1,11 @@
-"""`bertray plan`: what a train or score config would do, file by file, with a forecast; nothing is written."""
+"""Forecast of a train or score config, file by file; nothing is written."""
 
 from __future__ import annotations
 
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,8 +13,8 @@ import numpy as np
 import pyarrow as pa
 
 from bertray import schema as s
-from bertray.config import Common, ScoreConfig, Section, TrainConfig
-from bertray.console import duration, say, table
+from bertray.config import Common, ScoreConfig, TrainConfig
+from bertray.console import duration
 from bertray.errors import DataRefused
 from bertray.execution.resources import Resources
 from bertray.execution.session import inside_cluster, resources_without_start, without_ray
@@ -24,6 +25,7 @@ from bertray.outputs.claims import check_claim
 from bertray.outputs.ledger import read_ledger
 from bertray.reviews.corpus import Inputs
 from bertray.reviews.reader import read_shard
+from bertray.runs.results import PlannedFile, PlanResult, Table
 from bertray.runs.training import check_train, run_key_of
 from bertray.scoring.decide import Tonight, decide, look, spec_for, target_of_new_files, unfinished_plan
 from bertray.scoring.models import open_model
@@ -54,65 +56,95 @@ class Sample:
         return lens
 
 
-def run_plan(config: Section) -> int:
-    """Print the plan of a train or score config."""
+class _Page:
+    """Parts of a plan in the order in which a person reads them, and its figures."""
+
+    def __init__(self) -> None:
+        self.parts: list[str | Table] = []
+        self.files: tuple[PlannedFile, ...] = ()
+        self.num_rows = 0
+        self.seconds: float | None = None
+
+    def say(self, line: str) -> None:
+        self.parts.append(line)
+
+    def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        self.parts.append(Table(title, tuple(columns), tuple(map(tuple, rows))))
+
+
+def plan(config: ScoreConfig | TrainConfig) -> PlanResult:
+    """Files, rows, token lengths and time of a train or score config; nothing is written."""
+    page = _Page()
     if isinstance(config, ScoreConfig):
-        _plan_score(config)
+        _plan_score(config, page)
     else:
-        assert isinstance(config, TrainConfig)
-        _plan_train(config)
-    return 0
+        _plan_train(config, page)
+    price = None
+    if page.seconds is not None and config.price_per_hour is not None:
+        price = page.seconds / 3600 * config.price_per_hour
+    return PlanResult(
+        open_store(config.output).root,
+        parts=tuple(page.parts),
+        files=page.files,
+        num_rows=page.num_rows,
+        seconds=page.seconds,
+        price=price,
+    )
 
 
-def _plan_score(config: ScoreConfig) -> None:
+def _plan_score(config: ScoreConfig, page: _Page) -> None:
     info = open_model(config)
     store = open_store(config.output)
     known = read_ledger(store)
     tonight = decide(config, info, known, look(config, known))
-    _print_files(tonight)
+    _show_files(page, tonight)
     unfinished = unfinished_plan(tonight, open_plans(store, known))
     if unfinished is not None:
-        say(f"slot {unfinished.slot}: begun on {unfinished.created_at[:16]} UTC and not finished; it is resumed first")
+        page.say(
+            f"slot {unfinished.slot}: begun on {unfinished.created_at[:16]} UTC and not finished; it is resumed first"
+        )
     for rewrite in tonight.rewrites:
-        say(
+        page.say(
             f"slot {rewrite.slot}: rewritten as version {rewrite.version}, "
             f"{counted(len(rewrite.files), 'file')} ({rewrite.why})"
         )
     if tonight.new_files and (target := target_of_new_files(config, tonight)):
-        say(f"slot {target.slot}: {counted(len(tonight.new_files), 'new file')} as run {target.run}")
+        page.say(f"slot {target.slot}: {counted(len(tonight.new_files), 'new file')} as run {target.run}")
     to_score = [*(file for rewrite in tonight.rewrites for file in rewrite.files), *tonight.new_files]
     good = tonight.readable(to_score)
     inputs = Inputs(good, spec_for(config, info, good))
+    page.num_rows = inputs.num_rows
     if not inputs.num_rows:
-        say("nothing new to score")
+        page.say("nothing new to score")
         return
     max_length, long_text = config.max_length or info.max_length, config.long_text or info.long_text
     folder = resolve_model(config.model)
     try:
         sample = draw_sample(inputs, ReviewTokenizer(folder, max_length, long_text))
     except DataRefused as error:  # a night may consist of rows that go to the quarantine
-        say(f"no forecast: {error.message}")
+        page.say(f"no forecast: {error.message}")
         return
-    _print_sample(sample, inputs.num_rows, max_length)
+    _show_sample(page, sample, inputs.num_rows, max_length)
     tokens_per_s = _scoring_rate(folder, sample, config.precision)
     seconds = inputs.num_rows * sample.seen_tokens_N.mean() / tokens_per_s
     basis = f"{tokens_per_s:,.0f} tokens/s measured here"
-    _print_forecast(config, seconds, basis, without_ray(config.workers, inputs.num_rows))
+    _show_forecast(page, config, seconds, basis, without_ray(config.workers, inputs.num_rows))
 
 
-def _plan_train(config: TrainConfig) -> None:
+def _plan_train(config: TrainConfig, page: _Page) -> None:
     folder = check_train(config)
     data = open_data(config)
     check_claim(open_store(config.output), "train", run_key_of(config, data, folder))
+    page.num_rows = data.num_rows
     rows = [
         [key, f"{len(inputs.files):,}", f"{inputs.num_rows:,}"]
         for key, inputs in (("train", data.train), ("validation", data.validation), ("test", data.test))
         if inputs
     ]
-    table("data", ["", "files", "rows"], rows)
-    say(f"classes: {', '.join(data.labels.names)}")
+    page.table("data", ["", "files", "rows"], rows)
+    page.say(f"classes: {', '.join(data.labels.names)}")
     sample = draw_sample(data.train, ReviewTokenizer(folder, config.max_length, config.long_text))
-    _print_sample(sample, data.train.num_rows, config.max_length)
+    _show_sample(page, sample, data.train.num_rows, config.max_length)
     tokens_per_s = _training_rate(config, folder, sample, data.labels.names)
     mean_tokens = float(sample.seen_tokens_N.mean())
     rows_trained = data.train.num_rows * (1.0 if data.validation else 1 - config.data.validation_fraction)
@@ -121,7 +153,7 @@ def _plan_train(config: TrainConfig) -> None:
     else:
         seconds = rows_trained * mean_tokens * config.training.epochs / tokens_per_s
         steps = -(-int(rows_trained) // config.training.batch_size) * config.training.epochs
-        say(f"about {steps:,} optimizer steps of {config.training.batch_size} examples")
+        page.say(f"about {steps:,} optimizer steps of {config.training.batch_size} examples")
     evaluated = data.test.num_rows if data.test else data.train.num_rows - rows_trained
     seconds += evaluated * mean_tokens / (3 * tokens_per_s)
     if data.teacher:  # reads what the student learns from, and is judged beside it
@@ -130,7 +162,7 @@ def _plan_train(config: TrainConfig) -> None:
         tokens = (data.train.num_rows + evaluated) * float(seen.seen_tokens_N.mean())
         seconds += tokens / _scoring_rate(teacher_folder, seen)
     basis = f"{tokens_per_s:,.0f} tokens/s of training measured here"
-    _print_forecast(config, seconds, basis, without_ray(config.workers, data.num_rows, ranks=True))
+    _show_forecast(page, config, seconds, basis, without_ray(config.workers, data.num_rows, ranks=True))
 
 
 def _scoring_rate(folder: Path, sample: Sample, precision: ScoringPrecision = "auto") -> float:
@@ -196,7 +228,7 @@ def draw_sample(inputs: Inputs, tokenizer: ReviewTokenizer, num_rows: int = SAMP
     return Sample(pa.concat_tables(tokens), rows, sum(batch.refused.num_rows for batch in batches))
 
 
-def _print_files(tonight: Tonight) -> None:
+def _show_files(page: _Page, tonight: Tonight) -> None:
     counts = Counter(decision.verdict for decision in tonight.decisions)
     going_in = {file.path for rewrite in tonight.rewrites for file in rewrite.files}
     going_in |= {file.path for file in tonight.new_files}
@@ -215,46 +247,49 @@ def _print_files(tonight: Tonight) -> None:
         rows += [
             [f"... and {counted(count, 'more file')}", place, "", why] for (place, why), count in rest.most_common()
         ]
-    table("files", ["path", "tonight", "rows", "why"], rows)
-    say(", ".join(f"{count} {verdict}" for verdict, count in sorted(counts.items())) or "no files")
+    page.files = tuple(
+        PlannedFile(d.file.path, d.file.path in going_in, d.file.num_rows, d.why) for d in tonight.decisions
+    )
+    page.table("files", ["path", "tonight", "rows", "why"], rows)
+    page.say(", ".join(f"{count} {verdict}" for verdict, count in sorted(counts.items())) or "no files")
 
 
-def _print_sample(sample: Sample, num_rows: int, max_length: int) -> None:
+def _show_sample(page: _Page, sample: Sample, num_rows: int, max_length: int) -> None:
     n_tokens_N = sample.tokens[s.N_TOKENS].to_numpy()
     p50, p90, p99 = np.percentile(n_tokens_N, [50, 90, 99])
-    say(
+    page.say(
         f"tokens of {len(n_tokens_N):,} sampled reviews: median {p50:.0f}, 90 % below {p90:.0f}, 99 % below {p99:.0f}, "
         f"longest {n_tokens_N.max()}; {(n_tokens_N > max_length).mean():.1%} longer than max_length={max_length}"
     )
     if sample.rows_refused:
         share = sample.rows_refused / sample.rows_read
-        say(
+        page.say(
             f"of {counted(sample.rows_read, 'sampled row')} {sample.rows_refused:,} would be quarantined "
             f"({share:.2%}), without those of repeated ids"
         )
 
 
-def _print_forecast(config: Common, seconds: float, basis: str, alone: Resources | None) -> None:
+def _show_forecast(page: _Page, config: Common, seconds: float, basis: str, alone: Resources | None) -> None:
     if alone is not None:
-        say(f"in one process of {alone.threads} threads: so few reviews need no Ray")
-        _print_time(config, LOADING_S, seconds, basis)
+        page.say(f"in one process of {alone.threads} threads: so few reviews need no Ray")
+        _show_time(page, config, LOADING_S, seconds, basis)
         return
     resources = resources_without_start(config.workers)
     on_gpu = config.workers.use_gpu
-    say(
+    page.say(
         f"{counted(resources.num_workers, 'worker')} of "
         + ("1 GPU" if on_gpu else f"{resources.threads} threads")
         + f", {resources.cpus_per_worker:g} CPU each"
     )
     if on_gpu:
-        say(f"no forecast for GPUs ({basis}, on the CPU: {duration(seconds)})")
+        page.say(f"no forecast for GPUs ({basis}, on the CPU: {duration(seconds)})")
         return
     share = resources.num_workers if inside_cluster() else 1
-    _print_time(config, START_UP_S, seconds / share, basis)
+    _show_time(page, config, START_UP_S, seconds / share, basis)
 
 
-def _print_time(config: Common, start_s: float, work_s: float, basis: str) -> None:
-    total = start_s + work_s
-    say(f"about {duration(total)} ({basis}; {start_s:.0f} s of it to start)")
+def _show_time(page: _Page, config: Common, start_s: float, work_s: float, basis: str) -> None:
+    page.seconds = total = start_s + work_s
+    page.say(f"about {duration(total)} ({basis}; {start_s:.0f} s of it to start)")
     if config.price_per_hour is not None:
-        say(f"about {total / 3600 * config.price_per_hour:.2f} at {config.price_per_hour:g} an hour")
+        page.say(f"about {total / 3600 * config.price_per_hour:.2f} at {config.price_per_hour:g} an hour")

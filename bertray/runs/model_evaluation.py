@@ -1,4 +1,4 @@
-"""`bertray evaluate`: a model on labelled reviews → predictions, figures, report."""
+"""Evaluation of a model: labelled reviews → predictions, figures, report."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import time
 
 import bertray
 from bertray.config import EvaluateConfig, to_yaml
-from bertray.console import duration, say
+from bertray.console import duration
 from bertray.execution.session import session_for
 from bertray.io.digests import cache_key
 from bertray.io.store import open_store
@@ -19,14 +19,15 @@ from bertray.reviews.corpus import open_inputs, read_spec
 from bertray.reviews.label_counts import count_labels
 from bertray.reviews.labels import label_map
 from bertray.reviews.reader import check_slices
-from bertray.runs.evaluated import NOT_INT8, STAGING, evaluate_shards, findings_on, finish_report, in_words
+from bertray.runs.evaluated import NOT_INT8, STAGING, evaluate_shards, findings_on, finish_report
+from bertray.runs.results import EvaluationResult, evaluation_result, finished_result
 from bertray.scoring.models import check_precision, open_model
 
 log = logging.getLogger(__name__)
 
 
-def run_evaluate(config: EvaluateConfig) -> int:
-    """Evaluate; the same command on a finished output says so in one line."""
+def evaluate(config: EvaluateConfig) -> EvaluationResult:
+    """Evaluate; the same run again gives back what it had found."""
     started = time.monotonic()
     info = open_model(config)
     spec = read_spec(config, info.cleaning, info.max_chars, wants_label=True, keep_columns=config.report.slices)
@@ -41,8 +42,7 @@ def run_evaluate(config: EvaluateConfig) -> int:
     run_key = cache_key({"config": identity, "files": files, "model": info.model_version})
     store = open_store(config.output)
     if finished_run(store, "evaluate", run_key):
-        say(f"already evaluated: {store.uri('report.html')}")
-        return 0
+        return finished_result(EvaluationResult, store)
     check_precision(config.precision, config.workers)
     with claimed_output(store, "evaluate", run_key, to_yaml(config)):
         with session_for(config.workers, inputs.num_rows) as executor:
@@ -59,7 +59,7 @@ def run_evaluate(config: EvaluateConfig) -> int:
                 long_text=config.long_text,
             )
         seconds = time.monotonic() - started
-        evaluation = finish_report(
+        report = finish_report(
             store,
             rows,
             inputs,
@@ -79,9 +79,8 @@ def run_evaluate(config: EvaluateConfig) -> int:
                 "bertray": bertray.__version__,
             },
         )
-        mark_finished(store)
+        result = evaluation_result(EvaluationResult, store, report)
+        mark_finished(store, result.told)
         for key in store.keys(STAGING):
             store.delete(key)
-        say(in_words(evaluation))
-        say(f"report   {store.uri('report.html')}")
-    return 0
+    return result

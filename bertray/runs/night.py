@@ -14,13 +14,13 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 
 from bertray import schema as s
 from bertray.config import EmbedConfig, NightConfig, ScoreConfig, Workers, to_yaml
-from bertray.console import Ticker, duration, say, table
+from bertray.console import Ticker, duration
 from bertray.errors import ConflictError, DataRefused
 from bertray.evaluation.summary import Evaluation
 from bertray.execution.executor import Executor, InProcess
@@ -57,14 +57,17 @@ from bertray.runs.night_report import (
     scoring_rate,
     write_night_report,
 )
+from bertray.runs.results import CommittedRun, Figures, Report, ScoreResult
 from bertray.scoring import plan as planning
 from bertray.scoring.decide import Tonight, check_comparable, check_unchanged, decide, look, next_plan, spec_for
-from bertray.scoring.models import check_precision
+from bertray.scoring.models import check_precision, open_model
 from bertray.scoring.read_unit import ReadSettings, num_rows_of
 from bertray.scoring.stage_part import EmbedSettings, PartSettings, ScoreSettings, stage_parts
 from bertray.wording import counted
 
 log = logging.getLogger(__name__)
+
+OnCommit = Callable[[CommittedRun], None]
 
 ROWS_BEFORE_RATIO = 100  # quarantined rows up to which max_quarantine_ratio does not apply
 
@@ -75,15 +78,37 @@ def open_cluster(workers: Workers) -> Iterator[Executor]:
         yield executor
 
 
+def score(config: ScoreConfig, on_commit: OnCommit = lambda run: None) -> ScoreResult:
+    """Score what is new; the same run again is always safe.
+
+    Args:
+        on_commit: called with each run as soon as its rows are published and its report is written.
+    """
+    output, runs, num_listed = run_night(config, open_model(config), lambda: open_cluster(config.workers), on_commit)
+    return ScoreResult(output, runs=runs, num_listed=num_listed)
+
+
+class Night(NamedTuple):
+    """What a call of `run_night` did."""
+
+    output: str
+    runs: tuple[CommittedRun, ...]
+    num_listed: int  # files of the input, whether new or in a slot already
+
+
 def run_night(
-    config: NightConfig, info: BundleInfo, open_executor: Callable[[], AbstractContextManager[Executor]]
-) -> int:
+    config: NightConfig,
+    info: BundleInfo,
+    open_executor: Callable[[], AbstractContextManager[Executor]],
+    on_commit: OnCommit = lambda run: None,
+) -> Night:
     """Decide, score, commit, publish, report, until nothing is left to do.
 
     Args:
         config: what to score and where to.
         info: of the model.
         open_executor: called once, when there is something to compute that this process does not do itself.
+        on_commit: as for `score`.
     """
     store = open_store(config.output)
     known = ledger.read_ledger(store)
@@ -100,7 +125,7 @@ def run_night(
     _write_missing_reports(config, info, store, known, num_earlier, markers)
     known = ledger.write_due_snapshot(store, known, num_earlier)
     plans = planning.open_plans(store, known)
-    committed = 0
+    committed: list[CommittedRun] = []
     with ExitStack() as stack:
         opened: list[Executor] = []
 
@@ -117,7 +142,6 @@ def run_night(
             check_publishing(store, plan.slot)
             spec = spec_for(config, info, tonight.readable(plan.files))
             entry, known = _run_plan(config, tonight, pinned, spec, store, markers, executor_for(plan))
-            committed += 1
             evaluation = write_night_report(
                 store,
                 known,
@@ -131,11 +155,10 @@ def run_night(
             )
             publish.mark_reported(store, [entry], markers)
             known = ledger.write_due_snapshot(store, known, num_earlier)
-            _print_entry(store, entry, evaluation)
+            committed.append(_committed(store, entry, evaluation))
+            on_commit(committed[-1])
             tonight = decide(config, info, known, looked_at)  # what is left: a plan may hold only some of the files
-    if not committed:
-        say(f"nothing new: {counted(len(tonight.decisions), 'file')} listed, all in slots already ({store.root})")
-    return 0
+    return Night(store.root, tuple(committed), len(tonight.decisions))
 
 
 def _write_missing_reports(
@@ -338,7 +361,7 @@ def _check_refused(config: NightConfig, entry: LedgerEntry) -> None:
         )
 
 
-# --- telling ---------------------------------------------------------------------------------------------------------
+# --- results ---------------------------------------------------------------------------------------------------------
 
 
 def _inputs_of(plan: Plan, tonight: Tonight, spec: ReadSpec) -> Inputs:
@@ -356,25 +379,24 @@ def _skipped(tonight: Tonight) -> list[dict[str, str]]:
     ]
 
 
-def _print_entry(store: Store, entry: LedgerEntry, evaluation: Evaluation | None) -> None:
-    table(
-        f"slot {entry.title}",
-        ["", "rows in", past_tense(entry), "quarantined", "rows/s"],
-        [
-            [
-                counted(len(entry.files), "file"),
-                f"{entry.rows_in:,}",
-                f"{entry.rows_scored:,}",
-                f"{entry.rows_quarantined:,}",
-                f"{scoring_rate(entry):,.0f}",
-            ]
-        ],
-    )
-    for noun, reasons in (("row", entry.row_reasons), ("file", entry.file_reasons)):
-        for reason, count in sorted(reasons.items()):
-            say(f"  quarantined {counted(count, noun)}: {reason}")
-    if evaluation is not None:
-        say(in_words(evaluation))
-    say(f"data     {store.uri(f'data/{entry.folder}')}")
-    say(f"report   {store.uri(f'{report_folder(entry)}/report.html')}")
+def _committed(store: Store, entry: LedgerEntry, evaluation: Evaluation | None) -> CommittedRun:
+    """An entry of the ledger as a result shows it."""
     log.info("slot %s committed in %s", entry.title, duration(entry.seconds))
+    return CommittedRun(
+        slot=entry.slot,
+        run=entry.run,
+        title=entry.title,
+        done=past_tense(entry),
+        num_files=len(entry.files),
+        rows_in=entry.rows_in,
+        rows_done=entry.rows_scored,
+        rows_quarantined=entry.rows_quarantined,
+        row_reasons=entry.row_reasons,
+        file_reasons=entry.file_reasons,
+        label_counts=entry.label_counts,
+        rows_per_s=scoring_rate(entry),
+        data=store.uri(f"data/{entry.folder}"),
+        report=Report(store.uri(f"{report_folder(entry)}/report.html")),
+        figures=None if evaluation is None else Figures.from_json(evaluation.to_json()),
+        summary=() if evaluation is None else tuple(in_words(evaluation).splitlines()),
+    )

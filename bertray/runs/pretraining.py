@@ -1,4 +1,4 @@
-"""`bertray pretrain`: reviews without labels → an encoder that has learned to fill the gaps in them.
+"""Pretraining: reviews without labels → an encoder that has learned to fill the gaps in them.
 
 reviews → (new: word pieces → random encoder) → token shards → masked language modelling → model/ + report
 """
@@ -21,7 +21,7 @@ import numpy as np
 import bertray
 from bertray import schema as s
 from bertray.config import PretrainConfig, to_yaml
-from bertray.console import duration, say
+from bertray.console import duration
 from bertray.errors import ConfigError, DataRefused
 from bertray.evaluation.validation_profile import check_reading
 from bertray.execution.executor import Executor, Progress, Task
@@ -31,12 +31,20 @@ from bertray.io.store import Store, open_store
 from bertray.io.tables import parquet_bytes
 from bertray.model.bundle import resolve_model, weights_digest
 from bertray.model.pretrained import check_tokenizer, has_masked_lm, load_config, load_for_training, save_tokenizer
-from bertray.outputs.claims import claimed_output, finished_run, mark_finished, put_folder, remove_folder
+from bertray.outputs.claims import (
+    claimed_output,
+    finished_run,
+    mark_finished,
+    put_folder,
+    remove_folder,
+    told_when_finished,
+)
 from bertray.reports.html import data_title, model_title
 from bertray.reports.pretraining import PretrainingReport
 from bertray.reviews.clean import Cleaning
 from bertray.reviews.corpus import Inputs, open_inputs, read_spec
 from bertray.reviews.reader import ReadSpec, WorkItem, read_shard
+from bertray.runs.results import PretrainResult
 from bertray.runs.training_workers import history_table, run_workers
 from bertray.schema import SCHEMA_VERSION
 from bertray.scoring.models import check_length
@@ -69,8 +77,8 @@ class _Base:
     digest: str
 
 
-def run_pretrain(config: PretrainConfig) -> int:
-    """Learn; the same command again resumes, or says that the run is done."""
+def pretrain(config: PretrainConfig) -> PretrainResult:
+    """Learn; the same run again resumes, or gives back what it had found."""
     started = time.monotonic()
     given = None if config.from_scratch else _given(config)
     spec = read_spec(config, settings_of(Cleaning, config.cleaning), config.max_chars, wants_label=False)
@@ -79,8 +87,7 @@ def run_pretrain(config: PretrainConfig) -> int:
     store = open_store(config.output)
     if finished_run(store, "pretrain", run_key):
         _clean_up(store)  # where a run ended between its last write and this
-        say(f"already pretrained: {store.uri('report.html')}")
-        return 0
+        return _result(store, already_done=True)
     with claimed_output(store, "pretrain", run_key, to_yaml(config), checkpoints.FOLDER):
         with session_for(config.workers, inputs.num_rows, ranks=True, imports=IMPORTS) as executor:
             base = given or _new(config, inputs, store, executor)
@@ -100,13 +107,21 @@ def run_pretrain(config: PretrainConfig) -> int:
         store.put("history.parquet", parquet_bytes(history_table(outcome.history, HISTORY)))
         store.put("metrics.json", json.dumps(_metrics(report), indent=1).encode())
         store.put("report.html", report.to_html().encode())
-        mark_finished(store)
+        mark_finished(store, {"headline": report.headline, "notes": list(report.notes)})
         _clean_up(store)
-        say(report.headline)
-        say(f"model    {store.uri('model')}")
-        say(f"report   {store.uri('report.html')}")
         log.info("pretrained in %s", duration(time.monotonic() - started))
-    return 0
+    return _result(store, already_done=False)
+
+
+def _result(store: Store, *, already_done: bool) -> PretrainResult:
+    told = told_when_finished(store)
+    return PretrainResult(
+        store.root,
+        tuple(told.get("notes", ())),
+        sentence=told.get("headline", ""),
+        metrics=json.loads(store.get("metrics.json")),
+        already_done=already_done,
+    )
 
 
 def _clean_up(store: Store) -> None:

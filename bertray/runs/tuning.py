@@ -20,7 +20,7 @@ import numpy as np
 import pyarrow as pa
 
 from bertray.config import TuneConfig, to_yaml
-from bertray.console import Ticker, duration, say, table
+from bertray.console import Ticker, duration
 from bertray.errors import BertrayError, ConfigError, Diverged, InfrastructureError
 from bertray.evaluation.intervals import Estimate, mean_estimate
 from bertray.evaluation.metrics import EPS, confusion_matrix, matrix_metrics
@@ -32,10 +32,12 @@ from bertray.execution.trials import Report, Trials, run_trials
 from bertray.io.store import Store, open_store
 from bertray.io.tables import parquet_bytes
 from bertray.model.bundle import resolve_model, weights_digest
-from bertray.outputs.claims import claimed_output, finished_run, mark_finished, remove_folder
+from bertray.outputs.claims import claimed_output, finished_run, mark_finished, remove_folder, told_when_finished
 from bertray.reports.html import data_title, model_title
+from bertray.reports.plain import plain
 from bertray.reports.search import SearchReport, shown
 from bertray.runs import searched_config as searched
+from bertray.runs.results import TuneResult
 from bertray.runs.training import check_train, run_key_of
 from bertray.settings import settings_of
 from bertray.training.examples import Examples, LoopSettings, TrainingSettings
@@ -97,8 +99,8 @@ class _TrialJob:
     threads: int
 
 
-def run_tune(config: TuneConfig) -> int:
-    """Search; the same command again resumes, or says that the search is done."""
+def tune(config: TuneConfig) -> TuneResult:
+    """Search; the same run again resumes, or gives back what it had found."""
     started = time.monotonic()
     if config.training.method != "finetune":
         raise ConfigError(
@@ -112,8 +114,7 @@ def run_tune(config: TuneConfig) -> int:
     run_key = run_key_of(config, data, model_folder)
     store = open_store(config.output)
     if finished_run(store, "tune", run_key):
-        say(f"already searched: {store.uri('report.html')}")
-        return 0
+        return _result(store, already_done=True)
     with claimed_output(store, "tune", run_key, to_yaml(config), TRIALS):
         with ray_session(config.workers, imports=IMPORTS) as executor:
             tokenized = tokenize(config, data, weights_digest(model_folder), store, executor)
@@ -145,14 +146,24 @@ def run_tune(config: TuneConfig) -> int:
         store.put("trials.parquet", parquet_bytes(pa.table({name: [row[name] for row in rows] for name in rows[0]})))
         store.put(BEST, _best_yaml(config, best, metric).encode())
         store.put("report.html", report.to_html().encode())
-        mark_finished(store)
+        told = {"headline": report.headline, "metric": metric, "keys": report.keys, "trials": report.ranked}
+        mark_finished(store, plain(told))
         for folder in (TOKENS, "control/ray_tune"):
             remove_folder(store, folder)
-        _print(report)
-        say(f"config   {store.uri(BEST)}")
-        say(f"report   {store.uri('report.html')}")
         log.info("searched in %s", duration(time.monotonic() - started))
-    return 0
+    return _result(store, already_done=False)
+
+
+def _result(store: Store, *, already_done: bool) -> TuneResult:
+    told = told_when_finished(store)
+    return TuneResult(
+        store.root,
+        sentence=told.get("headline", ""),
+        metric=told.get("metric", ""),
+        keys=tuple(told.get("keys", ())),
+        trials=tuple(told.get("trials", ())),
+        already_done=already_done,
+    )
 
 
 def _check_installed() -> None:
@@ -400,26 +411,6 @@ def _facts(config: TuneConfig, num_rows: int, examples: Examples, seconds: float
         "trials that are behind": "are ended after an epoch" if config.search.stop_early else "run to their end",
         "time from start to report": duration(seconds),
     }
-
-
-def _print(report: SearchReport) -> None:
-    """The table of the report, on the console."""
-    metric, winner = report.metric, report.winner
-    rows = [
-        [
-            f"{row['trial']}",
-            *(shown(row[key]) for key in report.keys),
-            _with_interval(report.estimate(row, metric)),
-            f"{row['epochs']}",
-            row["status"],
-        ]
-        for row in report.ranked
-    ]
-    names = [key.removeprefix("training.") for key in report.keys]
-    table("trials, best first", ["", *names, metric, "epochs", ""], rows)
-    point = {key: winner[key] for key in report.keys}
-    found = _with_interval(report.estimate(winner, metric))
-    say(f"best: {_in_words(point)}; {metric} {found} on validation rows, which chose it")
 
 
 def _with_interval(found: Estimate | None) -> str:

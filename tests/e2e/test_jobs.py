@@ -127,7 +127,7 @@ def test_token_shards_hold_every_row_once(corpus, tiny_encoder, tmp_path, monkey
         kept.extend(row for path in keys for row in pa.ipc.open_file(path).read_all()["id"].to_pylist())
         raise InfrastructureError("seen enough.")
 
-    monkeypatch.setattr("bertray.runs.training.run_workers", look)
+    monkeypatch.setattr("bertray.runs.methods.run_workers", look)
     assert run(train_argv(tiny_encoder, corpus, tmp_path / "run")) == 7
     assert kept == [f"t{i}" for i in range(240)]
 

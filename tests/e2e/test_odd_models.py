@@ -230,15 +230,15 @@ def test_the_tokenizer_of_the_result_is_that_of_training_file_for_file(way, enco
 
 
 def test_a_skew_that_arises_while_training_runs_is_no_silent_one(encoder, corpus, tmp_path, monkeypatch, capsys):
-    from bertray.runs import training as train
+    from bertray.runs.methods import Finetune
 
-    evaluate = train._decision
+    decide = Finetune.decide
 
     def decide_late(*given: Any) -> object:
         disagreeing(encoder)  # somebody works on the folder
-        return evaluate(*given)
+        return decide(*given)
 
-    monkeypatch.setattr(train, "_decision", decide_late)
+    monkeypatch.setattr(Finetune, "decide", decide_late)
     code, text = outcome(capsys, train_argv(encoder, corpus, tmp_path / "run"))
     assert code == 2, text
     assert "do not agree: 'The film was GREAT" in text

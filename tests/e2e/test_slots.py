@@ -578,7 +578,7 @@ def test_an_output_of_the_form_without_runs_is_refused_with_one_sentence(
         shutil.rmtree(tmp_path / "out" / "control")
         (tmp_path / "out" / "data" / "dt=1" / "part-0.parquet").touch()
         said = "expected parts below data/<slot>/run=<n>/, found one without a run"
-    for module in ("commands.score", "runs.forecast"):
+    for module in ("runs.night", "runs.forecast"):
         monkeypatch.setattr(f"bertray.{module}.open_model", lambda _: INFO)
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*")}
     places = {"encoder": tiny_encoder, "input": tmp_path / "in", "out": tmp_path / "out"}

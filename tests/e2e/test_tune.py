@@ -15,6 +15,7 @@ import pytest
 import yaml
 
 from bertray.cli import run
+from bertray.commands.tune import show_trials
 from bertray.config import TuneConfig, build_config, to_yaml
 from bertray.console import Ticker
 from bertray.errors import ConfigError, InfrastructureError
@@ -26,6 +27,7 @@ from bertray.outputs.claims import FINISHED_FILE
 from bertray.reports.search import SearchReport
 from bertray.runs import searched_config as searched
 from bertray.runs import tuning
+from bertray.runs.results import TuneResult
 from bertray.runs.tuning import TRIALS, stored_trials
 from bertray.training.examples import TrainingSettings
 from bertray.training.search_space import Sampler, Tried, every_point, name_of, num_trials
@@ -271,7 +273,8 @@ def test_the_table_is_best_first_also_at_zero_and_below(capsys):
         for number, value in enumerate([-0.05, 0.0, -0.02])
     ]
     trials.append(tuning.Trial(3, {"seed": 3}, "failed", [], "too high"))
-    tuning._print(SearchReport("", "mcc", tuning._rows(trials, "mcc"), keys=("seed",), best=1))
+    report = SearchReport("", "mcc", tuning._rows(trials, "mcc"), keys=("seed",), best=1)
+    show_trials(TuneResult("", sentence="", trials=tuple(report.ranked), metric="mcc", keys=("seed",)))
     printed = capsys.readouterr().out
     told = ["0.000 [-0.100, 0.200]", "-0.020 [-0.120, 0.180]", "-0.050 [-0.150, 0.150]", "failed"]
     places = [printed.index(words) for words in told]

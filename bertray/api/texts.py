@@ -1,0 +1,153 @@
+"""Texts in memory, cleaned and screened exactly as those of a file: the same code, so that nothing can differ.
+
+Legend: N texts, K kept ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+
+from bertray import schema as s
+from bertray.errors import ConfigError, DataRefused
+from bertray.reviews.rows import InputFile, RawRows, ReadSpec, Shard
+from bertray.reviews.screening import screen
+from bertray.wording import counted
+
+ROWS_AT_ONCE = 4096  # as many as a shard of `bertray score`, so that packs hold the same reviews
+MAX_NAMED = 5  # refused texts that an error names
+OnRefused = Literal["raise", "null"]
+
+
+@dataclass(frozen=True)
+class CleanTexts:
+    """Some texts of a call, those that the model reads and those that it cannot.
+
+    Attributes:
+        start: number of the first of them in the call.
+        num_rows: N.
+        rows_K: positions of the kept ones, ascending, counted from `start`.
+        texts: string [K].
+        pairs: string [K], the second texts, or None.
+        refused: (position, reason, detail) of the others, counted from `start`.
+    """
+
+    start: int
+    num_rows: int
+    rows_K: np.ndarray
+    texts: pa.Array
+    pairs: pa.Array | None
+    refused: list[tuple[int, str, str]]
+
+    def refused_of(self, finite_N: np.ndarray) -> list[tuple[int, str, str]]:
+        """(position in the call, reason, detail) of the texts that are refused, or for which the model gave no number.
+
+        Args:
+            finite_N: bool [N], texts for which it did.
+        """
+        broken = self.rows_K[~finite_N[self.rows_K]]
+        found = [*self.refused, *((int(row), str(s.Reason.MODEL_NAN), "") for row in broken)]
+        return [(self.start + row, reason, detail) for row, reason, detail in sorted(found)]
+
+
+def clean_texts_of(texts: Any, pairs: Any, spec: ReadSpec, model: str) -> Iterator[CleanTexts]:
+    """Texts of a call, at most ROWS_AT_ONCE at a time.
+
+    Args:
+        texts: sequence, Series or Arrow array of texts; a null or what cleaning leaves empty is refused.
+        pairs: the second texts, as many, where `spec.columns.text_pair` names a column.
+        spec: cleaning and lengths of a bundle.
+        model: of the bundle, for messages.
+
+    Raises:
+        ConfigError: not texts, or another number of second texts.
+    """
+    if (pairs is None) != (spec.columns.text_pair is None):
+        raise ConfigError(
+            f"pairs: {model} was loaded for {'single texts' if pairs is not None else 'pairs of texts'}.",
+            "Load it with columns={'text_pair': COLUMN} and give `pairs`, or leave both out.",
+        )
+    arrays = {spec.columns.text: as_texts(texts, "texts")}
+    if spec.columns.text_pair is not None:
+        arrays[spec.columns.text_pair] = as_texts(pairs, "pairs")
+    lengths = [len(array) for array in arrays.values()]
+    if len(set(lengths)) > 1:
+        raise ConfigError(f"pairs: expected {lengths[0]} texts, as many as in texts, found {lengths[1]}.")
+    for start in range(0, lengths[0], ROWS_AT_ONCE):
+        yield _screened({name: array.slice(start, ROWS_AT_ONCE) for name, array in arrays.items()}, start, spec)
+
+
+def _screened(columns: dict[str, pa.Array], start: int, spec: ReadSpec) -> CleanTexts:
+    num_rows = len(columns[spec.columns.text])
+    file = InputFile("texts", "texts", "parquet", 0, "", num_rows, dict.fromkeys(columns, "string"))
+    kept, refused = screen(RawRows(np.arange(num_rows), columns), Shard(file, 0, 0, num_rows), spec)
+    return CleanTexts(
+        start,
+        num_rows,
+        kept[s.ROW_NO].to_numpy(),
+        kept[s.TEXT].combine_chunks(),
+        kept[s.TEXT_PAIR].combine_chunks() if s.TEXT_PAIR in kept.column_names else None,
+        [(row[s.ROW_NO], row[s.REASON], row[s.DETAIL] or "") for row in refused.to_pylist()],
+    )
+
+
+def as_texts(values: Any, name: str) -> pa.Array:
+    """Texts in memory as one Arrow array of strings, nulls and NaN as nulls.
+
+    Args:
+        values: list, tuple, NumPy array, Series of pandas or Polars, Arrow array, or column of a `datasets` table.
+        name: of the argument, for messages.
+
+    Raises:
+        ConfigError: a single text, no texts, or values of another type.
+    """
+    if isinstance(values, str | bytes) or not (hasattr(values, "__arrow_c_stream__") or isinstance(values, Iterable)):
+        found = "one text" if isinstance(values, str | bytes) else f"{type(values).__name__}"
+        raise ConfigError(f"{name}: expected a list of texts, found {found}.", "Write `[text]` for a single one.")
+    try:
+        array = _array(values)
+    except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, TypeError) as error:
+        raise ConfigError(f"{name}: expected texts, found other values: {error}.", "Convert them to str.") from error
+    if isinstance(array, pa.ChunkedArray):
+        array = array.combine_chunks()
+    plain = array.type.value_type if pa.types.is_dictionary(array.type) else array.type
+    kinds = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view, pa.types.is_null)
+    if not any(is_kind(plain) for is_kind in (*kinds, pa.types.is_binary)):
+        raise ConfigError(f"{name}: expected texts, found values of type {array.type}.", "Convert them to str.")
+    return array.cast(pa.string()) if pa.types.is_string_view(plain) or pa.types.is_null(plain) else array
+
+
+def _array(values: Any) -> Any:
+    if isinstance(values, pa.Array | pa.ChunkedArray):
+        return values
+    if hasattr(values, "__arrow_c_stream__"):  # a Series of Polars or pandas
+        return pa.chunked_array(values)
+    if not isinstance(values, np.ndarray) and not hasattr(values, "dtype"):
+        values = list(values)
+    try:
+        return pa.array(values, from_pandas=True)
+    except UnicodeEncodeError:  # a lone surrogate: refused with its reason, like bytes of a file that are no Unicode
+        return pa.array(
+            [value.encode("utf-8", "surrogatepass") if isinstance(value, str) else None for value in values]
+        )
+
+
+def refuse(refused: list[tuple[int, str, str]], num_rows: int) -> None:
+    """Raises DataRefused that names the first texts which cannot be scored, if there is one.
+
+    Args:
+        refused: (position, reason, detail), ascending.
+        num_rows: texts of the call.
+    """
+    if refused:
+        named = [f"{row} ({reason}{': ' + detail if detail else ''})" for row, reason, detail in refused[:MAX_NAMED]]
+        more = f" and {len(refused) - MAX_NAMED} more" if len(refused) > MAX_NAMED else ""
+        raise DataRefused(
+            f"texts: {len(refused)} of {counted(num_rows, 'text')} cannot be read by the model, "
+            f"at position {', '.join(named)}{more}.",
+            "Leave these out, or set on_refused='null' to get null in their place.",
+        )
