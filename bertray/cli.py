@@ -150,7 +150,7 @@ def _audit(
     _set_up(verbose)
     paths, keys = _paths_and_keys("audit", data or [])
     if paths and any(key.startswith("data.train=") for key in keys):
-        raise ConfigError("audit: DATA and data.train are two ways of saying the same.", "Give one of them.")
+        raise ConfigError("audit: DATA and data.train both name the reviews to audit.", "Give one of them.")
     given = [f"data.train={_yaml_list(paths)}"] if paths else []
     loaded = configs.load_config("audit", files or [], [*given, *keys])
     raise typer.Exit(_runner("audit")(loaded))

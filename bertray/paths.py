@@ -27,13 +27,13 @@ def local_path(path: str) -> Path:
     `~` and `~user` at its beginning are home folders, as in a shell; a file that is really called so wins.
 
     Raises:
-        ConfigError: nobody knows that home folder, or the address names another machine.
+        ConfigError: the home folder is unknown, or the address names another machine.
     """
     text = _of_file_uri(path) if is_file_uri(path) else path
     first = text.partition("/")[0]
     if not first.startswith("~") or os.path.lexists(first):
         return Path(text).absolute()
-    expanded = os.path.expanduser(text)  # noqa: PTH111 - leaves an unknown user's as it is, which is told here
+    expanded = os.path.expanduser(text)  # noqa: PTH111 - leaves an unknown user's as it is; the check below refuses it
     if expanded == text:
         raise ConfigError(
             f"{path}: expected a home folder for {first}, found none.", f"Write the path out, or ./{first} for a file."

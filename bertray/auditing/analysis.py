@@ -1,4 +1,4 @@
-"""Every row of some splits as numbers, and what these tell: repeats, leaks and contradictions.
+"""Analysis of the rows of all splits as numbers: duplicates, leakage and contradictions.
 
 Legend: N rows.
 """
@@ -65,7 +65,7 @@ class Found:
     """Groups of rows, int64 [N] each, ALONE where a row is in none.
 
     duplicate_N: of one text in one split. near_N: of nearly equal texts in one split, with similarity_N to the nearest
-    of them; None where nobody looked. conflict_N: of one text with different labels, over all splits; conflicts_in: the
+    of them; None without a search. conflict_N: of one text with different labels, over all splits; conflicts_in: the
     same within each split. id_N: of one id, over all splits; None where there are no ids. leaks: by (earlier split,
     later split); leaking: positions of every row of the earlier one that stands in the later one, by the same.
     """
@@ -85,7 +85,7 @@ def find(rows: AuditRows, near: NearTexts | None, num_splits: int, *, has_ids: b
 
     Args:
         rows: of all splits.
-        near: texts that are nearly the same; None: nobody looked.
+        near: near-duplicate texts; None: not searched.
         num_splits: splits are 0..num_splits-1.
         has_ids: ids were given, not made up.
     """

@@ -80,7 +80,7 @@ class NearTexts:
         return group, np.where(group == ALONE, 0.0, best)
 
     def nearest(self, key_N: np.ndarray, rows: np.ndarray) -> tuple[int, int]:
-        """Positions of two rows of a group of `groups` that are most alike.
+        """Positions of the two most similar rows of a group of `groups`.
 
         Args:
             key_N: as there.

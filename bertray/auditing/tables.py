@@ -41,7 +41,7 @@ class Split:
 class Audited:
     """Results of an audit.
 
-    near: None where nobody looked for near-duplicates. suspects: None where there is no list of doubtful labels.
+    near: None without a search for near-duplicates. suspects: None where there is no list of doubtful labels.
     refused: REFUSED_SCHEMA behind a column of splits. scripts: of each split, rows by script.
     """
 

@@ -52,7 +52,7 @@ class ScanSettings:
     specs: tuple[ReadSpec, ...]  # of each split; the text column is kept as it is stored
     model: str
     max_length: int
-    threshold: float | None  # None: nobody looks for near-duplicates
+    threshold: float | None  # None: no search for near-duplicates
 
 
 @dataclass(frozen=True)

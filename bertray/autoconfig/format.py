@@ -34,7 +34,7 @@ def with_guesses(reader: TextFormat, **guesses: Any) -> TextFormat:
 
 
 def guess_format(paths: Sequence[str], reader: TextFormat) -> tuple[TextFormat, list[str]]:
-    """The format of a single file whose name does not tell it."""
+    """Reader for a single file whose name has no known extension; its format is guessed from the content."""
     notes: list[str] = []
     if reader.format != "auto" or len(paths) != 1 or scheme_of(paths[0]) == "hub":
         return reader, notes
@@ -52,7 +52,7 @@ def guess_format(paths: Sequence[str], reader: TextFormat) -> tuple[TextFormat, 
         raise ConfigError(
             f"{paths[0]}: expected Parquet, CSV, TSV or JSON Lines, found what looks like XML.", "Convert it first."
         )
-    notes.append("format guessed from the content: the file name does not tell it")
+    notes.append("format guessed from the content, since the file name has no known extension")
     return with_guesses(reader, format="jsonl" if start == b"{" else "csv"), notes
 
 

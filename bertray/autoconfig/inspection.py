@@ -1,4 +1,4 @@
-"""Data that nobody has described yet: its format, columns, labels and text lengths, for a first config."""
+"""Summary of unknown data for a first config: format, columns, labels and text lengths."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ def _readable(files: Sequence[InputFile | BadFile], notes: list[str]) -> list[In
 
 
 def _with_same_columns(files: list[InputFile], notes: list[str]) -> list[InputFile]:
-    """The files that share columns and hold most, whatever their format; the others are named in notes.
+    """Files that share columns and hold most of the data, in any format; notes name the others.
 
     A name for a text or a label counts fourfold: a table of ids and labels alone has as many rows as the one of texts.
     """
@@ -160,7 +160,7 @@ def _rows_and_files(files: list[InputFile], kind: str) -> str:
 def _splits(
     paths: Sequence[str], entries: Sequence[FileEntry], files: list[InputFile], notes: list[str]
 ) -> dict[str, tuple[str, ...]]:
-    """Files by the split their names tell; everything is `train` when they tell none."""
+    """Files by the split that their names contain; all are `train` when none does."""
     named: dict[str, list[str]] = {}
     unnamed = []
     for file in files:

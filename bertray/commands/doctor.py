@@ -1,4 +1,4 @@
-"""`bertray doctor`: one line a check, each with its remedy."""
+"""`bertray doctor`: checks of this machine, one line per check, with the remedy."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ MIN_FREE_DISK = 2 << 30
 
 
 def run_doctor(config: DoctorConfig) -> int:
-    """Run every check, also after one that fails.
+    """Run every check, also after a failed one.
 
     Returns:
-        0 when all hold, else the exit code of the first that does not.
+        0 when all checks pass, else the exit code of the first that fails.
     """
     checks: list[tuple[str, Callable[[], str]]] = [
         ("versions", _versions),
@@ -76,8 +76,7 @@ def _processor() -> str:
 
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     precision = "bf16" if choose_dtype("auto", torch.device("cpu")) == torch.bfloat16 else "fp32"
-    if precision == "bf16" and kernels() is not None:
-        precision += " by our own kernels"
+    precision += f" with {'bertray' if precision == 'bf16' and kernels() is not None else 'PyTorch'}'s kernels"
     found = f"{os.cpu_count()} CPUs ({torch.backends.cpu.get_cpu_capability()}, scoring in {precision})"
     if gpus:
         found += f", {gpus} x {torch.cuda.get_device_name(0)}"

@@ -100,7 +100,7 @@ class TrainConfig(Common):
     @model_validator(mode="after")
     def _needs_train(self) -> TrainConfig:
         if not self.data.train:
-            raise ValueError("data.train is missing: the reviews to learn from")
+            raise ValueError("data.train is missing: labelled reviews to learn from")
         if self.training.method == "distill":
             self._check_distill()
         return self
@@ -109,9 +109,9 @@ class TrainConfig(Common):
         if self.training.teacher is None:
             raise ValueError("training.teacher is missing: the bundle that training.method=distill learns from")
         if self.data.test is None:
-            raise ValueError("data.test is missing: labelled reviews that judge the student and its teacher")
+            raise ValueError("data.test is missing: labelled reviews on which student and teacher are evaluated")
         if self.data.validation is not None or self.data.test_from is not None:
-            raise ValueError("with training.method=distill a share of data.train is held out; leave the other keys out")
+            raise ValueError("training.method=distill holds out a share of data.train; leave the other keys out")
         if self.columns.text_pair is not None:
             raise ValueError("columns.text_pair: training.method=distill reads one text")
         if self.training.class_weights != "none":
@@ -157,9 +157,9 @@ class PretrainConfig(Common):
         if self.columns.text_pair is not None:
             raise ValueError("columns.text_pair: pretrain reads one text; leave the key out")
         if self.from_scratch and self.model != type(self).model_fields["model"].default:
-            raise ValueError(f"model={self.model}: from_scratch=true makes a new one; leave one of the two out")
+            raise ValueError(f"model={self.model}: from_scratch=true trains a new model; leave one of the two out")
         if not self.from_scratch and (self.encoder, self.vocabulary) != (NewEncoder(), NewVocabulary()):
-            raise ValueError("encoder, vocabulary: of a new encoder; add from_scratch=true or leave them out")
+            raise ValueError("encoder, vocabulary: settings of a new encoder; add from_scratch=true or leave them out")
         return self
 
 

@@ -129,7 +129,7 @@ SYNONYMS: dict[str, tuple[str, ...]] = {
     "threshold": ("needs_review_below",),
     "keep": ("keep_columns",),
 }
-_ALIKE, _ALIKE_ELSEWHERE = 0.6, 0.75  # ratios of difflib; in the section where the key was looked for, and in others
+_ALIKE, _ALIKE_ELSEWHERE = 0.6, 0.75  # ratios of difflib, in the section of the key and in others
 
 
 def _suggest(config: type[Section], where: list[str]) -> str:

@@ -25,7 +25,7 @@ from bertray.wording import setting
 
 
 def _keeps_raw_text(field_type: Any) -> bool:
-    """True for keys whose override is text whatever it looks like (paths, slots, models)."""
+    """True for keys whose override is always text (paths, slots, models)."""
     members = get_args(field_type) if get_origin(field_type) in (Union, UnionType) else (field_type,)
     members = tuple(get_args(m)[0] if get_origin(m) is Annotated else m for m in members)
     return any(m is str for m in members) and not any(m in (int, float, bool) for m in members)

@@ -35,7 +35,7 @@ def _path_list(value: Any) -> Any:
 
 
 Text = Annotated[str, BeforeValidator(_as_text)]
-PATH_LIST = BeforeValidator(_path_list)  # also what tells a key of paths from others
+PATH_LIST = BeforeValidator(_path_list)  # marks a key of paths
 Paths = Annotated[tuple[Text, ...], PATH_LIST]
 Delimiter = Annotated[
     str, Field(min_length=1, max_length=1), BeforeValidator(lambda v: "\t" if v in ("\\t", "tab") else v)
@@ -185,9 +185,9 @@ class TrainData(Section):
     @model_validator(mode="after")
     def _either_a_moment_or_a_file(self) -> TrainData:
         if (self.time is None) != (self.test_from is None):
-            raise ValueError("data.time and data.test_from belong together: a column, and a moment such as 2026-11-01")
+            raise ValueError("data.time and data.test_from need each other: a date column, a day such as 2026-11-01")
         if self.test_from is not None and self.test is not None:
-            raise ValueError("data.test and data.test_from are two ways of saying the same; give one")
+            raise ValueError("data.test and data.test_from exclude each other; give one")
         return self
 
 
@@ -288,7 +288,7 @@ class Training(Optimization):
         for method, names in KEYS_OF_METHOD.items():
             for name in names if method != self.method else ():
                 if getattr(self, name) != type(self).model_fields[name].default:
-                    raise ValueError(f"training.{name} is of training.method={method}, not of {self.method}")
+                    raise ValueError(f"training.{name} applies to training.method={method}, not to {self.method}")
         return self
 
 
@@ -384,7 +384,7 @@ class NewEncoder(Section):
     @model_validator(mode="after")
     def _heads_divide(self) -> NewEncoder:
         if self.hidden_size % self.num_heads:
-            raise ValueError(f"hidden_size={self.hidden_size} is no multiple of num_heads={self.num_heads}")
+            raise ValueError(f"hidden_size={self.hidden_size} is not a multiple of num_heads={self.num_heads}")
         return self
 
 

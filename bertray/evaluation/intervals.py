@@ -1,4 +1,4 @@
-"""95 % intervals: Wilson's for shares, resampling of counts for the rest; quick whatever the number of rows.
+"""95 % intervals: Wilson's for shares, resampling of counts for the rest; fast for any number of rows.
 
 Shape letters: N rows, R draws, K cells of a table, C classes.
 """

@@ -13,7 +13,7 @@ import numpy as np
 
 from bertray.evaluation.baselines import Texts, listed, tfidf_vectorizer
 
-# Below it a model cannot tell the classes apart, and what it doubts is noise.
+# Below it a model does not separate the classes, and its doubts are noise.
 MIN_MCC = 0.2
 _STRENGTH = {"tfidf": 4.0, "embeddings": 0.1}
 
@@ -64,7 +64,7 @@ def assign_folds(group_N: np.ndarray, label_ids_N: np.ndarray, num_folds: int) -
     """int64 [N] in 0..num_folds-1: whole groups, every class spread evenly, whatever the order of the rows.
 
     Args:
-        group_N: uint64, the same for rows that must not be told from one another, such as equal texts.
+        group_N: uint64, equal for rows that must stay in one fold, such as equal texts.
         label_ids_N: int in 0..C-1; a group of several classes is dealt out with its lowest.
         num_folds: at least 2.
     """

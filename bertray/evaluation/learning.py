@@ -55,5 +55,5 @@ def overfitting_note(training_loss: Sequence[float], validation_loss: Sequence[f
     return (
         f"Validation loss rises since epoch {best + 1} ({validation_loss[best]:.3f} to {validation_loss[-1]:.3f}) "
         f"while training loss still falls ({training_loss[best]:.3f} to {training_loss[-1]:.3f}): from there on "
-        "the model learns the training rows by heart. Fewer epochs, a lower learning rate or more reviews would help."
+        "the model overfits the training rows. Fewer epochs, a lower learning rate or more reviews would help."
     )

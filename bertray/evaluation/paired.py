@@ -336,7 +336,7 @@ def compare_paired(
         labels: names of the classes, C of them.
         name_a, name_b: of the models in sentences.
         slices: column -> its N values.
-        power_error: of the one-sided test whose power is told.
+        power_error: error of the one-sided test whose power is reported.
 
     Raises:
         ValueError: rows that cannot be evaluated (see `metrics.check_rows`).

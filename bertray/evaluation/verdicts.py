@@ -55,7 +55,7 @@ def judge(
 ) -> list[Finding]:
     """Findings on a model, the worst first.
 
-    A model whose MCC cannot be told apart from 0 has no good finding, whatever it beats.
+    A model whose MCC does not differ from 0 has no good finding, even if it beats a baseline.
 
     Args:
         metrics: figures of the model with intervals; `mcc` is read.
@@ -111,7 +111,7 @@ def _one_label(label: str, rows: int) -> Finding:
 
 
 def _chance(mcc: Estimate, predicted: Mapping[str, int], kind: PageKind, name: str) -> Finding | None:
-    """The finding on a model that guesses, or that the rows are too few to tell."""
+    """Finding on a model no better than guessing, or on too few rows to decide."""
     if mcc.low > 0:
         return None
     told = f"MCC {_decimal(mcc.value)}, 95 % interval {_decimal(mcc.low)} to {_decimal(mcc.high)}"

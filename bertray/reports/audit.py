@@ -72,7 +72,7 @@ class Leak:
 
 @dataclass(frozen=True)
 class BrokenFile:
-    """A file with rows that nobody can use; `rows_in` None: it cannot be read at all."""
+    """A file with unusable rows; `rows_in` None: it cannot be read at all."""
 
     split: str
     path: str
@@ -117,7 +117,7 @@ class AuditReport:
     title: str
     splits: Sequence[SplitRows]
     repeats: Mapping[str, Repeats]
-    near: Mapping[str, Repeats] | None  # None: nobody looked
+    near: Mapping[str, Repeats] | None  # None: not searched
     threshold: float
     ids: Repeats | None  # within a split; None: the data has no ids
     ids_in_two_splits: int

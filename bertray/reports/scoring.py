@@ -26,7 +26,7 @@ class FileRows:
     """Counts of one input file: rows in, scored, quarantined."""
 
     path: str
-    rows_in: int | None  # None: the file could not be read, so nobody knows
+    rows_in: int | None  # None: the file could not be read
     rows_scored: int
     rows_quarantined: int
     reason: str | None = None  # why the whole file is quarantined
@@ -98,7 +98,7 @@ class ScoringReport:
 
     @property
     def files_unknown(self) -> int:
-        """Files whose rows nobody could count."""
+        """Files whose rows could not be counted."""
         return sum(file.rows_in is None for file in self.files)
 
     @property

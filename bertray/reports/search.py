@@ -137,5 +137,5 @@ def name(key: str) -> str:
 
 
 def shown(value: Any) -> str:
-    """A setting as short as it can be told."""
+    """A setting in its shortest form."""
     return f"{value:.3g}" if isinstance(value, float) else str(value)

@@ -39,7 +39,7 @@ class TopicSettings:
 
     Args:
         min_topic_size: reviews of the smallest one.
-        num_topics: merge the most alike until so many are left.
+        num_topics: number to which the most similar topics are merged.
         num_neighbors: of UMAP.
         num_words: of a topic.
         max_features: most frequent words among which they are chosen.
@@ -134,7 +134,7 @@ class FoundTopics:
         assigner: of other reviews.
         agreement: share of the sample of which the assigner, without the review itself, says the same.
         position_N2: of each review on a map; None where none was asked for.
-        num_found: topics before the most alike were merged.
+        num_found: topics before similar ones were merged.
     """
 
     topic_N: NDArray[np.int32]

@@ -72,7 +72,7 @@ def open_source(config: TopicsConfig) -> Source:
     entries = _scored_entries(config)
     scored = None if entries is None else committed_files(open_store(config.scored or ""), entries)
     from_scored = scored is not None and not config.input
-    # Rows of `score` have these columns whatever those of its input were called.
+    # Rows of `score` have these columns, under any names in its input.
     reading = config.model_copy(
         update={
             "columns": config.columns.model_copy(update={"id": s.ID, "label": s.LABEL}),
@@ -212,7 +212,7 @@ def check_enough(config: TopicsConfig, source: Source, num_rows: int) -> None:
 
 
 def _check_ids_meet(config: TopicsConfig, source: Source) -> None:
-    """Raises DataRefused where raw reviews and scored rows are not of each other: told before anything is embedded."""
+    """Refuses raw reviews and scored rows that do not belong together, before anything is embedded (DataRefused)."""
     known = scored_rows(source.scored or [])[s.ID]
     for shard in source.inputs.shards(ROWS_PER_SHARD):
         ids = read_shard(shard, replace(source.inputs.spec, keep_columns=())).kept[s.ID]

@@ -66,7 +66,7 @@ def words_of(texts: Sequence[str], stop_words: str | Sequence[str]) -> Words:
     """Pattern and stop words for these texts.
 
     Args:
-        texts: cleaned; an even sample of them is looked at.
+        texts: cleaned; an even sample of them is read.
         stop_words: `english`, `none`, `auto` (english where the texts are), or the words themselves.
     """
     step = max(1, len(texts) // _ROWS_LOOKED_AT)

@@ -231,7 +231,7 @@ def test_embeddings_judge_labels_and_leave_nothing_behind(tmp_path, tiny_encoder
     [
         ([], 2, "no data given"),
         (["{tmp}/nowhere.csv"], 2, "nowhere.csv"),
-        (["{tmp}/a.parquet", "data.train={tmp}/a.parquet"], 2, "two ways of saying the same"),
+        (["{tmp}/a.parquet", "data.train={tmp}/a.parquet"], 2, "both name the reviews"),
         (["{tmp}/a.parquet", "columns.text=body"], 2, "expected column 'body'"),
         (["{tmp}/a.parquet", "columns.label=stars"], 2, "expected column 'stars'"),
         (["{tmp}/a.parquet", "columns.id=number"], 2, "expected column 'number'"),

@@ -203,7 +203,7 @@ def test_plan_counts_the_teacher_and_the_layers_that_are_kept(trained_alone, cor
         (["training.keep_layers=99"], 2, "the model has 2"),
         (["training.class_weights=balanced"], 2, "reads no labels to weigh"),
         (["data.test=null"], 2, "data.test is missing"),
-        (["data.validation={corpus}/test.parquet"], 2, "a share of data.train is held out"),
+        (["data.validation={corpus}/test.parquet"], 2, "holds out a share of data.train"),
         (["labels=[happy, sad]"], 2, "expected classes of the model"),
         (["cleaning.lowercase=true"], 2, "cleaning"),
         (["max_chars=5000"], 2, "reads reviews otherwise"),

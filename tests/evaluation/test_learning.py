@@ -1,4 +1,4 @@
-"""The note on learning by heart is there when it is true, and only then."""
+"""The note on overfitting is there when it is true, and only then."""
 
 from __future__ import annotations
 
