@@ -1,4 +1,4 @@
-"""What every call of the API has in common: quiet, errors of the package alone, plain values for a config."""
+"""Common parts of every API call: quiet runs, errors of the package alone, plain values for a config."""
 
 from __future__ import annotations
 

@@ -90,7 +90,7 @@ class Rank:
 
 @dataclass(frozen=True)
 class Training:
-    """How ranks are started.
+    """Settings by which the ranks of a training run start.
 
     Args:
         name: of the run, never used before.
@@ -128,7 +128,7 @@ class Executor(Protocol):
 
     @property
     def training_workers(self) -> str:
-        """Where `train` runs its ranks, in words."""
+        """Place where `train` runs its ranks, in words."""
 
     def train(self, body: Callable[[Rank], Any], training: Training) -> Any:
         """Run `body` on every rank; returns what rank 0 returned.
@@ -187,7 +187,7 @@ class _Numbered:
 
 
 def called(function: Callable[..., Any], *values: Any) -> Any:
-    """What a function of a stage returns.
+    """Value that a stage's function returns.
 
     Raises:
         BertrayError: what it raised, where that is a lack of memory or disk, as one of ours.

@@ -1,4 +1,4 @@
-"""What Ray itself reports (a process that died, a machine that went, code that is missing) as errors of ours."""
+"""Errors of Ray itself (a dead process, a lost machine, missing code) as errors of the package."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def as_known(error: BaseException) -> BertrayError | None:
 
 
 def code_missing(error: BaseException) -> ConfigError | None:
-    """What a worker says that lacks a module; None: something else went wrong."""
+    """Message of a worker that lacks a module; None for any other error."""
     return _other_code(f"{type(error).__name__}: {error}") if isinstance(error, ImportError) else None
 
 

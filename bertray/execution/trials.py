@@ -38,7 +38,7 @@ class Search(Protocol):
 
 @dataclass(frozen=True)
 class Trials:
-    """How trials are run.
+    """Settings by which trials are run.
 
     Args:
         name: of the run, never used before.

@@ -172,7 +172,7 @@ def mark_finished(store: Store, told: Mapping[str, Any] | None = None) -> None:
 
 
 def told_when_finished(store: Store) -> dict[str, Any]:
-    """What a finished run said; empty of one that an earlier version finished."""
+    """Facts that a finished run recorded; empty for one that an earlier version finished."""
     found: dict[str, Any] = json.loads(store.get(FINISHED_FILE)).get("told", {})
     return found
 

@@ -96,7 +96,7 @@ class FileRecord(Record):
 
 
 class Plan(Record):
-    """What one run is going to do, pinned before any work: a second run with the same plan joins it."""
+    """Plan of one run, pinned before any work: a second run with the same plan joins it."""
 
     schema_version: int = LEDGER_SCHEMA_VERSION
     plan_key: str
@@ -144,7 +144,7 @@ class Span(BaseModel):
 
 
 class Agreement(BaseModel):
-    """Of reviews scored in int8, those computed in fp32 as well, to tell what int8 costs; at least one."""
+    """Agreement of int8 with fp32 on reviews computed in both; at least one."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     rows: int
@@ -194,7 +194,7 @@ class Receipt(Record):
 
 
 class FileCount(Record):
-    """What became of one input file."""
+    """Counts of one input file."""
 
     path: str
     relative_path: str
@@ -328,7 +328,7 @@ TOKEN_BANDS = (16, 32, 64, 128, 256, 512)  # upper ends of the bins of `token_hi
 
 
 class Counted(Protocol):
-    """What a receipt and a ledger entry count of their rows."""
+    """Counts that receipts and ledger entries share."""
 
     @property
     def rows_scored(self) -> int: ...
@@ -347,7 +347,7 @@ class Counted(Protocol):
 
 
 def profile_of(counted: Sequence[Counted]) -> Profile:
-    """What the scored rows of receipts, or of an entry, look like to the model."""
+    """Profile of the scored rows of receipts, or of an entry."""
     rows = sum(one.rows_scored for one in counted)
     scores = add_histograms((one.score_histogram for one in counted), SCORE_BINS)
     middles = [(n + 0.5) / SCORE_BINS for n in range(SCORE_BINS)]

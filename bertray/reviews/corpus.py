@@ -60,7 +60,7 @@ def read_spec(
     keep_columns: Sequence[str] = (),
     unique_ids: bool = False,
 ) -> ReadSpec:
-    """How to read an input; `cleaning` and `max_chars` are those of training, whoever reads."""
+    """Settings for reading an input; `cleaning` and `max_chars` are those of training, whoever reads."""
     return ReadSpec(
         columns=config.columns,
         reader=config.reader,

@@ -1,4 +1,4 @@
-"""What is counted before any cluster work, from a column or two: label values, and rows without a time."""
+"""Counts before any cluster work, from a column or two: label values, and rows without a time."""
 
 from __future__ import annotations
 

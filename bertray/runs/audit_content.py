@@ -199,7 +199,7 @@ class Picker:
         return picked
 
     def _group(self, name: str, at: np.ndarray) -> Picked:
-        """Of rows that belong together: one text, or two where they differ."""
+        """Texts of a group of rows: one, or two where they differ."""
         rows, num_texts = self._rows, 2 if name in ("near_duplicates", "repeated_ids") else 1
         facts = {"rows": f"{len(at):,}"}
         if name == "near_duplicates":

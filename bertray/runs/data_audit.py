@@ -180,7 +180,7 @@ def open_splits(config: AuditConfig) -> list[Split]:
 
 
 def open_labels(config: AuditConfig, splits: Sequence[Split]) -> LabelMap | None:
-    """Which value means which class, one class being enough; None without a label.
+    """Label map of the audited rows, for which one class is enough; None without a label column.
 
     Raises:
         DataRefused: a value is neither a class of `labels` nor left out.
@@ -376,7 +376,7 @@ class _Audit:
     # label errors
 
     def _doubt(self, rows: AuditRows, near: NearTexts | None) -> tuple[LabelErrorSearch, Suspects | None]:
-        """What the search for label errors came to, and the rows in doubt by position."""
+        """Result of the search for label errors, and the suspected rows by position."""
         options = self._config.label_errors
         members = labelled = np.flatnonzero(rows.label_N >= 0)
         if len(members) > options.max_rows:

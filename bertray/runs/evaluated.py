@@ -205,7 +205,7 @@ def predictions_table(rows: EvaluatedRows, labels: Sequence[str]) -> pa.Table:
 
 @dataclass(frozen=True)
 class Baselines:
-    """What the model has to beat, fitted on rows of the same train split."""
+    """Baselines fitted on rows of the same train split."""
 
     train_label_ids: np.ndarray
     tfidf: TfidfLogreg
@@ -425,7 +425,7 @@ def finish_report(
 
 
 def row_notes(rows: EvaluatedRows) -> list[str]:
-    """What is not in the figures, in sentences."""
+    """Notes on the rows that the figures do not show."""
     notes = []
     if rows.left_out:
         notes.append(f"{counted(rows.left_out, 'row has', 'rows have')} a label that `labels` leaves out; not counted.")
@@ -444,7 +444,7 @@ NOT_INT8 = "int8 was asked for, but this model cannot be computed so and was com
 
 
 def int8_in_words(found: Agreement) -> str:
-    """What int8 changed of the reviews that were computed in fp32 as well."""
+    """Sentence on the labels that int8 changed, among reviews that were computed in fp32 as well."""
     return (
         f"Computed in int8. Of {found.rows:,} reviews computed in fp32 as well, {found.same_label:,} "
         f"({found.same_label / found.rows:.1%}) got the same label; a probability differed by "

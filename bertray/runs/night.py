@@ -89,7 +89,7 @@ def score(config: ScoreConfig, on_commit: OnCommit = lambda run: None) -> ScoreR
 
 
 class Night(NamedTuple):
-    """What a call of `run_night` did."""
+    """Outcome of one call of `run_night`."""
 
     output: str
     runs: tuple[CommittedRun, ...]

@@ -115,7 +115,7 @@ def write_night_report(
 
 
 def report_folder(entry: CommittedRun) -> str:
-    """Where the report of a run lies in its output."""
+    """Folder of a run's report in its output."""
     return f"reports/{entry.folder}"
 
 
@@ -144,7 +144,7 @@ def row_findings(entry: LedgerEntry, info: BundleInfo) -> list[Finding]:
 
 
 def past_tense(entry: LedgerEntry) -> str:
-    """What was done with the reviews of an entry."""
+    """Past tense of the verb for the reviews of an entry."""
     return "embedded" if "pooling" in entry.settings else "scored"
 
 

@@ -125,7 +125,7 @@ def _result(store: Store, *, already_done: bool) -> PretrainResult:
 
 
 def _clean_up(store: Store) -> None:
-    """What only a resume would need is removed once the run is whole."""
+    """Removes files that only a resume would need, once the run is complete."""
     for folder in (checkpoints.FOLDER, TOKENS, BASE, "control/ray_train"):
         remove_folder(store, folder)
     store.delete(PROGRESS)

@@ -58,7 +58,7 @@ class Report:
 
 @dataclass(frozen=True)
 class Result:
-    """What every run gives back.
+    """Result of a run.
 
     Attributes:
         output: folder or URI of everything that the run wrote.
@@ -202,7 +202,7 @@ class EvaluationResult(_WithPage):
 
     @property
     def split(self) -> str:
-        """What the rows are: `test`, `validation`, or `input`."""
+        """Name of the rows: `test`, `validation`, or `input`."""
         return self.figures.split
 
     @property
@@ -506,7 +506,7 @@ class PlannedFile(NamedTuple):
 
 @dataclass(frozen=True, repr=False, kw_only=True)
 class PlanResult(Result):
-    """What `train` or `score` would do; nothing was written.
+    """Forecast of `train` or `score`; nothing was written.
 
     Attributes:
         parts: lines and tables, as the command prints them.

@@ -79,7 +79,7 @@ def _check_range(key: str, choices: SearchRange) -> None:
 
 
 def _held(config: TuneConfig, key: str, value: Any) -> Any:
-    """What `train` makes of a value of the space.
+    """Value of the space as the config of `train` holds it.
 
     Raises:
         ConfigError: it refuses the value.
@@ -139,7 +139,7 @@ def start_of(config: TuneConfig) -> Point:
 
 
 def most_epochs(config: TuneConfig) -> int:
-    """Of any point of the space."""
+    """Largest number of epochs of any point of the space."""
     choices = config.search.space.get("training.epochs")
     if choices is None:
         return config.training.epochs

@@ -1,4 +1,4 @@
-"""What `topics` writes: the tables and the page, made of what was found."""
+"""Tables and page of `topics`."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from bertray.topic_models.source import Source, kept_schema_of
 def topics_report(
     config: TopicsConfig, source: Source, embedded: EmbeddedRows, found: Found, rows: pa.Table, seconds: float
 ) -> TopicsReport:
-    """What was found, as plain data.
+    """Topics as plain data for the page.
 
     Args:
         rows: of `all_rows`.

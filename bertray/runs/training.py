@@ -134,7 +134,7 @@ def _identity(config: TrainConfig) -> dict[str, Any]:
 
 
 def check_train(config: TrainConfig) -> Path:
-    """What can be told without the data; returns the folder of the base model.
+    """Checks that need no data; returns the folder of the base model.
 
     Raises:
         ConfigError: a model that is not there or sees fewer tokens than `max_length`, or whose tokenizer files do not
@@ -158,7 +158,7 @@ def _check_output_bias(folder: Path) -> None:
 
 
 def run_key_of(config: TrainConfig, data: LabelledData, model_folder: Path) -> str:
-    """What makes two runs the same: data, base model and every setting that decides what is trained."""
+    """Key of a training run: a digest of data, base model and every setting that decides the result."""
     identity = {"config": _identity(config), "data": data.fingerprint, "base model": weights_digest(model_folder)}
     return cache_key(identity)
 
@@ -252,7 +252,7 @@ def _facts(
 
 
 def _clean_up(store: Store) -> None:
-    """What only a resume would need is removed once the run is whole."""
+    """Removes files that only a resume would need, once the run is complete."""
     for folder in (CHECKPOINTS, TOKENS, FEATURES, STUDENT, "control/staging", "control/ray_train"):
         remove_folder(store, folder)
     store.delete(PROGRESS)

@@ -90,7 +90,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class _TrialJob:
-    """What the process of a trial needs besides its point."""
+    """Job of a trial's process, without its point of the space."""
 
     config: TuneConfig
     data: TokenizedData
@@ -360,7 +360,7 @@ def _train_trial(job: _TrialJob, point: Point, report: Report) -> None:
 
 
 def stored_trials(store: Store) -> list[Trial]:
-    """What earlier runs wrote down, by number."""
+    """Trials that earlier runs stored, by number."""
     keys = [key for key in store.keys(TRIALS) if key.endswith(".json") and key.count("/") == TRIALS.count("/") + 1]
     found = [Trial(**json.loads(store.get(key))) for key in keys]
     return sorted(found, key=lambda trial: trial.number)

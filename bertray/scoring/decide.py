@@ -1,4 +1,4 @@
-"""What a score run has to do, decided before any compute: `plan` shows it, `score` does it.
+"""Decisions of a scoring run, made before any compute: `plan` shows them, `score` follows them.
 
 What is done is a sequence of plans, each the files of one version of one slot: first an unfinished plan of an earlier
 run that still fits, then slots to rewrite, then the new files.
@@ -62,7 +62,7 @@ class Rewrite:
 
 @dataclass(frozen=True)
 class Target:
-    """Where new files go.
+    """Target of new files: slot, run and version.
 
     Args:
         slot: a new one, or that of the day.
@@ -270,7 +270,7 @@ def _check_slot(config: NightConfig, labels: list[str]) -> None:
 
 
 def spec_for(config: NightConfig, info: BundleInfo, files: Sequence[InputFile]) -> ReadSpec:
-    """How some files are read; labels are used when every one of them has the column."""
+    """Settings for reading some files; labels are used when every file has the column."""
     looks_at_labels = isinstance(config, ScoreConfig) and bool(files)
     return read_spec(
         config,

@@ -1,4 +1,4 @@
-"""What a run has to do: tonight's files against the ledger, the key that pins a plan, and what is left of it."""
+"""Plan of a run: listed files against the ledger, the key that pins a plan, and its unfinished rows."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ from bertray.reviews.split import group_hash, group_or_text_hash, input_hash
 
 @dataclass(frozen=True)
 class ReadSettings:
-    """What a reading task needs; small, because every task carries it."""
+    """Settings of a reading task; small, because every task carries them."""
 
     spec: ReadSpec
     model: str

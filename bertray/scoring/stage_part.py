@@ -1,4 +1,4 @@
-"""What an actor of a night makes of tokenized work items: finished rows staged as a part, and a receipt."""
+"""Scored rows of tokenized work units, staged as a part with its receipt by an actor."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ COMPARED_ROWS = 256  # of each process that computes in int8: so many are comput
 
 @dataclass(frozen=True)
 class Made:
-    """What a maker made of the reviews of a work item.
+    """Scored rows of one work unit.
 
     Args:
         finite_N: bool, of which of them something could be made; the others were not finite.
@@ -68,7 +68,7 @@ class Maker(ABC):
 
 @dataclass(frozen=True)
 class PartSettings(ABC):
-    """What an actor needs, whatever it makes."""
+    """Settings of an actor that stages parts."""
 
     model: str
     model_version: str
@@ -196,7 +196,7 @@ def stage_parts(
 
 @dataclass(frozen=True)
 class ScoreSettings(PartSettings):
-    """Of labels and their probabilities."""
+    """Settings of parts with labels and their probabilities."""
 
     labels: tuple[str, ...]
     temperature: float
@@ -249,7 +249,7 @@ class LabelMaker(Maker):
         return Made(finite_N, scored, self._predictor.repeated_rows - repeated_before, counted, evaluation, aside_s)
 
     def _agreement(self, kept: pa.Table, probs_NC: np.ndarray) -> Agreement | None:
-        """Of some reviews with the reference, until enough have been compared; what is not finite agrees with none."""
+        """Agreement with the reference until enough reviews have been compared; non-finite values agree with none."""
         if self._reference is None or not kept.num_rows:
             return None
         rows_R = np.sort(np.random.default_rng(0).permutation(kept.num_rows)[: self._to_compare])
@@ -288,7 +288,7 @@ class LabelMaker(Maker):
         return pa.table(columns, schema=kept_schema)
 
     def _evaluation_rows(self, kept: pa.Table, probs_NC: np.ndarray) -> pa.Table:
-        """What the report needs of labelled rows; not part of the output."""
+        """Labelled rows for the report; not part of the output."""
         columns: dict[str, Any] = {name: kept[name] for name in EVALUATION_COLUMNS}
         for number, label in enumerate(self._settings.labels):
             columns[s.prob_column(label)] = pa.array(np.ascontiguousarray(probs_NC[:, number], np.float32))
@@ -302,7 +302,7 @@ class LabelMaker(Maker):
 
 @dataclass(frozen=True)
 class EmbedSettings(PartSettings):
-    """Of vectors."""
+    """Settings of parts with vectors."""
 
     pooling: EmbeddingKind
     normalize: bool
@@ -379,7 +379,7 @@ def _embedded_rows(settings: EmbedSettings, kept: pa.Table, made: list[pa.Array]
 
 
 def _spans(table: pa.Table, kept: pa.Table) -> list[Span]:
-    """What of each file is in a work item, ascending; `kept` are the rows of `table` that were scored."""
+    """Rows of each file in a work unit, ascending; `kept` are the rows of `table` that were scored."""
     file_nos_F, which_N = np.unique(table[s.FILE_NO].to_numpy(), return_inverse=True)
     row_no_N = table[s.ROW_NO].to_numpy()
     lo_F = np.full(len(file_nos_F), np.iinfo(np.int64).max)
