@@ -55,7 +55,7 @@ def fetch_rows(
             if first < end:
                 work.append(_Wanted(shard, spec, rows_N[first:end], order[first:end]))
     progress = Progress("reading again", "shard", lambda wanted: f"{wanted.shard.file.path} rows {wanted.shard.lo}-")
-    yield from executor.run(work, [Task(_ReadWanted(function))], progress)
+    yield from executor.for_rows(len(row_no_N)).run(work, [Task(_ReadWanted(function))], progress)
 
 
 def fetch_texts(

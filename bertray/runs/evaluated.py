@@ -26,7 +26,7 @@ from bertray.evaluation.slices import length_bands
 from bertray.evaluation.summary import Evaluation, evaluate_predictions
 from bertray.evaluation.validation_profile import log_findings
 from bertray.evaluation.verdicts import Finding, PageKind, kept_sentence
-from bertray.execution.executor import THIS_PROCESS, Executor
+from bertray.execution.executor import Executor
 from bertray.io.store import Store
 from bertray.io.tables import parquet_bytes
 from bertray.model.bundle import BundleInfo
@@ -221,7 +221,7 @@ def train_baselines(
     *,
     max_rows: int,
     seed: int,
-    executor: Executor = THIS_PROCESS,
+    executor: Executor,
 ) -> Baselines:
     """Fit the baselines on rows of the train split.
 
@@ -266,7 +266,7 @@ def _texts(executor: Executor, inputs: Inputs, file_no_N: np.ndarray, row_no_N: 
 
 
 def confident_mistakes(
-    rows: EvaluatedRows, inputs: Inputs, labels: Sequence[str], count: int, executor: Executor = THIS_PROCESS
+    rows: EvaluatedRows, inputs: Inputs, labels: Sequence[str], count: int, executor: Executor
 ) -> list[dict[str, Any]]:
     """The wrong predictions with the highest score, each with its text."""
     predicted_N = rows.probs_NC.argmax(axis=1)
@@ -301,7 +301,7 @@ def evaluate_rows(
     texts: TrainingTexts | None = None,
     findings: Sequence[Finding] = (),
     where: str = "",
-    executor: Executor = THIS_PROCESS,
+    executor: Executor,
 ) -> Evaluation:
     """All figures of some rows: overall, per class, by length, script and configured columns, beside the baselines.
 
@@ -379,7 +379,7 @@ def finish_report(
     speedup: float | None = None,
     texts: TrainingTexts | None = None,
     findings: Sequence[Finding] = (),
-    executor: Executor = THIS_PROCESS,
+    executor: Executor,
 ) -> EvaluationReport:
     """Write predictions.parquet, report.html and, last, metrics.json; returns the content of the page.
 

@@ -58,27 +58,28 @@ def evaluate(config: EvaluateConfig) -> EvaluationResult:
                 precision=config.precision,
                 long_text=config.long_text,
             )
-        seconds = time.monotonic() - started
-        report = finish_report(
-            store,
-            rows,
-            inputs,
-            info,
-            split="input",
-            title=f"Evaluation of {model_title(config.model)} on {data_title(config.input)}",
-            config=config,
-            texts=read_training_texts(resolve_model(config.model)),
-            findings=findings_on(rows, info),
-            notes=[NOT_INT8] if config.precision == "int8" and rows.int8 is None else [],
-            facts={
-                "model": config.model,
-                "model version": info.model_version,
-                "rows read": f"{inputs.num_rows:,}",
-                "rate": f"{inputs.num_rows / seconds:,.1f} rows/s, start-up included",
-                "time": duration(seconds),
-                "bertray": bertray.__version__,
-            },
-        )
+            seconds = time.monotonic() - started
+            report = finish_report(
+                store,
+                rows,
+                inputs,
+                info,
+                split="input",
+                title=f"Evaluation of {model_title(config.model)} on {data_title(config.input)}",
+                config=config,
+                texts=read_training_texts(resolve_model(config.model)),
+                findings=findings_on(rows, info),
+                notes=[NOT_INT8] if config.precision == "int8" and rows.int8 is None else [],
+                facts={
+                    "model": config.model,
+                    "model version": info.model_version,
+                    "rows read": f"{inputs.num_rows:,}",
+                    "rate": f"{inputs.num_rows / seconds:,.1f} rows/s, start-up included",
+                    "time": duration(seconds),
+                    "bertray": bertray.__version__,
+                },
+                executor=executor,
+            )
         result = evaluation_result(EvaluationResult, store, report)
         mark_finished(store, result.told)
         for key in store.keys(STAGING):

@@ -141,7 +141,8 @@ def run_night(
             plan = pinned.plan
             check_publishing(store, plan.slot)
             spec = spec_for(config, info, tonight.readable(plan.files))
-            entry, known = _run_plan(config, tonight, pinned, spec, store, markers, executor_for(plan))
+            executor = executor_for(plan)
+            entry, known = _run_plan(config, tonight, pinned, spec, store, markers, executor)
             evaluation = write_night_report(
                 store,
                 known,
@@ -150,6 +151,7 @@ def run_night(
                 config.report_options,
                 seed=config.seed,
                 inputs=_inputs_of(plan, tonight, spec),
+                executor=executor,
                 skipped=_skipped(tonight),
                 texts=read_training_texts(resolve_model(config.model)) if spec.wants_label else None,
             )

@@ -11,6 +11,7 @@ from bertray.evaluation.plausibility import judge_rows
 from bertray.evaluation.summary import Evaluation
 from bertray.evaluation.validation_profile import log_findings
 from bertray.evaluation.verdicts import Finding
+from bertray.execution.executor import THIS_PROCESS, Executor
 from bertray.io.store import Store
 from bertray.model.bundle import BundleInfo
 from bertray.model.training_texts import TrainingTexts
@@ -43,6 +44,7 @@ def write_night_report(
     *,
     seed: int,
     inputs: Inputs | None = None,
+    executor: Executor = THIS_PROCESS,
     skipped: Sequence[Mapping[str, str]] = (),
     texts: TrainingTexts | None = None,
 ) -> Evaluation | None:
@@ -56,6 +58,7 @@ def write_night_report(
         options: what of the report is configurable.
         seed: of the intervals.
         inputs: the files behind the entry, in its order, to show texts of mistakes; None after a crash.
+        executor: reads these texts.
         skipped: listed files that were not scored: `path`, `why`.
         texts: that the model was trained on, to tell which labelled rows it has seen.
 
@@ -63,7 +66,7 @@ def write_night_report(
         The figures on labelled rows, or None where there are no labels.
     """
     folder = report_folder(entry)
-    evaluated = _evaluation(store, entry, info, options, seed, inputs, texts)
+    evaluated = _evaluation(store, entry, info, options, seed, inputs, executor, texts)
     findings = row_findings(entry, info)
     log_findings(findings, f"slot {entry.title}")
     report = ScoringReport(
@@ -176,6 +179,7 @@ def _evaluation(
     options: ReportOptions,
     seed: int,
     inputs: Inputs | None,
+    executor: Executor,
     texts: TrainingTexts | None,
 ) -> EvaluationReport | None:
     if not entry.evaluation_parts:
@@ -187,8 +191,10 @@ def _evaluation(
     except DataRefused:  # the column is there, but none of its values is a class of the model
         return None
     slot = f"slot {entry.title}"
-    evaluation = evaluate_rows(rows, inputs, info, split=slot, seed=seed, kind="night", texts=texts, where=slot)
-    mistakes = [] if inputs is None else confident_mistakes(rows, inputs, info.labels, options.num_mistakes)
+    evaluation = evaluate_rows(
+        rows, inputs, info, split=slot, seed=seed, kind="night", texts=texts, where=slot, executor=executor
+    )
+    mistakes = [] if inputs is None else confident_mistakes(rows, inputs, info.labels, options.num_mistakes, executor)
     return EvaluationReport(
         title=f"Labelled reviews of {entry.title}",
         evaluation=evaluation,

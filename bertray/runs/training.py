@@ -84,31 +84,32 @@ def train(config: TrainConfig) -> TrainResult:
             trained = method.fit(tokenized, examples, texts)
             rows = _evaluate(config, data, examples, trained.bundle, trained.info, store, executor)
             of_teacher = method.evaluate_teacher()
-        baselines = _baselines(config, data, examples) if config.report.baselines else None
-        beside = method.beside(of_teacher, rows, trained)
-        store.put("history.parquet", parquet_bytes(history_table(trained.history, HISTORY)))
-        report = finish_report(
-            store,
-            rows,
-            data.test or data.validation or data.train,
-            trained.info,
-            split="validation" if data.test is None else "test",
-            title=f"{method.title} on {data_title(config.data.train or ())}",
-            config=config,
-            history=trained.history,
-            baselines=baselines,
-            teacher_NC=beside.probs_NC,
-            also=beside.speeds,
-            speedup=beside.speedup,
-            notes=[*_notes(config, data, examples, method), *trained.notes, *beside.notes],
-            texts=None if data.test is None else texts,  # of validation rows a note says that they chose the model
-            findings=[*findings, *(findings_on(rows, trained.info) if data.test else [])],
-            facts={
-                **_facts(config, data, examples, trained.info, time.monotonic() - started),
-                **trained.facts,
-                **beside.facts,
-            },
-        )
+            baselines = _baselines(config, data, examples, executor) if config.report.baselines else None
+            beside = method.beside(of_teacher, rows, trained)
+            store.put("history.parquet", parquet_bytes(history_table(trained.history, HISTORY)))
+            report = finish_report(
+                store,
+                rows,
+                data.test or data.validation or data.train,
+                trained.info,
+                split="validation" if data.test is None else "test",
+                title=f"{method.title} on {data_title(config.data.train or ())}",
+                config=config,
+                history=trained.history,
+                baselines=baselines,
+                teacher_NC=beside.probs_NC,
+                also=beside.speeds,
+                speedup=beside.speedup,
+                notes=[*_notes(config, data, examples, method), *trained.notes, *beside.notes],
+                texts=None if data.test is None else texts,  # of validation rows a note says that they chose the model
+                findings=[*findings, *(findings_on(rows, trained.info) if data.test else [])],
+                facts={
+                    **_facts(config, data, examples, trained.info, time.monotonic() - started),
+                    **trained.facts,
+                    **beside.facts,
+                },
+                executor=executor,
+            )
         card = model_card(config, data, trained.info, trained.how, trained.base_folder, report.evaluation, rows)
         store.put(f"model/{CARD_FILE}", card.encode())
         result = evaluation_result(TrainResult, store, report)
@@ -192,7 +193,7 @@ def _evaluate(
     )
 
 
-def _baselines(config: TrainConfig, data: LabelledData, examples: Examples) -> Baselines:
+def _baselines(config: TrainConfig, data: LabelledData, examples: Examples, executor: Executor) -> Baselines:
     """Fitted on the rows and labels that the model learned from."""
     return train_baselines(
         data.train,
@@ -202,6 +203,7 @@ def _baselines(config: TrainConfig, data: LabelledData, examples: Examples) -> B
         len(data.labels.names),
         max_rows=config.report.baseline_rows,
         seed=config.seed,
+        executor=executor,
     )
 
 
