@@ -3,26 +3,22 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
 from bertray.errors import ConflictError
 from bertray.io.store import Store
-from bertray.model.profile import add_readings
 from bertray.outputs import ledger
 from bertray.outputs.control_files import (
-    SCORE_BINS,
-    TOKEN_BANDS,
     CommittedPart,
     CommittedRun,
+    Counts,
     FileCount,
     LedgerEntry,
     Plan,
     Receipt,
     StagedFile,
-    add_agreements,
-    add_counts,
-    add_histograms,
     part_name,
 )
 from bertray.outputs.ledger import Ledger
@@ -51,7 +47,7 @@ def make_entry(
         seconds: of this run so far.
         compute_seconds: of all runs with the model at work.
     """
-    reasons = [*(receipt.reasons for receipt in receipts), *({file.reason: 1} for file in plan.files if file.reason)]
+    unread = Counts(reasons=dict(Counter(file.reason for file in plan.files if file.reason)))
     files = _file_counts(plan, receipts)
     return LedgerEntry(
         seq=len(known) + 1,
@@ -72,20 +68,10 @@ def make_entry(
         rows_in=sum(file.rows_in or 0 for file in files),
         rows_scored=sum(file.rows_scored for file in files),
         rows_quarantined=sum(file.rows_quarantined for file in files),
-        reasons=add_counts(reasons),
-        label_counts=add_counts(receipt.label_counts for receipt in receipts),
-        score_histogram=add_histograms((r.score_histogram for r in receipts), SCORE_BINS),
-        token_histogram=add_histograms((r.token_histogram for r in receipts), len(TOKEN_BANDS) + 1),
-        tokens=sum(receipt.tokens for receipt in receipts),
-        truncated=sum(receipt.truncated for receipt in receipts),
-        repeated=sum(receipt.repeated for receipt in receipts),
-        needs_review=sum(receipt.needs_review for receipt in receipts),
-        scripts=add_counts(receipt.scripts for receipt in receipts),
-        reading=add_readings(receipt.reading for receipt in receipts),
-        int8=add_agreements(receipt.int8 for receipt in receipts),
         adopted_receipts=adopted,
         seconds=seconds,
         compute_seconds=compute_seconds,
+        **dict(sum(receipts, unread)),
     )
 
 

@@ -6,8 +6,8 @@ import hashlib
 import json
 import operator
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Protocol, TypeAlias, TypeVar
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeAlias, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -22,6 +22,8 @@ DIGEST = (
 RUNS = "control/runs"  # staged parts and receipts of plans
 PLANS = "control/plans"
 RUN_PREFIX = "run="  # readers find a number
+SCORE_BINS = 20  # equal bins of `score_histogram` over [0, 1]
+TOKEN_BANDS = (16, 32, 64, 128, 256, 512)  # upper ends of the bins of `token_histogram`; the last bin is open
 RecordT = TypeVar("RecordT", bound="Record")
 
 
@@ -151,26 +153,87 @@ class Agreement(BaseModel):
     same_label: int
     largest_difference: float  # of a probability
 
+    def __add__(self, other: Agreement) -> Agreement:
+        return Agreement(
+            rows=self.rows + other.rows,
+            same_label=self.same_label + other.same_label,
+            largest_difference=max(self.largest_difference, other.largest_difference),
+        )
 
-class Receipt(Record):
+
+class Counts(BaseModel):
+    """Counts of scored and refused rows; those of several parts add up to those of a run, and the report shows them.
+
+    Args:
+        reasons: reason -> quarantined rows, and files that could not be read.
+        label_counts: predicted label -> rows.
+        score_histogram: rows in SCORE_BINS equal bins of the score over [0, 1].
+        token_histogram: rows in the bins of TOKEN_BANDS.
+        tokens: of the scored rows, before truncation.
+        truncated: rows longer than the model reads.
+        repeated: rows that the model had met before in this run, so that it computed nothing for them.
+        needs_review: rows with a score below the threshold.
+        scripts: dominant script -> scored rows.
+        reading: letters that the tokenizer can read, of a sample.
+        int8: rows computed in fp32 as well; None: none.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    reasons: dict[str, int] = {}
+    label_counts: dict[str, int] = {}
+    score_histogram: list[int] = [0] * SCORE_BINS
+    token_histogram: list[int] = [0] * (len(TOKEN_BANDS) + 1)
+    tokens: int = 0
+    truncated: int = 0
+    repeated: int = 0
+    needs_review: int = 0
+    scripts: dict[str, int] = {}
+    reading: Reading = Reading()
+    int8: Agreement | None = None
+
+    def __add__(self, other: Counts) -> Counts:
+        return Counts.model_construct(  # of values that were checked: a plan may have 20,000 receipts
+            reasons=add_counts([self.reasons, other.reasons]),
+            label_counts=add_counts([self.label_counts, other.label_counts]),
+            score_histogram=_added(self.score_histogram, other.score_histogram),
+            token_histogram=_added(self.token_histogram, other.token_histogram),
+            tokens=self.tokens + other.tokens,
+            truncated=self.truncated + other.truncated,
+            repeated=self.repeated + other.repeated,
+            needs_review=self.needs_review + other.needs_review,
+            scripts=add_counts([self.scripts, other.scripts]),
+            reading=add_readings([self.reading, other.reading]),
+            int8=self.int8 + other.int8 if self.int8 and other.int8 else self.int8 or other.int8,
+        )
+
+    @property
+    def counts(self) -> Counts:
+        """These counts alone."""
+        return Counts(**{name: getattr(self, name) for name in Counts.model_fields})
+
+    def profile(self, rows_scored: int) -> Profile:
+        """Profile of the scored rows, as the model reads them."""
+        scores = self.score_histogram
+        middles = [(n + 0.5) / SCORE_BINS for n in range(SCORE_BINS)]
+        return Profile(
+            rows=rows_scored,
+            predicted=shares(self.label_counts),
+            mean_score=sum(map(operator.mul, middles, scores)) / sum(scores) if any(scores) else None,
+            truncated=self.truncated / max(rows_scored, 1),
+            scripts=shares(self.scripts),
+            n_tokens=percentiles_at_least(self.token_histogram, TOKEN_BANDS),
+            reading=self.reading,
+        )
+
+
+class Receipt(Counts, Record):
     """Proof that some rows are staged whole; written after everything it names.
 
     They are the rows of one span, or of several small files together, ascending by file.
     """
 
     spans: list[Span]
-    reasons: dict[str, int]
-    label_counts: dict[str, int]
-    score_histogram: list[int]  # see SCORE_BINS
-    token_histogram: list[int]  # see TOKEN_BANDS
-    tokens: int
-    truncated: int
-    repeated: int = 0  # rows that the model had met before in this run, so that it computed nothing for them
-    needs_review: int
     seconds: float
-    scripts: dict[str, int] = {}  # dominant script -> scored rows
-    reading: Reading = Reading()
-    int8: Agreement | None = None
     part: StagedFile | None
     quarantine: StagedFile | None
     evaluation: StagedFile | None  # labels, probabilities and slices of labelled rows, for the report only
@@ -223,7 +286,7 @@ def part_name(number: int, run_id: str) -> str:
     return f"part-{number:05d}-{run_id[:8]}.parquet"
 
 
-class Entry(Record):
+class Entry(Counts, Record):
     """One commit, without its lists of parts."""
 
     schema_version: int = LEDGER_SCHEMA_VERSION
@@ -242,17 +305,6 @@ class Entry(Record):
     rows_in: int
     rows_scored: int
     rows_quarantined: int
-    reasons: dict[str, int]
-    label_counts: dict[str, int]
-    score_histogram: list[int]
-    token_histogram: list[int]
-    tokens: int
-    truncated: int
-    repeated: int = 0
-    needs_review: int
-    scripts: dict[str, int] = {}
-    reading: Reading = Reading()
-    int8: Agreement | None = None
     adopted_receipts: int
     seconds: float  # of this run up to the commit
     compute_seconds: float  # of it with the model at work, on all workers side by side
@@ -323,63 +375,8 @@ class EntrySummary(Entry):
 CommittedRun: TypeAlias = LedgerEntry | EntrySummary
 
 
-SCORE_BINS = 20  # equal bins of `score_histogram` over [0, 1]
-TOKEN_BANDS = (16, 32, 64, 128, 256, 512)  # upper ends of the bins of `token_histogram`; the last bin is open
-
-
-class Counted(Protocol):
-    """Counts that receipts and ledger entries share."""
-
-    @property
-    def rows_scored(self) -> int: ...
-    @property
-    def label_counts(self) -> dict[str, int]: ...
-    @property
-    def score_histogram(self) -> list[int]: ...
-    @property
-    def token_histogram(self) -> list[int]: ...
-    @property
-    def truncated(self) -> int: ...
-    @property
-    def scripts(self) -> dict[str, int]: ...
-    @property
-    def reading(self) -> Reading: ...
-
-
-def profile_of(counted: Sequence[Counted]) -> Profile:
-    """Profile of the scored rows of receipts, or of an entry."""
-    rows = sum(one.rows_scored for one in counted)
-    scores = add_histograms((one.score_histogram for one in counted), SCORE_BINS)
-    middles = [(n + 0.5) / SCORE_BINS for n in range(SCORE_BINS)]
-    tokens = add_histograms((one.token_histogram for one in counted), len(TOKEN_BANDS) + 1)
-    return Profile(
-        rows=rows,
-        predicted=shares(add_counts(one.label_counts for one in counted)),
-        mean_score=sum(map(operator.mul, middles, scores)) / sum(scores) if any(scores) else None,
-        truncated=sum(one.truncated for one in counted) / max(rows, 1),
-        scripts=shares(add_counts(one.scripts for one in counted)),
-        n_tokens=percentiles_at_least(tokens, TOKEN_BANDS),
-        reading=add_readings(one.reading for one in counted),
-    )
-
-
-def add_histograms(histograms: Iterable[list[int]], num_bins: int) -> list[int]:
-    total = [0] * num_bins
-    for histogram in histograms:
-        total = [a + b for a, b in zip(total, histogram, strict=True)]
-    return total
-
-
-def add_agreements(agreements: Iterable[Agreement | None]) -> Agreement | None:
-    """None where nothing was compared."""
-    compared = [agreement for agreement in agreements if agreement is not None]
-    if not compared:
-        return None
-    return Agreement(
-        rows=sum(agreement.rows for agreement in compared),
-        same_label=sum(agreement.same_label for agreement in compared),
-        largest_difference=max(agreement.largest_difference for agreement in compared),
-    )
+def _added(one: list[int], other: list[int]) -> list[int]:
+    return [a + b for a, b in zip(one, other, strict=True)]
 
 
 def add_counts(counts: Iterable[dict[str, int]]) -> dict[str, int]:

@@ -11,6 +11,7 @@ from os.path import commonprefix
 from typing import Any
 
 from bertray.evaluation.verdicts import Finding, worst, worst_first
+from bertray.outputs.control_files import TOKEN_BANDS, Counts
 from bertray.reports.charts import Charts
 from bertray.reports.evaluation import EvaluationReport
 from bertray.reports.html import data_title, model_title, percent, render
@@ -50,18 +51,12 @@ class ScoringReport:
     model: str
     model_version: str
     files: Sequence[FileRows]
-    label_counts: Mapping[str, int]  # predicted label -> rows
-    score_histogram: Sequence[int]  # equal bins of the score over [0, 1]
-    token_bounds: Sequence[int]  # upper ends of the bins of token_histogram; the last bin is open
-    token_histogram: Sequence[int]
-    tokens: int  # of all scored rows, before truncation
-    truncated: int  # rows
+    counts: Counts  # labels in the order in which they are shown
     quarantined: Mapping[str, int]  # reason -> rows of files that could be read
     seconds: float  # of the run, start-up included
     rows_per_s: float  # while the model was at work
-    repeated: int = 0  # rows whose tokens had been met before in this run: the model computed nothing for them
-    needs_review: int | None = None  # rows; None: no threshold was set
-    needs_review_below: float | None = None
+    token_bounds: Sequence[int] = TOKEN_BANDS  # upper ends of the bins of the token histogram; the last bin is open
+    needs_review_below: float | None = None  # None: no threshold was set
     skipped: Sequence[Mapping[str, str]] = ()  # path, why
     facts: Mapping[str, object] = field(default_factory=dict)
     config: str = ""  # the resolved config as YAML
@@ -88,7 +83,7 @@ class ScoringReport:
     @property
     def adds_up(self) -> bool:
         """Every row that came in was scored or quarantined, in each file, and labels count the scored rows."""
-        counted = not self.label_counts or sum(self.label_counts.values()) == self.rows_scored
+        counted = not self.counts.label_counts or sum(self.counts.label_counts.values()) == self.rows_scored
         return counted and all(file.adds_up for file in self.files)
 
     @property
@@ -123,8 +118,8 @@ class ScoringReport:
         files = counted(len(self.files), "file")
         said = f"{counted(came_in, 'review')} came in with {files}: {scored:,} {self.verb}"
         said += f", {refused:,} quarantined." if refused else ", none quarantined."
-        if scored and self.label_counts:
-            label, rows = max(self.label_counts.items(), key=lambda item: item[1])
+        if scored and self.counts.label_counts:
+            label, rows = max(self.counts.label_counts.items(), key=lambda item: item[1])
             said += f" {100 * rows / scored:.1f} % of the scored ones are {label}."
         return said
 
@@ -160,9 +155,9 @@ class ScoringReport:
         found = self.token_percentiles
         told = [(words[name], f"at most {bound:,}") for name, bound in found.items() if bound is not None]
         if len(told) < len(found):
-            beyond = self.token_histogram[-1] / sum(self.token_histogram)
+            beyond = self.counts.token_histogram[-1] / sum(self.counts.token_histogram)
             told.append((percent(beyond), f"more than {self.token_bounds[-1]:,}"))
-        mean = f"{self.tokens / self.rows_scored:,.0f} tokens on average"
+        mean = f"{self.counts.tokens / self.rows_scored:,.0f} tokens on average"
         if not told:
             return f"{mean}."
         (share, length), *others = told
@@ -173,15 +168,15 @@ class ScoringReport:
         """(`17-32`, rows) of each bin of the token histogram."""
         starts = [1, *(bound + 1 for bound in self.token_bounds)]
         names = [f"{low}–{high}" for low, high in zip(starts, self.token_bounds, strict=False)] + [f"{starts[-1]}+"]
-        return list(zip(names, self.token_histogram, strict=True))
+        return list(zip(names, self.counts.token_histogram, strict=True))
 
     @property
     def token_percentiles(self) -> dict[str, int | None]:
         """Tokens that a share of the scored rows does not exceed, read off the bins; None: beyond the last bound."""
-        total = sum(self.token_histogram)
+        total = sum(self.counts.token_histogram)
         if not total:
             return {}
-        reached = list(accumulate(self.token_histogram))
+        reached = list(accumulate(self.counts.token_histogram))
         bounds = [*self.token_bounds, None]
 
         def bound(percent: int) -> int | None:
@@ -210,14 +205,14 @@ class ScoringReport:
                 "adds_up": self.adds_up,
                 "files": self.files,
                 "skipped": self.skipped,
-                "label_counts": self.label_counts,
-                "score_histogram": self.score_histogram,
+                "label_counts": self.counts.label_counts,
+                "score_histogram": self.counts.score_histogram,
                 "token_histogram": dict(self.token_bands),
                 "token_percentiles": self.token_percentiles,
-                "tokens": self.tokens,
-                "truncated": self.truncated,
-                "repeated": self.repeated,
-                "needs_review": self.needs_review,
+                "tokens": self.counts.tokens,
+                "truncated": self.counts.truncated,
+                "repeated": self.counts.repeated,
+                "needs_review": None if self.needs_review_below is None else self.counts.needs_review,
                 "needs_review_below": self.needs_review_below,
                 "quarantined": self.quarantined,
                 "files_quarantined": self.files_quarantined,
@@ -231,7 +226,8 @@ class ScoringReport:
 
     def to_html(self) -> str:
         """A page that needs nothing but itself."""
-        charts = Charts()
+        charts, counts = Charts(), self.counts
+        labelled = self.rows_scored and counts.label_counts
         return render(
             "scoring.html.j2",
             report=self,
@@ -240,6 +236,6 @@ class ScoringReport:
             severity=worst(self.findings),
             reason_words=REASON_WORDS,
             files_shown=FILES_SHOWN,
-            scores_chart=charts.scores(self.score_histogram, None) if self.rows_scored and self.label_counts else None,
+            scores_chart=charts.scores(counts.score_histogram, None) if labelled else None,
             part=self.evaluation.part(charts) if self.evaluation else None,
         )

@@ -32,7 +32,7 @@ from bertray.io.tables import parquet_bytes
 from bertray.model.bundle import BundleInfo
 from bertray.model.profile import Profile
 from bertray.model.training_texts import TrainingTexts
-from bertray.outputs.control_files import Agreement, Receipt, add_agreements, profile_of
+from bertray.outputs.control_files import Agreement, Counts, Receipt
 from bertray.reports.evaluation import EvaluationReport
 from bertray.reviews.corpus import Inputs
 from bertray.reviews.fetch import fetch_rows, fetch_texts, whole_texts
@@ -135,9 +135,14 @@ def evaluate_shards(
     keys = [receipt.evaluation.key for receipt in receipts if receipt.evaluation]
     refused = sum(receipt.rows_quarantined for receipt in receipts)
     seconds = sum(receipt.seconds for receipt in receipts)
-    int8 = add_agreements(receipt.int8 for receipt in receipts)
+    counts = sum(receipts, Counts())
     rows = collect(store, keys, info, labels, slice_columns, refused)
-    return replace(rows, seconds=seconds, int8=int8, profile=profile_of(receipts))
+    return replace(
+        rows,
+        seconds=seconds,
+        int8=counts.int8,
+        profile=counts.profile(sum(receipt.rows_scored for receipt in receipts)),
+    )
 
 
 def collect(

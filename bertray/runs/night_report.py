@@ -16,7 +16,7 @@ from bertray.io.store import Store
 from bertray.model.bundle import BundleInfo
 from bertray.model.training_texts import TrainingTexts
 from bertray.outputs import ledger
-from bertray.outputs.control_files import TOKEN_BANDS, CommittedRun, LedgerEntry, profile_of
+from bertray.outputs.control_files import CommittedRun, LedgerEntry
 from bertray.outputs.ledger import Ledger
 from bertray.reports.evaluation import EvaluationReport
 from bertray.reports.scoring import FileRows, ScoringReport
@@ -79,17 +79,12 @@ def write_night_report(
             FileRows(file.path, file.rows_in, file.rows_scored, file.rows_quarantined, file.reason)
             for file in entry.files
         ],
-        label_counts={label: entry.label_counts.get(label, 0) for label in entry.labels},
-        score_histogram=entry.score_histogram,
-        token_bounds=TOKEN_BANDS,
-        token_histogram=entry.token_histogram,
-        tokens=entry.tokens,
-        truncated=entry.truncated,
-        repeated=entry.repeated,
+        counts=entry.counts.model_copy(
+            update={"label_counts": {label: entry.label_counts.get(label, 0) for label in entry.labels}}
+        ),
         quarantined=entry.row_reasons,
         seconds=entry.seconds,
         rows_per_s=scoring_rate(entry),
-        needs_review=entry.needs_review if entry.settings.get("needs_review_below") else None,
         needs_review_below=entry.settings.get("needs_review_below"),
         skipped=skipped,
         facts={
@@ -143,7 +138,7 @@ def _notes(entry: LedgerEntry, evaluated: EvaluationReport | None) -> list[str]:
 
 def row_findings(entry: LedgerEntry, info: BundleInfo) -> list[Finding]:
     """Findings on rows that the model cannot make sense of; of embedded rows, on letters that it cannot read."""
-    return judge_rows(profile_of([entry]), info.profile if past_tense(entry) == "scored" else None)
+    return judge_rows(entry.profile(entry.rows_scored), info.profile if past_tense(entry) == "scored" else None)
 
 
 def past_tense(entry: LedgerEntry) -> str:

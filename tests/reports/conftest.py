@@ -12,6 +12,7 @@ import pytest
 from bertray.evaluation.baselines import majority
 from bertray.evaluation.slices import length_bands
 from bertray.evaluation.summary import evaluate_predictions
+from bertray.outputs.control_files import Counts
 from bertray.reports.evaluation import EvaluationReport
 from bertray.reports.scoring import FileRows, ScoringReport
 
@@ -89,7 +90,7 @@ def make_report():
 
 @pytest.fixture(scope="session")
 def make_night():
-    """Builds a scoring report of 100 + 21 rows in two files; every field can be replaced."""
+    """Builds a scoring report of 100 + 21 rows in two files; every field and count can be replaced."""
 
     def make(**options):
         defaults: dict[str, Any] = {
@@ -102,17 +103,20 @@ def make_night():
                 FileRows("/in/reviews/b.parquet", 21, 20, 1),
                 FileRows("/in/reviews/c.parquet", None, 0, 0, "file_corrupt"),
             ],
-            "label_counts": {"negative": 30, "positive": 88},
-            "score_histogram": [*[0] * 10, *[8] * 9, 46],
             "token_bounds": (16, 64),
-            "token_histogram": (59, 50, 9),
-            "tokens": 2360,
-            "truncated": 9,
             "quarantined": {"text_empty": 2, "id_duplicate": 1},
             "seconds": 2.0,
             "rows_per_s": 150.0,
         }
-        return ScoringReport(**(defaults | options))
+        counted: dict[str, Any] = {
+            "label_counts": {"negative": 30, "positive": 88},
+            "score_histogram": [*[0] * 10, *[8] * 9, 46],
+            "token_histogram": [59, 50, 9],
+            "tokens": 2360,
+            "truncated": 9,
+        }
+        counts = {name: options.pop(name) for name in Counts.model_fields if name in options}
+        return ScoringReport(counts=Counts(**(counted | counts)), **(defaults | options))
 
     return make
 
