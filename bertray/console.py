@@ -23,6 +23,7 @@ from rich.text import Text
 
 LOG_EVERY_S = 5.0
 NOISY = ("ray", "ray.data", "ray.train", "transformers", "huggingface_hub", "fontTools", "matplotlib")  # loggers
+WARNING_MODULES = r"(ray|torch|transformers|sklearn|tqdm)\b.*"  # of others, whose warnings a user can do nothing about
 out = Console(highlight=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
 
@@ -36,7 +37,7 @@ def set_up_logging(*, verbose: bool) -> None:
     if not verbose:
         for name in NOISY:
             logging.getLogger(name).setLevel(logging.ERROR)
-        warnings.filterwarnings("ignore", module=r"(ray|torch|transformers|sklearn)\b.*")
+        warnings.filterwarnings("ignore", module=WARNING_MODULES)
         # Set before transformers is imported anywhere: hub progress bars have no place in a job log.
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")

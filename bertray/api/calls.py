@@ -6,11 +6,12 @@ import contextlib
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from bertray import errors, runtime
-from bertray.console import NOISY
+from bertray.console import NOISY, WARNING_MODULES
 from bertray.errors import BertrayError, ConfigError
 
 
@@ -47,6 +48,8 @@ def _loggers(*, verbose: bool) -> Iterator[None]:
             ours.addHandler(handler)
             stack.callback(ours.removeHandler, handler)
             ours.setLevel(logging.INFO)
+        stack.enter_context(warnings.catch_warnings())
+        warnings.filterwarnings("ignore", module=WARNING_MODULES)
         for name in NOISY:
             logging.getLogger(name).setLevel(logging.ERROR)
         try:

@@ -1,0 +1,101 @@
+"""The Python of README, docs/python.md and the notebook runs as it stands; the reference names everything public."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import bertray
+from bertray.commands import demo
+from bertray.runs import results
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+PAGE = ROOT / "docs" / "python.md"
+NOTEBOOK = ROOT / "docs" / "quickstart.ipynb"
+
+
+def blocks_of(page: Path) -> list[str]:
+    return re.findall(r"^```python\n(.*?)^```", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+
+
+@pytest.fixture
+def demo_run(tmp_path: Path) -> Path:
+    """A folder with what the demo leaves of reviews."""
+    import shutil
+
+    root = demo._fresh_folder(tmp_path / "demo-run")
+    shutil.copytree(demo.REVIEWS / "night-1", root / "reviews" / "incoming")
+    return tmp_path
+
+
+def run_in(folder: Path, code: str) -> str:
+    """Output of some code in a fresh interpreter, which prints nothing else."""
+    found = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=False)
+    assert (found.returncode, found.stderr) == (0, "")
+    return found.stdout
+
+
+def test_the_readme_trains_in_three_lines_and_labels_in_three(demo_run):
+    (block,) = [block for block in blocks_of(ROOT / "README.md") if "bertray" in block]
+    calls = [line for line in block.splitlines() if line and not line.startswith("import")]
+    assert len(calls) == 6
+    assert "['positive'" in run_in(demo_run, block)
+
+
+def test_the_examples_of_the_reference_run_one_after_the_other(demo_run):
+    blocks = [block for block in blocks_of(PAGE) if "import ray" not in block]
+    assert len(blocks) >= 4
+    printed = run_in(demo_run, "\n".join(blocks))
+    assert "None]" in printed
+
+
+@pytest.mark.slow
+def test_the_example_of_ray_data_runs(demo_run):
+    blocks = [blocks_of(PAGE)[0], *(block for block in blocks_of(PAGE) if "import ray" in block)]
+    found = subprocess.run(
+        [sys.executable, "-c", "\n".join(blocks)], cwd=demo_run, capture_output=True, text=True, check=True
+    )
+    assert "prob_positive" in found.stdout
+
+
+def test_every_public_name_and_result_is_in_the_reference():
+    text = PAGE.read_text(encoding="utf-8")
+    assert [name for name in bertray.__all__ if f"`bertray.{name}" not in text] == []
+    public = [name for name in vars(results) if name.endswith("Result") and name not in ("Result", "_NightResult")]
+    assert [name for name in public if f"`{name}`" not in text] == []
+
+
+def test_the_reference_names_no_attribute_that_a_result_lacks():
+    rows = re.findall(
+        r"^\| (`\w+Result`(?:, `\w+Result`)?) \| (.+) \|$", PAGE.read_text(encoding="utf-8"), re.MULTILINE
+    )
+    assert len(rows) == 6
+    for names, attributes in rows:
+        kinds = [getattr(results, name) for name in re.findall(r"`(\w+)`", names)]
+        words = set(re.findall(r"`(\w+)`", re.sub(r"\([^)]*\)", "", attributes)))
+        fields = {word for kind in kinds for word in (*dir(kind), *kind.__dataclass_fields__)}
+        assert words - fields == set(), names
+
+
+@pytest.mark.slow
+def test_the_notebook_runs_as_it_stands(demo_run):
+    import nbformat
+    from nbclient import NotebookClient
+
+    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    nbformat.validate(notebook)
+    NotebookClient(notebook, timeout=120, resources={"metadata": {"path": str(demo_run)}}).execute()
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", ())]
+    assert [output for output in outputs if output.get("name") == "stderr"] == []
+    assert any("TrainResult" in str(output.get("data", {}).get("text/html")) for output in outputs)
+
+
+def test_the_notebook_is_kept_without_outputs():
+    import json
+
+    cells = json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"]
+    assert [cell for cell in cells if cell.get("outputs") or cell.get("execution_count")] == []
