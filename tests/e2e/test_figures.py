@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from bertray.outputs import ledger
+from bertray.outputs import publish
 from bertray.reviews import clean, screening
 from bertray.reviews.clean import Cleaning
 from bertray.runs import night as nights
@@ -47,7 +47,7 @@ def seconds(monkeypatch) -> dict[str, float]:
         monkeypatch.setattr(owner, name, call)
 
     timed(nights, "commit", "commit")
-    timed(ledger, "publish", "publish")
+    timed(publish, "publish", "publish")
     timed(MakePart, "_stage", "stage")
     return spent
 
