@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +20,8 @@ from bertray.execution.resources import Resources
 from bertray.execution.session import inside_cluster, resources_without_start, without_ray
 from bertray.io.store import open_store
 from bertray.model.bundle import resolve_model
-from bertray.model.tokenization import ReviewTokenizer, sequences
+from bertray.model.new_encoder import write_shallow
+from bertray.model.tokenization import ReviewTokenizer, Sequences, ranges, sequences
 from bertray.outputs.claims import check_claim
 from bertray.outputs.ledger import read_ledger
 from bertray.reviews.corpus import Inputs
@@ -36,6 +37,7 @@ from bertray.wording import counted
 
 SAMPLE_ROWS = 1000
 TIMED_ROWS = 64
+TIMED_STEPS = 2  # after one that warms up
 MAX_LINES = 30
 START_UP_S = 15.0  # Ray, imports and model load, seen on two cores
 LOADING_S = 6.0  # imports and model load alone
@@ -54,6 +56,18 @@ class Sample:
         """Tokens that the model computes for each review."""
         lens: np.ndarray = np.array([sum(lens) for lens in self.tokens[s.SEQ_LENS].to_pylist()], np.int64)
         return lens
+
+    @property
+    def first_sequences(self) -> pa.Table:
+        """The reviews as training reads them: of several windows the first; `n_tokens` are those that are left."""
+        seqs = sequences(self.tokens)
+        first_N = np.flatnonzero(np.diff(seqs.rows_S, prepend=-1))
+        starts_S = np.cumsum(seqs.lens_S) - seqs.lens_S
+        lens_N = seqs.lens_S[first_N]
+        offsets = pa.array(np.concatenate([[0], np.cumsum(lens_N)]).astype(np.int32))
+        ids = pa.array(seqs.ids_T[ranges(starts_S[first_N], lens_N)])
+        columns = {s.INPUT_IDS: pa.ListArray.from_arrays(offsets, ids), s.N_TOKENS: pa.array(lens_N.astype(np.int32))}
+        return pa.table({**columns, s.SECOND_LEN: pa.array(seqs.second_lens_S[first_N])})
 
 
 class _Page:
@@ -145,23 +159,25 @@ def _plan_train(config: TrainConfig, page: _Page) -> None:
     page.say(f"classes: {', '.join(data.labels.names)}")
     sample = draw_sample(data.train, ReviewTokenizer(folder, config.max_length, config.long_text))
     _show_sample(page, sample, data.train.num_rows, config.max_length)
-    tokens_per_s = _training_rate(config, folder, sample, data.labels.names)
-    mean_tokens = float(sample.seen_tokens_N.mean())
+    forward_per_s, mean_tokens = _forward_rate(folder, sample), float(sample.seen_tokens_N.mean())
     rows_trained = data.train.num_rows * (1.0 if data.validation else 1 - config.data.validation_fraction)
-    if config.training.method == "features":  # one forward pass, which is a third of a training step
-        seconds = rows_trained * mean_tokens / (3 * tokens_per_s)
+    if config.training.method == "features":
+        seconds = rows_trained * mean_tokens / forward_per_s
+        basis = f"{forward_per_s:,.0f} tokens/s of the frozen encoder measured here"
     else:
-        seconds = rows_trained * mean_tokens * config.training.epochs / tokens_per_s
+        tokens_per_s = _training_rate(config, folder, sample, data.labels.names)
+        trained_tokens = rows_trained * float(sample.first_sequences[s.N_TOKENS].to_numpy().mean())
+        seconds = trained_tokens * config.training.epochs / tokens_per_s
         steps = -(-int(rows_trained) // config.training.batch_size) * config.training.epochs
         page.say(f"about {steps:,} optimizer steps of {config.training.batch_size} examples")
+        basis = f"{tokens_per_s:,.0f} tokens/s of training measured here"
     evaluated = data.test.num_rows if data.test else data.train.num_rows - rows_trained
-    seconds += evaluated * mean_tokens / (3 * tokens_per_s)
+    seconds += evaluated * mean_tokens / forward_per_s
     if data.teacher:  # reads what the student learns from, and is judged beside it
         teacher_folder, info = resolve_model(data.teacher.model), data.teacher.info
         seen = draw_sample(data.train, ReviewTokenizer(teacher_folder, info.max_length, info.long_text))
         tokens = (data.train.num_rows + evaluated) * float(seen.seen_tokens_N.mean())
         seconds += tokens / _scoring_rate(teacher_folder, seen)
-    basis = f"{tokens_per_s:,.0f} tokens/s of training measured here"
     _show_forecast(page, config, seconds, basis, without_ray(config.workers, data.num_rows, ranks=True))
 
 
@@ -170,43 +186,58 @@ def _scoring_rate(folder: Path, sample: Sample, precision: ScoringPrecision = "a
     from bertray.model.predictor import Predictor
 
     predictor = Predictor(folder, precision=precision)
-    timed = sequences(sample.tokens.slice(0, TIMED_ROWS))
-    predictor.logits(timed)  # warm-up; unlike `probs`, it computes again what it has seen
-    started = time.monotonic()
-    predictor.logits(timed)
-    return float(timed.lens_S.sum()) / (time.monotonic() - started)
+    return _rate(predictor.logits, sample)  # unlike `probs`, it computes again what it has seen
 
 
 def _training_rate(config: TrainConfig, folder: Path, sample: Sample, labels: tuple[str, ...]) -> float:
-    """Tokens a second of forward and backward passes over some sampled reviews."""
-    import torch
+    """Tokens a second of optimizer steps over some sampled reviews, taken by the loop that `train` runs."""
+    from bertray.training.examples import Examples, LoopSettings, TrainingSettings
+    from bertray.training.loop import step_seconds
+    from bertray.training.objectives import Classification, Distillation
+    from bertray.training.token_shards import TokenShards, write_examples
 
-    from bertray.model.engine import choose_dtype
-    from bertray.model.new_encoder import write_shallow
-    from bertray.training.dropout import use_fast_dropout
-    from bertray.training.examples import TrainingSettings
-    from bertray.training.objectives import load_classifier
-
-    bf16 = choose_dtype(config.training.precision, torch.device("cpu")) == torch.bfloat16
-    with tempfile.TemporaryDirectory() as shallow:
+    tokens = sample.first_sequences.slice(0, TIMED_ROWS)
+    rows = np.arange(tokens.num_rows)
+    label_ids_N = (rows % len(labels)).astype(np.int32)
+    step = np.resize(rows, min(config.training.batch_size, max(len(rows), TIMED_ROWS)))
+    settings = settings_of(TrainingSettings, config.training)
+    loop = LoopSettings(labels, settings, config.seed, "plan", None)
+    is_distilled = config.training.method == "distill"
+    with tempfile.TemporaryDirectory() as name:
         if config.training.keep_layers is not None:
-            write_shallow(folder, Path(shallow), config.training.keep_layers, seed=config.seed)
-            folder = Path(shallow)
-        model = load_classifier(
-            folder, labels, settings_of(TrainingSettings, config.training), bf16=bf16, device="cpu"
-        ).train()
-    use_fast_dropout(model)
-    seqs = sequences(sample.tokens.slice(0, TIMED_ROWS))
-    width = int(np.median(seqs.lens_S))
-    ids_BL = torch.randint(0, model.get_input_embeddings().weight.shape[0], (max(1, min(16, TIMED_ROWS)), width))
-    started = 0.0
-    for number in range(3):
-        if number == 1:  # the first pass warms up
-            started = time.monotonic()
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
-            loss = model(input_ids=ids_BL, attention_mask=torch.ones_like(ids_BL)).logits.float().sum()
-        loss.backward()
-    return 2 * ids_BL.numel() / (time.monotonic() - started)
+            write_shallow(folder, Path(name), config.training.keep_layers, seed=config.seed)
+            folder = Path(name)
+        shard = Path(name) / "sample.arrow"
+        write_examples(shard, tokens, [labels[label] for label in label_ids_N])
+        examples = Examples(
+            TokenShards([shard]),
+            label_ids_N,
+            train=rows,
+            validation=rows[:1],
+            soft_NC=np.zeros((len(rows), len(labels)), np.float32) if is_distilled else None,
+        )
+        pad_id = ReviewTokenizer(folder, 16).pad_id
+        objective = Distillation if is_distilled else Classification
+        _, *seconds = step_seconds(examples, folder, pad_id, loop, [step] * (1 + TIMED_STEPS), objective=objective)
+    return len(seconds) * float(examples.shards.lens_N[step].sum()) / sum(seconds)
+
+
+def _forward_rate(folder: Path, sample: Sample) -> float:
+    """Tokens a second of the engine over some sampled reviews, as `train` evaluates and embeds them."""
+    from bertray.model.engine import Engine
+    from bertray.model.pooling import PooledReadout
+
+    engine = Engine(folder, readout=PooledReadout())
+    return _rate(engine.logits, sample)
+
+
+def _rate(compute: Callable[[Sequences], object], sample: Sample) -> float:
+    """Tokens a second of a forward pass over some sampled reviews, the second time."""
+    timed = sequences(sample.tokens.slice(0, TIMED_ROWS))
+    compute(timed)
+    started = time.monotonic()
+    compute(timed)
+    return float(timed.lens_S.sum()) / (time.monotonic() - started)
 
 
 def draw_sample(inputs: Inputs, tokenizer: ReviewTokenizer, num_rows: int = SAMPLE_ROWS) -> Sample:

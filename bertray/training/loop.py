@@ -9,8 +9,9 @@ from __future__ import annotations
 import contextlib
 import gc
 import logging
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bertray.errors import BertrayError, DataRefused, Diverged, InfrastructureError
-from bertray.io.store import Store
+from bertray.io.store import LocalStore, Store
 from bertray.training.checkpoint import (
     Checkpoint,
     Progress,
@@ -88,6 +89,33 @@ def run_loop(
         DataRefused: a split has no example.
     """
     return _Loop(examples, model_folder, pad_id, settings, store, device, on_progress, on_epoch, objective).run()
+
+
+def step_seconds(
+    examples: Examples,
+    model_folder: Path,
+    pad_id: int,
+    settings: LoopSettings,
+    steps: Sequence[np.ndarray],
+    *,
+    objective: Callable[..., Objective] = Classification,
+    device: str = "cpu",
+) -> list[float]:
+    """Seconds of optimizer steps as `run_loop` takes them: packed or padded, by the same kernels, clipping included.
+
+    Args:
+        steps: example numbers of each step.
+    """
+    with tempfile.TemporaryDirectory() as nowhere:  # a step writes nothing
+        loop = _Loop(examples, model_folder, pad_id, settings, LocalStore(Path(nowhere)), device, None, None, objective)
+        loop.model.train()
+        seconds = []
+        for members in steps:
+            started = time.monotonic()
+            loop._step(members, settings.training.learning_rate)  # its loss is read, so that a GPU is waited for
+            seconds.append(time.monotonic() - started)
+            loop.progress.step += 1
+    return seconds
 
 
 class _Loop:
