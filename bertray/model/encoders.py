@@ -71,7 +71,7 @@ class PackTensors:
     num_tokens: int
     """As many, on the host; what comes after them is filling."""
     groups: tuple[GroupIndex, ...]
-    bounds_B1: Tensor | None
+    cu_seqlens_B1: Tensor | None
     """int32 [B + 1]: where sequences begin and the last ends; only for kernels that take packed input as it is."""
     max_len: int
 
@@ -107,7 +107,7 @@ class Layer:
     down: Linear
     output_norm: Norm
     attend: Callable[[Tensor, Tensor], Tensor] | None
-    """Attention with what goes before it as one kernel, from what the layer got and `PackTensors.bounds_B1`."""
+    """Attention with what goes before it as one kernel, from what the layer got and `PackTensors.cu_seqlens_B1`."""
     feed_forward: Callable[[Tensor, Tensor], Tensor] | None
     """All that follows attention, from what it gave and what the layer got, as one kernel."""
 
@@ -213,14 +213,14 @@ class PackedEncoder:
 
     def _attend(self, layer: Layer, x_TD: Tensor, pack: PackTensors) -> Tensor:
         if layer.attend is not None:
-            assert pack.bounds_B1 is not None
-            return layer.attend(x_TD, pack.bounds_B1)
+            assert pack.cu_seqlens_B1 is not None
+            return layer.attend(x_TD, pack.cu_seqlens_B1)
         assert layer.query_key_value is not None
         qkv_T3D = layer.query_key_value(x_TD)
         num_tokens, hidden = x_TD.shape
-        if pack.bounds_B1 is not None:
+        if pack.cu_seqlens_B1 is not None:
             q_THE, k_THE, v_THE = qkv_T3D.view(num_tokens, 3, self.num_heads, -1).unbind(1)
-            return self._varlen(q_THE, k_THE, v_THE, pack.bounds_B1, pack.bounds_B1, pack.max_len, pack.max_len)
+            return self._varlen(q_THE, k_THE, v_THE, pack.cu_seqlens_B1, pack.cu_seqlens_B1, pack.max_len, pack.max_len)
         out_TD = torch.empty_like(x_TD)
         if pack.groups[-1].stop < num_tokens:
             out_TD[pack.groups[-1].stop :] = 0  # filling: no sequence, but numbers go through the linear layers
@@ -239,11 +239,11 @@ class PackedEncoder:
         assert layer.query is not None
         assert layer.key_value is not None
         q_BD, kv_T2D = layer.query(x_BD), layer.key_value(x_TD)
-        if pack.bounds_B1 is not None:
+        if pack.cu_seqlens_B1 is not None:
             k_THE, v_THE = kv_T2D.view(len(x_TD), 2, self.num_heads, -1).unbind(1)
             ones_B1 = torch.arange(len(x_BD) + 1, dtype=torch.int32, device=self.device)
             q_BHE = q_BD.view(len(x_BD), self.num_heads, -1)
-            return self._varlen(q_BHE, k_THE, v_THE, ones_B1, pack.bounds_B1, 1, pack.max_len)
+            return self._varlen(q_BHE, k_THE, v_THE, ones_B1, pack.cu_seqlens_B1, 1, pack.max_len)
         out_BD = torch.empty_like(x_BD)
         for index in pack.groups:
             chosen = slice(index.group.first, index.group.stop)
@@ -253,14 +253,14 @@ class PackedEncoder:
         return out_BD
 
     def _varlen(
-        self, q: Tensor, k: Tensor, v: Tensor, bounds_q: Tensor, bounds_k: Tensor, max_q: int, max_k: int
+        self, q: Tensor, k: Tensor, v: Tensor, cu_seqlens_q: Tensor, cu_seqlens_k: Tensor, max_q: int, max_k: int
     ) -> Tensor:
         """Attention within each sequence of packed [T, H, E] tensors, as [T, D]; 16 bit."""
         if self._kernels is not None:
-            return self._kernels.attention(q, k, v, bounds_q, bounds_k)
+            return self._kernels.attention(q, k, v, cu_seqlens_q, cu_seqlens_k)
         from torch.nn.attention.varlen import varlen_attn
 
-        attended = varlen_attn(q, k, v, bounds_q, bounds_k, max_q, max_k)
+        attended = varlen_attn(q, k, v, cu_seqlens_q, cu_seqlens_k, max_q, max_k)
         assert isinstance(attended, Tensor)
         return attended.flatten(1)
 
@@ -274,26 +274,26 @@ class PackedEncoder:
         """
         lens_B = pack.lens_B
         num_tokens = int(lens_B.sum())
-        bounds_B1 = np.zeros(len(lens_B) + 1, np.int64)
-        np.cumsum(lens_B, out=bounds_B1[1:])
+        cu_seqlens_B1 = np.zeros(len(lens_B) + 1, np.int64)
+        np.cumsum(lens_B, out=cu_seqlens_B1[1:])
         ids_T = np.zeros(pack.num_slots, np.int64)
         ids_T[:num_tokens] = seqs.ids_T[ranges(starts_S[pack.sequences_B], lens_B)]
         positions_T = np.zeros(pack.num_slots, np.int64)
-        positions_T[:num_tokens] = positions_of(ids_T[:num_tokens], lens_B, bounds_B1, self._pad_id)
+        positions_T[:num_tokens] = positions_of(ids_T[:num_tokens], lens_B, cu_seqlens_B1, self._pad_id)
         if self._num_types > 1:
             second_B = seqs.second_lens_S[pack.sequences_B].astype(np.int64)
             if second_B.any():
-                positions_T[ranges(bounds_B1[1:] - second_B, second_B)] += self._num_positions
+                positions_T[ranges(cu_seqlens_B1[1:] - second_B, second_B)] += self._num_positions
         return PackTensors(
             ids_T=self._tensor(ids_T),
             positions_T=self._tensor(positions_T),
-            first_tokens_B=self._tensor(bounds_B1[:-1]),
-            end_1=self._tensor(bounds_B1[-1:]),
+            first_tokens_B=self._tensor(cu_seqlens_B1[:-1]),
+            end_1=self._tensor(cu_seqlens_B1[-1:]),
             num_tokens=num_tokens,
             groups=()
             if self.varlen
-            else tuple(group_index(group, lens_B, bounds_B1, self._tensor, self.dtype) for group in pack.groups),
-            bounds_B1=self._tensor(bounds_B1.astype(np.int32)) if self.varlen else None,
+            else tuple(group_index(group, lens_B, cu_seqlens_B1, self._tensor, self.dtype) for group in pack.groups),
+            cu_seqlens_B1=self._tensor(cu_seqlens_B1.astype(np.int32)) if self.varlen else None,
             max_len=int(lens_B[0]),
         )
 
@@ -302,7 +302,7 @@ class PackedEncoder:
 
 
 def positions_of(
-    ids_T: NDArray[np.int64], lens_B: NDArray[np.int64], bounds_B1: NDArray[np.int64], pad_id: int | None
+    ids_T: NDArray[np.int64], lens_B: NDArray[np.int64], cu_seqlens_B1: NDArray[np.int64], pad_id: int | None
 ) -> NDArray[np.int64]:
     """Position of each token of sequences end to end as `transformers` counts them; with a `pad_id`, from behind it."""
     if pad_id is None:
@@ -310,7 +310,7 @@ def positions_of(
     # A review may spell out the padding token; transformers then counts on without it.
     counts_T = ids_T != pad_id
     so_far_T = np.cumsum(counts_T)
-    before_B = np.concatenate([[0], so_far_T])[bounds_B1[:-1]]
+    before_B = np.concatenate([[0], so_far_T])[cu_seqlens_B1[:-1]]
     positions_T: NDArray[np.int64] = (so_far_T - np.repeat(before_B, lens_B)) * counts_T + pad_id
     return positions_T
 
@@ -318,19 +318,19 @@ def positions_of(
 def group_index(
     group: Group,
     lens_B: NDArray[np.int64],
-    bounds_B1: NDArray[np.int64],
+    cu_seqlens_B1: NDArray[np.int64],
     to_tensor: Callable[[NDArray[Any]], Tensor],
     dtype: torch.dtype = torch.float32,
 ) -> GroupIndex:
-    """How one group moves, for sequences of `lens_B` tokens that begin and end at `bounds_B1`; masks in `dtype`."""
+    """How one group moves, for sequences of `lens_B` tokens that begin and end at `cu_seqlens_B1`; masks in `dtype`."""
     lens_G = lens_B[group.first : group.stop]
-    start, stop = int(bounds_B1[group.first]), int(bounds_B1[group.stop])
+    start, stop = int(cu_seqlens_B1[group.first]), int(cu_seqlens_B1[group.stop])
     if stop - start == len(lens_G) * group.width:
         return GroupIndex(group, start, stop)
     places_W = np.arange(group.width)
     # Padding that repeats the sequence itself: a NaN there stays the sequence's own.
     own_GW = np.minimum(places_W, lens_G[:, None] - 1)
-    padded_from = bounds_B1[group.first : group.stop, None] - start + own_GW
+    padded_from = cu_seqlens_B1[group.first : group.stop, None] - start + own_GW
     packed_from = ranges(np.arange(len(lens_G)) * group.width, lens_G)
     mask = np.where(places_W < lens_G[:, None], 0.0, -np.inf).astype(np.float32)[:, None, None, :]
     return GroupIndex(

@@ -63,7 +63,7 @@ class PackedBatch:
     types_T: Tensor
     first_tokens_B: Tensor
     groups: tuple[GroupIndex, ...]
-    bounds_B1: Tensor
+    cu_seqlens_B1: Tensor
     """int32 [B + 1]: where each sequence begins and the last one ends."""
     places_B: Tensor
     """int64 [B]: where each sequence of the input stands among the packed ones."""
@@ -85,13 +85,13 @@ def pack(
     cuts = cheapest_passes(lens, max_tokens=1 << 40, tokens_per_pass=TOKENS_PER_GROUP)
     order_B = np.concatenate(cuts)
     lens_B = lens[order_B]
-    bounds_B1 = np.concatenate([[0], np.cumsum(lens_B)])
+    cu_seqlens_B1 = np.concatenate([[0], np.cumsum(lens_B)])
     ids_T = np.concatenate([ids[number] for number in order_B]).astype(np.int64)
     types_T = np.zeros(len(ids_T), np.int64)
-    for stop, second in zip(bounds_B1[1:], second_lens_B[order_B], strict=True):
+    for stop, second in zip(cu_seqlens_B1[1:], second_lens_B[order_B], strict=True):
         types_T[stop - second : stop] = 1
     pad_id = config.pad_token_id if config.model_type in OFFSET_POSITIONS else None
-    positions_T = positions_of(ids_T, lens_B, bounds_B1, pad_id)
+    positions_T = positions_of(ids_T, lens_B, cu_seqlens_B1, pad_id)
     filling = round_up(len(ids_T), tokens_multiple) - len(ids_T)
     ids_T, positions_T, types_T = (np.pad(x_T, (0, filling)) for x_T in (ids_T, positions_T, types_T))
     ends = np.cumsum([len(cut) for cut in cuts])
@@ -100,9 +100,9 @@ def pack(
         ids_T=torch.from_numpy(ids_T),
         positions_T=torch.from_numpy(positions_T),
         types_T=torch.from_numpy(types_T),
-        first_tokens_B=torch.from_numpy(bounds_B1[:-1]),
-        groups=tuple(group_index(group, lens_B, bounds_B1, torch.from_numpy) for group in groups),
-        bounds_B1=torch.from_numpy(bounds_B1.astype(np.int32)),
+        first_tokens_B=torch.from_numpy(cu_seqlens_B1[:-1]),
+        groups=tuple(group_index(group, lens_B, cu_seqlens_B1, torch.from_numpy) for group in groups),
+        cu_seqlens_B1=torch.from_numpy(cu_seqlens_B1.astype(np.int32)),
         places_B=torch.from_numpy(np.argsort(order_B)),
     )
 
@@ -339,7 +339,7 @@ def _attend(
     """Attention within each sequence: [1, H, T, E] to [1, T, H, E]."""
     if kernels is not None and not dropout:
         q_THE, k_THE, v_THE = (x.squeeze(0).transpose(0, 1) for x in (query, key, value))
-        return kernels.attention(q_THE, k_THE, v_THE, packed.bounds_B1)[None], None
+        return kernels.attention(q_THE, k_THE, v_THE, packed.cu_seqlens_B1)[None], None
     dtype = query.dtype
     # In fp32: the bf16 kernel has a backward pass on CPU that is several times slower.
     num_heads = query.shape[1]

@@ -162,27 +162,31 @@ class Kernels:
         if library.bertray_allow_tiles() != 0:
             raise OSError("the operating system does not let this process use AMX")
 
-    def attention(self, q_THE: Tensor, k_THE: Tensor, v_THE: Tensor, bounds_q: Tensor, bounds_k: Tensor) -> Tensor:
+    def attention(
+        self, q_THE: Tensor, k_THE: Tensor, v_THE: Tensor, cu_seqlens_q: Tensor, cu_seqlens_k: Tensor
+    ) -> Tensor:
         """Attention within each sequence, [T, H * E].
 
         Args:
             q_THE: queries; the heads of a token lie side by side, tokens as far apart as one likes.
             k_THE, v_THE: keys and values, tokens equally far apart.
-            bounds_q: int32 [B + 1], where the queries of each sequence begin and the last end.
-            bounds_k: likewise keys and values.
+            cu_seqlens_q: int32 [B + 1], where the queries of each sequence begin and the last end.
+            cu_seqlens_k: likewise keys and values.
         """
         num_tokens, num_heads, head = q_THE.shape
         check_heads("queries", q_THE, q_THE.shape, q_THE.stride(0))
         for what, x_THE in (("keys", k_THE), ("values", v_THE)):
             check_heads(what, x_THE, (len(k_THE), num_heads, head), k_THE.stride(0))
-        check_cu_seqlens("offsets of queries", bounds_q, num_tokens)
-        check_cu_seqlens("offsets of keys", bounds_k, len(k_THE))
-        if len(bounds_q) != len(bounds_k):
-            raise ValueError(f"attention: {len(bounds_q) - 1} sequences of queries, {len(bounds_k) - 1} of keys")
+        check_cu_seqlens("offsets of queries", cu_seqlens_q, num_tokens)
+        check_cu_seqlens("offsets of keys", cu_seqlens_k, len(k_THE))
+        if len(cu_seqlens_q) != len(cu_seqlens_k):
+            raise ValueError(
+                f"attention: {len(cu_seqlens_q) - 1} sequences of queries, {len(cu_seqlens_k) - 1} of keys"
+            )
         out_TD = torch.empty(num_tokens, num_heads * head, dtype=torch.bfloat16)
         failed = self._attention(
             *(q_THE.data_ptr(), q_THE.stride(0), k_THE.data_ptr(), v_THE.data_ptr(), k_THE.stride(0)),
-            *(bounds_q.data_ptr(), bounds_k.data_ptr(), len(bounds_q) - 1, num_heads, head),
+            *(cu_seqlens_q.data_ptr(), cu_seqlens_k.data_ptr(), len(cu_seqlens_q) - 1, num_heads, head),
             *(out_TD.data_ptr(), num_heads * head, torch.get_num_threads()),
         )
         return done(failed, out_TD)
@@ -197,12 +201,12 @@ class Kernels:
         if layer.outputs != 3 * layer.inputs or layer.inputs % num_heads:
             raise ValueError(f"attention: {layer.inputs} to {layer.outputs} is no projection of {num_heads} heads")
 
-        def run(x_TD: Tensor, bounds_B1: Tensor) -> Tensor:
+        def run(x_TD: Tensor, cu_seqlens_B1: Tensor) -> Tensor:
             check("input of attention", x_TD, (len(x_TD), layer.inputs), torch.bfloat16)
-            check_cu_seqlens("offsets of sequences", bounds_B1, len(x_TD))
+            check_cu_seqlens("offsets of sequences", cu_seqlens_B1, len(x_TD))
             out_TD = torch.empty_like(x_TD)
             failed = self._self_attention(
-                *(x_TD.data_ptr(), layer.struct, bounds_B1.data_ptr(), len(bounds_B1) - 1),
+                *(x_TD.data_ptr(), layer.struct, cu_seqlens_B1.data_ptr(), len(cu_seqlens_B1) - 1),
                 *(num_heads, out_TD.data_ptr(), torch.get_num_threads()),
             )
             return done(failed, out_TD)

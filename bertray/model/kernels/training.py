@@ -99,19 +99,20 @@ class TrainingKernels:
 
     # --- attention ---------------------------------------------------------------------------------------------------
 
-    def attention(self, q_THE: Tensor, k_THE: Tensor, v_THE: Tensor, bounds_B1: Tensor) -> Tensor:
+    def attention(self, q_THE: Tensor, k_THE: Tensor, v_THE: Tensor, cu_seqlens_B1: Tensor) -> Tensor:
         """Attention within each sequence, [T, H, E] in bf16.
 
         Args:
             q_THE, k_THE, v_THE: bf16; heads of a token lie side by side, tokens equally far apart in all three.
-            bounds_B1: int32, where each sequence begins and the last ends, which is T.
+            cu_seqlens_B1: int32, where each sequence begins and the last ends, which is T.
         """
-        if not q_THE.stride() == k_THE.stride() == v_THE.stride() or int(bounds_B1[-1]) != len(q_THE):
+        num_tokens = int(cu_seqlens_B1[-1])
+        if not q_THE.stride() == k_THE.stride() == v_THE.stride() or num_tokens != len(q_THE):
             raise ValueError(
-                f"attention: expected {int(bounds_B1[-1])} tokens equally far apart, found {len(q_THE)} at strides of "
+                f"attention: expected {num_tokens} tokens with equal strides, found {len(q_THE)} at strides of "
                 f"{q_THE.stride()}, {k_THE.stride()} and {v_THE.stride()}"
             )
-        out: Tensor = _AttentionOp.apply(self, q_THE, k_THE, v_THE, bounds_B1)  # type: ignore[no-untyped-call]
+        out: Tensor = _AttentionOp.apply(self, q_THE, k_THE, v_THE, cu_seqlens_B1)  # type: ignore[no-untyped-call]
         return out
 
     # --- what works on each token by itself --------------------------------------------------------------------------
@@ -197,24 +198,25 @@ class _LinearOp(torch.autograd.Function):
 class _AttentionOp(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, ours: TrainingKernels, q_THE: Tensor, k_THE: Tensor, v_THE: Tensor, bounds_B1: Tensor
+        ctx: Any, ours: TrainingKernels, q_THE: Tensor, k_THE: Tensor, v_THE: Tensor, cu_seqlens_B1: Tensor
     ) -> Tensor:
-        ctx.save_for_backward(q_THE, k_THE, v_THE, bounds_B1)
+        ctx.save_for_backward(q_THE, k_THE, v_THE, cu_seqlens_B1)
         ctx.ours = ours
-        return ours._kernels.attention(q_THE, k_THE, v_THE, bounds_B1, bounds_B1).view(q_THE.shape)
+        return ours._kernels.attention(q_THE, k_THE, v_THE, cu_seqlens_B1, cu_seqlens_B1).view(q_THE.shape)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Any, ...]:
-        q_THE, k_THE, v_THE, bounds_B1 = ctx.saved_tensors
+        q_THE, k_THE, v_THE, cu_seqlens_B1 = ctx.saved_tensors
         num_tokens, num_heads, head = q_THE.shape
         upstream_THE = upstream[0].contiguous()
         check("gradient of attention", upstream_THE, q_THE.shape, torch.bfloat16)
         gradients_TKHE = torch.empty(num_tokens, 3, num_heads, head, dtype=torch.bfloat16)
         q, k, v = gradients_TKHE.unbind(1)
+        num_sequences = len(cu_seqlens_B1) - 1
         failed = ctx.ours._attention_gradient(
             *(q_THE.data_ptr(), k_THE.data_ptr(), v_THE.data_ptr(), q_THE.stride(0)),
-            *(upstream_THE.data_ptr(), num_heads * head, bounds_B1.data_ptr(), len(bounds_B1) - 1, num_heads, head),
+            *(upstream_THE.data_ptr(), num_heads * head, cu_seqlens_B1.data_ptr(), num_sequences, num_heads, head),
             *(q.data_ptr(), k.data_ptr(), v.data_ptr(), q.stride(0), torch.get_num_threads()),
         )
         done(failed, q)
