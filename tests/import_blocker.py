@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-import importlib.abc
 import sys
-from collections.abc import Sequence
-from typing import Any
 
-# `scipy` and `sklearn` stay: training's validation metrics are theirs.
+# `scipy` and `sklearn` stay: training's validation metrics are theirs. `yaml`, `jinja2`: the four need them.
 BLOCKED = (
-    *("ray", "pydantic", "pydantic_core", "omegaconf", "ruamel", "typer", "rich", "jinja2", "matplotlib"),
-    *("ftfy", "obstore", "pandas", "datasets", "optuna", "bertopic", "cleanlab", "rensa", "openvino", "psutil"),
-    *("charset_normalizer", "platformdirs"),
+    *("ray", "pydantic", "pydantic_core", "omegaconf", "ruamel", "typer", "rich", "matplotlib", "ftfy", "obstore"),
+    *("datasets", "optuna", "bertopic", "cleanlab", "rensa", "openvino", "psutil", "charset_normalizer"),
+    "platformdirs",  # not `pandas`, which pyarrow and sklearn look up by themselves
 )
 
 
-class _Blocker(importlib.abc.MetaPathFinder):
-    def find_spec(self, name: str, path: Sequence[str] | None = None, target: Any = None) -> None:
-        if name.partition(".")[0] in BLOCKED:
-            raise ModuleNotFoundError(f"No module named {name!r} (blocked)", name=name)
-
-
 def block() -> None:
-    """Let imports of those packages fail from here on."""
-    sys.meta_path.insert(0, _Blocker())
+    """Let imports of those packages fail from here on, as if they were not installed."""
+    for name in BLOCKED:
+        sys.modules[name] = None  # type: ignore[assignment]  # how Python marks a module that cannot be imported
