@@ -13,13 +13,30 @@ if TYPE_CHECKING:
     from bertray import errors
     from bertray.api.classifier import Classifier
     from bertray.api.embedder import Embedder
-    from bertray.api.verbs import audit, embed, evaluate, files, gc, plan, pretrain, score, topics, train, tune
+    from bertray.api.verbs import (
+        audit,
+        compare,
+        embed,
+        evaluate,
+        files,
+        gc,
+        plan,
+        pretrain,
+        promote,
+        registry,
+        rollback,
+        score,
+        topics,
+        train,
+        tune,
+    )
     from bertray.errors import (
         BertrayError,
         ConfigError,
         ConflictError,
         DataRefused,
         Diverged,
+        GateRefused,
         InfrastructureError,
     )
 
@@ -33,9 +50,11 @@ __all__ = [
     "DataRefused",
     "Diverged",
     "Embedder",
+    "GateRefused",
     "InfrastructureError",
     "__version__",
     "audit",
+    "compare",
     "embed",
     "errors",
     "evaluate",
@@ -43,6 +62,9 @@ __all__ = [
     "gc",
     "plan",
     "pretrain",
+    "promote",
+    "registry",
+    "rollback",
     "score",
     "topics",
     "train",
@@ -53,11 +75,35 @@ _MODULES = {  # public name -> module that defines it
     "Classifier": "bertray.api.classifier",
     "Embedder": "bertray.api.embedder",
     **dict.fromkeys(
-        ("audit", "embed", "evaluate", "files", "gc", "plan", "pretrain", "score", "topics", "train", "tune"),
+        (
+            "audit",
+            "compare",
+            "embed",
+            "evaluate",
+            "files",
+            "gc",
+            "plan",
+            "pretrain",
+            "promote",
+            "registry",
+            "rollback",
+            "score",
+            "topics",
+            "train",
+            "tune",
+        ),
         "bertray.api.verbs",
     ),
     **dict.fromkeys(
-        ("BertrayError", "ConfigError", "ConflictError", "DataRefused", "Diverged", "InfrastructureError"),
+        (
+            "BertrayError",
+            "ConfigError",
+            "ConflictError",
+            "DataRefused",
+            "Diverged",
+            "GateRefused",
+            "InfrastructureError",
+        ),
         "bertray.errors",
     ),
 }

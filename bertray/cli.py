@@ -37,6 +37,10 @@ SUMMARIES = {
     "topics": "Find topics of reviews, with words, sentiment and a map.",
     "audit": "Find duplicates, leakage, wrong labels and broken rows.",
     "plan": "Forecast a train or score run; writes nothing.",
+    "compare": "Model B beside model A on the same reviews: paired tests, flips, what the rows could have found.",
+    "promote": "A candidate becomes the model that a name stands for, if it passes the release gate.",
+    "rollback": "A name stands for an earlier version again.",
+    "registry": "Names of a registry, their versions, who let them in, and when.",
     "files": "List the committed part files of an output, for exact readers.",
     "gc": "List what an output no longer needs; delete=true removes it.",
     "demo": "Run the whole path on bundled reviews, without network.",
@@ -97,7 +101,18 @@ def _runner(verb: str) -> Callable[[Any], int]:
     from importlib import import_module
 
     runner: Callable[[Any], int] = getattr(import_module(f"bertray.commands.{verb}"), f"run_{verb}")
-    return runner
+    return lambda loaded: runner(_pinned(loaded))
+
+
+def _pinned(loaded: Any) -> Any:
+    """The config with `registry:NAME` as the version that the name stands for now, for the whole of the run."""
+    models = [getattr(loaded, key, None) for key in ("model", "a", "b")]
+    models.append(getattr(getattr(loaded, "training", None), "teacher", None))
+    if not any(isinstance(model, str) and model.startswith("registry:") for model in models):
+        return loaded
+    from bertray.trust.pinning import pinned
+
+    return pinned(loaded)
 
 
 def _set_up(verbose: bool) -> None:
@@ -131,6 +146,7 @@ VERBS = (
     "score",
     "embed",
     "topics",
+    "compare",
     "files",
     "gc",
     "benchmark",
@@ -154,6 +170,32 @@ def _audit(
     given = [f"data.train={_yaml_list(paths)}"] if paths else []
     loaded = configs.load_config("audit", files or [], [*given, *keys])
     raise typer.Exit(_runner("audit")(loaded))
+
+
+def _add_named_verb(verb: str) -> None:
+    """A verb whose first word may be a name in the registry."""
+
+    def command(
+        words: Annotated[
+            list[str] | None, typer.Argument(metavar="[NAME] [KEY=VALUE]...", help="Name in the registry, then keys.")
+        ] = None,
+        files: Files = None,
+        verbose: Verbose = False,
+    ) -> None:
+        _set_up(verbose)
+        names, keys = [], list(words or [])
+        while keys and "=" not in keys[0]:
+            names.append(keys.pop(0))
+        if len(names) > 1:
+            raise ConfigError(f"{verb}: expected one name, found {len(names)}: {', '.join(names)}.")
+        loaded = configs.load_config(verb, files or [], [*(f"name={name}" for name in names), *keys])
+        raise typer.Exit(_runner(verb)(loaded))
+
+    app.command(verb, help=SUMMARIES[verb], epilog=_key_help(verb))(command)
+
+
+for _verb in ("promote", "rollback", "registry"):
+    _add_named_verb(_verb)
 
 
 @app.command("plan", help=SUMMARIES["plan"])

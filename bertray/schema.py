@@ -56,6 +56,11 @@ SLICE_PREFIX = "slice:"  # of a column that the evaluation reports apart
 RUN = "run"  # readers find the number of a run and the slot's own key in the names of folders
 INPUT_PREFIX = "input_"  # a kept column whose name is taken becomes input_<name>
 
+# --- comparison of two models ---------------------------------------------------------------------------------------
+LABEL_A, LABEL_B = "label_a", "label_b"
+SCORE_A, SCORE_B = "score_a", "score_b"
+PROBABILITY = "probability"  # of being drawn into a queue
+
 # --- topics ---------------------------------------------------------------------------------------------------------
 TOPIC = "topic"  # -1: an outlier
 SIMILARITY = "similarity"  # cosine to the centroid of the topic; of an outlier to the nearest one
@@ -188,6 +193,20 @@ def predictions_schema(labels: list[str]) -> pa.Schema:
             pa.field(LABEL, pa.string(), nullable=False),
             pa.field(PREDICTION, pa.string(), nullable=False),
             *(pa.field(prob_column(label), pa.float32(), nullable=False) for label in labels),
+        ]
+    )
+
+
+def flips_schema() -> pa.Schema:
+    """Arrow schema of `flips.parquet`: a review to which two models give different labels."""
+    return pa.schema(
+        [
+            pa.field(ID, pa.string(), nullable=False),
+            pa.field(LABEL, pa.string()),  # given; null where there is none
+            pa.field(LABEL_A, pa.string(), nullable=False),
+            pa.field(LABEL_B, pa.string(), nullable=False),
+            pa.field(SCORE_A, pa.float32(), nullable=False),
+            pa.field(SCORE_B, pa.float32(), nullable=False),
         ]
     )
 

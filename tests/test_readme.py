@@ -29,7 +29,10 @@ def test_the_commands_run_in_order_on_what_the_demo_leaves(tmp_path, tiny_encode
     for night, _ in demo.NIGHTS:
         shutil.copytree(demo.REVIEWS / night, root / "reviews" / "incoming", dirs_exist_ok=True)
     typed = [words for words in commands() if words[0] not in TOO_LONG]
-    assert [words[0] for words in typed] == ["init", "plan", "train", "evaluate", "train", "score", "files", "gc"]
+    assert [words[0] for words in typed] == [
+        *("init", "plan", "train", "evaluate", "train", "score", "files", "gc"),
+        *("compare", "promote", "score", "registry"),
+    ]
     for words in typed:
         small = [f"model={tiny_encoder}", *SMALL["train"]] if words[0] in ("train", "plan") else []
         assert run([*words, *small]) == 0, capsys.readouterr().err

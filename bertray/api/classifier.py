@@ -22,6 +22,7 @@ from bertray.model.bundle import BundleInfo, resolve_model
 from bertray.paths import local_path
 from bertray.reviews.corpus import read_spec
 from bertray.scoring.models import open_model
+from bertray.trust.registry import resolve_registered
 
 if TYPE_CHECKING:
     from bertray.runs.results import EvaluationResult
@@ -43,10 +44,11 @@ class Classifier:
         )
 
     Args:
-        model: folder of a bundle, `<run>/model`, hub id (`name@revision`), `s3://` or `gs://` prefix.
+        model: folder of a bundle, `<run>/model`, hub id (`name@revision`), `s3://` or `gs://` prefix, `registry:NAME`.
         columns: `{"text": ..., "text_pair": ...}`, columns of tables that are labelled; by default `text`.
         max_length, long_text, precision: as for `score`; by default the bundle's, and what the hardware does best.
         device: `cpu`, `cuda`, or `auto`: a GPU if this process sees one.
+        registry: folder or prefix of the registry that `registry:NAME` stands in.
         kept: object that has to live as long as the model's files are needed.
 
     Raises:
@@ -63,12 +65,13 @@ class Classifier:
         long_text: str | None = None,
         precision: str = "auto",
         device: str = "auto",
+        registry: str | os.PathLike[str] | None = None,
         kept: Any = None,
     ) -> None:
         with call():
             on = device_of(device)
             keys = {
-                "model": plain(model),
+                "model": resolve_registered(plain(model), plain(registry)),
                 "max_length": max_length,
                 "long_text": long_text,
                 "precision": precision,

@@ -13,7 +13,7 @@ import tempfile
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from bertray.api.calls import call, plain
 from bertray.api.classifier import Classifier
@@ -35,9 +35,16 @@ from bertray.runs.results import (
     TrainResult,
     TuneResult,
 )
+from bertray.trust.pinning import pinned
+
+if TYPE_CHECKING:
+    from bertray.runs.model_comparison import ComparisonResult
+    from bertray.runs.promotion import PromotionResult
+    from bertray.runs.registered import RegisteredName
 
 ConfigFiles = str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None
-OF_AN_OUTPUT = ("files", "gc")  # verbs that read one, so that there is none to make up
+# Verbs that read an output or write to a registry, so that there is none to make up.
+WITHOUT_OUTPUT = ("files", "gc", "promote", "rollback", "registry")
 ResultT = TypeVar("ResultT", bound=Result)
 
 
@@ -192,6 +199,81 @@ def topics(data: Any = None, *, config: ConfigFiles = None, verbose: bool = Fals
         return opened.finished(run(opened.config))
 
 
+def compare(
+    a: Any = None, b: Any = None, data: Any = None, *, config: ConfigFiles = None, verbose: bool = False, **keys: Any
+) -> ComparisonResult:
+    """Compare model B with model A on the same labelled reviews, or two outputs by id; gains are B minus A.
+
+    Args:
+        a, b: models (folder, hub id, `Classifier`, result of `train`), or outputs of `score`, `evaluate` or `train`.
+        data: labelled reviews: path, list of paths, or table; not needed beside two outputs.
+        config, verbose: see the module.
+        keys: of `bertray compare`, such as `rows="disagreements"`.
+    """
+    given = _joined("a", _model_of(a), _joined("b", _model_of(b), _joined("input", data, keys)))
+    with _opened("compare", given, config, verbose) as opened:
+        from bertray.runs.model_comparison import compare as run
+
+        return opened.finished(run(opened.config))
+
+
+def promote(
+    name: str | None = None,
+    model: Any = None,
+    data: Any = None,
+    *,
+    config: ConfigFiles = None,
+    verbose: bool = False,
+    **keys: Any,
+) -> PromotionResult:
+    """Make a candidate the model that a name of a registry stands for, if it passes the release gate.
+
+    Args:
+        name: in the registry.
+        model: candidate: folder, `Classifier`, or the result of `train`.
+        data: labelled reviews: path, list of paths, or table.
+        config, verbose: see the module.
+        keys: of `bertray promote`, such as `registry="models"`, `protect=["language"]`.
+
+    Raises:
+        GateRefused: the gate said no.
+    """
+    given = _joined("name", name, _joined("model", _model_of(model), _joined("input", data, keys)))
+    with _opened("promote", given, config, verbose) as opened:
+        from bertray.runs.promotion import promote as run
+
+        return run(opened.config)
+
+
+def rollback(name: str | None = None, *, config: ConfigFiles = None, **keys: Any) -> RegisteredName:
+    """Let a name of a registry stand for an earlier version again.
+
+    Args:
+        name: in the registry.
+        keys: of `bertray rollback`: `registry`, `to`, `reason`.
+    """
+    with _opened("rollback", _joined("name", name, keys), config, verbose=False) as opened:
+        from bertray.runs.registered import roll_back as run
+
+        return run(opened.config)
+
+
+def registry(
+    registry: Any = None, name: str | None = None, *, config: ConfigFiles = None, **keys: Any
+) -> list[RegisteredName]:
+    """Names of a registry with their versions and history.
+
+    Args:
+        registry: folder, or `s3://` or `gs://` prefix.
+        name: only this one.
+    """
+    given = _joined("registry", registry, _joined("name", name, keys))
+    with _opened("registry", given, config, verbose=False) as opened:
+        from bertray.runs.registered import list_names as run
+
+        return run(opened.config)
+
+
 def plan(*, config: ConfigFiles = None, verbose: bool = False, **keys: Any) -> PlanResult:
     """Files, rows, token lengths and time that `train` or `score` would take; nothing is written.
 
@@ -266,7 +348,7 @@ def _opened(verb: str, keys: Mapping[str, Any], config: ConfigFiles, verbose: bo
     with call(verbose=verbose), as_files(keys, verb) as files:
         values = load_values(verb, _files_of(config), values=plain(files))
         folder = None
-        if "output" not in values and verb not in OF_AN_OUTPUT:
+        if "output" not in values and verb not in WITHOUT_OUTPUT:
             if has_other_machines():
                 raise ConfigError(
                     "output: missing, and other machines of the cluster would not see a temporary folder of this one.",
@@ -274,7 +356,7 @@ def _opened(verb: str, keys: Mapping[str, Any], config: ConfigFiles, verbose: bo
                 )
             folder = _TemporaryFolder()
             values["output"] = f"{folder.path}/{verb}"
-        yield _Opened(build_config(verb, values), folder)
+        yield _Opened(pinned(build_config(verb, values)), folder)
 
 
 def _files_of(config: ConfigFiles) -> list[str]:

@@ -34,14 +34,30 @@ from bertray.config.sections import (
 from bertray.settings import EmbeddingKind, LongText, Pooling, ScoringPrecision
 
 
+def _two_names_at_least(labels: Any) -> Any:
+    if labels is None:
+        return None
+    names = list(labels) if isinstance(labels, tuple) else [name for name in labels.values() if name is not None]
+    if len(set(names)) < 2:
+        raise ValueError(f"needs at least two class names, found {sorted(set(names))}")
+    if isinstance(labels, tuple) and len(set(names)) < len(names):
+        raise ValueError(f"names a class twice: {list(names)}")
+    return labels
+
+
 class Common(Section):
     """Keys that mean the same in every command."""
 
     model: Text = Field(
         "bundled",
         min_length=1,
-        description="model: hub id (`name@revision`), folder, `<run>/model`, or bundled "
+        description="model: hub id (`name@revision`), folder, `<run>/model`, `registry:NAME`, or bundled "
         "(all-MiniLM-L6-v2, English, no network)",
+    )
+    registry: Text | None = Field(
+        None,
+        min_length=1,
+        description="folder, or s3:// or gs:// prefix, of the models that `registry:NAME` stands for",
     )
     output: Text = Field(..., min_length=1, description="folder, or s3:// or gs:// prefix, that receives all results")
     columns: Columns = Columns()
@@ -59,17 +75,7 @@ class Common(Section):
         None, ge=0, description="price of all machines per hour, for the cost in `bertray plan` and in reports"
     )
 
-    @field_validator("labels")
-    @classmethod
-    def _two_names_at_least(cls, labels: Any) -> Any:
-        if labels is None:
-            return None
-        names = list(labels) if isinstance(labels, tuple) else [name for name in labels.values() if name is not None]
-        if len(set(names)) < 2:
-            raise ValueError(f"needs at least two class names, found {sorted(set(names))}")
-        if isinstance(labels, tuple) and len(set(names)) < len(names):
-            raise ValueError(f"names a class twice: {list(names)}")
-        return labels
+    _labels = field_validator("labels")(_two_names_at_least)
 
 
 class TrainConfig(Common):
@@ -431,6 +437,97 @@ class AuditConfig(Common):
         return {name: paths for name, paths in given.items() if paths}
 
 
+_OF_EVALUATE: Any = EvaluateConfig.model_fields  # keys that mean the same
+
+
+class CompareConfig(Section):
+    """`bertray compare`: model B beside model A on the same reviews, or two outputs joined by id."""
+
+    a: Text = Field(..., min_length=1, description="model in use, or an output of score, evaluate or train")
+    b: Text = Field(..., min_length=1, description="candidate, of the same kind as `a`; gains are b minus a")
+    registry: Text | None = _OF_EVALUATE["registry"]
+    input: Paths | None = Field(
+        None, description="labelled reviews: file, folder, glob or list; beside two scored outputs, their labels by id"
+    )
+    output: Text = _OF_EVALUATE["output"]
+    rows: Literal["all", "disagreements"] = Field(
+        "all",
+        description="disagreements: of reviews without labels, write those where the models differ to queue.csv; their "
+        "labels decide with about a tenth of the labels",
+    )
+    budget: int = Field(200, ge=1, description="most reviews in queue.csv, a random sample of the disagreements")
+    columns: Columns = Columns()
+    reader: TextFormat = TextFormat()
+    labels: Labels = _OF_EVALUATE["labels"]
+    labels_ordered: bool = Field(
+        False, description="the classes have an order (stars, negative < neutral < positive): report errors by distance"
+    )
+    seed: int = _OF_EVALUATE["seed"]
+    workers: Workers = Workers()
+    max_length: int | None = _OF_EVALUATE["max_length"]
+    long_text: LongText | None = _OF_EVALUATE["long_text"]
+    precision: ScoringPrecision = _SCORING_PRECISION
+    report: ReportOptions = ReportOptions()
+
+    _labels = field_validator("labels")(_two_names_at_least)
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> CompareConfig:
+        _check_precision(self.precision, self.workers)
+        if self.rows == "disagreements" and not self.input:
+            raise ValueError("input is missing: the reviews without labels for rows=disagreements")
+        return self
+
+    def evaluation_of(self, model: str) -> EvaluateConfig:
+        """Config of an evaluation of one of the two models on the same reviews."""
+        shared = {name: getattr(self, name) for name in EvaluateConfig.model_fields if name in type(self).model_fields}
+        return EvaluateConfig(**{**shared, "model": model})
+
+
+class PromoteConfig(EvaluateConfig):
+    """`bertray promote NAME`: a candidate becomes the model that NAME stands for, if it passes the release gate."""
+
+    name: Text = Field(..., min_length=1, description="name in the registry, such as reviews")
+    registry: Text = Field(..., min_length=1, description="folder, or s3:// or gs:// prefix, of the registry")
+    output: Text | None = Field(  # type: ignore[assignment]  # the registry receives everything
+        None, min_length=1, description="folder, or s3:// or gs:// prefix, that receives a copy of the comparison"
+    )
+    tolerance: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="fraction of accuracy that the candidate may lose (0.01: no worse than one point); 0: it is better",
+    )
+    protect: tuple[Text, ...] = Field(
+        (),
+        description="input columns; no value of them with 100 rows or more may get worse, such as [language, product]",
+    )
+    force: bool = Field(False, description="promote whatever the gate says; needs `reason`")
+    reason: Text | None = Field(None, min_length=1, description="reason for the history")
+
+    @model_validator(mode="after")
+    def _says_why(self) -> PromoteConfig:
+        if self.force and self.reason is None:
+            raise ValueError("force=true needs reason=...: it is kept in the history")
+        return self
+
+
+class RollbackConfig(Section):
+    """`bertray rollback NAME`: NAME stands for an earlier version again."""
+
+    name: Text = Field(..., min_length=1, description="name in the registry")
+    registry: Text = Field(..., min_length=1, description="folder, or s3:// or gs:// prefix, of the registry")
+    to: Text | None = Field(None, min_length=1, description="model version; by default the one before the current one")
+    reason: Text | None = Field(None, min_length=1, description="reason for the history")
+
+
+class RegistryConfig(Section):
+    """`bertray registry`: names, versions, who let them in, and when."""
+
+    registry: Text = Field(..., min_length=1, description="folder, or s3:// or gs:// prefix, of the registry")
+    name: Text | None = Field(None, min_length=1, description="list only this name")
+
+
 class FilesConfig(Section):
     """`bertray files`: the committed part files of an output, one a line, for exact readers."""
 
@@ -519,6 +616,10 @@ CONFIGS: dict[str, type[Section]] = {
     "embed": EmbedConfig,
     "topics": TopicsConfig,
     "audit": AuditConfig,
+    "compare": CompareConfig,
+    "promote": PromoteConfig,
+    "rollback": RollbackConfig,
+    "registry": RegistryConfig,
     "files": FilesConfig,
     "gc": GcConfig,
     "demo": DemoConfig,

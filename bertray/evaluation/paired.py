@@ -156,6 +156,12 @@ def rows_needed(counts: PairedCounts, gain: float) -> int:
     return int(np.ceil(quantiles**2 * discordance / gain**2))
 
 
+def _about(rows: int) -> str:
+    """Two digits of a number of rows: 32,000."""
+    step = 10 ** max(0, len(str(rows)) - 2)
+    return f"about {round(rows / step) * step:,} rows"
+
+
 class PairedTable:
     """Counts of (given label, prediction of A, prediction of B), and figures of it and of its resamples.
 
@@ -287,7 +293,7 @@ class PairedComparison:
         said = f"With {these(self.rows)}, a gain of {', one of '.join(found)} of cases would be found"
         if self.power[first] >= WANTED_POWER:
             return f"{said}."
-        return f"{said}; for 80 % at {_gain_in_words(first)} it takes about {rows_needed(self.counts, first):,} rows."
+        return f"{said}; for 80 % at {_gain_in_words(first)} it takes {_about(rows_needed(self.counts, first))}."
 
     def to_json(self) -> dict[str, Any]:
         """Evidence as `comparison.json` holds it."""

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import csv
 import io
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 
 
 def to_ipc(table: pa.Table) -> bytes:
@@ -32,6 +35,26 @@ def parquet_bytes(table: pa.Table) -> bytes:
     sink = io.BytesIO()
     pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
     return sink.getvalue()
+
+
+def csv_bytes(table: pa.Table) -> bytes:
+    """CSV for spreadsheets: UTF-8 with its mark, null as nothing, and no cell that a spreadsheet takes for a formula.
+
+    A cell that starts with one of = + - @, a tab or a carriage return gets an apostrophe in front, which spreadsheets
+    do not show.
+    """
+    sink = io.StringIO(newline="")
+    writer = csv.writer(sink, lineterminator="\r\n")
+    writer.writerow(table.column_names)
+    for row in zip(*(table[name].to_pylist() for name in table.column_names), strict=True):
+        writer.writerow([_cell(value) for value in row])
+    return sink.getvalue().encode("utf-8-sig", "replace")
+
+
+def _cell(value: object) -> object:
+    if value is None:
+        return ""
+    return f"'{value}" if isinstance(value, str) and value.startswith(FORMULA_STARTS) else value
 
 
 def one_chunk(column: pa.ChunkedArray | pa.Array) -> pa.Array:

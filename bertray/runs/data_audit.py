@@ -203,7 +203,7 @@ def _run_key(config: AuditConfig, splits: Sequence[Split], model: str) -> str:
         + [(f.path, f.size_bytes, f.modified, f.reason) for f in split.bad]
         for split in splits
     ]
-    identity = config.model_dump(mode="json", exclude={"output", "price_per_hour", "workers"})
+    identity = config.model_dump(mode="json", exclude={"output", "price_per_hour", "registry", "workers"})
     return cache_key({"config": identity, "files": files, "model": model})
 
 

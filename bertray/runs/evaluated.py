@@ -85,6 +85,7 @@ def evaluate_shards(
     long_text: str | None = None,
     precision: ScoringPrecision = "auto",
     only_rows: Mapping[int, np.ndarray] | None = None,
+    needs_labels: bool = True,
 ) -> EvaluatedRows:
     """Score labelled reviews by the scoring path, without publishing rows.
 
@@ -99,6 +100,7 @@ def evaluate_shards(
         max_length, long_text: instead of the bundle's.
         precision: in which the model computes.
         only_rows: file_no -> row numbers to score; by default all.
+        needs_labels: rows without a label that the model knows are left out; else they stay, with a negative label id.
 
     Raises:
         DataRefused: no row has a label that the model knows.
@@ -136,7 +138,7 @@ def evaluate_shards(
     refused = sum(receipt.rows_quarantined for receipt in receipts)
     seconds = sum(receipt.seconds for receipt in receipts)
     counts = sum(receipts, Counts())
-    rows = collect(store, keys, info, labels, slice_columns, refused)
+    rows = collect(store, keys, info, labels, slice_columns, refused, needs_labels=needs_labels)
     return replace(
         rows,
         seconds=seconds,
@@ -152,6 +154,8 @@ def collect(
     labels: LabelMap,
     slice_columns: Sequence[str],
     refused: int,
+    *,
+    needs_labels: bool = True,
 ) -> EvaluatedRows:
     """Join staged evaluation files into arrays.
 
@@ -166,7 +170,7 @@ def collect(
     # The input's classes in the model's order; a class the model does not have is unknown to it.
     to_model = np.array([info.labels.index(name) if name in info.labels else -1 for name in labels.names], np.int32)
     label_ids_N = np.where(given_N >= 0, to_model[np.maximum(given_N, 0)], given_N)
-    usable_N = label_ids_N >= 0
+    usable_N = label_ids_N >= 0 if needs_labels else np.ones(len(label_ids_N), bool)
     if not usable_N.any():
         raise DataRefused(
             f"evaluation: none of {counted(table.num_rows, 'row')} has a label that the model knows "
@@ -240,7 +244,7 @@ def train_baselines(
         executor: reads the texts.
     """
     sample = np.sort(np.random.default_rng(seed).permutation(len(label_ids_N))[:max_rows])
-    texts = _texts(executor, inputs, file_no_N[sample], row_no_N[sample])
+    texts = texts_at(executor, inputs, file_no_N[sample], row_no_N[sample])
     tfidf = fit_tfidf_logreg(texts, label_ids_N[sample], num_classes, seed)
     return Baselines(label_ids_N, tfidf, len(texts))
 
@@ -265,7 +269,7 @@ def _tfidf_probs(tfidf: TfidfLogreg, kept: pa.Table) -> np.ndarray:
     return tfidf.probs(whole_texts(kept))
 
 
-def _texts(executor: Executor, inputs: Inputs, file_no_N: np.ndarray, row_no_N: np.ndarray) -> list[str]:
+def texts_at(executor: Executor, inputs: Inputs, file_no_N: np.ndarray, row_no_N: np.ndarray) -> list[str]:
     """Texts of some rows, read again from the input; the pipeline does not carry them along."""
     return fetch_texts(executor, inputs.shards(ROWS_PER_SHARD), inputs.spec, file_no_N, row_no_N)
 
@@ -278,7 +282,7 @@ def confident_mistakes(
     score_N = rows.probs_NC.max(axis=1)
     wrong = np.flatnonzero(predicted_N != rows.label_ids_N)
     wrong = wrong[np.argsort(-score_N[wrong], kind="stable")][:count]
-    texts = _texts(executor, inputs, rows.file_no_N[wrong], rows.row_no_N[wrong])
+    texts = texts_at(executor, inputs, rows.file_no_N[wrong], rows.row_no_N[wrong])
     return [
         {
             "id": rows.ids[int(row)].as_py(),

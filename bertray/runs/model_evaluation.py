@@ -36,7 +36,7 @@ def evaluate(config: EvaluateConfig) -> EvaluationResult:
     labels = label_map(config.labels, info.label_map)
     labels.check(count_labels(inputs.files, inputs.spec), "input", needs_all_classes=False)
     files = [(f.path, f.size_bytes, f.digest, f.num_rows) for f in inputs.files]
-    identity = config.model_dump(mode="json", exclude={"output", "price_per_hour", "workers"})
+    identity = config.model_dump(mode="json", exclude={"output", "price_per_hour", "registry", "workers"})
     if config.precision == "auto":  # so that evaluations of before the key are what they were
         identity.pop("precision")
     run_key = cache_key({"config": identity, "files": files, "model": info.model_version})

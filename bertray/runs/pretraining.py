@@ -133,7 +133,7 @@ def _clean_up(store: Store) -> None:
 
 def _identity(config: PretrainConfig) -> dict[str, Any]:
     """The part of a config that decides what is learned; where and how fast is left out."""
-    identity = config.model_dump(mode="json", exclude={"output", "price_per_hour", "workers"})
+    identity = config.model_dump(mode="json", exclude={"output", "price_per_hour", "registry", "workers"})
     for name in ("checkpoint_every_s", "max_failures"):
         identity["training"].pop(name)
     return identity

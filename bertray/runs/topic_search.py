@@ -76,7 +76,7 @@ def _result(store: Store, content: Mapping[str, Any], *, already_done: bool) -> 
 
 
 def _run_key(config: TopicsConfig, source: Source) -> str:
-    identity = config.model_dump(mode="json", exclude={"output", "price_per_hour", "workers", "replace"})
+    identity = config.model_dump(mode="json", exclude={"output", "price_per_hour", "registry", "workers", "replace"})
     files = [(file.path, file.size_bytes, file.digest, file.num_rows) for file in source.inputs.files]
     return cache_key({"config": identity, "files": files, "model": source.info.model_version, "scored": source.scored})
 

@@ -121,7 +121,7 @@ def train(config: TrainConfig) -> TrainResult:
 
 def _identity(config: TrainConfig) -> dict[str, Any]:
     """The part of a config that decides what is trained; where and how fast is left out."""
-    identity = config.model_dump(mode="json", exclude={"output", "price_per_hour", "workers"})
+    identity = config.model_dump(mode="json", exclude={"output", "price_per_hour", "registry", "workers"})
     identity["training"].pop("checkpoint_every_s")
     identity["training"].pop("max_failures")
     if not config.training.match_shares:  # so that runs of before the key are what they were

@@ -288,8 +288,11 @@ class LabelMaker(Maker):
         return pa.table(columns, schema=kept_schema)
 
     def _evaluation_rows(self, kept: pa.Table, probs_NC: np.ndarray) -> pa.Table:
-        """Labelled rows for the report; not part of the output."""
-        columns: dict[str, Any] = {name: kept[name] for name in EVALUATION_COLUMNS}
+        """Rows for the report, not part of the output; where none was read with its label, that is null."""
+        columns: dict[str, Any] = {
+            name: kept[name] if name in kept.column_names else pa.nulls(kept.num_rows, pa.string())
+            for name in EVALUATION_COLUMNS
+        }
         for number, label in enumerate(self._settings.labels):
             columns[s.prob_column(label)] = pa.array(np.ascontiguousarray(probs_NC[:, number], np.float32))
         for name in self._settings.slice_columns:

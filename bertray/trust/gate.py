@@ -100,7 +100,8 @@ class GateDecision:
         other = "the majority class" if self.first else "the model in use"
         bound = (
             f"accuracy {signed_points(self.gain)} points over {other}, lower bound {signed_points(self.low)} "
-            f"(one-sided, {100 * (1 - self.error):.4g} %), needed above {signed_points(-self.tolerance)}"
+            f"(one-sided, {100 * (1 - self.error):.4g} %), needed above "
+            f"{signed_points(-self.tolerance) if self.tolerance else 0}"
         )
         said = [f"{'Passed' if self.passed else 'Refused'}: {bound}."]
         if self.tolerance:

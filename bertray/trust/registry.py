@@ -306,11 +306,6 @@ def resolve_registered(model: str, registry: str | None) -> str:
     return opened.version_path(name, pointer.version)
 
 
-def registered_versions(registry: str, name: str) -> str:
-    """Prefix of the paths of every version of a name."""
-    return f"{Registry(registry).version_path(name, '')}".rstrip("/") + "/"
-
-
 def _user() -> str:
     try:
         return getpass.getuser()

@@ -12,9 +12,20 @@ import pytest
 
 import bertray
 
-FUNCTIONS = ("audit", "embed", "evaluate", "files", "gc", "plan", "pretrain", "score", "topics", "train", "tune")
+FUNCTIONS = (
+    *("audit", "compare", "embed", "evaluate", "files", "gc", "plan", "pretrain"),
+    *("promote", "registry", "rollback", "score", "topics", "train", "tune"),
+)
 CLASSES = ("Classifier", "Embedder")
-ERRORS = ("BertrayError", "ConfigError", "ConflictError", "DataRefused", "Diverged", "InfrastructureError")
+ERRORS = (
+    "BertrayError",
+    "ConfigError",
+    "ConflictError",
+    "DataRefused",
+    "Diverged",
+    "GateRefused",
+    "InfrastructureError",
+)
 
 
 def test_public_names_are_these():

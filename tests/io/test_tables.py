@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import csv
+import io
+
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from bertray.io.tables import from_ipc, one_chunk, parquet_bytes, to_ipc
+from bertray.io.tables import csv_bytes, from_ipc, one_chunk, parquet_bytes, to_ipc
 
 TABLE = pa.concat_tables([pa.table({"id": ["a", None], "ids": [[1, 2], []]}), pa.table({"id": ["b"], "ids": [[3]]})])
 
@@ -39,3 +42,14 @@ def test_one_chunk_of_chunks_and_of_an_array():
     assert one_chunk(TABLE["id"]).to_pylist() == ["a", None, "b"]
     array = pa.array([1])
     assert one_chunk(array) is array
+
+
+def test_csv_has_no_cell_that_a_spreadsheet_computes():
+    cells = ["=1+1", "+1", "-1", "@x", "\tx", "\rx", 'fine, "quoted"\nline', None, "질량"]
+    content = csv_bytes(pa.table({"text": cells, "number": list(range(9))}))
+    rows = list(csv.reader(io.StringIO(content.decode("utf-8-sig"), newline="")))
+    assert rows[0] == ["text", "number"]
+    assert [row[0] for row in rows[1:]] == [
+        *("'=1+1", "'+1", "'-1", "'@x", "'\tx", "'\rx", 'fine, "quoted"\nline', "", "질량"),
+    ]
+    assert [row[1] for row in rows[1:]] == [str(number) for number in range(9)]

@@ -1,0 +1,163 @@
+"""The page on two models: evidence, power, differences, calibration, and the reviews whose label changes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from bertray.evaluation.intervals import Estimate
+from bertray.evaluation.paired import PairedComparison
+from bertray.evaluation.summary import Evaluation
+from bertray.evaluation.verdicts import Finding
+from bertray.reports.charts import Charts
+from bertray.reports.evaluation import COLUMN_TITLES
+from bertray.reports.html import render
+from bertray.reports.plain import excerpt
+
+FIGURES = {
+    "accuracy": "accuracy",
+    "macro_f1": "macro F1",
+    "mcc": "MCC",
+    "log_loss": "log loss",
+    "ece": "calibration error (ECE)",
+}
+
+
+@dataclass(frozen=True)
+class ComparedModel:
+    """One of the two models on the page.
+
+    Args:
+        name: A or B.
+        model, model_version: as given, and its digest.
+        metrics: on the compared rows; empty without labels.
+        rows_per_s: reviews per second while it was at work.
+        evaluation: for the calibration chart.
+    """
+
+    name: str
+    model: str
+    model_version: str
+    metrics: Mapping[str, Estimate]
+    rows_per_s: float | None = None
+    evaluation: Evaluation | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "model": self.model,
+            "model_version": self.model_version,
+            "metrics": {name: estimate.to_json() for name, estimate in self.metrics.items()},
+            "rows_per_s": self.rows_per_s,
+        }
+
+
+@dataclass(frozen=True)
+class Flips:
+    """Reviews to which the two models give different labels.
+
+    Args:
+        rows: number of them.
+        a_right, b_right, both_wrong: of those with a label.
+        changes: (label of A, label of B) -> rows, the most frequent first.
+        shown: id, label, label_a, label_b, score_a, score_b, text; the most confident first.
+    """
+
+    rows: int
+    a_right: int
+    b_right: int
+    both_wrong: int
+    changes: Mapping[tuple[str, str], int]
+    shown: Sequence[Mapping[str, Any]] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "rows": self.rows,
+            "a_right": self.a_right,
+            "b_right": self.b_right,
+            "both_wrong": self.both_wrong,
+            "changes": [{"label_a": a, "label_b": b, "rows": rows} for (a, b), rows in self.changes.items()],
+        }
+
+
+@dataclass(frozen=True)
+class ComparisonReport:
+    """Two models on the same reviews, as plain data.
+
+    Args:
+        comparison: None where no row has a label.
+        gate: sentences of the release gate, where it judged.
+        passed: its decision.
+    """
+
+    title: str
+    rows: int
+    a: ComparedModel
+    b: ComparedModel
+    comparison: PairedComparison | None
+    flips: Flips
+    findings: Sequence[Finding] = ()
+    notes: Sequence[str] = ()
+    facts: Mapping[str, object] = field(default_factory=dict)
+    config: str = ""
+    created: str = ""
+    gate: Sequence[str] = ()
+    passed: bool | None = None
+    ordered: Mapping[str, str] = field(default_factory=dict)  # figures of ordered classes and their titles
+
+    @property
+    def headline(self) -> str:
+        """The evidence in a sentence; without labels, how many reviews change theirs."""
+        if self.comparison is not None:
+            return self.comparison.sentence
+        share = 100 * self.flips.rows / self.rows
+        return (
+            f"A and B give different labels to {self.flips.rows:,} of {self.rows:,} reviews ({share:.1f} %). "
+            "Without labels nothing can be said of which is better."
+        )
+
+    @property
+    def verdict(self) -> str:
+        return self.comparison.verdict if self.comparison is not None else "no labels"
+
+    def to_json(self) -> dict[str, Any]:
+        """The content of comparison.json."""
+        empty: dict[str, Any] = {
+            "difference": {},
+            "mcnemar_p": None,
+            "per_class": {},
+            "slices": {},
+            "verdict": self.verdict,
+        }
+        return {
+            "schema_version": 1,
+            "a": self.a.to_json(),
+            "b": self.b.to_json(),
+            **(self.comparison.to_json() if self.comparison is not None else empty),
+            "rows": self.rows,
+            "flips": self.flips.to_json(),
+            "sentence": self.headline,
+            "notes": list(self.notes),
+        }
+
+    def to_html(self) -> str:
+        """A page that needs nothing but itself."""
+        charts = Charts()
+        calibration = [
+            (model, charts.reliability(model.evaluation.curves.reliability))
+            for model in (self.a, self.b)
+            if model.evaluation is not None and model.model_version
+        ]
+        slices = self.comparison.slices if self.comparison is not None else {}
+        return render(
+            "comparison.html.j2",
+            report=self,
+            title=self.title,
+            intervals=self.comparison is not None,
+            figures={**FIGURES, **self.ordered},
+            calibration=calibration,
+            column_titles={column: COLUMN_TITLES.get(column, column) for column in slices},
+            shown=[
+                {**flip, "text": excerpt(str(flip["text"])) if flip.get("text") else ""} for flip in self.flips.shown
+            ],
+        )

@@ -1,0 +1,284 @@
+"""From two models to a verdict, through the gate into a registry, and into the nightly job."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from bertray.cli import run
+from bertray.trust.registry import Registry, current
+from tests.corpus import sentences, train_argv
+from tests.nightly import session_alone
+
+HOSTILE = [
+    "<script>alert(1)</script> the film was {}",
+    "<img src=x onerror=alert(1)> the film was {}",
+    '"><svg onload=alert(1)> the film was {}',
+    "</blockquote></li><h1>the film was {}",
+    "{{{{ 7 * 7 }}}} the film was {}",
+    "javascript:alert(1) the film was {}",
+    "=cmd|' /C calc'!A0 the film was {}",
+    "@SUM(1+1) the film was {}",
+    "+1 the film was {}",
+    "\u202ethe film was {} \u0007",
+]
+
+
+@pytest.fixture(autouse=True)
+def _alone(monkeypatch):
+    for module in ("model_comparison", "promotion", "model_evaluation"):
+        monkeypatch.setattr(f"bertray.runs.{module}.session_for", session_alone)
+
+
+@pytest.fixture(scope="module")
+def judge(tmp_path_factory, corpus) -> Path:
+    """600 labelled reviews that stand in no training data, in two shops."""
+    seen = set(pq.read_table(corpus / "train.parquet")["text"].to_pylist())
+    texts, labels = sentences(900, 3)
+    rows = [(t, y) for t, y in zip(texts, labels, strict=True) if t not in seen][:600]
+    table = {
+        "id": [f"j{i}" for i in range(600)],
+        "text": [text for text, _ in rows],
+        "label": [label for _, label in rows],
+        "shop": ["north" if i % 3 else "south" for i in range(600)],
+    }
+    path = tmp_path_factory.mktemp("judge") / "judge.parquet"
+    pq.write_table(pa.table(table), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def weak(tmp_path_factory, tiny_encoder, corpus) -> Path:
+    """A model trained for one epoch on 40 reviews, of which four in ten have the wrong label."""
+    folder = tmp_path_factory.mktemp("weak")
+    table = pq.read_table(corpus / "train.parquet").slice(0, 40)
+    wrong_N = np.random.default_rng(0).random(40) < 0.4
+    labels = [
+        ("neg" if y == "pos" else "pos") if wrong else y
+        for y, wrong in zip(table["label"].to_pylist(), wrong_N, strict=True)
+    ]
+    pq.write_table(
+        table.set_column(table.column_names.index("label"), "label", pa.array(labels)), folder / "few.parquet"
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("bertray.runs.training.session_for", session_alone)
+        few = f"data.train={folder / 'few.parquet'}"
+        assert run([*train_argv(tiny_encoder, corpus, folder / "run"), few, "training.epochs=1"]) == 0
+    return folder / "run" / "model"
+
+
+@pytest.fixture(scope="module")
+def good(trained_alone) -> Path:
+    return trained_alone / "model"
+
+
+def test_compare_says_which_model_is_better_and_lists_the_flips(weak, good, judge, tmp_path, capsys):
+    output = tmp_path / "out"
+    words = ["compare", f"a={weak}", f"b={good}", f"input={judge}", f"output={output}", "report.slices=[shop]"]
+    assert run(words) == 0
+    said = capsys.readouterr().out
+    assert "B is better than A on 600 labelled rows" in said
+    assert "With these 600 rows, a gain of one point in " in said
+    found = json.loads((output / "comparison.json").read_text())
+    assert (found["schema_version"], found["rows"], found["verdict"]) == (1, 600, "better")
+    assert found["difference"]["accuracy"]["low"] > 0.2
+    assert found["difference"]["log_loss"]["high"] < 0
+    assert set(found["slices"]) == {"length", "script", "shop"}
+    assert set(found["per_class"]["pos"]) == {"precision", "recall", "f1"}
+    flips = pq.read_table(output / "flips.parquet")
+    assert flips.column_names == ["id", "label", "label_a", "label_b", "score_a", "score_b"]
+    assert flips.num_rows == found["flips"]["rows"]
+    given, labels_b = flips["label"].to_pylist(), flips["label_b"].to_pylist()
+    assert sum(x == y for x, y in zip(given, labels_b, strict=True)) == found["flips"]["b_right"] > 100
+    sure = [a + b for a, b in zip(flips["score_a"].to_pylist(), flips["score_b"].to_pylist(), strict=True)]
+    assert (np.diff(sure) < 1e-6).all()  # sums of float32
+    assert run(words) == 0
+    assert "already compared" in capsys.readouterr().out
+    assert run([*words, "seed=1"]) == 4
+
+
+def test_a_model_beside_itself_cannot_be_told_apart(good, judge, tmp_path):
+    assert run(["compare", f"a={good}", f"b={good}", f"input={judge}", f"output={tmp_path / 'out'}"]) == 0
+    found = json.loads((tmp_path / "out" / "comparison.json").read_text())
+    assert (found["verdict"], found["flips"]["rows"], found["mcnemar_p"]) == ("undecided", 0, 1.0)
+
+
+def test_ordered_classes_get_figures_by_distance(weak, good, judge, tmp_path):
+    words = ["compare", f"a={weak}", f"b={good}", f"input={judge}", f"output={tmp_path / 'out'}", "labels_ordered=true"]
+    assert run(words) == 0
+    found = json.loads((tmp_path / "out" / "comparison.json").read_text())
+    assert found["difference"]["mean_absolute_error"]["high"] < 0
+    assert found["b"]["metrics"]["quadratic_weighted_kappa"]["value"] > 0.9
+    assert "quadratic weighted kappa" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_outputs_are_joined_by_id(weak, good, judge, tmp_path, capsys):
+    for name, model in (("a", weak), ("b", good)):
+        assert run(["evaluate", f"model={model}", f"input={judge}", f"output={tmp_path / name}"]) == 0
+    assert run(["compare", f"a={tmp_path / 'a'}", f"b={tmp_path / 'b'}", f"output={tmp_path / 'evaluated'}"]) == 0
+    evaluated = json.loads((tmp_path / "evaluated" / "comparison.json").read_text())
+    assert run(["compare", f"a={weak}", f"b={good}", f"input={judge}", f"output={tmp_path / 'models'}"]) == 0
+    models = json.loads((tmp_path / "models" / "comparison.json").read_text())
+    assert evaluated["difference"] == models["difference"]
+    unlabelled = tmp_path / "unlabelled.parquet"
+    pq.write_table(pq.read_table(judge, columns=["id", "text"]), unlabelled)
+    for name, model in (("sa", weak), ("sb", good)):
+        assert run(["score", f"model={model}", f"input={unlabelled}", f"output={tmp_path / name}"]) == 0
+    scored = ["compare", f"a={tmp_path / 'sa'}", f"b={tmp_path / 'sb'}"]
+    assert run([*scored, f"output={tmp_path / 'without'}"]) == 0
+    without = json.loads((tmp_path / "without" / "comparison.json").read_text())
+    assert (without["verdict"], without["rows"]) == ("no labels", 600)
+    assert without["flips"]["rows"] == models["flips"]["rows"]
+    assert run([*scored, f"input={judge}", f"output={tmp_path / 'with'}"]) == 0
+    assert json.loads((tmp_path / "with" / "comparison.json").read_text())["difference"] == models["difference"]
+    assert run(["compare", f"a={tmp_path / 'sa'}", f"b={good}", f"output={tmp_path / 'mixed'}"]) == 2
+    assert "found an output as a and a model as b" in capsys.readouterr().err
+
+
+def test_outputs_without_a_common_id_are_refused(good, judge, tmp_path, capsys):
+    for name, first in (("a", 0), ("b", 300)):
+        part = tmp_path / f"{name}.parquet"
+        pq.write_table(pq.read_table(judge).slice(first, 300), part)
+        assert run(["evaluate", f"model={good}", f"input={part}", f"output={tmp_path / name}"]) == 0
+    assert run(["compare", f"a={tmp_path / 'a'}", f"b={tmp_path / 'b'}", f"output={tmp_path / 'out'}"]) == 6
+    assert "expected common ids, found none in 300 and 300 rows" in capsys.readouterr().err
+
+
+def test_disagreements_become_a_queue_that_a_spreadsheet_opens_safely(weak, good, tmp_path, capsys):
+    texts = [text.format(word) for text in HOSTILE for word in ("great", "awful", "lovely", "bad")]
+    inbox = tmp_path / "inbox.parquet"
+    pq.write_table(pa.table({"id": [f"=<script>{i}</script>" for i in range(len(texts))], "text": texts}), inbox)
+    output = tmp_path / "out"
+    words = ["compare", f"a={weak}", f"b={good}", f"input={inbox}", f"output={output}", "rows=disagreements"]
+    assert run([*words, "budget=5"]) == 0
+    said = capsys.readouterr().out
+    assert "macro F1 cannot be had from them" in said
+    rows = list(csv.DictReader(io.StringIO((output / "queue.csv").read_text("utf-8-sig"))))
+    disagreements = json.loads((output / "comparison.json").read_text())["flips"]["rows"]
+    assert len(rows) == 5 < disagreements
+    assert {float(row["probability"]) for row in rows} == {5 / disagreements}
+    assert all(row["label_a"] != row["label_b"] and not row["label"] for row in rows)
+    assert not [cell for row in rows for cell in row.values() if cell.startswith(("=", "+", "-", "@"))]
+    page = (output / "report.html").read_text()
+    assert not [
+        alive for alive in ("<script", "<img", "<svg onload", "</blockquote></li><h1>", "49 the") if alive in page
+    ]
+    assert "=&lt;script&gt;" in page
+
+
+def test_the_gate_refuses_forces_promotes_and_rolls_back(weak, good, judge, tmp_path, capsys):
+    registry = tmp_path / "registry"
+    base = [f"input={judge}", f"registry={registry}"]
+    assert run(["promote", "reviews", f"model={weak}", *base]) == 8
+    assert "Refused: accuracy" in (said := capsys.readouterr().err)
+    assert "over the majority class" in said
+    assert "reviews stands for no model yet" in said
+    assert run(["promote", "reviews", f"model={weak}", *base, "force=true"]) == 2
+    assert "force=true needs reason" in capsys.readouterr().err
+    assert run(["promote", "reviews", f"model={weak}", *base, "force=true", "reason=to begin with"]) == 0
+    first = current(Registry(str(registry)).history("reviews"))
+    assert (first.forced, first.reason, first.rows) == (True, "to begin with", 600)
+    assert run(["promote", "reviews", f"model={good}", *base, "protect=[shop]"]) == 0
+    history = Registry(str(registry)).history("reviews")
+    assert [entry.kind for entry in history] == ["refuse", "promote", "promote"]
+    assert [entry.gate["use"] for entry in history] == [1, 2, 3]
+    assert {slice_["value"] for slice_ in history[-1].gate["protected"]} == {"north", "south"}
+    version = registry / "reviews" / "versions" / history[-1].version
+    assert json.loads((version / "comparison" / "comparison.json").read_text())["gate"]["passed"] is True
+    assert (version / "comparison" / "report.html").is_file()
+    capsys.readouterr()
+    assert run(["promote", "reviews", f"model={good}", *base]) == 0
+    assert "already" in capsys.readouterr().out
+    assert run(["promote", "reviews", f"model={weak}", *base]) == 8
+    assert f"reviews stays on {history[-1].version}" in capsys.readouterr().err
+    assert run(["registry", f"registry={registry}"]) == 0
+    assert "to begin with" in " ".join(capsys.readouterr().out.split())
+    assert run(["rollback", "reviews", f"registry={registry}"]) == 0
+    assert current(Registry(str(registry)).history("reviews")).version == first.version
+    assert run(["rollback", "reviews", f"registry={registry}"]) == 4
+    assert "the pointer stays" in capsys.readouterr().err
+    assert run(["rollback", "reviews", f"registry={registry}", f"to={history[-1].version}"]) == 0
+    assert not list((registry / "reviews").glob("control/**/*.parquet"))
+
+
+def test_each_night_keeps_the_version_that_the_name_stood_for(weak, good, judge, tmp_path, capsys):
+    registry, inbox = tmp_path / "registry", tmp_path / "inbox"
+    inbox.mkdir()
+    promote = ["promote", "reviews", f"input={judge}", f"registry={registry}"]
+    score = [
+        "score",
+        "model=registry:reviews",
+        f"registry={registry}",
+        f"input={inbox}",
+        f"output={tmp_path / 'scored'}",
+    ]
+    assert run(score) == 2
+    assert "registry" in capsys.readouterr().err
+    assert run([*promote, f"model={weak}", "force=true", "reason=first"]) == 0
+    versions = []
+    for night in (1, 2):
+        table = pq.read_table(judge, columns=["id", "text"]).slice(night * 50, 50)
+        pq.write_table(table, inbox / f"night-{night}.parquet")
+        assert run([*score, f"slot=night={night}"]) == 0
+        rows = pq.read_table(tmp_path / "scored" / "data" / f"night={night}" / "run=1")
+        versions.append(set(rows["model_version"].to_pylist()))
+        if night == 1:
+            assert run([*promote, f"model={good}"]) == 0
+    history = Registry(str(registry)).history("reviews")
+    assert versions == [{history[0].version}, {history[1].version}]
+
+
+def test_rows_that_a_model_was_trained_on_do_not_judge_it(weak, good, corpus, tmp_path, capsys):
+    train = corpus / "train.parquet"
+    assert run(["promote", "reviews", f"model={good}", f"input={train}", f"registry={tmp_path / 'registry'}"]) == 6
+    assert "found 100.0 % that were" in capsys.readouterr().err
+    assert Registry(str(tmp_path / "registry")).history("reviews") == []
+    assert run(["compare", f"a={weak}", f"b={good}", f"input={train}", f"output={tmp_path / 'out'}"]) == 0
+    assert "B: 240 of 240 rows were seen in training" in (tmp_path / "out" / "report.html").read_text().replace(
+        "\u00a0", " "
+    )
+
+
+@pytest.mark.parametrize("verb", ["compare", "promote"])
+def test_a_test_set_of_one_class_or_none_is_refused(verb, weak, good, judge, tmp_path, capsys):
+    table = pq.read_table(judge)
+    one = tmp_path / "one.parquet"
+    pq.write_table(table.filter(pa.compute.equal(table["label"], "pos")), one)
+    empty = tmp_path / "empty.parquet"
+    pq.write_table(table.slice(0, 0), empty)
+    words = {
+        "compare": ["compare", f"a={weak}", f"b={good}", f"output={tmp_path / 'out'}"],
+        "promote": ["promote", "reviews", f"model={good}", f"registry={tmp_path / 'registry'}"],
+    }[verb]
+    assert run([*words, f"input={one}"]) == 6
+    assert "two classes" in capsys.readouterr().err
+    assert run([*words, f"input={empty}"]) == 6
+    assert "no row" in capsys.readouterr().err
+
+
+def test_a_name_with_a_slash_and_a_registry_that_is_not_there_are_told(good, judge, tmp_path, capsys):
+    base = [f"model={good}", f"input={judge}"]
+    assert run(["promote", "a/b", *base, f"registry={tmp_path / 'registry'}"]) == 2
+    assert "expected 1 to 64 letters" in capsys.readouterr().err
+    assert run(["promote", "reviews", *base, f"registry={tmp_path / 'no' / 'where'}"]) == 2
+    assert "no such folder" in capsys.readouterr().err
+    assert run(["rollback", "reviews", f"registry={tmp_path / 'where'}"]) == 2
+    assert "no such folder" in capsys.readouterr().err
+    assert run(["rollback", "reviews", f"registry={tmp_path}"]) == 2
+    assert "no model was promoted as 'reviews'" in capsys.readouterr().err
+
+
+def test_models_of_other_classes_are_told(good, judge, tmp_path, capsys, tiny_encoder, corpus, monkeypatch):
+    monkeypatch.setattr("bertray.runs.training.session_for", session_alone)
+    other = tmp_path / "other"
+    assert run([*train_argv(tiny_encoder, corpus, other), "labels={neg: bad, pos: fine}", "training.epochs=1"]) == 0
+    words = ["compare", f"a={good}", f"b={other / 'model'}", f"input={judge}", f"output={tmp_path / 'out'}"]
+    assert run(words) == 2
+    assert "expected two models of the same classes, found neg, pos" in capsys.readouterr().err
