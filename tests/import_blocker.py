@@ -15,4 +15,4 @@ BLOCKED = (
 def block() -> None:
     """Let imports of those packages fail from here on, as if they were not installed."""
     for name in BLOCKED:
-        sys.modules[name] = None  # type: ignore[assignment]  # how Python marks a module that cannot be imported
+        sys.modules[name] = None  # how Python marks a module that cannot be imported

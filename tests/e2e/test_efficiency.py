@@ -16,7 +16,7 @@ from bertray.execution.executor import Task
 from bertray.execution.resources import Resources
 from bertray.io.tables import ipc_buffer
 from bertray.model.packing import plan_packs
-from bertray.reviews.reader import ReadSpec, inspect, list_inputs, plan_shards, work_items
+from bertray.reviews.reader import InputFile, ReadSpec, inspect, list_inputs, plan_shards, work_items
 from bertray.scoring.read_unit import ReadAndTokenize, ReadSettings
 
 ROWS = 4096
@@ -71,7 +71,9 @@ def test_a_review_goes_through_the_object_store_as_its_token_ids_and_little_else
     texts = [" ".join(row) for row in words[np.random.default_rng(0).integers(len(words), size=(1000, 120))]]
     pq.write_table(pa.table({"id": [f"r{i}" for i in range(1000)], "text": texts}), tmp_path / "reviews.parquet")
     (entry,) = list_inputs([str(tmp_path)], TextFormat())
-    work = work_items(plan_shards([inspect(entry, TextFormat())], ROWS), ROWS)
+    file = inspect(entry, TextFormat())
+    assert isinstance(file, InputFile)
+    work = work_items(plan_shards([file], ROWS), ROWS)
     settings = ReadSettings(ReadSpec(), str(tiny_encoder), 128, "head")
     (table,) = map(ReadAndTokenize(settings), work)
     tokens = 1000 * 122

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import shutil
 from pathlib import Path
@@ -13,12 +14,12 @@ from bertray.model import bundle
 from bertray.model.bundle import (
     BundleInfo,
     bundled_model,
-    longest_input,
     read_info,
     resolve_model,
     weights_digest,
     write_bundle,
 )
+from bertray.model.pretrained import longest_input
 from bertray.reviews.clean import Cleaning
 
 INFO = BundleInfo(
@@ -128,7 +129,7 @@ def test_a_bundle_file_that_is_not_json_is_refused(folder, content):
 
 
 def test_the_bundled_encoder_is_the_one_that_was_tested_and_another_is_refused(monkeypatch):
-    if not bundle.importlib.util.find_spec(bundle.BUNDLED_PACKAGE):
+    if not importlib.util.find_spec(bundle.BUNDLED_PACKAGE):
         pytest.skip("the extra `bundled` is not installed")
     assert resolve_model("bundled") == bundled_model()
     assert longest_input(bundled_model()) == 512

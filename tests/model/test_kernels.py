@@ -48,13 +48,16 @@ def distance(found: torch.Tensor, expected: torch.Tensor) -> float:
 LENGTHS = [1, 2, 15, 16, 17, 31, 32, 33, 48, 63, 64, 65, 200, 511, 512]
 
 
-def attention_of(q_THE, k_THE, v_THE, cu_seqlens_q, cu_seqlens_k) -> torch.Tensor:
-    """In fp32, a sequence after the other."""
+def attention_of(*given: torch.Tensor) -> torch.Tensor:
+    """Attention in fp32, a sequence after the other, of q_THE, k_THE, v_THE, cu_seqlens_q and cu_seqlens_k."""
+    q_THE, k_THE, v_THE, cu_seqlens_q, cu_seqlens_k = given
     out = []
     for b in range(len(cu_seqlens_q) - 1):
         queries, keys = slice(cu_seqlens_q[b], cu_seqlens_q[b + 1]), slice(cu_seqlens_k[b], cu_seqlens_k[b + 1])
-        heads = [x[rows].float().transpose(0, 1) for x, rows in ((q_THE, queries), (k_THE, keys), (v_THE, keys))]
-        out.append(F.scaled_dot_product_attention(*heads).transpose(0, 1).flatten(1))
+        q_HTE, k_HTE, v_HTE = [
+            x[rows].float().transpose(0, 1) for x, rows in ((q_THE, queries), (k_THE, keys), (v_THE, keys))
+        ]
+        out.append(F.scaled_dot_product_attention(q_HTE, k_HTE, v_HTE).transpose(0, 1).flatten(1))
     return torch.cat(out)
 
 

@@ -259,7 +259,8 @@ def test_a_config_of_which_no_model_can_be_made_is_a_configuration_error(change,
 
 @pytest.mark.parametrize("field", ["attn_implementation", "_attn_implementation"])
 def test_an_attention_implementation_that_a_config_names_is_not_used(field, folder):
-    edited(**{field: "flash_attention_2"})(folder)
+    fields: dict[str, Any] = {field: "flash_attention_2"}
+    edited(**fields)(folder)
     assert load_config(folder)._attn_implementation is None
     assert load_classifier(folder).config._attn_implementation != "flash_attention_2"
 

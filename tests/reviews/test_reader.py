@@ -26,7 +26,6 @@ from bertray.reviews.reader import (
     count_rows,
     find_duplicate_ids,
     inspect,
-    inspect_all,
     kept_schema,
     label_is_readable,
     list_inputs,
@@ -35,9 +34,16 @@ from bertray.reviews.reader import (
     shard_of,
     work_items,
 )
+from bertray.reviews.rows import FileEntry
 from bertray.schema import Reason, embedded_schema, scored_schema
 
 AUTO = TextFormat()
+
+
+def inspected(entry: FileEntry) -> InputFile:
+    file = inspect(entry, AUTO)
+    assert isinstance(file, InputFile), file
+    return file
 
 
 def written(path: Path, **columns: pa.Array | list[object]) -> InputFile:
@@ -88,7 +94,7 @@ def test_missing_columns_of_a_csv_hint_at_header_and_delimiter(tmp_path):
     (tmp_path / "a.csv").write_text("good film;pos\nbad film;neg\n")
     [entry] = list_inputs([str(tmp_path)], AUTO)
     with pytest.raises(ConfigError, match=r"`reader.header=false`.*is `reader.delimiter` right\?$"):
-        check_columns([inspect(entry, AUTO)], ReadSpec())
+        check_columns([inspected(entry)], ReadSpec())
 
 
 def test_a_file_that_does_not_fit_can_be_taken_as_a_bad_file(tmp_path):
@@ -195,7 +201,7 @@ def test_duplicate_integer_ids_are_found_in_csv_and_parquet(tmp_path):
     assert find_duplicate_ids([file], ReadSpec()) == [{2}]
     (tmp_path / "b.csv").write_text("id,text\n1,x\n2,y\n1,z\n")
     [entry] = list_inputs([str(tmp_path / "b.csv")], AUTO)
-    assert find_duplicate_ids([inspect(entry, AUTO)], ReadSpec()) == [{2}]
+    assert find_duplicate_ids([inspected(entry)], ReadSpec()) == [{2}]
 
 
 def test_reading_needs_neither_ray_nor_torch_nor_transformers():
@@ -209,7 +215,7 @@ def test_reading_needs_neither_ray_nor_torch_nor_transformers():
 
 def test_the_daily_files_of_naver_add_up_per_file(real_data: Path):
     entries = list_inputs([str(real_data / "naver_movies/incoming")], AUTO)
-    files = inspect_all(entries, AUTO)
+    files = [inspected(entry) for entry in entries]
     spec = ReadSpec(wants_label=True)
     check_columns(files, spec)
     batches = [read_shard(shard, spec) for shard in plan_shards(files, 4096)]
@@ -221,8 +227,7 @@ def test_the_daily_files_of_naver_add_up_per_file(real_data: Path):
 
 def test_imdb_is_read_and_cleaned_at_thousands_of_rows_a_second(real_data: Path):
     [entry] = list_inputs([str(real_data / "imdb/train.parquet")], AUTO)
-    file = inspect(entry, AUTO)
-    shard = plan_shards([file], 5000)[0]
+    shard = plan_shards([inspected(entry)], 5000)[0]
     start = time.process_time()
     batch = read_shard(shard, ReadSpec(wants_label=True, keep_columns=("stars",)))
     seconds = time.process_time() - start

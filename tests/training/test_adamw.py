@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from functools import partial
 
 import pytest
 import torch
@@ -53,7 +54,7 @@ def steps(model: Model, optimizer: AdamW, numbers: range) -> None:
 
 def assert_alike(found: tuple[Model, AdamW], expected: tuple[Model, AdamW]) -> None:
     for (name, weight), other in zip(found[0].named_parameters(), expected[0].parameters(), strict=True):
-        torch.testing.assert_close(weight, other, rtol=1e-6, atol=1e-6, msg=lambda said, name=name: f"{name}: {said}")
+        torch.testing.assert_close(weight, other, rtol=1e-6, atol=1e-6, msg=partial("{}: {}".format, name))
         states = found[1].state.get(weight), expected[1].state.get(other)
         assert (states[0] is None) == (states[1] is None)
         if states[0] is not None:
@@ -123,7 +124,7 @@ def test_averages_that_fade_end_at_zero():
     for step in range(2000):  # a thousand after the mean of the first step has left the usual form of fp32
         optimizer.clipped_step(1.0, optimizer.gradient_norm() if step == 0 else torch.zeros(()))
         model.words.weight.grad = torch.sparse_coo_tensor(
-            [[0]], torch.zeros(1, 33), (WORDS, 33), check_invariants=False
+            torch.tensor([[0]]), torch.zeros(1, 33), (WORDS, 33), check_invariants=False
         )
     means = optimizer.state[model.words.weight]["exp_avg"]
     assert not means.any()

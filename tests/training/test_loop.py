@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-import torch.multiprocessing as mp
+from torch.multiprocessing.spawn import start_processes
 from transformers import BertForSequenceClassification
 
 from bertray.errors import ConfigError, DataRefused, InfrastructureError
@@ -470,7 +470,7 @@ def two_ranks(tmp_path_factory, tiny_encoder):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    mp.start_processes(_rank, args=(2, port, folder, still, queue), nprocs=2, start_method="forkserver")
+    start_processes(_rank, args=(2, port, folder, still, queue), nprocs=2, start_method="forkserver")
     return sorted(queue.get() for _ in range(2)), still
 
 

@@ -157,7 +157,7 @@ def test_a_forward_pass_with_other_logits_is_not_used(make_classifier, monkeypat
 
     model = classifier_of(make_classifier("bert", 3))
     before = model.config._attn_implementation
-    head = module.classification_head(model)
+    head = vars(module)["classification_head"](model)
     monkeypatch.setattr(module, "classification_head", lambda classifier: lambda x: head(x) + 0.1)
     packed, why_not = PackedModel.of(model)
     assert packed is None

@@ -8,11 +8,12 @@ import socket
 import zlib
 from functools import partial
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-import torch.multiprocessing as mp
+from torch.multiprocessing.spawn import start_processes
 from torch.nn import functional as F
 
 from bertray.io.store import LocalStore
@@ -25,7 +26,8 @@ from bertray.training.dropout import use_fast_dropout
 from bertray.training.loop import _Loop, run_loop
 from bertray.training.packed import PackedModel, pack
 from tests.model.test_kernels import ROUNDING, needs_tiles
-from tests.training.test_loop import FORKSERVER, SETTINGS, _Killed, dying_at, examples, losses
+from tests.processes import FORKSERVER
+from tests.training.test_loop import SETTINGS, _Killed, dying_at, examples, losses
 from tests.training.test_packed import FAMILIES, classifier_of, sequences
 
 pytestmark = needs_tiles
@@ -210,6 +212,7 @@ def test_a_model_on_our_kernels_is_as_near_to_fp32_as_on_torch(family, again, ma
     folder = make_classifier(family, 3, **SIZES_OF.get(family, SIZES))
     ids, second_lens = sequences()
     logits, gradients = {}, {}
+    model: Any
     for way in ("fp32", "torch", "ours"):
         model = still(classifier_of(folder))
         if again and family != "albert":
@@ -335,7 +338,7 @@ def encoder(tmp_path_factory):
     return folder
 
 
-def of(precision: str):
+def of(precision: Any):
     return dataclasses.replace(SETTINGS, training=dataclasses.replace(SETTINGS.training, precision=precision))
 
 
@@ -384,7 +387,8 @@ def _rank(rank: int, port: int, folder, encoder, queue) -> None:
     data, said = examples(mine, 52), []
     for name in ("all", "one"):
         if name == "one" and rank == 1:
-            kernels_module.kernels = training_module.kernels = lambda: None
+            for module in (kernels_module, training_module):
+                vars(module)["kernels"] = lambda: None
             training_kernels.cache_clear()
         loop = _Loop(data, encoder, 0, of("bf16"), LocalStore(folder / name), "cpu", None)
         outcome = loop.run()
@@ -399,7 +403,7 @@ def test_two_ranks_on_our_kernels_learn_what_one_does_and_keep_the_same_weights(
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    mp.start_processes(_rank, args=(port, tmp_path, encoder, queue), nprocs=2, start_method="forkserver")
+    start_processes(_rank, args=(port, tmp_path, encoder, queue), nprocs=2, start_method="forkserver")
     (_, first), (_, second) = sorted(queue.get() for _ in range(2))
     alone = run_loop(examples(tmp_path, 52), encoder, 0, of("bf16"), LocalStore(tmp_path / "alone"))
     for (_, found, weights), (_, _, others) in zip(first, second, strict=True):

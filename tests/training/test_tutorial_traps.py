@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -55,8 +56,9 @@ def test_padding_is_what_lies_beyond_the_end_not_what_has_the_id_of_padding(tmp_
     assert (inputs["input_ids"] == 5).any(axis=1).sum() > 1  # "good" has the id of padding here
     np.testing.assert_array_equal(inputs["attention_mask"].sum(axis=1), data.shards.lens_N[batch])
     with torch.inference_mode():
-        together = loop.objective.logits(loop.net, batch)
-        alone = torch.cat([loop.objective.logits(loop.net, batch[row : row + 1]) for row in range(len(batch))])
+        objective: Any = loop.objective
+        together = objective.logits(loop.net, batch)
+        alone = torch.cat([objective.logits(loop.net, batch[row : row + 1]) for row in range(len(batch))])
     torch.testing.assert_close(together, alone, atol=1e-5, rtol=0)
 
 
@@ -97,7 +99,8 @@ def test_a_text_is_padded_to_its_batch_not_to_the_longest_of_the_set(tmp_path, t
     data = examples(tmp_path, 160)
     loop = loop_module._Loop(data, tiny_encoder, 0, settings(epochs=1), LocalStore(tmp_path / "run"), "cpu", None)
     computed = []
-    layer = loop.raw_model.bert.encoder.layer[0].intermediate.dense
+    model: Any = loop.raw_model
+    layer = model.bert.encoder.layer[0].intermediate.dense
     layer.register_forward_hook(lambda module, inputs, output: computed.append(inputs[0].shape[:-1].numel()))
     loop.run()
     real = int(data.shards.lens_N.sum())
@@ -114,9 +117,8 @@ def test_dropout_is_off_when_validating_and_on_when_training(tmp_path, tiny_enco
     loop.model.train()
     np.testing.assert_array_equal(loop._held_out(), loop._held_out())
     assert loop.model.training
-    assert not torch.equal(
-        loop.objective.logits(loop.net, data.train[:4]), loop.objective.logits(loop.net, data.train[:4])
-    )
+    objective: Any = loop.objective
+    assert not torch.equal(objective.logits(loop.net, data.train[:4]), objective.logits(loop.net, data.train[:4]))
 
 
 def test_the_saved_model_is_that_of_the_best_epoch(tmp_path, tiny_encoder):

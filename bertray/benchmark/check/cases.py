@@ -164,10 +164,10 @@ def train(device: Device, model: Path, data: Examples, on: str, *, batch_size: i
 
 
 def losses(outcome: Outcome) -> NDArray[np.float64]:
-    """Of each step."""
+    """Losses of each step."""
     return np.array([row["loss"] for row in outcome.history if row["kind"] == "step"])
 
 
 def largest(differences: NDArray[Any]) -> float:
-    """Of absolute values."""
+    """Largest of some absolute values."""
     return float(np.abs(differences).max())
