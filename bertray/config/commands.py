@@ -57,9 +57,9 @@ class Common(Section):
     registry: Text | None = Field(
         None,
         min_length=1,
-        description="folder, or s3:// or gs:// prefix, of the models that `registry:NAME` stands for",
+        description="folder, or prefix (s3://, gs://, az://), of the models that `registry:NAME` stands for",
     )
-    output: Text = Field(..., min_length=1, description="folder, or s3:// or gs:// prefix, that receives all results")
+    output: Text = Field(..., min_length=1, description="folder, or prefix (s3://, gs://, az://), for all results")
     columns: Columns = Columns()
     reader: TextFormat = TextFormat()
     labels: Labels = Field(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any, Protocol
@@ -14,7 +15,7 @@ from bertray.io.store_protocol import SUCCESS, Runs, Store, StoredFile, names_of
 
 
 class ObjectStore:
-    """A prefix of an S3-compatible or Google bucket, through obstore."""
+    """A prefix of an S3-compatible or Google bucket, or of an Azure container, through obstore."""
 
     def __init__(self, root: str) -> None:
         from obstore.store import from_url
@@ -22,7 +23,8 @@ class ObjectStore:
         self.root = root.rstrip("/")
         self.put_new_is_atomic = True
         self.num_threads = 32
-        self._store: Any = from_url(self.root)
+        plain = os.environ.get("AWS_ENDPOINT_URL", "").startswith("http://")  # the user names a server without TLS
+        self._store: Any = from_url(self.root, client_options={"allow_http": True} if plain else None)
 
     def uri(self, key: str) -> str:
         return f"{self.root}/{key}"

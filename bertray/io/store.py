@@ -8,13 +8,13 @@ from bertray.io.object_store import ObjectStore
 from bertray.io.store_protocol import Store
 from bertray.paths import is_uri, local_path
 
-__all__ = ["LocalStore", "ObjectStore", "Store", "open_store"]
+__all__ = ["OBJECT_STORE_SCHEMES", "LocalStore", "ObjectStore", "Store", "open_store"]
 
-OBJECT_STORE_SCHEMES = ("s3", "gs")
+OBJECT_STORE_SCHEMES = ("s3", "gs", "az")
 
 
 def open_store(root: str) -> Store:
-    """Store below a local folder (a path, or `file://`), or an `s3://` / `gs://` prefix.
+    """Store below a local folder (a path, or `file://`), or an `s3://`, `gs://` or `az://` prefix.
 
     Raises:
         ConfigError: the scheme is not supported, or there is no bucket in it.
@@ -24,7 +24,8 @@ def open_store(root: str) -> Store:
     scheme = root.partition("://")[0].lower()
     if scheme not in OBJECT_STORE_SCHEMES:
         raise ConfigError(
-            f"{root}: expected a folder, s3:// or gs://, found {scheme}://.", "Give an output of one of these kinds."
+            f"{root}: expected a folder, s3://, gs:// or az://, found {scheme}://.",
+            "Give an output of one of these kinds.",
         )
     from obstore.exceptions import BaseError
 

@@ -9,7 +9,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from bertray.errors import ConfigError, ConflictError, InfrastructureError
 from bertray.io.cache import Cache
 from bertray.io.digests import file_sha256
+from bertray.io.store import OBJECT_STORE_SCHEMES, Store, open_store
 from bertray.model.pretrained import (
     TOKENIZER_FILES,
     VOCABULARY_FILES,
@@ -56,7 +57,6 @@ BUNDLED_SHA256 = {
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*(/[\w.-]+)?(@[\w./-]+)?$")
 # Only what a model needs is fetched; weights only as safetensors, never as pickles.
 _HUB_FILES = ("*.json", "*.txt", "*.model", "model*.safetensors", HEAD_FILE, TEXTS_FILE)
-_REMOTE_SCHEMES = ("s3", "gs")
 
 CLASSIFIER = "sequence_classification"
 LINEAR_HEADS = {"mean": "linear_on_mean", "cls": "linear_on_cls"}  # pooling -> `head` of a bundle with head.safetensors
@@ -133,7 +133,7 @@ def bundled_model() -> Path:
 
 
 def resolve_model(model: str) -> Path:
-    """Local folder of a `model` value: `bundled`, a folder, an `s3://`/`gs://` prefix, or `hub-id[@revision]`.
+    """Local folder of a `model` value: `bundled`, a folder, a prefix (`s3://`, `gs://`, `az://`), `hub-id[@revision]`.
 
     Every machine of a cluster calls this for itself, so that each model is fetched once per machine.
 
@@ -146,10 +146,10 @@ def resolve_model(model: str) -> Path:
         return bundled_model()
     if is_uri(model):
         scheme, _, rest = model.partition("://")
-        if scheme not in _REMOTE_SCHEMES or not rest.partition("/")[0]:
-            found = f"{scheme}:// without one" if scheme in _REMOTE_SCHEMES else f"{scheme}://"
+        if scheme not in OBJECT_STORE_SCHEMES or not rest.partition("/")[0]:
+            found = f"{scheme}:// without one" if scheme in OBJECT_STORE_SCHEMES else f"{scheme}://"
             raise ConfigError(
-                f"model={model}: expected s3:// or gs:// with a bucket, found {found}.",
+                f"model={model}: expected s3://, gs:// or az:// with a bucket, found {found}.",
                 "Give a prefix like s3://bucket/run/model, a local folder, a hub id, or `bundled`.",
             )
         return _checked(_downloaded(model), model)
@@ -225,36 +225,25 @@ def _from_hub(model: str) -> Path:
 
 def _downloaded(uri: str) -> Path:
     """Copy a model from an object store into this machine's cache, once per state of its files."""
-    import pyarrow.fs as pafs
-
+    store = open_store(uri)
+    files = [file for file in store.listing("") if file.size_bytes]  # of no size: what stands for a folder
+    if not files:
+        raise ConfigError(f"model={uri}: no model there.", "Give the `model` prefix of a finished run.")
+    state = [(file.key, file.size_bytes, file.etag, file.modified.isoformat()) for file in files]
+    key = hashlib.sha256(json.dumps([uri, state]).encode()).hexdigest()[:16]
     try:
-        filesystem, path = _located(uri)
-        files = filesystem.get_file_info(pafs.FileSelector(path, recursive=True))
-        listing = sorted((file.path, file.size, file.mtime_ns) for file in files if file.type == pafs.FileType.File)
-        if not listing:
-            raise FileNotFoundError(uri)
-        key = hashlib.sha256(json.dumps([uri, listing]).encode()).hexdigest()[:16]
-        return Cache.of("models").entry(key, partial(_copy, filesystem, path))
-    except FileNotFoundError as error:
-        raise ConfigError(f"model={uri}: no model there.", "Give the `model` prefix of a finished run.") from error
+        return Cache.of("models").entry(key, partial(_copy, store, [file.key for file in files]))
     except OSError as error:
         raise InfrastructureError(
             f"model={uri}: cannot be copied ({error}).", "Check the storage and this machine's cache, and run again."
         ) from error
 
 
-def _copy(filesystem: Any, path: str, target: Path) -> None:
-    import pyarrow.fs as pafs
-
-    target.mkdir()
-    pafs.copy_files(path, str(target), source_filesystem=filesystem, destination_filesystem=pafs.LocalFileSystem())
-
-
-def _located(uri: str) -> tuple[Any, str]:
-    import pyarrow.fs as pafs
-
-    filesystem, path = pafs.FileSystem.from_uri(uri)
-    return filesystem, str(path)
+def _copy(store: Store, keys: Sequence[str], target: Path) -> None:
+    for key in keys:
+        path = target / key
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(store.get(key))
 
 
 def read_info(folder: Path, *, model: str = "") -> BundleInfo:

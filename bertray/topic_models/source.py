@@ -19,6 +19,7 @@ from bertray.outputs import ledger
 from bertray.outputs.control_files import CommittedRun
 from bertray.outputs.publish import committed_files
 from bertray.reviews.corpus import Inputs, inspect_inputs, open_inputs, read_spec
+from bertray.reviews.file_access import open_random_access, reading
 from bertray.reviews.label_counts import count_labels
 from bertray.reviews.labels import LabelMap, sorted_values
 from bertray.reviews.reader import InputFile, kept_schema, label_is_readable, read_shard
@@ -226,12 +227,10 @@ def _check_ids_meet(config: TopicsConfig, source: Source) -> None:
 
 def scored_rows(files: Sequence[str]) -> pa.Table:
     """`id`, `label`, `score` of committed rows; ids that stand several times are ambiguous and left out."""
-    from pyarrow import fs
-
     tables = []
     for path in files:
-        filesystem, inner = fs.FileSystem.from_uri(path) if "://" in path else (fs.LocalFileSystem(), path)
-        tables.append(pq.read_table(inner, columns=[s.ID, s.LABEL, s.SCORE], filesystem=filesystem))
+        with reading(path), open_random_access(path) as source:
+            tables.append(pq.read_table(source, columns=[s.ID, s.LABEL, s.SCORE]))
     rows = pa.concat_tables(tables).combine_chunks()
     counts = pc.value_counts(rows[s.ID])
     twice = counts.field("values").filter(pc.greater(counts.field("counts"), 1))

@@ -261,3 +261,21 @@ def test_an_object_store_that_lets_nobody_write_is_a_matter_of_configuration(kin
     monkeypatch.setattr(obstore, "put", refuse)
     with pytest.raises(ConfigError, match="expected a writable output, found 403 Forbidden"):
         open_store("s3://bucket/out").put("a", b"")
+
+
+def test_an_azure_prefix_is_a_store_and_without_an_account_a_config_error(monkeypatch):
+    for name in ("AZURE_STORAGE_ACCOUNT_NAME", "AZURE_ACCOUNT_NAME"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(ConfigError, match="Account must be specified"):
+        open_store("az://reviews/scored")
+    monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_NAME", "acme")
+    assert open_store("az://reviews/scored/").uri("data") == "az://reviews/scored/data"
+
+
+def test_a_server_without_tls_that_the_environment_names_is_talked_to(s3_environment, monkeypatch, tmp_path):
+    for name, value in s3_environment.items():
+        if name != "AWS_ALLOW_HTTP":
+            monkeypatch.setenv(name, value)
+    store = open_store(f"s3://bertray/{tmp_path.name}")
+    store.put("a", b"1")
+    assert store.get("a") == b"1"

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from bertray.errors import ConfigError, ConflictError, InfrastructureError
+from bertray.io.store import LocalStore
 from bertray.model import bundle
 from bertray.model.bundle import (
     BundleInfo,
@@ -72,7 +73,7 @@ def rewrite(path: Path, **fields: object) -> None:
 def test_only_a_bucket_of_an_object_store_is_remote(model, found):
     with pytest.raises(ConfigError) as caught:
         resolve_model(model)
-    assert caught.value.message == f"model={model}: expected s3:// or gs:// with a bucket, found {found}."
+    assert caught.value.message == f"model={model}: expected s3://, gs:// or az:// with a bucket, found {found}."
 
 
 def test_a_folder_with_config_weights_and_tokenizer_is_a_model(folder):
@@ -257,11 +258,9 @@ def test_weights_digest_notices_a_file_replaced_in_place(folder, name):
 def test_an_encoder_in_an_object_store_is_fetched_once_and_again_when_it_changes(tmp_path, tiny_encoder, monkeypatch):
     import shutil
 
-    import pyarrow.fs as pafs
-
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     stored = tmp_path / "bucket" / "adapted"
-    monkeypatch.setattr("bertray.model.bundle._located", lambda uri: (pafs.LocalFileSystem(), str(stored)))
+    monkeypatch.setattr("bertray.model.bundle.open_store", lambda uri: LocalStore(stored))
     with pytest.raises(ConfigError, match="no model there"):
         resolve_model("s3://bucket/adapted")
     shutil.copytree(tiny_encoder, stored)
@@ -270,7 +269,7 @@ def test_an_encoder_in_an_object_store_is_fetched_once_and_again_when_it_changes
     assert resolve_model("s3://bucket/adapted") == folder
     (stored / "config.json").write_text((stored / "config.json").read_text() + " ")
     assert resolve_model("s3://bucket/adapted") != folder
-    monkeypatch.setattr(pafs, "copy_files", no_room)
+    monkeypatch.setattr(LocalStore, "get", no_room)
     (stored / "config.json").write_text((stored / "config.json").read_text() + " ")
     with pytest.raises(InfrastructureError, match="No space left"):
         resolve_model("s3://bucket/adapted")
