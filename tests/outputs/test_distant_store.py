@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
-from bertray.io.store import open_store
+from bertray.io.store import Store, open_store
 from bertray.outputs import ledger, publish, snapshots
+from bertray.outputs.control_files import Receipt, Span, StagedFile
+from bertray.scoring.plan import whole_receipts
 from tests.nightly import night_config, run_night, write_inbox
 from tests.s3_in_memory import BUCKET, InMemoryS3
 
@@ -75,3 +79,53 @@ def test_without_a_snapshot_every_entry_is_read_and_it_is_said_when_one_is_damag
     assert (known.snapshot, known.damaged) == (0, {30})
     ledger.write_due_snapshot(store, known, 0)
     assert ledger.read_ledger(store).snapshot == 30
+
+
+# --- parts -----------------------------------------------------------------------------------------------------------
+
+
+def stage(store: Store, number: int) -> Receipt:
+    """A part and its receipt below `control/runs/dt=1/k/`, as an actor leaves them."""
+    content, key = f"rows of part {number}".encode(), f"control/runs/dt=1/k/part-{number:03d}.parquet"
+    etag = store.put(key, content)
+    digest = hashlib.sha256(content).hexdigest()
+    receipt = Receipt(
+        spans=[Span(file_no=0, lo=number, hi=number + 1, rows_scored=1, rows_quarantined=0)],
+        seconds=0.0,
+        part=StagedFile(key=key, rows=1, bytes=len(content), sha256=digest, etag=etag),
+        quarantine=None,
+        evaluation=None,
+    )
+    store.put(f"control/runs/dt=1/k/{number:03d}.receipt.json", receipt.to_bytes())
+    return receipt
+
+
+def test_a_resumed_run_reads_receipts_and_only_those_parts_that_the_store_tags_otherwise(server, caplog):
+    store = open_store(f"s3://{BUCKET}/resumed")
+    receipts = [stage(store, number) for number in range(40)]
+    server.asked.clear()
+    assert whole_receipts(store, "control/runs/dt=1/k") == receipts
+    assert server.counted() == {"LIST": 1, "GET": 40}
+    store.put(receipts[7].part.key, b"rows of qart 7")
+    store.delete(receipts[9].part.key)
+    server.asked.clear()
+    assert whole_receipts(store, "control/runs/dt=1/k") == [r for r in receipts if r not in (receipts[7], receipts[9])]
+    assert [key for verb, key in server.asked if verb == "GET" and "/part-" in key] == [
+        f"resumed/{receipts[7].part.key}"
+    ]
+    assert "part-007.parquet: damaged" in caplog.text
+
+
+def test_publishing_costs_a_request_a_part_and_goes_on_where_it_was(server):
+    store = open_store(f"s3://{BUCKET}/published")
+    for number in range(40):
+        store.put(f"control/x/p{number}", b"%d" % number)
+    runs = {"run=1": [(f"control/x/p{number}", f"part-{number}.parquet") for number in range(40)]}
+    server.asked.clear()
+    assert store.publish("data/dt=1", runs)
+    assert server.counted() == Counter({"LIST": 1, "COPY": 40, "PUT": 1})
+    for name in ("_SUCCESS", "part-3.parquet"):
+        store.delete(f"data/dt=1/run=1/{name}")
+    server.asked.clear()
+    assert store.publish("data/dt=1", runs)
+    assert server.counted() == Counter({"LIST": 1, "COPY": 1, "PUT": 1})
