@@ -1,1 +1,1 @@
-"""How fast is it, beside what people use and beside what the machine could do; free of Ray."""
+"""Speed beside other ways of labelling a file and beside the machine's limit, and checks of a device; without Ray."""

@@ -1,4 +1,4 @@
-"""What people write to label a Parquet file, each in a process of its own that keeps its model and runs when told to.
+"""Ways of labelling a Parquet file, each in a process of its own that keeps its model and runs on request.
 
 `python -m bertray.benchmark.contestants '{"name": "pipeline", ...}'` loads, runs once to warm up, says `ready`, and
 then runs once for every line on its standard input, answering each with the seconds it took,
@@ -64,7 +64,7 @@ Run = Callable[[], float]  # does it once, and returns the seconds
 
 
 def rival_dtype(device: str) -> torch.dtype:
-    """What people use: half precision on a GPU, fp32 on CPU."""
+    """Usual precision: fp16 on a GPU, fp32 on CPU."""
     return torch.float16 if device.startswith("cuda") else torch.float32
 
 

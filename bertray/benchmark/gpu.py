@@ -1,4 +1,4 @@
-"""How busy GPUs are while something runs, as NVIDIA's driver tells it; elsewhere nothing is known."""
+"""Utilization of GPUs while something runs, by nvidia-smi; unknown elsewhere."""
 
 from __future__ import annotations
 

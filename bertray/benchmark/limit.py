@@ -1,4 +1,4 @@
-"""What a machine could do at best: the model's own arithmetic over the rate of matrix products of its shapes."""
+"""Limit of a machine: the model's own arithmetic over the rate of matrix products of its shapes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class ModelShape:
 
     @classmethod
     def of(cls, config: Any) -> ModelShape:
-        """From a config of `transformers`, whatever its family calls the sizes."""
+        """Shape of a config of `transformers`, whatever its family calls the sizes."""
         layers = getattr(config, "num_hidden_layers", None) or config.n_layers
         hidden = getattr(config, "hidden_size", None) or config.dim
         feed_forward = getattr(config, "intermediate_size", None) or config.hidden_dim

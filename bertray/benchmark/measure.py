@@ -1,4 +1,4 @@
-"""The ways of labelling a file that are compared, run in turn, and what is told of them."""
+"""Ways of labelling a file, run in turn: their measurements, and the table and sentences on them."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ WINDOW_ROWS = 4096  # reviews that are sorted by length together, as many as in 
 
 @dataclass
 class Runs:
-    """What one way took for the same reviews, run after run."""
+    """Measurements of one way, run after run, over the same reviews."""
 
     rows: int
     tokens: int  # padding not counted
@@ -58,7 +58,7 @@ class Runs:
     peak_mb: int = 0
 
     def faster_by(self, other: Runs) -> float:
-        """How many times as many tokens a second as another way: the median over rounds, in which both took turns.
+        """Speed-up over another way in tokens/s: the median over rounds, in which both took turns.
 
         What slows the machine for a minute slows both, so that the ratio of a round tells more than that of medians.
         """
@@ -75,13 +75,13 @@ class Runs:
 
     @property
     def share_of_limit(self) -> float:
-        """Of what matrix products reached in the round of each run; the median, since the machine's speed moves."""
+        """Share of the rate of matrix products in each run's round; the median, since the machine's speed moves."""
         return float(np.median(self.flops / np.array(self.seconds) / np.array(self.limits)))
 
 
 @dataclass(frozen=True)
 class Trial:
-    """What every way is given: the same model, and the same reviews or the first of them.
+    """Input of every way: the same model, and the same reviews or the first of them.
 
     Args:
         folder: holds the Parquet files, and receives what the ways write.
@@ -110,7 +110,7 @@ class Trial:
         return self.folder / "few.parquet"
 
     def labelled_by(self, name: str) -> Path:
-        """What a way in a process of its own writes: `label` and `score` of its reviews, in their order."""
+        """Output of a way in a process of its own: `label` and `score` of its reviews, in their order."""
         return self.folder / f"{name}.parquet"
 
     @property
@@ -229,7 +229,7 @@ def in_turn(
                             way(number, runs)
                         runs.peak_mb = max(runs.peak_mb, peak.mb)
                     share = busy.share_of_last(runs.seconds[-1], until=time.monotonic())
-                # What is timed of our training ends before its checkpoint is written, and nobody says when.
+                # The timing of our training ends before its checkpoint is written, at an unknown moment.
                 if share is not None and name != "train_bertray":
                     runs.gpu_busy.append(share)
                 on_run(name)
@@ -341,7 +341,7 @@ def table_rows(content: Mapping[str, Any]) -> list[list[str]]:
 
 
 def sentences(content: Mapping[str, Any]) -> list[str]:
-    """What the table does not say."""
+    """Sentences below the table: its columns, agreement of labels, time for a million reviews."""
     price = content["price_per_million_reviews"]
     cost = "" if price is None else f" and cost {price:,.2f}"
     job = []

@@ -1,4 +1,4 @@
-"""How much memory a process and those below it take; Linux only, elsewhere nothing is known."""
+"""Memory of a process and those below it; Linux only, elsewhere unknown."""
 
 from __future__ import annotations
 

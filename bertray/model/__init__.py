@@ -1,1 +1,1 @@
-"""From reviews to probabilities on one machine: tokenizer, packs, forward pass, calibration; no Ray."""
+"""Bundles, tokenization, packing, the engine, heads, calibration, kernels: reviews to probabilities."""

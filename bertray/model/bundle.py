@@ -247,7 +247,7 @@ def _copy(store: Store, keys: Sequence[str], target: Path) -> None:
 
 
 def read_info(folder: Path, *, model: str = "") -> BundleInfo:
-    """What a folder says of itself: its `bertray.json`, or for a plain classifier of the hub what its config tells.
+    """Info of a model folder: its `bertray.json`, or for a plain classifier of the hub what its config holds.
 
     Raises:
         ConfigError: the folder holds no classifier of one label out of at least two, its tokenizer files do not agree

@@ -85,7 +85,7 @@ def fit_temperature(
 
 
 def offsets_to_shares(logits_NC: NDArray[Any], label_ids_N: NDArray[Any]) -> NDArray[np.float64]:
-    """What to add to the logits so that each class is said as often as it occurs, float64 [C], of mean 0.
+    """Prior correction: logit offsets with which predicted label shares match the true ones, float64 [C], mean 0.
 
     A classifier says a frequent class more often of reviews it has not seen than of those it learned from, and a rare
     one less; figures that look at every class, such as MCC and macro F1, suffer. Class by class, the decision moves

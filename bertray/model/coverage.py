@@ -1,4 +1,4 @@
-"""How much of a text a tokenizer can read: letters in words that it knows or cuts into pieces of some length.
+"""Share of a text that a tokenizer can read: letters in words that it knows or cuts into pieces of some length.
 
 Shape letters: R texts, U characters of all texts end to end, T tokens, W words.
 """

@@ -34,7 +34,7 @@ Reads = Literal["first", "all", "both"]
 
 @dataclass(frozen=True)
 class GroupIndex:
-    """How one group moves between packed tokens and a padded [G, W] block.
+    """Index of one group between packed tokens and a padded [G, W] block.
 
     A group of equal lengths is already such a block: nothing to gather, nothing to mask.
     """
@@ -44,9 +44,9 @@ class GroupIndex:
     stop: int
     """Its packed tokens are [start, stop)."""
     padded_from: Tensor | None = None
-    """int64 [G*W]: the token at each place, counted from `start`; padding repeats the sequence's own last token."""
+    """int64 [G*W]: the token at each position, counted from `start`; padding repeats the sequence's own last token."""
     packed_from: Tensor | None = None
-    """int64 [stop - start]: the place of each packed token."""
+    """int64 [stop - start]: the position of each packed token in the block."""
     mask: Tensor | None = None
     """[G, 1, 1, W]: 0, or -inf on padding."""
 
@@ -69,7 +69,7 @@ class PackTensors:
     end_1: Tensor
     """int64 [1]: where the last one ends."""
     num_tokens: int
-    """As many, on the host; what comes after them is filling."""
+    """Tokens of the pack, on the host; padding follows them."""
     groups: tuple[GroupIndex, ...]
     cu_seqlens_B1: Tensor | None
     """int32 [B + 1]: where sequences begin and the last ends; only for kernels that take packed input as it is."""
@@ -191,7 +191,7 @@ class PackedEncoder:
         return sums_BD / lens_B[:, None]
 
     def tokens(self, pack: PackTensors) -> Tensor:
-        """Hidden states of every token, [T, D], without the filling at the end of a pack."""
+        """Hidden states of every token, [T, D], without the padding at the end of a pack."""
         x_TD = self._embed(pack)
         for layer in self._layers:
             x_TD = self._run_layer(layer, x_TD, pack)
@@ -223,7 +223,7 @@ class PackedEncoder:
             return self._varlen(q_THE, k_THE, v_THE, pack.cu_seqlens_B1, pack.cu_seqlens_B1, pack.max_len, pack.max_len)
         out_TD = torch.empty_like(x_TD)
         if pack.groups[-1].stop < num_tokens:
-            out_TD[pack.groups[-1].stop :] = 0  # filling: no sequence, but numbers go through the linear layers
+            out_TD[pack.groups[-1].stop :] = 0  # padding: no sequence, but its numbers go through the linear layers
         for index in pack.groups:
             q, k, v = index.heads(qkv_T3D[index.start : index.stop], 3, self.num_heads)
             attended = F.scaled_dot_product_attention(q, k, v, attn_mask=index.mask)
@@ -235,7 +235,7 @@ class PackedEncoder:
         return out_TD
 
     def _attend_first(self, layer: Layer, x_TD: Tensor, x_BD: Tensor, pack: PackTensors) -> Tensor:
-        """What the first token of each sequence attends to, [B, D]."""
+        """Attention's output for the first token of each sequence, [B, D]."""
         assert layer.query is not None
         assert layer.key_value is not None
         q_BD, kv_T2D = layer.query(x_BD), layer.key_value(x_TD)
@@ -322,7 +322,7 @@ def group_index(
     to_tensor: Callable[[NDArray[Any]], Tensor],
     dtype: torch.dtype = torch.float32,
 ) -> GroupIndex:
-    """How one group moves, for sequences of `lens_B` tokens that begin and end at `cu_seqlens_B1`; masks in `dtype`."""
+    """Index of one group, for sequences of `lens_B` tokens that begin and end at `cu_seqlens_B1`; masks in `dtype`."""
     lens_G = lens_B[group.first : group.stop]
     start, stop = int(cu_seqlens_B1[group.first]), int(cu_seqlens_B1[group.stop])
     if stop - start == len(lens_G) * group.width:

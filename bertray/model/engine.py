@@ -15,7 +15,7 @@ from torch import Tensor
 from bertray.errors import ConfigError
 from bertray.model.backend import choose_backend
 from bertray.model.linear import can_quantize
-from bertray.model.pack_threads import Lanes
+from bertray.model.pack_threads import PackThreads
 from bertray.model.packing import Pack
 from bertray.model.pooling import ClassifierReadout, Readout
 from bertray.model.pretrained import calling
@@ -24,8 +24,8 @@ from bertray.model.tokenization import Sequences, ranges
 # On CPU a pack whose activations stay in the cache is fastest; a GPU wants enough work for every multiprocessor.
 CPU_TOKENS_PER_PACK = 2048
 KERNEL_TOKENS_PER_PACK = 4096  # of our own kernels, which take what stays in the cache from a pack themselves
-# Lanes are to end at the same time: each has several packs to take, unless they become too small.
-PACKS_OF_A_LANE = 8
+# Pack threads are to end at the same time: each has several packs to take, unless they become too small.
+PACKS_PER_THREAD = 8
 LEAST_TOKENS_PER_PACK = 512
 CUDA_TOKENS_PER_PACK = 65536
 
@@ -82,7 +82,7 @@ class Engine:
         """Longest sequence that the model can read, in tokens; None: it has no limit of its own."""
         default = CPU_TOKENS_PER_PACK if self.device.type == "cpu" else CUDA_TOKENS_PER_PACK
         self.max_tokens_per_pack = max_tokens_per_pack or (KERNEL_TOKENS_PER_PACK if self.own_kernels else default)
-        self._lanes = Lanes(1)
+        self._threads = PackThreads(1)
 
     @property
     def packed(self) -> bool:
@@ -105,7 +105,7 @@ class Engine:
         return self._backend.own_kernels
 
     def logits(self, seqs: Sequences) -> NDArray[np.float32]:
-        """What the model gives, float32 [S, width], in input order: logits, or whatever the readout reads.
+        """Output of the head, float32 [S, width], in input order: logits, or embeddings.
 
         A number that is not finite is returned as it is; it stays in its own row.
 
@@ -124,7 +124,7 @@ class Engine:
                 return self._run(pack, seqs, starts_S)
 
         # Stays on the device until all is done: a copy each pack would make a GPU wait for the CPU.
-        parts = self._lanes.map(run, packs)
+        parts = self._threads.map(run, packs)
         logits_SC[np.concatenate([pack.sequences_B for pack in packs])] = torch.cat(parts).cpu().numpy()
         return logits_SC
 
@@ -145,15 +145,15 @@ class Engine:
                 hidden_TD = self._backend.token_vectors(pack, seqs, starts_S)
                 vectors_TD[ranges(starts_S[pack.sequences_B], pack.lens_B)] = hidden_TD.float().cpu().numpy()
 
-        self._lanes.map(run, packs)
+        self._threads.map(run, packs)
         return vectors_TD
 
     def _packs(self, seqs: Sequences) -> list[Pack]:
         tokens = self.max_tokens_per_pack
-        if self.own_kernels and self._lanes.num_threads != torch.get_num_threads():
-            self._lanes = Lanes(torch.get_num_threads())
-        if self._lanes.count > 1:
-            share = int(seqs.lens_S.sum()) // (PACKS_OF_A_LANE * self._lanes.count)
+        if self.own_kernels and self._threads.num_threads != torch.get_num_threads():
+            self._threads = PackThreads(torch.get_num_threads())
+        if self._threads.count > 1:
+            share = int(seqs.lens_S.sum()) // (PACKS_PER_THREAD * self._threads.count)
             tokens = min(tokens, max(share, LEAST_TOKENS_PER_PACK))
         return self._backend.packs(seqs.lens_S, tokens)
 

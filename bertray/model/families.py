@@ -23,7 +23,7 @@ _LINEAR = ("attended", "up", "down")  # linear layers of each layer besides thos
 
 @dataclass(frozen=True)
 class Weights:
-    """What the adapters find in a model of `transformers`; modules are shared, not copied."""
+    """Modules and weights of a model of `transformers`, shared, not copied."""
 
     words_VD: Tensor
     positions_PD: Tensor
@@ -50,7 +50,7 @@ def why_not_packable(model: Any) -> str:
 
 
 def is_language_model(model: Any) -> bool:
-    """Whether a model guesses masked tokens, by its class."""
+    """Whether a model is a masked language model, by its class."""
     return type(model).__name__.endswith("ForMaskedLM")
 
 
@@ -79,7 +79,7 @@ def classification_head(model: Any) -> Callable[[Tensor], Tensor]:
 
 
 def after_attention(model: Any) -> torch.nn.Module | None:
-    """The module of the last layer that is given what attention made and what the layer was given, or the sum of both.
+    """First module behind attention in the last layer; it takes attention's output and the residual, or their sum.
 
     It and what follows work on each token by itself. None: its layers share their modules.
     """
@@ -96,17 +96,17 @@ def after_attention(model: Any) -> torch.nn.Module | None:
 
 
 def query_key_value(model: Any) -> list[tuple[torch.nn.Linear, ...]]:
-    """The linear layers that ask, answer and give in each attention of a packable model, in this order; each once."""
+    """Query, key and value projections of each attention layer of a packable model; each once."""
     return list({id(layer["attention"][0]): layer["attention"] for layer in find_weights(model).layers}.values())
 
 
 def linear_layers(model: Any) -> list[torch.nn.Linear]:
-    """The linear layers of a packable model's layers but those that `query_key_value` gives; each once."""
+    """Linear layers of a packable model besides those of `query_key_value`; each once."""
     return list({id(layer[name]): layer[name] for layer in find_weights(model).layers for name in _LINEAR}.values())
 
 
 def activations(model: Any) -> list[Any]:
-    """What lies between the two linear layers of each feed forward of a packable model; each once."""
+    """Activations between the two linear layers of each feed forward; each once."""
     return list({id(layer["activation"]): layer["activation"] for layer in find_weights(model).layers}.values())
 
 
@@ -118,7 +118,7 @@ def outputs(model: Any) -> list[Any]:
 
 
 def output_bias(model: Any) -> Tensor:
-    """What a sequence classifier of any family adds to its logits last, [C].
+    """Bias of the last linear layer of a sequence classifier's head, [C].
 
     Raises:
         ConfigError: it adds nothing.

@@ -21,7 +21,7 @@ Activation = Callable[[Tensor], Tensor]
 
 
 class Linear(Protocol):
-    """What a layer of an encoder needs of a linear layer; none changes its input.
+    """A linear layer as a layer of an encoder uses it; it does not change its input.
 
     Each is made of a weight [O, I] in the precision to compute in, a bias [O] in fp32, and an activation or None.
     """

@@ -17,10 +17,10 @@ MAX_KNOWN = 200_000  # sequences remembered at least; twice as many at most, som
 
 
 class Repeats:
-    """What one model said of the sequences it has seen lately.
+    """Logits of one model for the sequences that it has seen lately.
 
     Equal are sequences of the same tokens and token types, so texts that differ only where the model does not look are
-    equal too. They are told apart by 128 bits of BLAKE2b.
+    equal too. Their keys are 128 bits of BLAKE2b.
     """
 
     def __init__(self, max_known: int = MAX_KNOWN) -> None:

@@ -1,4 +1,4 @@
-"""Which sequences go through the model together: longest first, under a token budget, in few distinct shapes.
+"""Packs of sequences for one forward pass: longest first, under a token budget, in few distinct shapes.
 
 Legend: S sequences, B sequences of one pack.
 """
@@ -32,7 +32,7 @@ class Pack:
     Args:
         sequences_B: their indices, longest first.
         lens_B: their lengths.
-        num_slots: rows of the packed input, at least the sum of the lengths; the rest is filling.
+        num_slots: rows of the packed input, at least the sum of the lengths; the rest is padding.
         groups: the pack cut into runs of near-equal length.
     """
 

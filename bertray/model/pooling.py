@@ -1,4 +1,4 @@
-"""What is read off an encoder: the logits of a classifier, pooled embeddings, or a linear head on these.
+"""Pooling and heads: the logits of a classifier, pooled embeddings, or a linear head on these.
 
 Legend: B sequences of a batch, T packed tokens, L padded length, D hidden, C classes, K what comes out.
 """
@@ -20,7 +20,7 @@ from bertray.settings import Pooling
 
 
 class Readout(Protocol):
-    """What the engine needs to know of a model besides its encoder; results are fp32."""
+    """Loading, pooling and head of a model, as the engine uses them; results are fp32."""
 
     @property
     def reads(self) -> Reads:
@@ -121,7 +121,7 @@ class LinearReadout(PooledReadout):
 
 
 def readout_of(path: Path) -> Readout:
-    """What a bundle, or a classifier of the hub, is made to give."""
+    """Readout of a bundle or of a classifier of the hub, by its `head`."""
     poolings: dict[str, Any] = {head: pooling for pooling, head in LINEAR_HEADS.items()}
     head = read_info(path).head if (path / INFO_FILE).is_file() and (path / HEAD_FILE).is_file() else CLASSIFIER
     return LinearReadout(path, poolings[head]) if head in poolings else ClassifierReadout()

@@ -85,7 +85,7 @@ class Predictor:
 def within_memory(
     engine: Engine, compute: Callable[[Sequences], NDArray[np.float32]], seqs: Sequences
 ) -> NDArray[np.float32]:
-    """What an engine computes of some sequences; a token budget that runs out of memory is halved for good.
+    """Results of an engine for some sequences; a token budget that runs out of memory is halved for good.
 
     Raises:
         InfrastructureError: not even one sequence at a time fits into memory.

@@ -615,7 +615,7 @@ def load_transformers_tokenizer(folder: Path) -> Any:
 
 
 def check_tokenizer(folder: Path, model: str) -> None:
-    """Refuse a tokenizer of which nobody can tell what the model was trained with, or that the model cannot read.
+    """Refuse a tokenizer that may not be the one of training, or whose ids the model cannot read.
 
     Raises:
         ConfigError: `tokenizer.json` and what `transformers` makes of the folder give other ids for a text, or there
@@ -664,7 +664,7 @@ def save_tokenizer(source: Path, target: Path) -> None:
 
 
 def _from_file(folder: Path) -> Any:
-    """That of `tokenizer.json`; None where there is none, or one that leaves the special tokens to `transformers`."""
+    """Tokenizer of `tokenizer.json`; None without one, or where it leaves the special tokens to `transformers`."""
     file = folder / "tokenizer.json"
     if not file.is_file():
         return None

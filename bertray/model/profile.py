@@ -49,7 +49,7 @@ class Reading:
 
     @classmethod
     def of_rows(cls, letters_R: np.ndarray, unread_R: np.ndarray, words_R: np.ndarray, tokens_R: np.ndarray) -> Reading:
-        """Of counts by sampled row, int [R] each."""
+        """Sums of counts by sampled row, int [R] each."""
         return cls(
             rows=int((letters_R > 0).sum()),
             rows_unread=int((2 * unread_R > letters_R).sum()),

@@ -33,7 +33,7 @@ _PAD_NAMES = ("[PAD]", "<pad>")
 
 @dataclass(frozen=True)
 class Sequences:
-    """What the model reads: token ids end to end, with where each sequence ends and whose it is."""
+    """Input of a model: token ids end to end, with the length and the row of each sequence."""
 
     ids_T: NDArray[Any]
     """uint16 or int32 [T], special tokens included."""
@@ -299,7 +299,7 @@ def ranges(starts: NDArray[np.int64], lens: NDArray[np.int64]) -> NDArray[np.int
 
 
 def _starts(lens: Any) -> NDArray[np.int64]:
-    """Where each of some pieces begins when they are laid end to end."""
+    """Offsets of pieces that are laid end to end."""
     ends: NDArray[np.int64] = np.cumsum(lens, dtype=np.int64)
     return ends - np.asarray(lens, np.int64)
 

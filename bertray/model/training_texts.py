@@ -36,7 +36,7 @@ class TrainingTexts:
 
     @classmethod
     def of(cls, hash_N: np.ndarray, most: int = MAX_TEXTS) -> TrainingTexts:
-        """Of rows in any order; of more texts than `most` those with the smallest hashes."""
+        """Texts of rows in any order; of more texts than `most` those with the smallest hashes."""
         hashes_T = np.unique(hash_N.astype(np.uint64))
         if len(hashes_T) <= most:
             return cls(hashes_T)
@@ -48,7 +48,7 @@ class TrainingTexts:
         return self.below / _ALL
 
     def covers(self, hash_N: np.ndarray) -> np.ndarray:
-        """bool [N]: rows of which it can be told whether they were seen; the same for every row of one text."""
+        """bool [N]: rows that can be looked up; the same for every row of one text."""
         if self.below == _ALL:
             return np.ones(len(hash_N), bool)
         covered_N: np.ndarray = hash_N < np.uint64(self.below)

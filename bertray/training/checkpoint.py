@@ -27,7 +27,7 @@ SCHEMA_VERSION = 1
 
 @dataclass
 class Progress:
-    """Where a run stands: enough to repeat exactly the steps that follow."""
+    """Progress of a run: enough to repeat exactly the steps that follow."""
 
     step: int = 0  # optimizer steps done, over all epochs
     epoch: int = 0  # epoch of the next step

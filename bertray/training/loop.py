@@ -47,13 +47,13 @@ MAX_HISTORY_ROWS = 500  # rows of kind "step" over the whole run
 
 @dataclass(frozen=True)
 class Outcome:
-    """What training leaves behind, equal on every rank."""
+    """Result of training, equal on every rank."""
 
     best_step: int
     num_steps: int
     history: list[dict[str, Any]]
     held_out_VK: np.ndarray
-    """What the best epoch gave of all that is held out: float64; of a classifier the logits of the validation split."""
+    """Held-out results of the best epoch: float64; of a classifier the logits of the validation split."""
     resumed_from: int | None
     seconds: float
 
@@ -265,7 +265,7 @@ class _Loop:
         share = rank_share(members, rank=self.rank, world_size=self.world_size)
         # A rank without examples still takes part in the all-reduce: one example, weight zero.
         idle = len(share) == 0
-        batches = self.objective.passes(shards.lens_N[share])
+        batches = self.objective.microbatches(shards.lens_N[share])
         passes = [members[:1]] if idle else [share[positions] for positions in batches]
         loss_sum = 0.0
         for number, batch in enumerate(passes):
@@ -365,7 +365,7 @@ class _Loop:
         self.progress.history.append({"kind": "eval", "step": 0, "epoch": 0.0, "seconds": 0.0, **figures})
 
     def _held_out(self) -> np.ndarray:
-        """What the model as it is gives of all that is held out, on every rank: float64 [V, K]."""
+        """Held-out results of the model as it is, on every rank: float64 [V, K]."""
         import torch
 
         objective = self.objective
@@ -373,7 +373,7 @@ class _Loop:
         mine = np.arange(self.rank, len(rows_VK), self.world_size)
         self.net.eval()
         with torch.inference_mode():
-            for numbers in objective.held_out_passes(mine):
+            for numbers in objective.held_out_microbatches(mine):
                 rows_VK[torch.from_numpy(numbers)] = torch.from_numpy(objective.held_out(numbers))
         if self.world_size > 1:
             rows_VK = rows_VK.to(self.device)
@@ -382,7 +382,7 @@ class _Loop:
         return rows_VK.cpu().numpy()
 
     def _best_held_out(self, best_step: int) -> np.ndarray:
-        """That of the best epoch; computed again when this process did not see that epoch."""
+        """Held-out results of the best epoch; computed again when this process did not see that epoch."""
         if self.best_held_out_VK is None:
             best = load_best(self.store, best_step, self.settings.run_key)
             load_model_tensors(self.raw_model, best.model)
@@ -412,7 +412,7 @@ class _Loop:
         self._last_save = time.monotonic()
 
     def _write_checkpoint(self) -> None:
-        # After the last step nobody asks for the optimizer, twice as large as the model.
+        # After the last step the optimizer's state, twice as large as the model, is not needed.
         optimizer = {} if self.progress.finished else optimizer_tensors(self.optimizer)
         checkpoint = Checkpoint(self.progress, model_tensors(self.raw_model), optimizer, self.settings.run_key)
         save_checkpoint(self.store, checkpoint)
@@ -453,7 +453,7 @@ class _Loop:
         self.progress = checkpoint.progress
 
     def _least_and_most(self, number: int) -> tuple[int, int]:
-        """Over all ranks."""
+        """Minimum and maximum over all ranks."""
         if self.world_size == 1:
             return number, number
         import torch

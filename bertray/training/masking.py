@@ -1,4 +1,4 @@
-"""Which tokens a masked language model has to guess: a function of the tokens, the seed, the epoch and the example.
+"""Masked tokens of a text: a function of the tokens, the seed, the epoch and the example.
 
 Shape letters: T tokens of a text, M masked ones, W words of the vocabulary, V tokens held out.
 """
@@ -19,7 +19,7 @@ MASKED_SHARE, RANDOM_SHARE = 0.8, 0.1  # of what is to be guessed; the rest is l
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """What masking has to know of the tokens."""
+    """Properties of the tokens that masking needs."""
 
     mask_id: int
     special_W: np.ndarray  # bool: never masked and never put in place of another
@@ -27,7 +27,7 @@ class Vocabulary:
 
     @classmethod
     def of(cls, folder: Path) -> Vocabulary:
-        """That of a tokenizer.
+        """Vocabulary of a tokenizer.
 
         Raises:
             ConfigError: it has no token to mask with.
@@ -54,7 +54,7 @@ class Vocabulary:
 
 @dataclass(frozen=True)
 class Masked:
-    """A text with gaps."""
+    """A text with masked tokens."""
 
     ids_T: np.ndarray  # int64; with what stands in place of what is to be guessed
     places_M: np.ndarray  # ascending
@@ -62,11 +62,11 @@ class Masked:
 
 
 class Masker:
-    """Makes gaps, other ones in every epoch.
+    """Masks tokens, others in every epoch.
 
     Args:
-        ratio: share of the ordinary tokens of a text that is to be guessed; one at least.
-        whole_words: all pieces of a word or none; pieces where every word is longer than what is to be guessed.
+        ratio: share of the ordinary tokens of a text that is masked; one at least.
+        whole_words: all pieces of a word or none; single pieces where every word has more than are to be masked.
 
     Source: Devlin et al. 2019, "BERT" (section 3.1: 80 % masked, 10 % another token, 10 % as they are); Liu et al.
     2019, "RoBERTa" (section 4.1: drawn anew each time); whole words as in the README of google-research/bert.
@@ -77,7 +77,7 @@ class Masker:
         self._ordinary = np.flatnonzero(~vocabulary.special_W)
 
     def mask(self, ids_T: np.ndarray, *, epoch: int, example: int) -> Masked:
-        """Gaps in one text; one without ordinary tokens has none."""
+        """One text with masked tokens; one without ordinary tokens has none."""
         random = np.random.default_rng([self._seed, epoch, example])
         ids_T = ids_T.astype(np.int64)
         candidates = np.flatnonzero(~self._vocabulary.special_W[ids_T])
@@ -96,7 +96,7 @@ class Masker:
         return Masked(ids_T, places_M, targets_M)
 
     def _chosen(self, ids: np.ndarray, wanted: int, random: np.random.Generator) -> np.ndarray:
-        """Which of some ordinary tokens, ascending."""
+        """Ordinary tokens that are masked, ascending."""
         if not self._whole_words:
             return np.sort(random.permutation(len(ids))[:wanted])
         begins = ~self._vocabulary.continues_W[ids]
@@ -117,7 +117,7 @@ class Masker:
 def held_out_places(
     texts: Sequence[np.ndarray], vocabulary: Vocabulary, *, most: int, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Ordinary tokens to be guessed one at a time, drawn from all of some texts with equal chances.
+    """Held-out tokens, scored one at a time: drawn from all ordinary tokens of some texts with equal chances.
 
     Returns:
         The number of the text and the place in it of each, int64 [V], V at most `most`, ascending.

@@ -1,10 +1,10 @@
-"""What is learned: a model, the loss of its examples, and the figures by which an epoch is judged.
+"""Objectives: a model, the loss of its examples, and the validation metrics of an epoch.
 
 The loop knows steps, ranks and checkpoints; an objective knows what is computed of some examples. All of it is a
 function of the examples, the seed, the epoch and the weights, so that any number of ranks computes the same, but for
-what drops out: each rank draws its own.
+dropout: each rank draws its own.
 
-Shape letters: B examples of a pass, C classes, V what is held out, K numbers kept of each, L padded length,
+Shape letters: B examples of a micro-batch, C classes, V what is held out, K numbers kept of each, L padded length,
 D hidden, M masked tokens, W words of the vocabulary.
 """
 
@@ -25,7 +25,7 @@ from bertray.model.calibration import offsets_to_shares
 from bertray.model.pretrained import calling, load_for_training, read_json, single_label_classes
 from bertray.training.examples import Examples, LoopSettings, Optimization, PretrainingSettings, TrainingSettings
 from bertray.training.masking import Masked, Masker, Vocabulary, held_out_places
-from bertray.training.order import balanced_weights, cheapest_passes, within_budget
+from bertray.training.order import balanced_weights, cheapest_microbatches, within_budget
 from bertray.training.token_shards import padded
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ log = logging.getLogger(__name__)
 
 FEW_SHAPES = 32  # tokens of a packed step in bf16 are a multiple of it
 # What a forward and backward pass costs besides its tokens, in tokens: mostly gradients that are added to those there.
-TOKENS_PER_PASS = {"cpu": 96, "cuda": 4096}
+TOKENS_PER_MICROBATCH = {"cpu": 96, "cuda": 4096}
 
 
 class Objective(ABC):
@@ -47,10 +47,10 @@ class Objective(ABC):
     Args:
         examples: what there is to learn from.
         folder: of the model, as `from_pretrained` loads it.
-        pad_id: token that fills a padded batch; what it stands for never counts.
+        pad_id: padding token; padded positions never count.
         settings: of the run.
         device: as torch names it.
-        says: whether this process tells the user, as one of all ranks does.
+        says: log warnings; one rank of all does.
     """
 
     judged_untrained = False
@@ -120,7 +120,7 @@ class Objective(ABC):
 
     @abstractmethod
     def _prepare(self) -> None:
-        """What is made once of the examples and the model; sets `width` and `held_out_lens_V`."""
+        """Prepares what depends on examples and model alone; sets `width` and `held_out_lens_V`."""
 
     @abstractmethod
     def begin_step(self, members: np.ndarray, epoch: int) -> float:
@@ -145,15 +145,15 @@ class Objective(ABC):
         """The figure that chooses the best epoch; all but `loss` are better when larger."""
         return "loss"
 
-    def passes(self, lens_B: np.ndarray) -> list[np.ndarray]:
+    def microbatches(self, lens_B: np.ndarray) -> list[np.ndarray]:
         """The share of a step in forward and backward passes."""
         most = self.settings.training.max_tokens_per_microbatch
         if self.packed is not None:
             return within_budget(lens_B, max_tokens=most, padded=False)
-        per_pass = TOKENS_PER_PASS[self.device.partition(":")[0]]
-        return cheapest_passes(lens_B, max_tokens=most, tokens_per_pass=per_pass)
+        per_pass = TOKENS_PER_MICROBATCH[self.device.partition(":")[0]]
+        return cheapest_microbatches(lens_B, max_tokens=most, tokens_per_microbatch=per_pass)
 
-    def held_out_passes(self, numbers: np.ndarray) -> Iterator[np.ndarray]:
+    def held_out_microbatches(self, numbers: np.ndarray) -> Iterator[np.ndarray]:
         """Some of what is held out, a forward pass after the other."""
         most = self.settings.training.max_tokens_per_microbatch
         lens = self.held_out_lens_V[numbers]
@@ -248,7 +248,7 @@ class Classification(Objective):
         return predicted_V
 
     def figures(self, rows_VK: np.ndarray) -> dict[str, float]:
-        """Over the whole split, never averaged over batches."""
+        """Metrics over the whole split, never averaged over batches."""
         from scipy.special import log_softmax
         from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
@@ -284,18 +284,18 @@ class Distillation(Classification):
         import torch
         from torch.nn.functional import kl_div, log_softmax
 
-        softness = self._training.softness
-        wanted_BC = log_softmax(torch.from_numpy(self._soft_NC[batch]).to(self.device) / softness, dim=1)
-        found_BC = log_softmax(self.logits(net, batch) / softness, dim=1)
-        return kl_div(found_BC, wanted_BC, reduction="sum", log_target=True) * softness**2
+        temperature = self._training.softness
+        wanted_BC = log_softmax(torch.from_numpy(self._soft_NC[batch]).to(self.device) / temperature, dim=1)
+        found_BC = log_softmax(self.logits(net, batch) / temperature, dim=1)
+        return kl_div(found_BC, wanted_BC, reduction="sum", log_target=True) * temperature**2
 
     def figures(self, rows_VK: np.ndarray) -> dict[str, float]:
         from scipy.special import log_softmax
 
-        softness = self._training.softness
-        wanted_VC = log_softmax(self._soft_NC[self.examples.validation].astype(np.float64) / softness, axis=1)
-        found_VC = log_softmax(rows_VK / softness, axis=1)
-        loss = float((np.exp(wanted_VC) * (wanted_VC - found_VC)).sum(axis=1).mean()) * softness**2
+        temperature = self._training.softness
+        wanted_VC = log_softmax(self._soft_NC[self.examples.validation].astype(np.float64) / temperature, axis=1)
+        found_VC = log_softmax(rows_VK / temperature, axis=1)
+        loss = float((np.exp(wanted_VC) * (wanted_VC - found_VC)).sum(axis=1).mean()) * temperature**2
         return super().figures(rows_VK) | {"loss": loss}
 
 

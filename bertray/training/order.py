@@ -1,4 +1,4 @@
-"""Which examples make which optimizer step, and which rank computes which of them: arithmetic, no state.
+"""Order of examples: those of each optimizer step, and each rank's share of them, by arithmetic without state.
 
 The order is a function of (seed, epoch) and of the examples alone. The number of workers only decides how one step's
 examples are shared out, so the loss curve depends on it by nothing but what drops out, and a resumed run repeats the
@@ -23,7 +23,7 @@ def epoch_steps(lens_N: np.ndarray, *, batch_size: int, seed: int, epoch: int) -
     """Examples of every optimizer step of one epoch, drawn at random.
 
     Steps of examples of like length would compute less padding, but are no random sample: the gradient of short texts
-    alone is not that of all. Padding is saved within a step instead, by packing or by `cheapest_passes`.
+    alone is not that of all. Padding is saved within a step instead, by packing or by `cheapest_microbatches`.
 
     Args:
         lens_N: token counts of the examples.
@@ -48,11 +48,11 @@ def rank_share(step: np.ndarray, *, rank: int, world_size: int) -> np.ndarray:
     return step[rank::world_size]
 
 
-def cheapest_passes(lens_B: np.ndarray, *, max_tokens: int, tokens_per_pass: int) -> list[np.ndarray]:
+def cheapest_microbatches(lens_B: np.ndarray, *, max_tokens: int, tokens_per_microbatch: int) -> list[np.ndarray]:
     """Cut a share of a step into passes of at most `max_tokens` padded tokens (one example may exceed it).
 
     Of all cuts of the examples sorted by length it is the one that costs least: padded tokens, and for each pass as
-    much as `tokens_per_pass` tokens.
+    much as `tokens_per_microbatch` tokens.
 
     Returns:
         Positions into `lens_B`, longest first; together they hold each position once.
@@ -67,7 +67,7 @@ def cheapest_passes(lens_B: np.ndarray, *, max_tokens: int, tokens_per_pass: int
         starts = np.arange(max(0, end - max(max_tokens, 1)), end)
         padded = widths_B[starts] * (end - starts)
         allowed = (padded <= max_tokens) | (starts == end - 1)
-        costs = np.where(allowed, cost[starts] + padded + tokens_per_pass, np.inf)
+        costs = np.where(allowed, cost[starts] + padded + tokens_per_microbatch, np.inf)
         best = int(costs.argmin())
         cost[end], first[end] = costs[best], starts[best]
     batches: list[np.ndarray] = []

@@ -40,7 +40,7 @@ from bertray.model.kernels.training import TrainedLinear, TrainingKernels, train
 from bertray.model.linear import gelu_kind
 from bertray.model.packing import Group, round_up
 from bertray.model.pretrained import OFFSET_POSITIONS
-from bertray.training.order import cheapest_passes
+from bertray.training.order import cheapest_microbatches
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -78,11 +78,11 @@ def pack(
         ids: token ids of each sequence.
         second_lens_B: trailing tokens of each that belong to a second text.
         config: of the model.
-        tokens_multiple: filling, which nothing reads, makes this or a multiple of it of the tokens, so that few shapes
+        tokens_multiple: padding, which nothing reads, makes this or a multiple of it of the tokens, so that few shapes
             occur.
     """
     lens = np.array([len(row) for row in ids], np.int64)
-    cuts = cheapest_passes(lens, max_tokens=1 << 40, tokens_per_pass=TOKENS_PER_GROUP)
+    cuts = cheapest_microbatches(lens, max_tokens=1 << 40, tokens_per_microbatch=TOKENS_PER_GROUP)
     order_B = np.concatenate(cuts)
     lens_B = lens[order_B]
     cu_seqlens_B1 = np.concatenate([[0], np.cumsum(lens_B)])
@@ -92,8 +92,8 @@ def pack(
         types_T[stop - second : stop] = 1
     pad_id = config.pad_token_id if config.model_type in OFFSET_POSITIONS else None
     positions_T = positions_of(ids_T, lens_B, cu_seqlens_B1, pad_id)
-    filling = round_up(len(ids_T), tokens_multiple) - len(ids_T)
-    ids_T, positions_T, types_T = (np.pad(x_T, (0, filling)) for x_T in (ids_T, positions_T, types_T))
+    padding = round_up(len(ids_T), tokens_multiple) - len(ids_T)
+    ids_T, positions_T, types_T = (np.pad(x_T, (0, padding)) for x_T in (ids_T, positions_T, types_T))
     ends = np.cumsum([len(cut) for cut in cuts])
     groups = [Group(int(end) - len(cut), int(end), int(lens[cut[0]])) for end, cut in zip(ends, cuts, strict=True)]
     return PackedBatch(
@@ -112,7 +112,7 @@ class PackedModel(nn.Module):
 
     Args:
         model: one for which `of` found nothing against.
-        kernels: ours, where they compute its layers.
+        kernels: those that compute its layers; None: torch's operations.
     """
 
     def __init__(self, model: PreTrainedModel, kernels: TrainingKernels | None = None) -> None:
@@ -125,7 +125,7 @@ class PackedModel(nn.Module):
 
     @property
     def own_kernels(self) -> bool:
-        """Whether our kernels compute its layers; they want no filling."""
+        """Whether our kernels compute its layers; they need no padding."""
         return self._kernels is not None
 
     def forward(self, batch: PackedBatch, read_M: Tensor | None = None) -> Tensor:
@@ -303,7 +303,7 @@ class PaddedLanguageModel(nn.Module):
 
 
 def _narrow(read_M: Tensor, _: nn.Module, given: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """What a module is given, [1, T, D] each, at the tokens that are read."""
+    """Inputs of a module, [1, T, D] each, at the tokens that are read."""
     return tuple(x.index_select(1, read_M) for x in given)
 
 
@@ -346,9 +346,9 @@ def _attend(
     tensors = [x[0].transpose(0, 1).flatten(1).float() for x in (query, key, value)]
     attended = []
     sizes = [index.stop - index.start for index in packed.groups]
-    filling = query.shape[2] - sum(sizes)
+    padding = query.shape[2] - sum(sizes)
     # Cut all at once: the gradient of a part taken alone is as large as the whole.
-    parts = zip(packed.groups, *(torch.split_with_sizes(x_TD, [*sizes, filling]) for x_TD in tensors), strict=False)
+    parts = zip(packed.groups, *(torch.split_with_sizes(x_TD, [*sizes, padding]) for x_TD in tensors), strict=False)
     # Autocast would make bf16 of it again.
     with torch.autocast(query.device.type, enabled=False):
         for index, *of_group in parts:
@@ -356,6 +356,6 @@ def _attend(
             out = F.scaled_dot_product_attention(q, k, v, attn_mask=index.mask, dropout_p=dropout, scale=scaling)
             flat = out.transpose(1, 2).flatten(0, 1)
             attended.append(flat if index.packed_from is None else flat.index_select(0, index.packed_from))
-    if filling:
-        attended.append(tensors[0].new_zeros(filling, num_heads, query.shape[3]))
+    if padding:
+        attended.append(tensors[0].new_zeros(padding, num_heads, query.shape[3]))
     return torch.cat(attended)[None].to(dtype), None

@@ -115,7 +115,7 @@ class Sampler:
         return None
 
     def tell(self, trial: str, value: float | None) -> None:
-        """What came of a trial; None: it failed."""
+        """Note the value of a trial; None: it failed."""
         asked = self._open.pop(trial)
         self._worth[name_of(dict(asked.params))] = value
         self._finish(asked, value)

@@ -91,7 +91,7 @@ class WriteTokenShard:
 
 
 def load_rows(store: Store, keys: Sequence[str], wanted_W: np.ndarray | None = None) -> np.ndarray:
-    """What was kept for examples of token shards, float32 [W, D]: of all, or of some numbers, ascending."""
+    """Stored rows (embeddings, logits) of examples, float32 [W, D]: of all, or of some numbers, ascending."""
     parts, first = [], 0
     for key in keys:
         column = from_ipc(store.get(key))[FEATURES].combine_chunks()

@@ -18,7 +18,7 @@ from bertray.errors import ConfigError
 from bertray.model import backend, encoders, engine
 from bertray.model.engine import Engine, choose_dtype
 from bertray.model.linear import can_quantize
-from bertray.model.pack_threads import Lanes
+from bertray.model.pack_threads import PackThreads
 from bertray.model.tokenization import ReviewTokenizer, Sequences, sequences
 
 PACKED = ["bert", "roberta", "xlm-roberta", "camembert", "distilbert", "electra", "albert"]
@@ -86,12 +86,12 @@ def test_packs_that_lanes_take_give_each_sequence_its_own_logits(make_classifier
     folder = make_classifier("bert", 2)
     monkeypatch.setattr(engine, "LEAST_TOKENS_PER_PACK", 64)
     seqs, model = mixed_sequences(), Engine(folder, precision="fp32")
-    model._lanes = Lanes(2)  # as where our own kernels compute
+    model._threads = PackThreads(2)  # as where our own kernels compute
     ran, run = [], model._run
     monkeypatch.setattr(model, "_run", lambda *of: ran.append(threading.current_thread().name) or run(*of))
     np.testing.assert_allclose(model.logits(seqs), transformers_logits(folder, seqs), atol=TOLERANCE)
-    assert len(ran) >= 2 * engine.PACKS_OF_A_LANE
-    assert all(name.startswith("lane") for name in ran)
+    assert len(ran) >= 2 * engine.PACKS_PER_THREAD
+    assert all(name.startswith("pack") for name in ran)
 
 
 @pytest.mark.parametrize("family", ["bert", "roberta", "deberta-v2"])

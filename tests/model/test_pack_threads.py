@@ -1,4 +1,4 @@
-"""Work side by side, each lane with its share of torch's threads."""
+"""Work side by side, each thread with its share of torch's threads."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import threading
 import pytest
 import torch
 
-from bertray.model.pack_threads import Lanes
+from bertray.model.pack_threads import PackThreads
 
 
 @pytest.fixture
@@ -22,11 +22,11 @@ def four_threads():
     ("num_threads", "count", "threads_each"),
     [(1, 1, 4), (2, 2, 1), (3, 3, 1), (4, 4, 1), (6, 3, 2), (7, 1, 4), (8, 4, 2)],
 )
-def test_lanes_share_the_threads_and_leave_those_of_others_alone(four_threads, num_threads, count, threads_each):
-    lanes = Lanes(num_threads)
-    assert lanes.count == count
+def test_pack_threads_share_the_threads_and_leave_those_of_others_alone(four_threads, num_threads, count, threads_each):
+    threads = PackThreads(num_threads)
+    assert threads.count == count
     torch.set_num_threads(4)
-    assert lanes.map(lambda _: torch.get_num_threads(), range(20)) == [threads_each] * 20
+    assert threads.map(lambda _: torch.get_num_threads(), range(20)) == [threads_each] * 20
     assert torch.get_num_threads() == 4
     of_another = []
     other = threading.Thread(target=lambda: of_another.append(torch.get_num_threads()))
@@ -35,19 +35,19 @@ def test_lanes_share_the_threads_and_leave_those_of_others_alone(four_threads, n
     assert of_another == [4]
 
 
-def test_lanes_work_at_the_same_time_and_answer_in_order():
+def test_pack_threads_work_at_the_same_time_and_answer_in_order():
     both = threading.Barrier(2, timeout=30)
 
     def work(item):
         both.wait()
         return -item
 
-    assert Lanes(2).map(work, range(6)) == [0, -1, -2, -3, -4, -5]
+    assert PackThreads(2).map(work, range(6)) == [0, -1, -2, -3, -4, -5]
 
 
 @pytest.mark.parametrize("num_threads", [1, 2])
-def test_what_goes_wrong_in_a_lane_reaches_who_asked(num_threads):
-    lanes = Lanes(num_threads)
+def test_what_goes_wrong_in_a_thread_reaches_who_asked(num_threads):
+    threads = PackThreads(num_threads)
 
     def work(item):
         if item == 3:
@@ -55,5 +55,5 @@ def test_what_goes_wrong_in_a_lane_reaches_who_asked(num_threads):
         return item
 
     with pytest.raises(MemoryError):
-        lanes.map(work, range(6))
-    assert lanes.map(str, range(3)) == ["0", "1", "2"]
+        threads.map(work, range(6))
+    assert threads.map(str, range(3)) == ["0", "1", "2"]

@@ -8,7 +8,7 @@ import pytest
 
 from bertray.training.order import (
     balanced_weights,
-    cheapest_passes,
+    cheapest_microbatches,
     epoch_steps,
     num_steps,
     rank_share,
@@ -25,7 +25,7 @@ def test_every_example_is_seen_exactly_once_per_epoch_on_any_number_of_workers(w
     for step in epoch_steps(LENS_N, batch_size=32, seed=5, epoch=2):
         for rank in range(world_size):
             share = rank_share(step, rank=rank, world_size=world_size)
-            for batch in cheapest_passes(LENS_N[share], max_tokens=512, tokens_per_pass=96):
+            for batch in cheapest_microbatches(LENS_N[share], max_tokens=512, tokens_per_microbatch=96):
                 seen.append(share[batch])
     assert sorted(np.concatenate(seen).tolist()) == list(range(1003))
 
@@ -62,13 +62,13 @@ def test_a_step_is_cut_where_it_saves_padding():
     padded = whole = 0
     for step in epoch_steps(LENS_N, batch_size=32, seed=0, epoch=0):
         lens = LENS_N[step]
-        batches = cheapest_passes(lens, max_tokens=8192, tokens_per_pass=96)
+        batches = cheapest_microbatches(lens, max_tokens=8192, tokens_per_microbatch=96)
         padded += sum(int(lens[batch].max()) * len(batch) + 96 for batch in batches)
         whole += int(lens.max()) * len(lens) + 96
     assert padded < 0.8 * whole
-    assert len(cheapest_passes(np.full(32, 20), max_tokens=8192, tokens_per_pass=96)) == 1
+    assert len(cheapest_microbatches(np.full(32, 20), max_tokens=8192, tokens_per_microbatch=96)) == 1
     lens = np.array([9] * 8 + [100] * 4)
-    assert [len(batch) for batch in cheapest_passes(lens, max_tokens=8192, tokens_per_pass=96)] == [4, 8]
+    assert [len(batch) for batch in cheapest_microbatches(lens, max_tokens=8192, tokens_per_microbatch=96)] == [4, 8]
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -82,7 +82,7 @@ def test_the_cut_is_the_cheapest_of_all(seed):
         return sum(w * n + 17 for w, n in passes) if all(w * n <= 150 or n == 1 for w, n in passes) else np.inf
 
     least = min(price(cuts) for size in range(9) for cuts in itertools.combinations(range(1, 9), size))
-    found = cheapest_passes(lens, max_tokens=150, tokens_per_pass=17)
+    found = cheapest_microbatches(lens, max_tokens=150, tokens_per_microbatch=17)
     assert sum(int(lens[batch].max()) * len(batch) + 17 for batch in found) == least
 
 
@@ -95,7 +95,9 @@ BY_TOKENS = functools.partial(within_budget, padded=False)
 BY_PADDED_TOKENS = functools.partial(within_budget, padded=True)
 
 
-@pytest.mark.parametrize("cut", [BY_TOKENS, BY_PADDED_TOKENS, functools.partial(cheapest_passes, tokens_per_pass=8)])
+@pytest.mark.parametrize(
+    "cut", [BY_TOKENS, BY_PADDED_TOKENS, functools.partial(cheapest_microbatches, tokens_per_microbatch=8)]
+)
 def test_passes_hold_each_position_once_within_the_token_budget(cut):
     lens_B = np.array([10, 300, 20, 20, 5, 120])
     batches = cut(lens_B, max_tokens=128)

@@ -157,7 +157,7 @@ def examples(device: Device, lens: Any) -> Examples:
 
 
 def train(device: Device, model: Path, data: Examples, on: str, *, batch_size: int = 32, **settings: Any) -> Outcome:
-    """One epoch of bertray's own loop on some device, in fp32 unless told otherwise."""
+    """One epoch of bertray's own loop on some device, in fp32 by default."""
     options = {"epochs": 1, "learning_rate": 1e-4, "checkpoint_every_s": 1e9, "precision": "fp32", **settings}
     loop = LoopSettings(LABELS, TrainingSettings(batch_size=batch_size, **options), 0, "check", None)
     return run_loop(data, model, 0, loop, LocalStore(Path(tempfile.mkdtemp(dir=device.root))), device=on)

@@ -1,4 +1,4 @@
-"""Our kernels for CPUs with AMX: attention over packed sequences, linear layers, what follows in a layer, AdamW.
+"""Kernels for CPUs with AMX: attention over packed sequences, linear layers, the feed forward of a layer, AdamW.
 
 They are C++ beside this file, built by the machine's compiler when a process first wants them, which takes some seconds
 once a machine and version: the result is kept in the user's cache. Where AMX, Linux, a compiler or the right sizes are
@@ -98,7 +98,7 @@ class AdamWWeight(ctypes.Structure):
 
 
 class AdamWStep(ctypes.Structure):
-    """What is equal for all weights of a step."""
+    """Settings of a step that all weights share."""
 
     _fields_ = tuple(
         (name, ctypes.c_float)
@@ -139,7 +139,7 @@ class TiledLinear:
 
 
 class Kernels:
-    """The kernels of one built library, for tensors on CPU; what is not said otherwise is contiguous bf16."""
+    """Kernels of one built library, for tensors on CPU, contiguous and bf16 unless stated otherwise."""
 
     def __init__(self, path: Path) -> None:
         library = self.library = ctypes.CDLL(str(path))
@@ -168,9 +168,9 @@ class Kernels:
         """Attention within each sequence, [T, H * E].
 
         Args:
-            q_THE: queries; the heads of a token lie side by side, tokens as far apart as one likes.
-            k_THE, v_THE: keys and values, tokens equally far apart.
-            cu_seqlens_q: int32 [B + 1], where the queries of each sequence begin and the last end.
+            q_THE: queries; the heads of a token lie side by side, any row stride.
+            k_THE, v_THE: keys and values, with the same row stride.
+            cu_seqlens_q: int32 [B + 1], offsets of each sequence's queries and the end of the last.
             cu_seqlens_k: likewise keys and values.
         """
         num_tokens, num_heads, head = q_THE.shape
@@ -192,7 +192,7 @@ class Kernels:
         return done(failed, out_TD)
 
     def self_attention(self, layer: TiledLinear, num_heads: int) -> Callable[[Tensor, Tensor], Tensor]:
-        """Attention within each sequence with the linear layer before it, [T, D], from what goes in and the bounds.
+        """Attention within each sequence with its query, key and value projections, [T, D], from input and offsets.
 
         `layer` is [H * 3 * E, D]: queries, keys and values of the first of `num_heads`, then those of the next; bounds
         are int32 [B + 1], where each sequence begins and the last ends, the first of them 0.
@@ -231,7 +231,7 @@ class Kernels:
         down: TiledLinear,
         output_norm: torch.nn.LayerNorm,
     ) -> Callable[[Tensor, Tensor], Tensor]:
-        """All of a layer of BERT behind attention, [T, D], from what attention gave and the layer got.
+        """Everything behind attention in a layer of BERT, [T, D], from attention's output and the layer's input.
 
         The activation is the exact GELU; the norms are those of `transformers`, in fp32.
         """

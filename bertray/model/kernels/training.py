@@ -1,4 +1,4 @@
-"""Our kernels as torch's autograd sees them: what a layer of BERT does while it trains, in bf16 with sums in fp32.
+"""Kernels as autograd functions of torch: a layer of BERT in training, in bf16 with sums in fp32.
 
 Legend: T packed tokens, B sequences, D hidden, H heads, E size of a head, I inputs, O outputs of a linear layer.
 """
@@ -103,8 +103,8 @@ class TrainingKernels:
         """Attention within each sequence, [T, H, E] in bf16.
 
         Args:
-            q_THE, k_THE, v_THE: bf16; heads of a token lie side by side, tokens equally far apart in all three.
-            cu_seqlens_B1: int32, where each sequence begins and the last ends, which is T.
+            q_THE, k_THE, v_THE: bf16; heads of a token lie side by side, equal row strides in all three.
+            cu_seqlens_B1: int32 [B + 1], offsets of the sequences; the last is T.
         """
         num_tokens = int(cu_seqlens_B1[-1])
         if not q_THE.stride() == k_THE.stride() == v_THE.stride() or num_tokens != len(q_THE):
@@ -156,7 +156,7 @@ class TrainedLinear:
         self._tiled: tuple[TiledLinear, TiledLinear | None]
 
     def tiled(self, kernels: TrainingKernels, *, backward: bool) -> tuple[TiledLinear, TiledLinear | None]:
-        """As `lay_out` gives it."""
+        """The layer in tiles, and its transpose for a backward pass; laid out again when a weight has changed."""
         tensors = [tensor for module in self.modules for tensor in (module.weight, module.bias)]
         of = tuple((tensor.data_ptr(), tensor._version) for tensor in tensors)
         if of != self._of or (backward and self._tiled[1] is None):
