@@ -116,7 +116,7 @@ def compute_rows(
     store: Store,
     executor: Executor,
 ) -> list[str]:
-    """What a model gives for every example of some token shards, kept in the output; returns a key for each shard.
+    """Model outputs for every example of some token shards, kept in the output; returns a key for each shard.
 
     Args:
         base: digest of the model's weights.

@@ -53,7 +53,7 @@ class Teacher:
 
     @classmethod
     def of(cls, config: TrainConfig) -> Teacher | None:
-        """That of `training.method=distill`.
+        """Data of `training.method=distill`.
 
         Raises:
             ConfigError: there is no such bundle, or it reads other texts than the student is to read.
@@ -197,7 +197,7 @@ def _first_texts(file: InputFile, inputs: Inputs) -> tuple[int, bytes]:
 
 
 def _periods(config: TrainConfig) -> tuple[Period | None, Period | None]:
-    """What of data.train is learned from and what is the test, with data.test_from."""
+    """Rows of data.train to learn from and rows of the test split, by data.test_from."""
     time, moment = config.data.time, config.data.test_from
     if time is None or moment is None:
         return None, None
@@ -241,7 +241,7 @@ def straddling_rows(examples: Examples) -> int:
 
 @dataclass(frozen=True)
 class TokenizedData:
-    """Where token shards lie and how their rows are split: every process opens the same examples from it.
+    """Places of token shards and the split of their rows: every process opens the same examples from it.
 
     Args:
         output: that holds them.

@@ -25,7 +25,7 @@ PROGRESS = "control/progress.json"
 
 @dataclass(frozen=True)
 class TrainJob:
-    """What each worker is given; it computes everything else by arithmetic."""
+    """Job of each worker, which computes everything else by arithmetic."""
 
     data: TokenizedData
     model: str
