@@ -350,13 +350,13 @@ def test_a_run_that_died_before_its_commit_is_finished_by_the_same_command(night
 
 def test_a_run_that_died_before_publishing_is_published_by_the_same_command(night, monkeypatch):
     _, out, score = night
-    from bertray.outputs import ledger
+    from bertray.outputs import publish
 
-    def die(store, entry):
+    def die(*_: object) -> None:
         raise RuntimeError("killed")
 
     with monkeypatch.context() as patch:
-        patch.setattr(ledger, "publish", die)
+        patch.setattr(publish, "publish", die)
         assert score("slot=s") == 1
     assert not (out / "data").exists()
     assert score("slot=s") == 0

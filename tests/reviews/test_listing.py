@@ -279,3 +279,15 @@ def s3_bucket(monkeypatch):
     yield client
     _bucket_filesystem.cache_clear()
     server.stop()
+
+
+def test_a_named_file_without_an_extension_is_parquet_where_it_begins_so(tmp_path):
+    pq.write_table(pa.table({"text": ["a"]}), tmp_path / "table")
+    (tmp_path / "notes").write_text("text\na\n")
+    for reader in (TextFormat(), TextFormat(format="csv")):  # the format of the files beside it
+        (entry,) = list_inputs([str(tmp_path / "table")], reader)
+        assert (entry.format, entry.relative_path) == ("parquet", "table")
+    with pytest.raises(ConfigError, match="expected a file name that ends in"):
+        list_inputs([str(tmp_path / "notes")], TextFormat())
+    (entry,) = list_inputs([str(tmp_path / "notes")], TextFormat(format="csv"))
+    assert entry.format == "csv"
