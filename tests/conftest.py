@@ -173,10 +173,10 @@ def trained(tmp_path_factory, tiny_encoder, corpus, ray_cluster) -> Path:
 @pytest.fixture(scope="session")
 def trained_alone(tmp_path_factory, tiny_encoder, corpus) -> Path:
     """A finished training run, made in this process, for tests that need no Ray."""
-    from tests.nightly import session_alone
+    from tests.nightly import without_ray
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("bertray.runs.training.session_for", session_alone)
+        without_ray(patch)
         return _trained(tmp_path_factory, tiny_encoder, corpus)
 
 

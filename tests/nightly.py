@@ -18,12 +18,14 @@ from unittest import mock
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 
 from bertray import schema as s
 from bertray.commands.score import show_end, show_run
 from bertray.config import NightConfig, Workers, build_config
 from bertray.errors import BertrayError
 from bertray.execution.executor import DEFAULT, Actors, Executor, InProcess, Progress, Stage
+from bertray.execution.on_demand import in_this_process
 from bertray.execution.resources import Resources
 from bertray.io import faults
 from bertray.io.store import Store, open_store
@@ -108,10 +110,9 @@ def cluster_in_process(_: Workers) -> Iterator[Executor]:
     yield InProcess(RESOURCES)
 
 
-@contextlib.contextmanager
-def session_alone(*_: object, **__: object) -> Iterator[Executor]:
-    """In place of `session_for`: this process alone, where Ray is at hand too."""
-    yield InProcess(RESOURCES)
+def without_ray(patch: pytest.MonkeyPatch) -> None:
+    """This process alone, where Ray is at hand too."""
+    patch.setattr("bertray.execution.on_demand.OnDemand._executor", lambda *_: InProcess(RESOURCES))
 
 
 def without_actors(monkeypatch: Any) -> None:
@@ -132,7 +133,7 @@ def run_night(config: NightConfig, info: BundleInfo = INFO, *, day: str | None =
     """Run in this process, today or on another day; returns the exit code."""
     try:
         with clock_at(day):
-            output, runs, num_listed = nights.run_night(config, info, open_stub, show_run)
+            output, runs, num_listed = nights.run_night(config, info, open_stub, show_run, in_this_process)
             show_end(ScoreResult(output, runs=runs, num_listed=num_listed))
             return 0
     except BertrayError as error:

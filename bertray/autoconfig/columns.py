@@ -11,9 +11,9 @@ import pyarrow as pa
 from bertray.config import Columns, TextFormat
 from bertray.errors import ConfigError
 from bertray.reviews import reader as sources
-from bertray.reviews.label_counts import count_labels
 from bertray.reviews.labels import canonical, value_counts
 from bertray.reviews.rows import InputFile, RawRows, ReadSpec, Shard
+from bertray.reviews.scan import FileScan, ScanSettings, scan_file, total_counts
 from bertray.reviews.screening import id_text
 
 NUM_SAMPLED_ROWS = 1000
@@ -151,7 +151,8 @@ def count_label_values(
         return {}, True
     if sum(file.num_rows for file in files) > _LABEL_ROWS_COUNTED:
         return value_counts(canonical(sample[columns.label])), False
-    counts = count_labels(files, ReadSpec(columns=columns, reader=reader))
+    scans = [scan_file(file.entry, ScanSettings(reader, columns, labels=True)) for file in files]
+    counts = total_counts(scan.counts for scan in scans if isinstance(scan, FileScan)).labels
     if len(counts) == 1:
         notes.append("only one label value: training needs two classes")
     return counts, True

@@ -19,10 +19,11 @@ from bertray.autoconfig.columns import (
 from bertray.autoconfig.format import guess_delimited, guess_encoding, guess_format, head_of, with_guesses
 from bertray.config import Columns, TextFormat
 from bertray.errors import DataRefused
-from bertray.reviews import reader as sources
+from bertray.execution.on_demand import in_this_process
 from bertray.reviews.labels import value_counts
 from bertray.reviews.listing import list_inputs
 from bertray.reviews.rows import BadFile, FileEntry, InputFile
+from bertray.reviews.scan import ScanSettings, scan_files
 from bertray.reviews.screening import utf8_or_empty
 from bertray.reviews.writing_system import dominant_script
 from bertray.wording import counted
@@ -73,7 +74,8 @@ def inspect_data(paths: Sequence[str], reader: TextFormat) -> DataSummary:
         reader = guess_delimited(csv_entry, reader, notes)
     elif entries[0].format == "jsonl":
         reader = with_guesses(reader, encoding=guess_encoding(head_of(entries[0].path).raw, notes))
-    files = _readable(sources.inspect_all(entries, reader), notes)
+    scans = scan_files(entries, ScanSettings(reader), in_this_process(0))
+    files = _readable([scan if isinstance(scan, BadFile) else scan.file for scan in scans], notes)
     files = _with_same_columns(files, notes)
     notes += [f"{file.relative_path}: {note}" for file in files[:5] for note in file.notes]
     if not any(file.format in ("csv", "jsonl") for file in files):

@@ -27,6 +27,7 @@ from bertray.config import BenchmarkConfig, Columns, ScoreConfig, TextFormat, bu
 from bertray.console import Ticker, duration, say, table
 from bertray.errors import ConflictError
 from bertray.execution.executor import DEFAULT, Progress, Stage
+from bertray.execution.on_demand import in_this_process
 from bertray.execution.ray_data import RayData, configure_data
 from bertray.execution.resources import Resources
 from bertray.execution.session import machines_of_cluster, ray_session
@@ -107,7 +108,8 @@ def _sample(config: BenchmarkConfig) -> pa.Array:
     """
     paths = config.input or tuple(str(path) for path in sorted(REVIEWS.glob("**/*.jsonl")))
     score = _score_config(config, config.output, paths, config.columns, config.reader)
-    inputs = open_inputs("input", paths, score, ReadSpec(score.columns, score.reader))
+    spec = ReadSpec(score.columns, score.reader, unique_ids=False)
+    inputs = open_inputs("input", paths, score, spec, in_this_process)
     random = np.random.default_rng(config.seed)
     shards = inputs.shards(measure.WINDOW_ROWS)
     chunks: list[pa.Array] = []

@@ -27,7 +27,6 @@ from bertray import errors
 from bertray.config import Workers
 from bertray.console import stderr_without
 from bertray.errors import BertrayError, ConfigError, InfrastructureError
-from bertray.execution.executor import Executor, InProcess
 from bertray.execution.resources import READER_CPUS, Machine, Resources, cpus_in_words, plan_resources
 from bertray.io.processes import is_alive, process_namespace
 from bertray.runtime import COMPUTE_ENV, THREADS_ENV, import_all, unless_chosen
@@ -86,19 +85,6 @@ def on_these_cpus(workers: Workers) -> bool:
     """Tells whether the CPUs of this machine do the work: no GPU is asked for, and no Ray is at hand."""
     running = "ray" in sys.modules and sys.modules["ray"].is_initialized()
     return not (workers.use_gpu or inside_cluster() or running)
-
-
-@contextmanager
-def session_for(
-    workers: Workers, num_rows: int, *, ranks: bool = False, imports: Sequence[str] = ()
-) -> Iterator[Executor]:
-    """This process alone where that is enough (`without_ray`), else `ray_session`."""
-    alone = without_ray(workers, num_rows, ranks=ranks)
-    if alone is not None:
-        yield InProcess(alone)
-        return
-    with ray_session(workers, imports=imports) as executor:
-        yield executor
 
 
 @contextmanager

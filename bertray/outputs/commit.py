@@ -101,15 +101,19 @@ def _named(staged: Sequence[StagedFile], run_id: str) -> list[CommittedPart]:
 def _common(ours: Sequence[FileCount], theirs: Sequence[FileCount]) -> str | None:
     """The first of our files that they hold too, be it under another name."""
     paths = {file.path for file in theirs}
-    contents: dict[tuple[int, str | None], str] = {
-        (file.size_bytes, file.digest): file.path for file in theirs if file.digest and file.reason is None
-    }
+    contents = {_content(file): file.path for file in theirs if _content(file) and file.reason is None}
     for file in sorted(ours, key=lambda file: file.path):
         if file.path in paths:
             return file.path
-        if file.reason is None and (other := contents.get((file.size_bytes, file.digest))):
+        if file.reason is None and (other := contents.get(_content(file))):
             return f"the content of {file.path}, as {other},"
     return None
+
+
+def _content(file: FileCount) -> tuple[int, str] | None:
+    """Size and fingerprint; where those of two files are equal, the next run compares their contents."""
+    content = file.fingerprint or file.digest
+    return (file.size_bytes, content) if content else None
 
 
 def commit(store: Store, known: Ledger, entry: LedgerEntry, *, beside: bool = False) -> tuple[LedgerEntry, Ledger]:

@@ -92,9 +92,17 @@ class FileRecord(Record):
     size_bytes: int
     modified: str
     num_rows: int | None  # None: a bad file whose row count is unknown
-    digest: str | None
+    digest: str | None  # of the whole content; None: not made, since no other file has the fingerprint
+    fingerprint: str | None = None  # of first and last 64 KiB; None: a bad file, or an earlier version wrote this
     reason: str | None = None  # why the whole file is quarantined
     detail: str | None = None
+
+    @property
+    def identity(self) -> tuple[str, int, str, int, str, str]:
+        """What tells the file from others, and from itself after a change."""
+        rows = -1 if self.num_rows is None else self.num_rows
+        content = self.fingerprint or self.digest or ""
+        return self.path, self.size_bytes, self.modified, rows, content, self.reason or ""
 
 
 class Plan(Record):
@@ -265,6 +273,7 @@ class FileCount(Record):
     size_bytes: int
     modified: str
     digest: str | None
+    fingerprint: str | None = None
     rows_in: int | None
     rows_scored: int
     rows_quarantined: int

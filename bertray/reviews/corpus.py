@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 
 from bertray.config import Common
 from bertray.errors import DataRefused
+from bertray.execution.on_demand import ExecutorFor
 from bertray.reviews.clean import Cleaning
 from bertray.reviews.listing import sidecar_remedy
 from bertray.reviews.locations import output_that_holds
@@ -18,28 +18,43 @@ from bertray.reviews.reader import (
     Shard,
     WorkItem,
     check_columns,
-    count_rows,
-    inspect_all,
     list_inputs,
     plan_shards,
-    with_digests,
     work_items,
 )
+from bertray.reviews.scan import FileScan, RowCounts, ScanSettings, scan_files, total_counts
 from bertray.wording import counted
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """Readable files of one input, the shards over them, and how to read them."""
+    """Readable files of one input, the shards over them, and how to read them.
+
+    Attributes:
+        counts: of all files together, where a scan counted them: rows of the spec's period, rows by label.
+        without_time: rows that a period puts before its moment because they have no time.
+    """
 
     files: list[InputFile]
     spec: ReadSpec
     file_nos: Sequence[int] | None = None  # of each file in a plan that also holds files which cannot be read
+    counts: RowCounts | None = None
+    without_time: int = 0
 
-    @cached_property
+    @property
     def num_rows(self) -> int:
         """Rows of the spec's period, or of the files."""
-        return count_rows(self.files, self.spec)
+        return sum(file.num_rows for file in self.files) if self.counts is None else self.counts.rows
+
+    @property
+    def label_counts(self) -> dict[str, int]:
+        """Rows by canonical label value, without nulls, where they were counted."""
+        return self.counts.labels if self.counts else {}
+
+    @property
+    def identity(self) -> list[tuple[str, int, str, str, int]]:
+        """What tells these files from others, and from themselves after a change."""
+        return [(f.path, f.size_bytes, f.digest or f.modified, f.fingerprint, f.num_rows) for f in self.files]
 
     def work_items(self, rows_per_shard: int) -> list[WorkItem]:
         return work_items(self.shards(rows_per_shard), rows_per_shard)
@@ -72,35 +87,90 @@ def read_spec(
     )
 
 
-def inspect_inputs(key: str, paths: Sequence[str], config: Common) -> list[InputFile | BadFile]:
-    """Every file behind the paths, looked at; what cannot be read is a `BadFile`, in the order of the listing.
+@dataclass(frozen=True)
+class ScannedFiles:
+    """All files of one input with their scans; what cannot be read is a `BadFile`, in the order of the listing."""
+
+    key: str  # of the config, for messages
+    scans: list[FileScan | BadFile]
+
+    @property
+    def bad(self) -> list[BadFile]:
+        return [scan for scan in self.scans if isinstance(scan, BadFile)]
+
+    @property
+    def good(self) -> list[FileScan]:
+        return [scan for scan in self.scans if isinstance(scan, FileScan)]
+
+    @property
+    def files(self) -> list[InputFile]:
+        return [scan.file for scan in self.good]
+
+    def inputs(self, spec: ReadSpec, file_nos: Sequence[int] | None = None) -> Inputs:
+        """Those that can be read, checked.
+
+        Raises:
+            ConfigError: a column is missing.
+            DataRefused: there is no row at all, or a time that is none.
+        """
+        check_columns(self.files, spec)
+        counts = total_counts(scan.of(spec.period) for scan in self.good)
+        inputs = Inputs(self.files, spec, file_nos, counts, sum(scan.without_time for scan in self.good))
+        if inputs.num_rows == 0:
+            period = f" {spec.period}" if spec.period else ""
+            raise DataRefused(
+                f"{self.key}: expected reviews, found {counted(len(inputs.files), 'file')} and no row{period}.",
+                "Give files that hold reviews.",
+            )
+        return inputs
+
+    def refuse_bad(self) -> None:
+        """Raise DataRefused where a file cannot be read; for commands that refuse bad files altogether."""
+        paths = [scan.path if isinstance(scan, BadFile) else scan.file.path for scan in self.scans]
+        refuse_bad_files(self.key, self.bad, paths, "Repair or remove them.")
+
+
+def settings_for(spec: ReadSpec, *, labels: bool | None = None, id_digests: bool = False) -> ScanSettings:
+    """Scan for what a spec needs.
+
+    Args:
+        spec: how rows will be read.
+        labels: count them; by default where the spec wants them.
+        id_digests: of all ids, for repeats between files.
+    """
+    return ScanSettings(
+        reader=spec.reader,
+        columns=spec.columns,
+        ids=spec.unique_ids,
+        id_digests=id_digests,
+        labels=spec.wants_label if labels is None else labels,
+        period=spec.period and replace(spec.period, after=False),
+    )
+
+
+def scan_inputs(
+    key: str, paths: Sequence[str], config: Common, settings: ScanSettings, executor_for: ExecutorFor
+) -> ScannedFiles:
+    """List the files behind some paths and scan each.
 
     Raises:
         ConfigError, DataRefused: as `list_inputs`; the paths and the output of the config must lie apart.
     """
-    return inspect_all(list_inputs(paths, config.reader, key=key, output=config.output), config.reader)
+    entries = list_inputs(paths, config.reader, key=key, output=config.output)
+    executor = executor_for(sum(entry.size_bytes for entry in entries))
+    return ScannedFiles(key, scan_files(entries, settings, executor))
 
 
-def open_inputs(key: str, paths: Sequence[str], config: Common, spec: ReadSpec) -> Inputs:
+def open_inputs(key: str, paths: Sequence[str], config: Common, spec: ReadSpec, executor_for: ExecutorFor) -> Inputs:
     """Readable files with the columns that are needed; for commands that refuse bad files altogether.
 
     Raises:
         ConfigError: a path or a column is missing.
         DataRefused: a file cannot be read, or there is no row at all.
     """
-    looked_at = inspect_inputs(key, paths, config)
-    bad = [file for file in looked_at if isinstance(file, BadFile)]
-    refuse_bad_files(key, bad, [file.path for file in looked_at], "Repair or remove them.")
-    files = [file for file in looked_at if isinstance(file, InputFile)]
-    check_columns(files, spec)
-    inputs = Inputs(with_digests(files), spec)
-    if inputs.num_rows == 0:
-        period = f" {spec.period}" if spec.period else ""
-        raise DataRefused(
-            f"{key}: expected reviews, found {counted(len(files), 'file')} and no row{period}.",
-            "Give files that hold reviews.",
-        )
-    return inputs
+    scanned = scan_inputs(key, paths, config, settings_for(spec), executor_for)
+    scanned.refuse_bad()
+    return scanned.inputs(spec)
 
 
 def refuse_bad_files(key: str, bad: Sequence[BadFile], paths: Sequence[str], remedy: str) -> None:

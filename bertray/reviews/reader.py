@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from collections.abc import Set as AbstractSet
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
-from bertray.config import Columns, TextFormat
+from bertray.config import Columns
 from bertray.errors import ConfigError, InfrastructureError, did_you_mean
-from bertray.reviews.file_access import REMOTE_SCHEMES, content_digest, scheme_of, stamp
+from bertray.reviews.file_access import stamp
 from bertray.reviews.formats import acl_imdb, delimited, jsonl, parquet
 from bertray.reviews.listing import list_inputs, sidecar_remedy
 from bertray.reviews.rows import (
@@ -30,7 +26,7 @@ from bertray.reviews.rows import (
     Shard,
     WorkItem,
 )
-from bertray.reviews.screening import id_text, kept_type, screen, utf8_or_empty
+from bertray.reviews.screening import kept_type, screen
 from bertray.schema import CUT, ID, KEEP_PREFIX, LABEL, REFUSED_SCHEMA, ROW_NO, SCRIPT, TEXT, TEXT_PAIR, Reason
 
 __all__ = [
@@ -45,10 +41,6 @@ __all__ = [
     "check_columns",
     "check_slices",
     "column_fault",
-    "count_rows",
-    "find_duplicate_ids",
-    "inspect",
-    "inspect_all",
     "kept_faults",
     "kept_schema",
     "label_is_readable",
@@ -60,66 +52,12 @@ __all__ = [
     "work_items",
 ]
 
-log = logging.getLogger(__name__)
-
 # Each is opened by the task that reads a work item; more would leave other workers without work.
 MAX_FILES_TOGETHER = 512
 
 _STRINGS = ("string", "large_string", "string_view", "binary", "large_binary", "binary_view")
 _INTEGERS = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
 _DEFAULT_ID = Columns.model_fields["id"].default
-
-
-# --- inspect ---------------------------------------------------------------------------------------------------------
-
-
-def inspect(entry: FileEntry, reader: TextFormat) -> InputFile | BadFile:
-    """Count rows and learn columns: a Parquet footer, or one streaming pass over a text file. Bad data never raises.
-
-    Raises:
-        InfrastructureError: the storage failed, or the file is gone since it was listed.
-        ConfigError: reading it is not permitted.
-    """
-    if entry.refused:
-        return entry.bad(Reason.PATH_REFUSED, entry.refused)
-    if entry.size_bytes == 0:
-        return entry.bad(Reason.FILE_EMPTY, "0 bytes", 0)
-    match entry.format:
-        case "parquet":
-            return parquet.inspect(entry)
-        case "csv":
-            return delimited.inspect(entry, reader)
-        case "jsonl":
-            return jsonl.inspect(entry, reader)
-        case acl_imdb.FORMAT:
-            return acl_imdb.inspect(entry)
-    raise AssertionError(f"unknown format {entry.format!r}")
-
-
-def inspect_all(
-    entries: Sequence[FileEntry], reader: TextFormat, *, num_threads: int = 16
-) -> list[InputFile | BadFile]:
-    """`inspect` for many files, several at a time where each waits for a remote store; results in order."""
-    if not any(scheme_of(entry.path) in REMOTE_SCHEMES for entry in entries):
-        files = [inspect(entry, reader) for entry in entries]
-    else:
-        with ThreadPoolExecutor(num_threads) as pool:
-            files = list(pool.map(lambda entry: inspect(entry, reader), entries))
-    for file in files:
-        for note in file.notes if isinstance(file, InputFile) else ():
-            log.warning("%s: %s", file.path, note)
-    return files
-
-
-def with_digests(files: Sequence[InputFile], *, num_threads: int = 4) -> list[InputFile]:
-    """The files with the digest of their content, for which each is read once."""
-
-    def digested(file: InputFile) -> InputFile:
-        digest = acl_imdb.content_digest if file.format == acl_imdb.FORMAT else content_digest
-        return replace(file, digest=digest(file.path))
-
-    with ThreadPoolExecutor(num_threads) as pool:
-        return list(pool.map(digested, files))
 
 
 # --- check -----------------------------------------------------------------------------------------------------------
@@ -157,7 +95,9 @@ def column_fault(file: InputFile, spec: ReadSpec) -> BadFile | None:
 def label_is_readable(file: InputFile, columns: Columns) -> bool:
     """Does the file have the label column, once, with a type that can be a label? Scoring goes on without."""
     stored = file.columns.get(columns.label)
-    return stored is not None and stored != "repeated" and (not file.num_rows or _type_fits("columns.label", stored))
+    return (
+        stored is not None and stored != "repeated" and (not file.num_rows or column_type_fits("columns.label", stored))
+    )
 
 
 def _column_problem(file: InputFile, spec: ReadSpec) -> tuple[Reason, str, str] | None:
@@ -182,7 +122,7 @@ def _column_problem(file: InputFile, spec: ReadSpec) -> tuple[Reason, str, str] 
         if stored == "repeated":
             problem = f"expected one column {name!r}, found several of that name."
             return Reason.SCHEMA_TYPE, problem, f"Rename them in the data, or set `{key}` to another."
-        if file.num_rows and not _type_fits(key, stored):
+        if file.num_rows and not column_type_fits(key, stored):
             reason = Reason.SCHEMA_ID_TYPE if key == "columns.id" else Reason.SCHEMA_TYPE
             problem = f"expected column {name!r} to be {kinds}, found {stored}."
             return reason, problem, f"Set `{key}` to a column of that type, or write the file again."
@@ -210,7 +150,8 @@ def _missing_remedy(key: str, file: InputFile) -> str:
     return f"{remedy}{'?' if ' is ' in remedy.rpartition(';')[2] else '.'}"
 
 
-def _type_fits(key: str, stored: str) -> bool:
+def column_type_fits(key: str, stored: str) -> bool:
+    """Whether a column of this type, as `InputFile.columns` has it, can be what a config key names."""
     if key == "keep_columns":
         return True
     if stored.startswith("dictionary<values="):
@@ -288,7 +229,7 @@ def _kept_types(files: Sequence[InputFile], spec: ReadSpec) -> tuple[pa.Schema, 
 def _kinds(file: InputFile, spec: ReadSpec) -> dict[str, pa.DataType]:
     """The types of a file's kept columns."""
     if file.format == "parquet":
-        stored = parquet.schema(file.path)
+        stored = parquet.schema_of(file)
         return {name: kept_type(stored.field(name).type) for name in spec.keep_columns}
     is_number = {
         name: file.columns.get(name) == "int32" and file.format == acl_imdb.FORMAT for name in spec.keep_columns
@@ -304,18 +245,18 @@ def _bad(file: InputFile, reason: Reason, problem: str) -> BadFile:
 
 
 def plan_shards(
-    files: Sequence[InputFile], rows_per_shard: int, duplicates: Mapping[int, AbstractSet[int]] | None = None
+    files: Sequence[InputFile], rows_per_shard: int, duplicates: Mapping[int, Sequence[int]] | None = None
 ) -> list[Shard]:
     """Cut every file into shards of `rows_per_shard` rows, in order; the last of a file may be shorter.
 
     Args:
         files: `file_no` is the position here.
         rows_per_shard: at least 1.
-        duplicates: rows that repeat an earlier id, by file number, as `find_duplicate_ids` gives them.
+        duplicates: rows that repeat an earlier id, ascending, by file number.
     """
     shards: list[Shard] = []
     for file_no, file in enumerate(files):
-        repeated = np.array(sorted((duplicates or {}).get(file_no, ())), np.int64)
+        repeated = np.array((duplicates or {}).get(file_no, ()), np.int64)
         for lo in range(0, file.num_rows, rows_per_shard):
             hi = min(lo + rows_per_shard, file.num_rows)
             inside = repeated[np.searchsorted(repeated, lo) : np.searchsorted(repeated, hi)]
@@ -351,64 +292,7 @@ def shard_of(file: InputFile, lo: int, hi: int, *, file_no: int = 0, duplicates:
     if file.row_offsets and lo < file.num_rows:
         start_row = lo - lo % ROWS_PER_OFFSET
         start_byte = file.row_offsets[lo // ROWS_PER_OFFSET]
-    return Shard(replace(file, row_offsets=()), file_no, lo, hi, duplicates, start_row, start_byte)
-
-
-def find_duplicate_ids(files: Sequence[InputFile], spec: ReadSpec) -> list[frozenset[int]]:
-    """For each file its rows whose id stands in an earlier row, of the file or of a file before it.
-
-    Nulls and empty ids repeat nothing. Streams the id columns only and keeps sixteen bytes a row.
-    """
-    repeated: list[set[int]] = [set() for _ in files]
-    with_ids = [
-        (number, file)
-        for number, file in enumerate(files)
-        if spec.unique_ids and spec.columns.id in file.columns and file.format != acl_imdb.FORMAT
-    ]
-    hashes, places = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
-    starts = np.cumsum([0, *(file.num_rows for _, file in with_ids)])
-    for start, (_, file) in zip(starts.tolist(), with_ids, strict=False):
-        for row_nos_N, ids in _id_batches(file, spec):
-            # Python's salted hash is enough: it lives in this call only, and equal hashes are compared as text below.
-            hashes.append(np.fromiter((hash(value) for value in ids), np.int64, len(ids)))
-            places.append(row_nos_N + start)
-    hashes_N, places_N = np.concatenate(hashes), np.concatenate(places)
-    order = np.argsort(hashes_N, kind="stable")
-    same = hashes_N[order][1:] == hashes_N[order][:-1]
-    candidates_C = np.unique(np.concatenate([places_N[order[1:][same]], places_N[order[:-1][same]]]))
-    seen: set[str] = set()
-    for start, (number, file) in zip(starts.tolist(), with_ids, strict=False):
-        here = candidates_C[np.searchsorted(candidates_C, [start]).item() :]
-        rows = set((here[here < start + file.num_rows] - start).tolist())
-        for row_nos_N, ids in _id_batches(file, spec) if rows else ():
-            for row, value in zip(row_nos_N.tolist(), ids, strict=True):
-                if row in rows:
-                    if value in seen:
-                        repeated[number].add(row)
-                    seen.add(value)
-    return [frozenset(rows) for rows in repeated]
-
-
-def count_rows(files: Sequence[InputFile], spec: ReadSpec) -> int:
-    """Rows of the files that are of the spec's period; without one nothing is read for it."""
-    if spec.period is None:
-        return sum(file.num_rows for file in files)
-    batches = (
-        raw.of(spec.period)
-        for file in files
-        for raw in read_rows(shard_of(file, 0, file.num_rows), spec, [spec.period.column], [])
-    )
-    return sum(len(raw.row_nos) for raw in batches)
-
-
-def _id_batches(file: InputFile, spec: ReadSpec) -> Iterator[tuple[np.ndarray, list[str]]]:
-    """(row numbers, ids) of the rows that have an id."""
-    for raw in read_rows(shard_of(file, 0, file.num_rows), spec, [spec.columns.id], []):
-        if spec.columns.id not in raw.columns:
-            continue
-        ids, invalid_N = utf8_or_empty(id_text(raw.columns[spec.columns.id]))
-        has_id = pc.fill_null(pc.not_equal(ids, ""), False).to_numpy(zero_copy_only=False) & ~invalid_N
-        yield raw.row_nos[has_id], ids.filter(pa.array(has_id)).to_pylist()
+    return Shard(replace(file, row_offsets=(), arrow_schema=b""), file_no, lo, hi, duplicates, start_row, start_byte)
 
 
 # --- read ------------------------------------------------------------------------------------------------------------

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -27,6 +29,11 @@ class FileEntry:
     size_bytes: int
     modified: str  # modification time in ns, as text
     refused: str = ""  # why its path is not read: a link out of the folder the user named, for example
+
+    @property
+    def stamp(self) -> tuple[str, int, str]:
+        """What a listing tells of the file's content: path, size and time of change."""
+        return self.path, self.size_bytes, self.modified
 
     def bad(self, reason: Reason, detail: str, num_rows: int | None = None) -> BadFile:
         """The same file as one that cannot be used."""
@@ -90,8 +97,8 @@ class Dialect:
             return False
         if before is None or self.rising is None or self.rising not in [at for at, _ in marks]:
             return True
-        step = int(fields[self.rising - first].strip().strip('"')) - int(before[self.rising].strip().strip('"'))
-        return 0 < step <= 4 * self.largest_step
+        here, above = fields[self.rising - first].strip().strip('"'), before[self.rising].strip().strip('"')
+        return not above.isdecimal() or 0 < int(here) - int(above) <= 4 * self.largest_step
 
 
 @dataclass(frozen=True)
@@ -106,9 +113,16 @@ class InputFile:
     num_rows: int
     columns: dict[str, str]  # name -> Arrow type as text; "repeated" for a name that stands twice
     row_offsets: tuple[int, ...] = ()  # byte offset of rows 0, 4096, 8192, ...; () where a file has to be streamed
-    digest: str | None = None  # sha256 of the content, where `with_digests` was asked for it
+    fingerprint: str = ""  # digest of the first and last 64 KiB: files of one size with another one are different
+    digest: str | None = None  # sha256 of the content, where it has been read as a whole
     dialect: Dialect | None = None  # of a delimited file
+    arrow_schema: bytes = b""  # of Parquet: types of the columns, serialized
     notes: tuple[str, ...] = ()  # what a person should know of the file, such as a header that stands twice
+
+    @property
+    def entry(self) -> FileEntry:
+        """The file as it was listed."""
+        return FileEntry(self.path, self.relative_path, self.format, self.size_bytes, self.modified)
 
 
 @dataclass(frozen=True)
@@ -128,7 +142,7 @@ class BadFile:
 class Shard:
     """Rows [lo, hi) of one input file: the unit of reading."""
 
-    file: InputFile  # without row_offsets: this shard's own start is below
+    file: InputFile  # without row_offsets and arrow_schema: this shard's own start is below
     file_no: int
     lo: int
     hi: int
@@ -166,6 +180,17 @@ class Period:
         text = pc.replace_substring(pc.utf8_trim_whitespace(values.cast(pa.string())), "T", " ", max_replacements=1)
         return pc.if_else(pc.equal(text, ""), None, text)  # as a blank cell of a CSV file reads
 
+    def odd_times(self, text: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
+        """Those of `times` that are no times in ISO form."""
+        return text.filter(pc.invert(pc.fill_null(pc.match_substring_regex(text, r"^\d{4}-\d{2}-\d{2}"), True)))
+
+    def refusal(self, odd: str) -> DataRefused:
+        """The error about a value that is no time."""
+        return DataRefused(
+            f"data.time: expected {self.column!r} to hold times in ISO form, such as 2026-11-01, found {odd[:40]!r}.",
+            "Write the column as dates, or give data.test as a file.",
+        )
+
     def mask(self, times: pa.Array | pa.ChunkedArray) -> pa.Array:
         """bool [N]: rows of the period, by their values of `column`.
 
@@ -173,15 +198,21 @@ class Period:
             DataRefused: a value is no time in ISO form.
         """
         text = self.times(times)
-        odd = pc.invert(pc.fill_null(pc.match_substring_regex(text, r"^\d{4}-\d{2}-\d{2}"), True))
-        if pc.any(odd).as_py():
-            raise DataRefused(
-                f"data.time: expected {self.column!r} to hold times in ISO form, such as 2026-11-01, found "
-                f"{text.filter(odd)[0].as_py()[:40]!r}.",
-                "Write the column as dates, or give data.test as a file.",
-            )
+        odd = self.odd_times(text)
+        if len(odd):
+            raise self.refusal(odd[0].as_py())
         is_after = pc.fill_null(pc.greater_equal(text, self.moment.replace("T", " ")), False)
         return is_after if self.after else pc.invert(is_after)
+
+
+class RowVisitor(Protocol):
+    """Sees values of all rows of a file while they are counted."""
+
+    def wanted(self, columns: Mapping[str, str] | None) -> list[str]:
+        """Columns to show, of those that a file has; None: which it has is known only at its end."""
+
+    def visit(self, rows: RawRows) -> None:
+        """Called with consecutive rows, in order; rows that cannot be read as rows are not among them."""
 
 
 @dataclass(frozen=True)

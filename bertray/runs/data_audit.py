@@ -40,7 +40,7 @@ from bertray.evaluation.label_errors import (
     tfidf_features,
 )
 from bertray.execution.executor import Executor
-from bertray.execution.session import session_for
+from bertray.execution.on_demand import ExecutorFor, OnDemand
 from bertray.io.digests import cache_key
 from bertray.io.store import Store, open_store
 from bertray.io.tables import parquet_bytes
@@ -49,11 +49,10 @@ from bertray.model.pretrained import check_tokenizer
 from bertray.outputs.claims import claimed_output, finished_run, mark_finished, remove_folder
 from bertray.reports.audit import WEIGHT_WORDS, AuditReport
 from bertray.reviews.clean import Cleaning
-from bertray.reviews.corpus import Inputs, inspect_inputs, read_spec
+from bertray.reviews.corpus import read_spec, scan_inputs, settings_for
 from bertray.reviews.fetch import fetch_rows, whole_texts
-from bertray.reviews.label_counts import count_labels
 from bertray.reviews.labels import NO_LABEL, LabelMap
-from bertray.reviews.reader import BadFile, InputFile, check_columns, with_digests
+from bertray.reviews.rows import ReadSpec
 from bertray.runs.audit_content import Picker, audit_report, with_texts
 from bertray.runs.results import AuditFinding, AuditResult
 from bertray.runtime import check_installed
@@ -86,21 +85,26 @@ class Scan:
 
 def audit(config: AuditConfig) -> AuditResult:
     """Audit; the same run again gives back what it had found."""
+    imports = ["ray.data", *(["cleanlab.filter", "sklearn.linear_model"] if config.label_errors.find else [])]
+    with OnDemand(config.workers, imports=imports) as executors:
+        return _run(config, executors)
+
+
+def _run(config: AuditConfig, executors: OnDemand) -> AuditResult:
     started = time.monotonic()
     _check_installed(config)
     folder = resolve_model(config.model)
     check_length(config.max_length, config.model, folder)
     check_tokenizer(folder, config.model)
-    splits = open_splits(config)
+    splits = open_splits(config, executors.for_bytes)
     labels = open_labels(config, splits)
     run_key = _run_key(config, splits, weights_digest(folder))
     store = open_store(config.output)
     if finished_run(store, "audit", run_key):
         return _result(store, json.loads(store.get("report.json")), already_done=True)
     with claimed_output(store, "audit", run_key, to_yaml(config)):
-        imports = ["ray.data", *(["cleanlab.filter", "sklearn.linear_model"] if config.label_errors.find else [])]
         num_rows = sum(split.inputs.num_rows for split in splits)
-        with session_for(config.workers, num_rows, imports=imports) as executor:
+        with executors.session(num_rows) as executor:
             report, tables = _Audit(config, splits, labels, store, executor).run()
         report = replace(
             report,
@@ -141,7 +145,7 @@ def _check_installed(config: AuditConfig) -> None:
 # --- inputs ----------------------------------------------------------------------------------------------------------
 
 
-def open_splits(config: AuditConfig) -> list[Split]:
+def open_splits(config: AuditConfig, executor_for: ExecutorFor) -> list[Split]:
     """The files of each split; those that cannot be read are findings, not errors.
 
     Raises:
@@ -150,9 +154,9 @@ def open_splits(config: AuditConfig) -> list[Split]:
     """
     splits: list[Split] = []
     for name, paths in config.splits.items():
-        looked_at = inspect_inputs(f"data.{name}", paths, config)
-        bad = [file for file in looked_at if isinstance(file, BadFile)]
-        files = [file for file in looked_at if isinstance(file, InputFile)]
+        settings = settings_for(ReadSpec(config.columns, config.reader, unique_ids=False), labels=True)
+        scanned = scan_inputs(f"data.{name}", paths, config, settings, executor_for)
+        bad, files = scanned.bad, scanned.files
         if not files:
             reasons = f": {bad[0].reason} ({bad[0].detail})" if bad else ""
             raise DataRefused(
@@ -167,14 +171,8 @@ def open_splits(config: AuditConfig) -> list[Split]:
             wants_label=wants_label,
             keep_columns=[config.columns.text],
         )
-        check_columns(files, spec)
         first = sum(len(split.inputs.files) for split in splits)
-        inputs = Inputs(with_digests(files), spec, range(first, first + len(files)))
-        if inputs.num_rows == 0:
-            raise DataRefused(
-                f"data.{name}: expected reviews, found {counted(len(files), 'file')} and no row.",
-                "Give files that hold reviews.",
-            )
+        inputs = scanned.inputs(spec, range(first, first + len(files)))
         splits.append(Split(name, inputs, bad))
     return splits
 
@@ -185,7 +183,7 @@ def open_labels(config: AuditConfig, splits: Sequence[Split]) -> LabelMap | None
     Raises:
         DataRefused: a value is neither a class of `labels` nor left out.
     """
-    counts = {split.name: count_labels(split.inputs.files, split.inputs.spec) for split in splits if split.has_labels}
+    counts = {split.name: split.inputs.label_counts for split in splits if split.has_labels}
     seen = {value for found in counts.values() for value in found}
     if not seen:
         return None
@@ -199,9 +197,7 @@ def open_labels(config: AuditConfig, splits: Sequence[Split]) -> LabelMap | None
 
 def _run_key(config: AuditConfig, splits: Sequence[Split], model: str) -> str:
     files = [
-        [(f.path, f.size_bytes, f.digest, f.num_rows) for f in split.inputs.files]
-        + [(f.path, f.size_bytes, f.modified, f.reason) for f in split.bad]
-        for split in splits
+        [*split.inputs.identity, *((f.path, f.size_bytes, f.modified, f.reason) for f in split.bad)] for split in splits
     ]
     identity = config.model_dump(mode="json", exclude={"output", "price_per_hour", "registry", "workers"})
     return cache_key({"config": identity, "files": files, "model": model})

@@ -5,7 +5,8 @@ from __future__ import annotations
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from bertray import schema as s
 from bertray.config import Common, ScoreConfig, TrainConfig
 from bertray.console import duration
 from bertray.errors import DataRefused
+from bertray.execution.on_demand import ExecutorFor, OnDemand, in_this_process
 from bertray.execution.resources import Resources
 from bertray.execution.session import inside_cluster, resources_without_start, without_ray
 from bertray.io.store import open_store
@@ -28,7 +30,7 @@ from bertray.reviews.corpus import Inputs
 from bertray.reviews.reader import read_shard
 from bertray.runs.results import PlannedFile, PlanResult, Table
 from bertray.runs.training import check_train, run_key_of
-from bertray.scoring.decide import Tonight, decide, look, spec_for, target_of_new_files, unfinished_plan
+from bertray.scoring.decide import Tonight, decide, scan_input, spec_for, target_of_new_files, unfinished_plan
 from bertray.scoring.models import open_model
 from bertray.scoring.plan import open_plans
 from bertray.settings import ScoringPrecision, settings_of
@@ -106,13 +108,25 @@ def plan(config: ScoreConfig | TrainConfig) -> PlanResult:
     )
 
 
+@contextmanager
+def _executors(config: Common) -> Iterator[ExecutorFor]:
+    """A cluster that is at hand scans the files; none is started for it."""
+    if not inside_cluster():
+        yield in_this_process
+        return
+    with OnDemand(config.workers) as executors:
+        yield executors.for_bytes
+
+
 def _plan_score(config: ScoreConfig, page: _Page) -> None:
     info = open_model(config)
     store = open_store(config.output)
     known = read_ledger(store)
-    tonight = decide(config, info, known, look(config, known))
+    plans = open_plans(store, known)
+    with _executors(config) as executor_for:
+        tonight = decide(config, info, known, scan_input(config, store, known, plans, executor_for))
     _show_files(page, tonight)
-    unfinished = unfinished_plan(tonight, open_plans(store, known))
+    unfinished = unfinished_plan(tonight, plans)
     if unfinished is not None:
         page.say(
             f"slot {unfinished.slot}: begun on {unfinished.created_at[:16]} UTC and not finished; it is resumed first"
@@ -147,7 +161,8 @@ def _plan_score(config: ScoreConfig, page: _Page) -> None:
 
 def _plan_train(config: TrainConfig, page: _Page) -> None:
     folder = check_train(config)
-    data = open_data(config)
+    with _executors(config) as executor_for:
+        data = open_data(config, executor_for)
     check_claim(open_store(config.output), "train", run_key_of(config, data, folder))
     page.num_rows = data.num_rows
     rows = [

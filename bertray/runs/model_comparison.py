@@ -30,7 +30,7 @@ from bertray.evaluation.paired import PairedComparison, compare_paired
 from bertray.evaluation.summary import evaluate_predictions
 from bertray.evaluation.verdicts import Finding
 from bertray.execution.executor import Executor
-from bertray.execution.session import session_for
+from bertray.execution.on_demand import OnDemand
 from bertray.io.digests import cache_key
 from bertray.io.store import Store, open_store
 from bertray.io.tables import csv_bytes, parquet_bytes
@@ -122,15 +122,22 @@ def compare(config: CompareConfig) -> ComparisonResult:
     labelled = config.rows == "all"
     if not config.input:
         raise ConfigError("compare: expected input beside two models, found none.", "Add `input=`: labelled reviews.")
+    with OnDemand(config.workers) as executors:
+        return _compare_models(config, store, labelled, executors, started)
+
+
+def _compare_models(
+    config: CompareConfig, store: Store, labelled: bool, executors: OnDemand, started: float
+) -> ComparisonResult:
     configs = [config.evaluation_of(model) for model in (config.a, config.b)]
-    opened = open_pair(configs, config.report.slices, labelled=labelled)
+    opened = open_pair(configs, config.report.slices, executors.for_bytes, labelled=labelled)
     key = _run_key(config, opened.identity)
     if finished_run(store, "compare", key):
         return _stored(store)
     check_precision(config.precision, config.workers)
     with (
         claimed_output(store, "compare", key, to_yaml(config)),
-        session_for(config.workers, opened.inputs.num_rows) as executor,
+        executors.session(opened.inputs.num_rows) as executor,
     ):
         pair = score_pair(opened, config.report.slices, store, executor)
         return _finish(config, store, pair, opened, executor, started)

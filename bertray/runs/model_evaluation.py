@@ -8,7 +8,7 @@ import time
 import bertray
 from bertray.config import EvaluateConfig, to_yaml
 from bertray.console import duration
-from bertray.execution.session import session_for
+from bertray.execution.on_demand import OnDemand
 from bertray.io.digests import cache_key
 from bertray.io.store import open_store
 from bertray.model.bundle import resolve_model
@@ -16,7 +16,6 @@ from bertray.model.training_texts import read_training_texts
 from bertray.outputs.claims import claimed_output, finished_run, mark_finished
 from bertray.reports.html import data_title, model_title
 from bertray.reviews.corpus import open_inputs, read_spec
-from bertray.reviews.label_counts import count_labels
 from bertray.reviews.labels import label_map
 from bertray.reviews.reader import check_slices
 from bertray.runs.evaluated import NOT_INT8, STAGING, evaluate_shards, findings_on, finish_report
@@ -28,24 +27,28 @@ log = logging.getLogger(__name__)
 
 def evaluate(config: EvaluateConfig) -> EvaluationResult:
     """Evaluate; the same run again gives back what it had found."""
+    with OnDemand(config.workers) as executors:
+        return _run(config, executors)
+
+
+def _run(config: EvaluateConfig, executors: OnDemand) -> EvaluationResult:
     started = time.monotonic()
     info = open_model(config)
     spec = read_spec(config, info.cleaning, info.max_chars, wants_label=True, keep_columns=config.report.slices)
-    inputs = open_inputs("input", config.input, config, spec)
+    inputs = open_inputs("input", config.input, config, spec, executors.for_bytes)
     check_slices(inputs.files, inputs.spec, config.report.slices)
     labels = label_map(config.labels, info.label_map)
-    labels.check(count_labels(inputs.files, inputs.spec), "input", needs_all_classes=False)
-    files = [(f.path, f.size_bytes, f.digest, f.num_rows) for f in inputs.files]
+    labels.check(inputs.label_counts, "input", needs_all_classes=False)
     identity = config.model_dump(mode="json", exclude={"output", "price_per_hour", "registry", "workers"})
     if config.precision == "auto":  # so that evaluations of before the key are what they were
         identity.pop("precision")
-    run_key = cache_key({"config": identity, "files": files, "model": info.model_version})
+    run_key = cache_key({"config": identity, "files": inputs.identity, "model": info.model_version})
     store = open_store(config.output)
     if finished_run(store, "evaluate", run_key):
         return finished_result(EvaluationResult, store)
     check_precision(config.precision, config.workers)
     with claimed_output(store, "evaluate", run_key, to_yaml(config)):
-        with session_for(config.workers, inputs.num_rows) as executor:
+        with executors.session(inputs.num_rows) as executor:
             rows = evaluate_shards(
                 inputs,
                 config.model,

@@ -24,6 +24,7 @@ from bertray.console import Ticker, duration
 from bertray.errors import ConflictError, DataRefused
 from bertray.evaluation.summary import Evaluation
 from bertray.execution.executor import Executor, InProcess
+from bertray.execution.on_demand import ExecutorFor, OnDemand
 from bertray.execution.resources import Resources
 from bertray.execution.session import ray_session, without_ray
 from bertray.io import faults
@@ -40,15 +41,14 @@ from bertray.outputs.heartbeat import Heartbeat, live_attempt
 from bertray.outputs.ledger import Ledger
 from bertray.reviews.corpus import Inputs
 from bertray.reviews.reader import (
-    InputFile,
     ReadSpec,
     Shard,
     WorkItem,
-    find_duplicate_ids,
     kept_schema,
     plan_shards,
     work_items,
 )
+from bertray.reviews.scan import FileScan, repeated_across
 from bertray.runs.evaluated import in_words
 from bertray.runs.night_report import (
     has_report,
@@ -59,7 +59,15 @@ from bertray.runs.night_report import (
 )
 from bertray.runs.results import CommittedRun, Figures, Report, ScoreResult
 from bertray.scoring import plan as planning
-from bertray.scoring.decide import Tonight, check_comparable, check_unchanged, decide, look, next_plan, spec_for
+from bertray.scoring.decide import (
+    Tonight,
+    check_comparable,
+    check_unchanged,
+    decide,
+    next_plan,
+    scan_input,
+    spec_for,
+)
 from bertray.scoring.models import check_precision, open_model
 from bertray.scoring.read_unit import ReadSettings, num_rows_of
 from bertray.scoring.stage_part import EmbedSettings, PartSettings, ScoreSettings, stage_parts
@@ -101,6 +109,7 @@ def run_night(
     info: BundleInfo,
     open_executor: Callable[[], AbstractContextManager[Executor]],
     on_commit: OnCommit = lambda run: None,
+    executor_for: ExecutorFor | None = None,
 ) -> Night:
     """Decide, score, commit, publish, report, until nothing is left to do.
 
@@ -109,27 +118,39 @@ def run_night(
         info: of the model.
         open_executor: called once, when there is something to compute that this process does not do itself.
         on_commit: as for `score`.
+        executor_for: scans files; by default this process, and Ray where they are large.
     """
+    with OnDemand(config.workers, imports=("ray.data",)) as executors:
+        return _run_night(config, info, open_executor, on_commit, executor_for or executors.for_bytes)
+
+
+def _run_night(
+    config: NightConfig,
+    info: BundleInfo,
+    open_executor: Callable[[], AbstractContextManager[Executor]],
+    on_commit: OnCommit,
+    executor_for: ExecutorFor,
+) -> Night:
     store = open_store(config.output)
     known = ledger.read_ledger(store)
     if isinstance(config, EmbedConfig):
         check_comparable(config, info, store, known)
     markers, num_earlier = publish.read_markers(store, known), len(known)
     known = publish.publish_all(store, known, markers)  # readers see what was committed, whatever came in tonight
-    looked_at = look(config, known)
-    tonight = decide(config, info, known, looked_at)  # a wrong input is told before the output is touched
+    plans = planning.open_plans(store, known)
+    scanned = scan_input(config, store, known, plans, executor_for)
+    tonight = decide(config, info, known, scanned)  # a wrong input is told before the output is touched
     if isinstance(config, ScoreConfig) and (tonight.new_files or tonight.rewrites):
         check_precision(config.precision, config.workers)
     claim_output(store, config.verb, config.verb, to_yaml(config))
     check_put_if_absent(store, single_writer=config.single_writer)
     _write_missing_reports(config, info, store, known, num_earlier, markers)
     known = ledger.write_due_snapshot(store, known, num_earlier)
-    plans = planning.open_plans(store, known)
     committed: list[CommittedRun] = []
     with ExitStack() as stack:
         opened: list[Executor] = []
 
-        def executor_for(plan: Plan) -> Executor:
+        def executor_of(plan: Plan) -> Executor:
             alone = without_ray(config.workers, sum(file.num_rows or 0 for file in plan.files))
             if alone is not None and not opened:
                 return InProcess(alone)
@@ -141,7 +162,7 @@ def run_night(
             plan = pinned.plan
             check_publishing(store, plan.slot)
             spec = spec_for(config, info, tonight.readable(plan.files))
-            executor = executor_for(plan)
+            executor = executor_of(plan)
             entry, known = _run_plan(config, tonight, pinned, spec, store, markers, executor)
             evaluation = write_night_report(
                 store,
@@ -153,13 +174,14 @@ def run_night(
                 inputs=_inputs_of(plan, tonight, spec),
                 executor=executor,
                 skipped=_skipped(tonight),
+                notes=_unsure(tonight, plan),
                 texts=read_training_texts(resolve_model(config.model)) if spec.wants_label else None,
             )
             publish.mark_reported(store, [entry], markers)
             known = ledger.write_due_snapshot(store, known, num_earlier)
             committed.append(_committed(store, entry, evaluation))
             on_commit(committed[-1])
-            tonight = decide(config, info, known, looked_at)  # what is left: a plan may hold only some of the files
+            tonight = decide(config, info, known, scanned)  # what is left: a plan may hold only some of the files
     return Night(store.root, tuple(committed), len(tonight.decisions))
 
 
@@ -205,7 +227,7 @@ def _run_plan(
             "Wait for it; if it is dead or lost, set `takeover=true`.",
         )
     check_free_space(store, sum(file.size_bytes for file in plan.files))
-    work = work_items(_shards(config, tonight, plan, spec), plan.rows_per_shard)
+    work = work_items(_shards(config, tonight, plan), plan.rows_per_shard)
     adopted = [] if pinned.is_new else _adopted(store, plan, work)
     done_before = {receipt.intervals for receipt in adopted}
     work = [item for item in work if _intervals(item) not in done_before]
@@ -247,17 +269,17 @@ def _run_plan(
     return entry, known
 
 
-def _shards(config: NightConfig, tonight: Tonight, plan: Plan, spec: ReadSpec) -> list[Shard]:
+def _shards(config: NightConfig, tonight: Tonight, plan: Plan) -> list[Shard]:
     """Every shard of a plan; `file_no` is the file's place in the plan."""
-    found = [(number, tonight.looked_at[planned.path]) for number, planned in enumerate(plan.files)]
-    files = {number: file for number, file in found if isinstance(file, InputFile)}
+    found = [(number, tonight.scanned.seen[planned.path]) for number, planned in enumerate(plan.files)]
+    scans = {number: scan for number, scan in found if isinstance(scan, FileScan)}
     if config.ids.unique == "slot":
-        duplicates = find_duplicate_ids(list(files.values()), spec)
+        repeated = repeated_across(list(scans.values()))
     else:
-        duplicates = [find_duplicate_ids([file], spec)[0] for file in files.values()]
+        repeated = [scan.repeated_ids for scan in scans.values()]
     shards = []
-    for (file_no, file), repeated in zip(files.items(), duplicates, strict=True):
-        cut = plan_shards([file], plan.rows_per_shard, {0: repeated})
+    for (file_no, scan), rows in zip(scans.items(), repeated, strict=True):
+        cut = plan_shards([scan.file], plan.rows_per_shard, {0: rows})
         shards += [replace(shard, file_no=file_no) for shard in cut]
     return shards
 
@@ -368,8 +390,8 @@ def _check_refused(config: NightConfig, entry: LedgerEntry) -> None:
 
 def _inputs_of(plan: Plan, tonight: Tonight, spec: ReadSpec) -> Inputs:
     """The readable files of a plan, to read shown texts again."""
-    found = enumerate(tonight.looked_at[file.path] for file in plan.files)
-    good = {file_no: file for file_no, file in found if isinstance(file, InputFile)}
+    found = enumerate(tonight.scanned.seen[file.path] for file in plan.files)
+    good = {file_no: scan.file for file_no, scan in found if isinstance(scan, FileScan)}
     return Inputs(list(good.values()), spec, file_nos=list(good))
 
 
@@ -379,6 +401,13 @@ def _skipped(tonight: Tonight) -> list[dict[str, str]]:
         for decision in tonight.decisions
         if decision.verdict != "score"
     ]
+
+
+def _unsure(tonight: Tonight, plan: Plan) -> list[str]:
+    """Scored files that may have been scored before, which nobody can tell any more."""
+    planned = {file.path for file in plan.files}
+    unsure = [decision for decision in tonight.decisions if decision.is_unsure and decision.file.path in planned]
+    return [f"{decision.file.path}: {decision.why}." for decision in unsure[:20]]
 
 
 def _committed(store: Store, entry: LedgerEntry, evaluation: Evaluation | None) -> CommittedRun:

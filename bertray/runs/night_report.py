@@ -46,6 +46,7 @@ def write_night_report(
     inputs: Inputs | None = None,
     executor: Executor = THIS_PROCESS,
     skipped: Sequence[Mapping[str, str]] = (),
+    notes: Sequence[str] = (),
     texts: TrainingTexts | None = None,
 ) -> Evaluation | None:
     """Write `reports/<slot>/run=<n>/`: report.html, metrics.json where labels exist, and last report.json.
@@ -60,6 +61,7 @@ def write_night_report(
         inputs: the files behind the entry, in its order, to show texts of mistakes; None after a crash.
         executor: reads these texts.
         skipped: listed files that were not scored: `path`, `why`.
+        notes: sentences about the files, for the page.
         texts: that the model was trained on, to tell which labelled rows it has seen.
 
     Returns:
@@ -96,7 +98,7 @@ def write_night_report(
         },
         config=json.dumps(entry.settings, indent=1, ensure_ascii=False),
         verdicts=findings,
-        notes=_notes(entry, evaluated),
+        notes=[*_notes(entry, evaluated), *notes],
         created=entry.committed_at,
         evaluation=evaluated,
         verb=past_tense(entry),

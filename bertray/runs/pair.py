@@ -20,6 +20,7 @@ from bertray.errors import ConfigError, DataRefused
 from bertray.evaluation.baselines import majority
 from bertray.evaluation.slices import length_bands
 from bertray.execution.executor import Executor
+from bertray.execution.on_demand import ExecutorFor, in_this_process
 from bertray.io.digests import cache_key
 from bertray.io.store import Store, open_store
 from bertray.model.bundle import BundleInfo, resolve_model
@@ -27,7 +28,6 @@ from bertray.model.training_texts import TrainingTexts, read_training_texts
 from bertray.outputs import ledger
 from bertray.reviews.clean import Cleaning
 from bertray.reviews.corpus import Inputs, open_inputs, read_spec
-from bertray.reviews.label_counts import count_labels
 from bertray.reviews.labels import LabelMap, label_map
 from bertray.reviews.reader import check_slices, read_shard
 from bertray.runs.evaluated import ROWS_PER_SHARD, EvaluatedRows, evaluate_shards, row_notes
@@ -121,11 +121,13 @@ class OpenedPair:
     @property
     def identity(self) -> str:
         """Digest of input and models."""
-        files = [(f.path, f.size_bytes, f.digest, f.num_rows) for f in self.inputs.files]
+        files = self.inputs.identity
         return cache_key({"files": files, "models": [info.model_version for info in self.infos]})
 
 
-def open_pair(configs: Sequence[EvaluateConfig], slice_columns: Sequence[str], *, labelled: bool) -> OpenedPair:
+def open_pair(
+    configs: Sequence[EvaluateConfig], slice_columns: Sequence[str], executor_for: ExecutorFor, *, labelled: bool
+) -> OpenedPair:
     """Open one or two models and their input.
 
     Args:
@@ -146,12 +148,12 @@ def open_pair(configs: Sequence[EvaluateConfig], slice_columns: Sequence[str], *
             "Train one of them again with `labels` as the other has them.",
         )
     spec = read_spec(config, first.cleaning, first.max_chars, wants_label=labelled, keep_columns=slice_columns)
-    inputs = open_inputs("input", config.input, config, spec)
+    inputs = open_inputs("input", config.input, config, spec, executor_for)
     check_slices(inputs.files, inputs.spec, slice_columns)
     labels = None
     if labelled:
         labels = label_map(config.labels, first.label_map)
-        labels.check(count_labels(inputs.files, inputs.spec), "input", needs_all_classes=False)
+        labels.check(inputs.label_counts, "input", needs_all_classes=False)
     return OpenedPair(tuple(configs), infos, inputs, labels)
 
 
@@ -356,10 +358,10 @@ def labels_by_id(config: EvaluateConfig, labels: Sequence[str]) -> dict[str, str
         DataRefused: label values that are no class.
     """
     spec = read_spec(config, Cleaning(), MAX_CHARS, wants_label=True)
-    inputs = open_inputs("input", config.input, config, spec)
+    inputs = open_inputs("input", config.input, config, spec, in_this_process)
     of_outputs = LabelMap(tuple(labels), {label: label for label in labels})
     mapped = label_map(config.labels, of_outputs)
-    mapped.check_known(count_labels(inputs.files, inputs.spec), "input")
+    mapped.check_known(inputs.label_counts, "input")
     found: dict[str, str | None] = {}
     for shard in inputs.shards(ROWS_PER_SHARD):
         kept = read_shard(shard, inputs.spec).kept

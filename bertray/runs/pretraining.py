@@ -25,7 +25,7 @@ from bertray.console import duration
 from bertray.errors import ConfigError, DataRefused
 from bertray.evaluation.validation_profile import check_reading
 from bertray.execution.executor import Executor, Progress, Task
-from bertray.execution.session import session_for
+from bertray.execution.on_demand import OnDemand
 from bertray.io.digests import cache_key
 from bertray.io.store import Store, open_store
 from bertray.io.tables import parquet_bytes
@@ -79,17 +79,22 @@ class _Base:
 
 def pretrain(config: PretrainConfig) -> PretrainResult:
     """Learn; the same run again resumes, or gives back what it had found."""
+    with OnDemand(config.workers, ranks=True, imports=IMPORTS) as executors:
+        return _run(config, executors)
+
+
+def _run(config: PretrainConfig, executors: OnDemand) -> PretrainResult:
     started = time.monotonic()
     given = None if config.from_scratch else _given(config)
     spec = read_spec(config, settings_of(Cleaning, config.cleaning), config.max_chars, wants_label=False)
-    inputs = open_inputs("input", config.input, config, spec)
-    run_key = cache_key({"config": _identity(config), "data": _files(inputs), "base": given and given.digest})
+    inputs = open_inputs("input", config.input, config, spec, executors.for_bytes)
+    run_key = cache_key({"config": _identity(config), "data": inputs.identity, "base": given and given.digest})
     store = open_store(config.output)
     if finished_run(store, "pretrain", run_key):
         _clean_up(store)  # where a run ended between its last write and this
         return _result(store, already_done=True)
     with claimed_output(store, "pretrain", run_key, to_yaml(config), checkpoints.FOLDER):
-        with session_for(config.workers, inputs.num_rows, ranks=True, imports=IMPORTS) as executor:
+        with executors.session(inputs.num_rows) as executor:
             base = given or _new(config, inputs, store, executor)
             settings = ReadSettings(spec, base.model, config.max_length, config.long_text)
             keys = token_shards(inputs, settings, base.digest, store, executor, "input")
@@ -137,10 +142,6 @@ def _identity(config: PretrainConfig) -> dict[str, Any]:
     for name in ("checkpoint_every_s", "max_failures"):
         identity["training"].pop(name)
     return identity
-
-
-def _files(inputs: Inputs) -> list[tuple[Any, ...]]:
-    return [(f.path, f.size_bytes, f.digest, f.num_rows) for f in inputs.files]
 
 
 # --- what learning starts from ---------------------------------------------------------------------------------------

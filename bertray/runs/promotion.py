@@ -16,7 +16,7 @@ from bertray.evaluation.baselines import fit_tfidf_logreg
 from bertray.evaluation.intervals import wilson_estimate
 from bertray.evaluation.leakage import WARNING_SHARE
 from bertray.execution.executor import Executor
-from bertray.execution.session import session_for
+from bertray.execution.on_demand import OnDemand
 from bertray.io.store import open_store
 from bertray.io.tables import parquet_bytes
 from bertray.model.bundle import INFO_FILE, read_info, resolve_model
@@ -72,6 +72,11 @@ def promote(config: PromoteConfig) -> PromotionResult:
         DataRefused: no usable test set, or more than 1 % of it was seen by one of the two models in training.
         GateRefused: the gate said no; the history holds the refusal, and the pointer stays.
     """
+    with OnDemand(config.workers) as executors:
+        return _run(config, executors)
+
+
+def _run(config: PromoteConfig, executors: OnDemand) -> PromotionResult:
     started = time.monotonic()
     name = check_name(config.name)
     registry = Registry(config.registry, create=True)
@@ -90,11 +95,11 @@ def promote(config: PromoteConfig) -> PromotionResult:
     registry.check_writable(name)
     sides = [config.model] if pointer is None else [registry.version_path(name, pointer.version), config.model]
     columns = tuple(dict.fromkeys((*config.protect, *config.report.slices)))
-    opened = open_pair([_evaluation_of(config, model) for model in sides], columns, labelled=True)
+    opened = open_pair([_evaluation_of(config, model) for model in sides], columns, executors.for_bytes, labelled=True)
     check_precision(config.precision, config.workers)
     staging = open_store(f"{registry.root}/{name}")
     try:
-        with session_for(config.workers, opened.inputs.num_rows) as executor:
+        with executors.session(opened.inputs.num_rows) as executor:
             pair = score_pair(opened, columns, staging, executor)
             _refuse_leaks(pair, config)
             if pointer is None:

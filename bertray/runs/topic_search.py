@@ -12,7 +12,7 @@ from typing import Any
 
 from bertray.config import TopicsConfig, to_yaml
 from bertray.console import timed
-from bertray.execution.session import session_for
+from bertray.execution.on_demand import OnDemand
 from bertray.io.digests import cache_key
 from bertray.io.store import Store, open_store
 from bertray.outputs.claims import claimed_output, finished_run, mark_finished, remove_folder, told_when_finished
@@ -31,15 +31,20 @@ from bertray.topic_models.source import Source, check_enough, open_source
 
 def search_topics(config: TopicsConfig) -> TopicsResult:
     """Find topics; the same run again gives back what it had found."""
+    with OnDemand(config.workers, imports=("ray.data",)) as executors:
+        return _run(config, executors)
+
+
+def _run(config: TopicsConfig, executors: OnDemand) -> TopicsResult:
     started = time.monotonic()
     check_installed("topics", ("bertopic", "umap", "hdbscan"))
-    source = open_source(config)
+    source = open_source(config, executors.for_bytes)
     run_key = _run_key(config, source)
     store = open_store(config.output)
     if finished_run(store, "topics", run_key):
         return _result(store, json.loads(store.get("report.json")), already_done=True)
     with claimed_output(store, "topics", run_key, to_yaml(config), FOLDER, replace=config.replace):
-        with session_for(config.workers, source.inputs.num_rows, imports=("ray.data",)) as executor:
+        with executors.session(source.inputs.num_rows) as executor:
             embedded = embed_rows(source.inputs, config.model, source.info, config.pooling, store, executor)
             check_enough(config, source, embedded.num_rows)
             found = find_on_sample(config, source, embedded, store, executor)
@@ -77,8 +82,8 @@ def _result(store: Store, content: Mapping[str, Any], *, already_done: bool) -> 
 
 def _run_key(config: TopicsConfig, source: Source) -> str:
     identity = config.model_dump(mode="json", exclude={"output", "price_per_hour", "registry", "workers", "replace"})
-    files = [(file.path, file.size_bytes, file.digest, file.num_rows) for file in source.inputs.files]
-    return cache_key({"config": identity, "files": files, "model": source.info.model_version, "scored": source.scored})
+    files, model = source.inputs.identity, source.info.model_version
+    return cache_key({"config": identity, "files": files, "model": model, "scored": source.scored})
 
 
 def _remove_other_embeddings(store: Store, key: str) -> None:

@@ -14,7 +14,7 @@ from bertray.evaluation.leakage import judge_validation
 from bertray.evaluation.validation_profile import check_reading, log_findings, training_texts_of
 from bertray.evaluation.verdicts import Finding
 from bertray.execution.executor import Executor
-from bertray.execution.session import session_for
+from bertray.execution.on_demand import OnDemand
 from bertray.io.digests import cache_key
 from bertray.io.store import Store, open_store
 from bertray.io.tables import parquet_bytes
@@ -23,7 +23,6 @@ from bertray.model.new_encoder import check_shallow
 from bertray.model.pretrained import check_tokenizer, without_weights
 from bertray.outputs.claims import claimed_output, finished_run, mark_finished, remove_folder
 from bertray.reports.html import data_title
-from bertray.reviews.label_counts import count_without_time
 from bertray.runs.distillation import STUDENT, Distill
 from bertray.runs.evaluated import (
     Baselines,
@@ -63,16 +62,21 @@ IMPORTS = ("ray.data", "ray.train.torch", "transformers")  # what the driver nee
 
 def train(config: TrainConfig) -> TrainResult:
     """Train, evaluate, report; the same run again resumes, or gives back what it had found."""
+    with OnDemand(config.workers, ranks=True, imports=IMPORTS) as executors:
+        return _run(config, executors)
+
+
+def _run(config: TrainConfig, executors: OnDemand) -> TrainResult:
     started = time.monotonic()
     model_folder = check_train(config)
-    data = open_data(config)
+    data = open_data(config, executors.for_bytes)
     run_key = run_key_of(config, data, model_folder)
     store = open_store(config.output)
     if finished_run(store, "train", run_key):
         _clean_up(store)  # where a run ended between its last write and this
         return finished_result(TrainResult, store)
     with claimed_output(store, "train", run_key, to_yaml(config), CHECKPOINTS):
-        with session_for(config.workers, data.num_rows, ranks=True, imports=IMPORTS) as executor:
+        with executors.session(data.num_rows) as executor:
             base = weights_digest(model_folder)
             run = TrainingRun(config, data, run_key, model_folder, base, store, executor)
             method = METHODS[config.training.method](run)
@@ -223,7 +227,7 @@ def _notes(config: TrainConfig, data: LabelledData, examples: Examples, method: 
             "they flatter."
         )
     period = data.train.spec.period
-    without_time = count_without_time(data.train.files, data.train.spec, period) if period else 0
+    without_time = data.train.without_time if period else 0
     if without_time:
         notes.append(
             f"{without_time:,} rows without `{config.data.time}` count as before {config.data.test_from}: none "

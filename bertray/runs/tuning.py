@@ -26,7 +26,7 @@ from bertray.evaluation.intervals import Estimate, mean_estimate
 from bertray.evaluation.metrics import EPS, confusion_matrix, matrix_metrics
 from bertray.evaluation.validation_profile import check_reading
 from bertray.execution.executor import Executor
-from bertray.execution.session import ray_session
+from bertray.execution.on_demand import OnDemand
 from bertray.execution.stalls import StallWatch
 from bertray.execution.trials import Report, Trials, run_trials
 from bertray.io.store import Store, open_store
@@ -101,6 +101,11 @@ class _TrialJob:
 
 def tune(config: TuneConfig) -> TuneResult:
     """Search; the same run again resumes, or gives back what it had found."""
+    with OnDemand(config.workers, imports=IMPORTS) as executors:
+        return _run(config, executors)
+
+
+def _run(config: TuneConfig, executors: OnDemand) -> TuneResult:
     started = time.monotonic()
     if config.training.method != "finetune":
         raise ConfigError(
@@ -110,13 +115,13 @@ def tune(config: TuneConfig) -> TuneResult:
     _check_installed()
     config = searched.check_space(config)
     model_folder = check_train(config)
-    data = open_data(config)
+    data = open_data(config, executors.for_bytes)
     run_key = run_key_of(config, data, model_folder)
     store = open_store(config.output)
     if finished_run(store, "tune", run_key):
         return _result(store, already_done=True)
     with claimed_output(store, "tune", run_key, to_yaml(config), TRIALS):
-        with ray_session(config.workers, imports=IMPORTS) as executor:
+        with executors.session(None) as executor:
             tokenized = tokenize(config, data, weights_digest(model_folder), store, executor)
             examples = tokenized.examples()
             check_splits(examples, data)

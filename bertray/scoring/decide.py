@@ -10,7 +10,7 @@ import logging
 import uuid
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -19,6 +19,7 @@ import pyarrow as pa
 from bertray import schema as s
 from bertray.config import EmbedConfig, NightConfig, ScoreConfig
 from bertray.errors import ConfigError, ConflictError, DataRefused, InfrastructureError
+from bertray.execution.on_demand import ExecutorFor
 from bertray.io.store import Store
 from bertray.model.bundle import BundleInfo
 from bertray.outputs import ledger
@@ -34,11 +35,18 @@ from bertray.reviews.reader import (
     check_columns,
     check_slices,
     column_fault,
-    inspect_all,
     kept_faults,
     label_is_readable,
     list_inputs,
-    with_digests,
+)
+from bertray.reviews.rows import FileEntry
+from bertray.reviews.scan import (
+    FileScan,
+    ScanSettings,
+    digests_of,
+    is_unchanged,
+    scan_files,
+    with_digests_where_alike,
 )
 from bertray.scoring import plan as planning
 from bertray.wording import counted
@@ -85,7 +93,7 @@ class Tonight:
     entries: Ledger
     decisions: list[planning.FileDecision]
     rewrites: list[Rewrite]
-    looked_at: dict[str, Seen]
+    scanned: ScannedInput
     settings: dict[str, Any]
 
     @property
@@ -100,8 +108,12 @@ class Tonight:
         return [*self.new_files, *(file for rewrite in self.rewrites for file in rewrite.files)]
 
     def readable(self, files: Sequence[FileRecord]) -> list[InputFile]:
-        found = [self.looked_at[file.path] for file in files]
-        return [file for file in found if isinstance(file, InputFile)]
+        return [scan.file for scan in self.scans(files)]
+
+    def scans(self, files: Sequence[FileRecord]) -> list[FileScan]:
+        """Scans of some files, of those that can be read."""
+        found = [self.scanned.seen[file.path] for file in files]
+        return [scan for scan in found if isinstance(scan, FileScan)]
 
 
 @dataclass(frozen=True)
@@ -111,12 +123,45 @@ class KnownFile:
     record: FileRecord
 
 
-Seen = InputFile | BadFile | KnownFile
+Seen = FileScan | BadFile | KnownFile
 
 
-def look(config: NightConfig, entries: Sequence[CommittedRun]) -> dict[str, Seen]:
-    """Every file of the input by path, looked at once. What is new is read for its digest; what is known is not opened,
-    unless a slot may have to be rewritten.
+@dataclass(frozen=True)
+class ScannedInput:
+    """All files of the input, and what has to be known of scored ones to compare contents.
+
+    Args:
+        seen: files by path, in the order of the listing.
+        settings: of the scans.
+        digests: of scored files whose content was read again, by path.
+        gone: scored files, by path, that look like a new one and cannot be read any more: they count as different.
+    """
+
+    seen: dict[str, Seen]
+    settings: ScanSettings
+    digests: dict[str, str] = field(default_factory=dict)
+    gone: frozenset[str] = frozenset()
+
+    def with_faults(self, faults: Mapping[str, BadFile]) -> ScannedInput:
+        """The same with some files that cannot be used after all."""
+        return replace(self, seen=self.seen | dict(faults))
+
+
+def scan_input(
+    config: NightConfig,
+    store: Store,
+    entries: Sequence[CommittedRun],
+    plans: Sequence[Plan],
+    executor_for: ExecutorFor,
+) -> ScannedInput:
+    """List the input and scan what is new; files that the ledger holds are not opened, unless a slot may be rewritten.
+
+    Args:
+        config: the input.
+        store: the output.
+        entries: its ledger.
+        plans: open ones, whose scans are used again.
+        executor_for: scans files.
 
     Raises:
         ConfigError: a path is missing.
@@ -127,21 +172,68 @@ def look(config: NightConfig, entries: Sequence[CommittedRun]) -> dict[str, Seen
         raise DataRefused(
             f"input: no review file in {', '.join(config.input)}.", "Check the path, or set `allow_empty=true`."
         )
-    scored = planning.owners(entries).values()
-    known = {(file.path, file.size_bytes, file.modified): file for file, _ in scored}
-    stamps = {entry.path: (entry.path, entry.size_bytes, entry.modified) for entry in listed}
+    scored = [file for file, _ in planning.owners(entries).values()]
+    known = {(file.path, file.size_bytes, file.modified): file for file in scored}
     may_rewrite = config.replace or config.rescore == "replace" or config.on_changed_file == "replace"
-    to_open = [entry for entry in listed if may_rewrite or stamps[entry.path] not in known]
-    opened = {file.path: file for file in inspect_all(to_open, config.reader)}
-    unknown = [file for file in opened.values() if isinstance(file, InputFile) and stamps[file.path] not in known]
-    digested = {file.path: file for file in with_digests(unknown)}
-    looked_at: dict[str, Seen] = {}
-    for path, stamp in stamps.items():
-        file = digested.get(path) or opened.get(path)
-        if isinstance(file, InputFile) and file.digest is None:
-            file = replace(file, digest=known[stamp].digest)
-        looked_at[path] = file or KnownFile(_known_record(known[stamp]))
-    return looked_at
+    to_scan = [entry for entry in listed if may_rewrite or entry.stamp not in known]
+    settings = ScanSettings(
+        config.reader,
+        config.columns,
+        ids=config.ids.unique != "off",
+        id_digests=config.ids.unique == "slot",
+    )
+    kept = planning.kept_scans(store, plans, settings) if to_scan else {}
+    missing = [entry for entry in to_scan if entry.stamp not in kept]
+    scans = scan_files(missing, settings, executor_for(sum(entry.size_bytes for entry in missing)))
+    found = kept | {entry.stamp: scan for entry, scan in zip(missing, scans, strict=True)}
+    seen = {entry.path: found.get(entry.stamp) or KnownFile(_known_record(known[entry.stamp])) for entry in listed}
+    return _compared(ScannedInput(seen, settings), known, scored, executor_for)
+
+
+def _compared(
+    scanned: ScannedInput,
+    known: Mapping[tuple[str, int, str], FileCount],
+    scored: Sequence[FileCount],
+    executor_for: ExecutorFor,
+) -> ScannedInput:
+    """Digests of whole contents, where files that are not known have the size and fingerprint of another."""
+    seen = dict(scanned.seen)
+    scans = {path: scan for path, scan in seen.items() if isinstance(scan, FileScan)}
+    new = [scan.file for scan in scans.values() if scan.file.entry.stamp not in known]
+    looks = {(file.size_bytes, file.fingerprint) for file in new}
+    sizes = {file.size_bytes for file in new}
+    # Entries of earlier versions have a digest and no fingerprint.
+    alike = [
+        file
+        for file in scored
+        if (file.size_bytes, file.fingerprint) in looks
+        or (file.fingerprint is None and file.digest is not None and file.size_bytes in sizes)
+    ]
+    again = [file for file in alike if file.digest is None]
+    there = [file for file in again if _is_there(file)]
+    gone = {file.path for file in again} - {file.path for file in there}
+    comparable = [file for file in alike if file.path not in gone]
+    old_sizes = {file.size_bytes for file in comparable if file.fingerprint is None}
+    others = [(file.size_bytes, file.fingerprint) for file in comparable if file.fingerprint is not None]
+    others += [(file.size_bytes, file.fingerprint) for file in new if file.size_bytes in old_sizes]
+    for file in with_digests_where_alike(new, executor_for, others):
+        seen[file.path] = replace(scans[file.path], file=file)
+    for path, scan in scans.items():
+        record = known.get(scan.file.entry.stamp)
+        if record is not None and scan.file.digest is None:
+            seen[path] = replace(scan, file=replace(scan.file, digest=record.digest))
+    entries = [_entry(file) for file in there]
+    digests = dict(zip([entry.path for entry in entries], digests_of(entries, executor_for), strict=True))
+    return replace(scanned, seen=seen, digests=digests, gone=frozenset(gone))
+
+
+def _entry(file: FileCount) -> FileEntry:
+    return FileEntry(file.path, file.relative_path, file.format, file.size_bytes, file.modified)
+
+
+def _is_there(file: FileCount) -> bool:
+    """Whether a scored file can still be read as it was."""
+    return is_unchanged(_entry(file), file.fingerprint)
 
 
 def _known_record(file: FileCount) -> FileRecord:
@@ -149,7 +241,7 @@ def _known_record(file: FileCount) -> FileRecord:
     return FileRecord(**fields, num_rows=file.rows_in)
 
 
-def decide(config: NightConfig, info: BundleInfo, entries: Ledger, found: Mapping[str, Seen]) -> Tonight:
+def decide(config: NightConfig, info: BundleInfo, entries: Ledger, scanned: ScannedInput) -> Tonight:
     """Hold the input against the ledger: which files are new, which slots are rewritten.
 
     Raises:
@@ -159,14 +251,17 @@ def decide(config: NightConfig, info: BundleInfo, entries: Ledger, found: Mappin
     """
     _check_slot(config, list(info.labels))
     settings = night_settings(config, info)
-    tonight = _decided(config, info, entries, settings, dict(found))
+    tonight = _decided(config, info, entries, settings, scanned)
     if config.on_bad_file == "quarantine":  # a file with other columns is a bad file too, and costs no other
         # What repeats the content of a bad file is no duplicate any more, and is looked at in its turn.
         while faults := _column_faults(config, tonight):
-            tonight = _decided(config, info, entries, settings, tonight.looked_at | faults)
+            tonight = _decided(config, info, entries, settings, tonight.scanned.with_faults(faults))
     else:
-        bad = [seen for file in tonight.to_read if isinstance(seen := found[file.path], BadFile)]
-        refuse_bad_files("input", bad, list(found), "Repair or remove them, or set `on_bad_file=quarantine`.")
+        bad = [seen for file in tonight.to_read if isinstance(seen := scanned.seen[file.path], BadFile)]
+        refuse_bad_files("input", bad, list(scanned.seen), "Repair or remove them, or set `on_bad_file=quarantine`.")
+    for decision in tonight.decisions:
+        if decision.is_unsure:
+            log.warning("%s: %s", decision.file.path, decision.why)
     readable = tonight.readable(tonight.to_read)
     spec = spec_for(config, info, readable)
     check_columns(readable, spec)
@@ -182,8 +277,7 @@ def _column_faults(config: NightConfig, tonight: Tonight) -> dict[str, BadFile]:
         readable = tonight.readable(together)
         faults = {file.path: fault for file in readable if (fault := column_fault(file, spec)) is not None}
         found |= faults | kept_faults([file for file in readable if file.path not in faults], spec)
-    contents = {file.digest for file in tonight.to_read if file.path in found}
-    again = [d.file for d in tonight.decisions if d.verdict == "duplicate" and d.file.digest in contents]
+    again = [d.file for d in tonight.decisions if d.verdict == "duplicate" and d.twin in found]
     repeated = {file.path: column_fault(file, spec) for file in tonight.readable(again)}
     return found | {path: fault for path, fault in repeated.items() if fault is not None}
 
@@ -193,9 +287,10 @@ def _decided(
     info: BundleInfo,
     entries: Ledger,
     settings: dict[str, Any],
-    looked_at: dict[str, Seen],
+    scanned: ScannedInput,
 ) -> Tonight:
-    decisions = planning.decide_files([_record(file) for file in looked_at.values()], entries)
+    records = [_record(file) for file in scanned.seen.values()]
+    decisions = planning.decide_files(records, entries, digests=scanned.digests, gone=scanned.gone)
     rewrites = list(_rewrites(config, info, entries, settings, decisions))
     rewritten = {rewrite.slot for rewrite in rewrites}
     changed = [d for d in decisions if d.verdict == "changed" and d.slot not in rewritten]
@@ -204,7 +299,7 @@ def _decided(
             f"input: {counted(len(changed), 'scored file')} changed: {changed[0].file.path} ({changed[0].why}).",
             "Deliver changes under a new name, set `on_changed_file=replace`, or score into another output.",
         )
-    return Tonight(info, entries, decisions, rewrites, looked_at, settings)
+    return Tonight(info, entries, decisions, rewrites, scanned, settings)
 
 
 def _rewrites(
@@ -333,18 +428,21 @@ def check_comparable(config: EmbedConfig, info: BundleInfo, store: Store, entrie
             )
 
 
-def _record(file: Seen) -> FileRecord:
-    if isinstance(file, KnownFile):
-        return file.record
-    bad = file if isinstance(file, BadFile) else None
+def _record(seen: Seen) -> FileRecord:
+    if isinstance(seen, KnownFile):
+        return seen.record
+    scan = seen if isinstance(seen, FileScan) else None
+    bad = seen if isinstance(seen, BadFile) else None
+    file = seen.file if isinstance(seen, FileScan) else seen
     return FileRecord(
         path=file.path,
         relative_path=file.relative_path,
-        format=file.format if isinstance(file, InputFile) else "unknown",
+        format=scan.file.format if scan else "unknown",
         size_bytes=file.size_bytes,
         modified=file.modified,
         num_rows=file.num_rows,
-        digest=file.digest if isinstance(file, InputFile) else None,
+        fingerprint=scan.file.fingerprint if scan else None,
+        digest=scan.file.digest if scan else None,
         reason=None if bad is None else str(bad.reason),
         detail=None if bad is None else bad.detail,
     )
@@ -366,13 +464,18 @@ def unfinished_plan(tonight: Tonight, plans: Sequence[Plan]) -> Plan | None:
             continue
         version = versions.get(plan.slot)
         if version is not None and plan.version > version:
-            fits = plan.files == rewrites.get((plan.slot, plan.version))
+            fits = _same(plan.files, rewrites.get((plan.slot, plan.version), []))
         else:
             free = version is None or (plan.beside and plan.version == version)
-            fits = free and bool(plan.files) and all(new.get(f.path) == f for f in plan.files)
+            fits = free and bool(plan.files) and _same(plan.files, [new.get(f.path) for f in plan.files])
         if fits:
             return plan
     return None
+
+
+def _same(planned: Sequence[FileRecord], now: Sequence[FileRecord | None]) -> bool:
+    """Whether two lists name the same files as they are; a digest may have been made since."""
+    return [file.identity for file in planned] == [file and file.identity for file in now]
 
 
 def next_plan(config: NightConfig, tonight: Tonight, store: Store, plans: Sequence[Plan]) -> planning.PinnedPlan | None:
@@ -419,7 +522,7 @@ def _pinned(
     config: NightConfig, tonight: Tonight, store: Store, target: Target, files: list[FileRecord]
 ) -> planning.PinnedPlan:
     model_version = tonight.info.model_version
-    return planning.pin_plan(
+    pinned = planning.pin_plan(
         store,
         Plan(
             plan_key=planning.plan_key(files, model_version, tonight.settings, version=target.version),
@@ -437,6 +540,9 @@ def _pinned(
             rows_per_shard=config.rows_per_shard or _rows_per_part(config, tonight, files),
         ),
     )
+    if pinned.is_new:
+        planning.keep_scans(store, pinned.plan, tonight.scans(pinned.plan.files), tonight.scanned.settings)
+    return pinned
 
 
 def _rows_per_part(config: NightConfig, tonight: Tonight, files: Sequence[FileRecord]) -> int:

@@ -7,6 +7,7 @@ import json
 import logging
 from bisect import bisect_left, insort
 from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
@@ -29,6 +30,7 @@ from bertray.outputs.control_files import (
     StagedFile,
 )
 from bertray.outputs.ledger import current
+from bertray.reviews.scan import FileScan, ScanSettings, scans_from_bytes, scans_to_bytes
 
 log = logging.getLogger(__name__)
 
@@ -49,22 +51,38 @@ class FileDecision:
     verdict: Verdict
     why: str
     slot: str | None = None  # that holds the file
+    twin: str | None = None  # path of the file whose content it has
+    is_unsure: bool = False  # it looks like a scored file that is gone
 
 
-def decide_files(files: Sequence[FileRecord], entries: Sequence[CommittedRun]) -> list[FileDecision]:
+def decide_files(
+    files: Sequence[FileRecord],
+    entries: Sequence[CommittedRun],
+    *,
+    digests: Mapping[str, str] | None = None,
+    gone: AbstractSet[str] = frozenset(),
+) -> list[FileDecision]:
     """Compare listed files with everything the ledger holds, file by file, in the order given.
 
     A file is known by path, size and etag or mtime; content that was delivered under another name is known by size
     and digest. Of a slot that was replaced, only the newest version counts.
+
+    Args:
+        files: as listed; those that look like another have a digest.
+        entries: the ledger.
+        digests: of scored files whose entry has none, by path.
+        gone: paths of scored files that look like a listed one and cannot be read any more.
     """
     entries = current(entries)
     by_path = owners(entries)
-    by_content = {
-        (file.size_bytes, file.digest): (file.path, entry.slot)
-        for entry in entries
-        for file in entry.files
-        if file.digest is not None
-    }
+    digests = digests or {}
+    by_content: dict[tuple[int, str], tuple[str, str]] = {}
+    lost: dict[tuple[int, str | None], tuple[str, str]] = {}
+    for old, slot in ((old, entry.slot) for entry in entries for old in entry.files):
+        if digest := old.digest or digests.get(old.path):
+            by_content[old.size_bytes, digest] = (old.path, slot)
+        elif old.path in gone:
+            lost[old.size_bytes, old.fingerprint] = (old.path, slot)
     decisions: list[FileDecision] = []
     tonight: dict[tuple[int, str], str] = {}
     for file in files:
@@ -72,27 +90,45 @@ def decide_files(files: Sequence[FileRecord], entries: Sequence[CommittedRun]) -
         content = (file.size_bytes, file.digest) if file.digest is not None else None
         if known is not None:
             before, entry = known
-            same = before.size_bytes == file.size_bytes and (
-                before.modified == file.modified or (before.digest is not None and before.digest == file.digest)
-            )
+            same = _is_same(before, file)
             if not same and before.reason is not None:
                 decisions.append(FileDecision(file, "score", f"repaired since slot {entry.slot} quarantined it"))
             elif same:
                 decisions.append(FileDecision(file, "scored", f"scored in slot {entry.slot}", entry.slot))
             else:
                 why = f"changed since it was scored in slot {entry.slot}"
+                if (before.size_bytes, before.fingerprint) == (file.size_bytes, file.fingerprint):
+                    why = (
+                        f"written again since it was scored in slot {entry.slot}, with the same size, beginning and "
+                        "end; whether the middle changed cannot be told"
+                    )
                 decisions.append(FileDecision(file, "changed", why, entry.slot))
         elif content is not None and content in by_content and file.reason is None:
             other, slot = by_content[content]
-            decisions.append(FileDecision(file, "duplicate", f"same content as {other}, scored in slot {slot}"))
+            why = f"same content as {other}, scored in slot {slot}"
+            decisions.append(FileDecision(file, "duplicate", why, twin=other))
         elif content is not None and content in tonight and file.reason is None:
-            decisions.append(FileDecision(file, "duplicate", f"same content as {tonight[content]}"))
+            other = tonight[content]
+            decisions.append(FileDecision(file, "duplicate", f"same content as {other}", twin=other))
         else:
             why = "new" if file.reason is None else f"new, cannot be read: {file.reason}"
-            decisions.append(FileDecision(file, "score", why))
+            lost_twin = lost.get((file.size_bytes, file.fingerprint)) if file.reason is None else None
+            if lost_twin is not None:
+                why += (
+                    f"; size, beginning and end are those of {lost_twin[0]}, scored in slot {lost_twin[1]}, which is "
+                    "gone and cannot be compared: taken for another file"
+                )
+            decisions.append(FileDecision(file, "score", why, is_unsure=lost_twin is not None))
             if content is not None:
                 tonight[content] = file.path
     return decisions
+
+
+def _is_same(before: FileCount, file: FileRecord) -> bool:
+    """Whether a file of the same path holds what was scored, although it may have been written again."""
+    return before.size_bytes == file.size_bytes and (
+        before.modified == file.modified or (before.digest is not None and before.digest == file.digest)
+    )
 
 
 def owners(entries: Sequence[CommittedRun]) -> dict[str, tuple[FileCount, CommittedRun]]:
@@ -103,7 +139,7 @@ def owners(entries: Sequence[CommittedRun]) -> dict[str, tuple[FileCount, Commit
 
 def plan_key(files: Iterable[FileRecord], model_version: str, settings: Mapping[str, Any], *, version: int = 1) -> str:
     """16 hex digits over input files, model, settings and slot version; the order of listing does not matter."""
-    pinned = sorted((f.path, f.size_bytes, f.modified, f.num_rows, f.digest, f.reason or "") for f in files)
+    pinned = sorted(file.identity for file in files)
     content = json.dumps([pinned, model_version, settings, version], sort_keys=True, default=str)
     return hashlib.sha256(content.encode()).hexdigest()[:16]
 
@@ -167,6 +203,27 @@ def _get_if_there(store: Store, key: str) -> bytes | None:
         return store.get(key)
     except FileNotFoundError:
         return None
+
+
+SCANS = "scans.parquet"  # in the staging folder of a plan
+KEPT_ABOVE_BYTES = 1 << 20  # of input; less is scanned again sooner than a request is answered
+
+
+def keep_scans(store: Store, plan: Plan, scans: Sequence[FileScan], settings: ScanSettings) -> None:
+    """Store the scans of a plan's files, so that a run that resumes it need not scan them again."""
+    if sum(scan.file.size_bytes for scan in scans) < KEPT_ABOVE_BYTES:
+        return
+    store.put(f"{staging_folder(plan)}/{SCANS}", scans_to_bytes(scans, settings))
+
+
+def kept_scans(store: Store, plans: Sequence[Plan], settings: ScanSettings) -> dict[tuple[str, int, str], FileScan]:
+    """Scans that unfinished plans keep and that were made with the same settings, by `FileEntry.stamp`."""
+    found: dict[tuple[str, int, str], FileScan] = {}
+    keys = [f"{staging_folder(plan)}/{SCANS}" for plan in plans]
+    for content in in_pool(partial(_get_if_there, store), keys, store.num_threads):
+        if content is not None:
+            found |= {scan.file.entry.stamp: scan for scan in scans_from_bytes(content, settings)}
+    return found
 
 
 # --- receipts as intervals --------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -12,17 +13,19 @@ import pyarrow.parquet as pq
 from bertray import schema as s
 from bertray.config import Columns, EmbedConfig, TextFormat, TopicsConfig
 from bertray.errors import ConfigError, DataRefused, did_you_mean
+from bertray.execution.executor import Task
+from bertray.execution.on_demand import ExecutorFor
 from bertray.io.store import open_store
 from bertray.io.tables import one_chunk
 from bertray.model.bundle import BundleInfo
 from bertray.outputs import ledger
 from bertray.outputs.control_files import CommittedRun
 from bertray.outputs.publish import committed_files
-from bertray.reviews.corpus import Inputs, inspect_inputs, open_inputs, read_spec
+from bertray.reviews.corpus import Inputs, read_spec, scan_inputs
 from bertray.reviews.file_access import open_random_access, reading
-from bertray.reviews.label_counts import count_labels
 from bertray.reviews.labels import LabelMap, sorted_values
-from bertray.reviews.reader import InputFile, kept_schema, label_is_readable, read_shard
+from bertray.reviews.reader import InputFile, ReadSpec, Shard, kept_schema, label_is_readable, read_shard
+from bertray.reviews.scan import ScanSettings
 from bertray.scoring.models import open_encoder
 from bertray.topic_models.rows import (
     ROWS_PER_SHARD,
@@ -62,8 +65,8 @@ class Source:
     num_sampled: int
 
 
-def open_source(config: TopicsConfig) -> Source:
-    """Look at everything that can be wrong before the cluster starts and the output is touched.
+def open_source(config: TopicsConfig, executor_for: ExecutorFor) -> Source:
+    """Look at everything that can be wrong before the output is touched.
 
     Raises:
         ConfigError: a path, a column or a scored output is missing, scored rows have no text, there cannot be so many
@@ -87,7 +90,9 @@ def open_source(config: TopicsConfig) -> Source:
     spec = read_spec(reading, info.cleaning, info.max_chars, wants_label=False)
     key, paths = ("scored", scored) if from_scored else ("input", config.input)
     assert paths
-    files = [file for file in inspect_inputs(key, paths, reading) if isinstance(file, InputFile)]
+    settings = ScanSettings(reading.reader, reading.columns, labels=True)
+    scanned = scan_inputs(key, paths, reading, settings, executor_for)
+    files = scanned.files
     text = config.columns.text
     if from_scored and any(text not in file.columns for file in files):
         raise ConfigError(
@@ -104,7 +109,8 @@ def open_source(config: TopicsConfig) -> Source:
     compare_with = config.topics.compare_with
     kept = [*([compare_with] if compare_with else []), *([s.SCORE] if from_scored else [])]
     spec = replace(spec, keep_columns=tuple(dict.fromkeys([*config.keep_columns, *kept])), wants_label=wants_label)
-    inputs = open_inputs(key, paths, reading, spec)
+    scanned.refuse_bad()
+    inputs = scanned.inputs(spec)
     labels, notes = _labels(config, inputs, entries)
     if labels is None and wants_label:
         inputs = replace(inputs, spec=replace(spec, wants_label=False))
@@ -124,7 +130,7 @@ def open_source(config: TopicsConfig) -> Source:
     check_enough(config, source, inputs.num_rows)
     s.assignments_schema(kept_schema_of(config, source), with_label=labels is not None, with_score=source.with_score)
     if source.scored is not None:
-        _check_ids_meet(config, source)
+        _check_ids_meet(config, source, executor_for)
     return source
 
 
@@ -180,7 +186,7 @@ def _labels(
         return LabelMap(tuple(names), {name: name for name in names}), []
     if not inputs.spec.wants_label:
         return None, []
-    seen = count_labels(inputs.files, inputs.spec)
+    seen = inputs.label_counts
     if config.labels is not None:
         labels = LabelMap.from_config(config.labels)
         labels.check(seen, "input", needs_all_classes=False)
@@ -212,17 +218,21 @@ def check_enough(config: TopicsConfig, source: Source, num_rows: int) -> None:
         )
 
 
-def _check_ids_meet(config: TopicsConfig, source: Source) -> None:
+def _check_ids_meet(config: TopicsConfig, source: Source, executor_for: ExecutorFor) -> None:
     """Refuses raw reviews and scored rows that do not belong together, before anything is embedded (DataRefused)."""
-    known = scored_rows(source.scored or [])[s.ID]
-    for shard in source.inputs.shards(ROWS_PER_SHARD):
-        ids = read_shard(shard, replace(source.inputs.spec, keep_columns=())).kept[s.ID]
-        if pc.any(pc.is_in(ids, value_set=one_chunk(known))).as_py():
-            return
-    raise DataRefused(
-        f"input: none of its ids stands in the rows of {config.scored}.",
-        "Give the reviews that were scored; `columns.id` has to be the one of scoring.",
-    )
+    known = one_chunk(scored_rows(source.scored or [])[s.ID])
+    spec = replace(source.inputs.spec, keep_columns=())
+    executor = executor_for(sum(file.size_bytes for file in source.inputs.files))
+    shards = source.inputs.shards(ROWS_PER_SHARD)
+    if not any(executor.run(shards, [Task(partial(_has_known_id, spec=spec, known=known))])):
+        raise DataRefused(
+            f"input: none of its ids stands in the rows of {config.scored}.",
+            "Give the reviews that were scored; `columns.id` has to be the one of scoring.",
+        )
+
+
+def _has_known_id(shard: Shard, spec: ReadSpec, known: pa.Array) -> bool:
+    return bool(pc.any(pc.is_in(read_shard(shard, spec).kept[s.ID], value_set=known)).as_py())
 
 
 def scored_rows(files: Sequence[str]) -> pa.Table:

@@ -14,20 +14,28 @@ from pathlib import Path
 
 import numpy as np
 
-from bertray import schema as s
 from bertray.config import TrainConfig
 from bertray.console import Ticker
 from bertray.errors import ConfigError, DataRefused
-from bertray.execution.executor import Executor, Progress, Task
+from bertray.execution.executor import Executor, Progress, Task, in_order
+from bertray.execution.on_demand import ExecutorFor
 from bertray.io.digests import cache_key
 from bertray.io.store import LocalStore, Store, open_store
 from bertray.model.bundle import BundleInfo, read_info, resolve_model
 from bertray.outputs.control_files import add_counts
 from bertray.reviews.clean import Cleaning
-from bertray.reviews.corpus import Inputs, open_inputs, read_spec
-from bertray.reviews.label_counts import count_labels
+from bertray.reviews.corpus import Inputs, open_inputs, read_spec, scan_inputs, settings_for
 from bertray.reviews.labels import NO_LABEL, LabelMap, check_values, label_map
-from bertray.reviews.reader import InputFile, Period, WorkItem, check_slices, plan_shards, read_shard
+from bertray.reviews.reader import (
+    InputFile,
+    Period,
+    ReadSpec,
+    WorkItem,
+    check_slices,
+    plan_shards,
+    read_rows,
+)
+from bertray.reviews.scan import with_digests_where_alike
 from bertray.reviews.split import joined_groups, validation_mask
 from bertray.schema import because
 from bertray.scoring.read_unit import ReadAndTokenize, ReadSettings, name_of
@@ -98,8 +106,8 @@ class LabelledData:
         return sum(inputs.num_rows for inputs in (self.train, self.validation, self.test) if inputs)
 
 
-def open_data(config: TrainConfig) -> LabelledData:
-    """The inputs of a run, looked at and checked.
+def open_data(config: TrainConfig, executor_for: ExecutorFor) -> LabelledData:
+    """The inputs of a run, scanned and checked.
 
     Raises:
         ConfigError, DataRefused: as `open_inputs`; labels that are unknown or too few.
@@ -119,10 +127,20 @@ def open_data(config: TrainConfig) -> LabelledData:
     report_spec = read_spec(config, cleaning, config.max_chars, wants_label=True, keep_columns=columns)
     assert config.data.train is not None
     before, after = _periods(config)
-    train = open_inputs("data.train", config.data.train, config, replace(label_spec, period=before))
-    validation = config.data.validation and open_inputs("data.validation", config.data.validation, config, label_spec)
-    test_key, test_paths = ("data.test_from", config.data.train) if after else ("data.test", config.data.test)
-    test = test_paths and open_inputs(test_key, test_paths, config, replace(report_spec, period=after))
+    train_spec = replace(label_spec, period=before)
+    settings = settings_for(train_spec, labels=teacher is None or after is not None)
+    scanned = scan_inputs("data.train", config.data.train, config, settings, executor_for)
+    scanned.refuse_bad()
+    train = scanned.inputs(train_spec)
+    validation = config.data.validation and open_inputs(
+        "data.validation", config.data.validation, config, label_spec, executor_for
+    )
+    test_key, test = "data.test", None
+    if after is not None:
+        test_key = "data.test_from"
+        test = replace(scanned, key=test_key).inputs(replace(report_spec, period=after))
+    elif config.data.test:
+        test = open_inputs(test_key, config.data.test, config, report_spec, executor_for)
     for inputs in (None if teacher else train, validation, test):
         if inputs:
             check_slices(inputs.files, inputs.spec, config.report.slices)
@@ -130,7 +148,7 @@ def open_data(config: TrainConfig) -> LabelledData:
         # In the order in which the teacher gives them.
         labels = replace(label_map(config.labels, teacher.info.label_map), names=teacher.info.labels)
     else:
-        seen = count_labels(train.files, train.spec)
+        seen = train.label_counts
         if config.labels is None:
             rare = tuple(check_values(seen, config.columns.label, "data.train"))
             for sentence in rare:
@@ -139,21 +157,19 @@ def open_data(config: TrainConfig) -> LabelledData:
         labels.check(seen, "data.train")
     for key, inputs in (("data.validation", validation), (test_key, test)):
         if inputs:
-            labels.check(count_labels(inputs.files, inputs.spec), key, needs_all_classes=False)
-    check_distinct({"data.train": train, "data.validation": validation or None, test_key: test or None})
-    pinned = [
-        [(f.path, f.size_bytes, f.digest, f.num_rows) for f in inputs.files] if inputs else None
-        for inputs in (train, validation, test)
-    ]
+            labels.check(inputs.label_counts, key, needs_all_classes=False)
+    check_distinct({"data.train": train, "data.validation": validation or None, test_key: test}, executor_for)
+    pinned = [inputs.identity if inputs else None for inputs in (train, validation, test)]
     identity = {"files": pinned} | ({"teacher": teacher.info.model_version} if teacher else {})
-    return LabelledData(train, validation or None, test or None, labels, cache_key(identity), teacher, rare)
+    return LabelledData(train, validation or None, test, labels, cache_key(identity), teacher, rare)
 
 
-def check_distinct(splits: Mapping[str, Inputs | None]) -> None:
+def check_distinct(splits: Mapping[str, Inputs | None], executor_for: ExecutorFor) -> None:
     """Refuse a file that stands in two splits, under whatever name, compressed or in another format.
 
     Args:
         splits: inputs by config key; two periods of the same files are distinct.
+        executor_for: where contents are compared.
 
     Raises:
         DataRefused: names the file.
@@ -162,7 +178,7 @@ def check_distinct(splits: Mapping[str, Inputs | None]) -> None:
     for (key, inputs), (other_key, other) in combinations(given, 2):
         if inputs.spec.period is not None and other.spec.period is not None:
             continue
-        found = _common_file(inputs, other)
+        found = _common_file(inputs, other, executor_for)
         if found is not None:
             as_what = "" if found[0].path == found[1].path else f" as {found[1].path}"
             raise DataRefused(
@@ -174,26 +190,38 @@ def check_distinct(splits: Mapping[str, Inputs | None]) -> None:
             )
 
 
-def _common_file(inputs: Inputs, other: Inputs) -> tuple[InputFile, InputFile] | None:
+def _common_file(inputs: Inputs, other: Inputs, executor_for: ExecutorFor) -> tuple[InputFile, InputFile] | None:
     """The first file of an input that the other one has too: with equal bytes, or equal first rows and as many."""
-    by_digest = {file.digest: file for file in other.files if file.num_rows}
-    for file in inputs.files:
+    known = with_digests_where_alike([*inputs.files, *other.files], executor_for)
+    by_path = {file.path: file for file in other.files if file.num_rows}
+    by_digest = {file.digest: file for file in known[len(inputs.files) :] if file.num_rows and file.digest}
+    for file in known[: len(inputs.files)]:
+        if file.path in by_path:
+            return file, by_path[file.path]
         if file.digest in by_digest:
             return file, by_digest[file.digest]
     as_long = {file.num_rows for file in inputs.files} & {file.num_rows for file in other.files} - {0}
     these, those = ([file for file in one.files if file.num_rows in as_long] for one in (inputs, other))
-    if len(these) + len(those) > MOST_FILES_COMPARED:
+    if not as_long or len(these) + len(those) > MOST_FILES_COMPARED:
         return None
-    by_rows = {_first_texts(file, other): file for file in those}
-    return next(((file, by_rows[rows]) for file in these if (rows := _first_texts(file, inputs)) in by_rows), None)
+    both = [(file, inputs.spec) for file in these] + [(file, other.spec) for file in those]
+    executor = executor_for(sum(file.size_bytes for file, _ in both))
+    first_rows = in_order(executor, both, _first_texts, Progress("comparing", "file", lambda one: str(one[0].path)))
+    by_rows = dict(zip(first_rows[len(these) :], those, strict=True))
+    found = zip(these, first_rows, strict=False)
+    return next(((file, by_rows[rows]) for file, rows in found if rows in by_rows), None)
 
 
-def _first_texts(file: InputFile, inputs: Inputs) -> tuple[int, bytes]:
-    """Number of rows, and a digest of the cleaned texts of the first ones."""
-    shard = plan_shards([file], ROWS_COMPARED)[0]
-    kept = read_shard(shard, replace(inputs.spec, period=None)).kept
-    texts = [kept[name].to_pylist() for name in (s.TEXT, s.TEXT_PAIR) if name in kept.column_names]
-    return file.num_rows, hashlib.sha256(json.dumps(texts).encode()).digest()
+def _first_texts(one: tuple[InputFile, ReadSpec]) -> tuple[int, bytes]:
+    """Number of rows of a file, and a digest of the words of the first ones."""
+    file, spec = one
+    names = [name for name in (spec.columns.text, spec.columns.text_pair) if name is not None]
+    digest = hashlib.sha256()
+    for rows in read_rows(plan_shards([file], ROWS_COMPARED)[0], spec, names, names):
+        columns = [rows.columns[name].to_pylist() for name in names if name in rows.columns]
+        for texts in zip(*columns, strict=True):
+            digest.update(json.dumps([str(text).split() for text in texts]).encode())
+    return file.num_rows, digest.digest()
 
 
 def _periods(config: TrainConfig) -> tuple[Period | None, Period | None]:
@@ -328,7 +356,7 @@ def token_shards(
     spec = settings.spec
     key = cache_key(
         {
-            "files": [(f.path, f.size_bytes, f.digest) for f in inputs.files],
+            "files": inputs.identity,
             "columns": spec.columns.model_dump(),
             "cleaning": asdict(spec.cleaning),
             "max_chars": spec.max_chars,

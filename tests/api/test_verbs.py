@@ -63,7 +63,7 @@ def test_results_are_frozen(result):
 
 
 def test_the_same_call_gives_the_same_result_and_computes_nothing(result, tiny_encoder, monkeypatch):
-    monkeypatch.setattr("bertray.runs.training.session_for", None)  # whoever computes would need one
+    monkeypatch.setattr("bertray.execution.on_demand.OnDemand.session", None)  # whoever computes would need one
     again = bertray.train(frame(120, 1), test=frame(60, 2), model=tiny_encoder, output=result.output, **KEYS)
     assert again.already_done
     assert (again.figures, again.notes, again.summary) == (result.figures, result.notes, result.summary)

@@ -12,7 +12,7 @@ import pytest
 
 from bertray.cli import run
 from tests.corpus import sentences, write
-from tests.nightly import session_alone
+from tests.nightly import without_ray
 
 TABLES = {"broken", "conflicts", "damaged", "duplicates", "label_errors", "near_duplicates", "repeated_ids"}
 KEYS = ["max_length=24", "label_errors.folds=4"]
@@ -71,7 +71,7 @@ def planted(tmp_path_factory, tiny_encoder) -> tuple[Path, Path]:
     argv = ["audit", str(folder / "train.parquet"), f"data.test={folder / 'test.jsonl'}", f"model={tiny_encoder}"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("bertray.runs.data_audit.ROWS_PER_SHARD", 32)  # seven shards of train
-        patch.setattr("bertray.runs.data_audit.session_for", session_alone)
+        without_ray(patch)
         assert run([*argv, f"output={output}", *KEYS]) == 0
     return folder, output
 

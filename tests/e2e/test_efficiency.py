@@ -16,8 +16,9 @@ from bertray.execution.executor import Task
 from bertray.execution.resources import Resources
 from bertray.io.tables import ipc_buffer
 from bertray.model.packing import plan_packs
-from bertray.reviews.reader import InputFile, ReadSpec, inspect, list_inputs, plan_shards, work_items
+from bertray.reviews.reader import InputFile, ReadSpec, list_inputs, plan_shards, work_items
 from bertray.scoring.read_unit import ReadAndTokenize, ReadSettings
+from tests.scanning import inspect
 
 ROWS = 4096
 LENGTHS = {  # (mean of the logarithm, its spread, longest): like the reviews of IMDB, and like tweets

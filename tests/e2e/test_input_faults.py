@@ -35,9 +35,10 @@ from bertray.outputs import ledger
 from bertray.outputs.control_files import LedgerEntry
 from bertray.reviews.corpus import refuse_bad_files
 from bertray.reviews.formats import parquet
-from bertray.reviews.reader import BadFile, InputFile, ReadSpec, inspect, list_inputs, plan_shards, read_shard
+from bertray.reviews.reader import BadFile, InputFile, ReadSpec, list_inputs, plan_shards, read_shard
 from bertray.schema import Reason
 from tests.nightly import RESOURCES, StubExecutor, night_config, run_night, visible
+from tests.scanning import inspect
 
 NUM_GOOD = 20
 GOOD_IDS = [f"good:{i}" for i in range(NUM_GOOD)]

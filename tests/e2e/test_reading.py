@@ -13,6 +13,7 @@ import pytest
 from bertray.cli import run
 from bertray.config import Columns, EvaluateConfig
 from bertray.errors import ConfigError
+from bertray.execution.on_demand import in_this_process
 from bertray.model.bundle import BundleInfo, write_bundle
 from bertray.reviews.clean import Cleaning
 from bertray.reviews.corpus import open_inputs
@@ -21,7 +22,7 @@ from bertray.scoring.models import open_model
 from bertray.scoring.read_unit import ReadAndTokenize, ReadSettings
 from bertray.scoring.stage_part import stage_parts
 from bertray.training.rank import train_rank
-from tests.nightly import INFO, session_alone, without_actors
+from tests.nightly import INFO, without_actors, without_ray
 
 TEXTS = [
     "<b>great</b> film",
@@ -44,7 +45,7 @@ def test_the_second_text_of_a_pair_reaches_the_model(tiny_encoder, tmp_path):
     path = write(tmp_path / "in.parquet", id=["0", "1", "2"], text=texts, aspect=aspects)
     columns = Columns(text_pair="aspect")
     config = EvaluateConfig(model=str(tiny_encoder), input=[str(path)], output=str(tmp_path / "out"), columns=columns)
-    inputs = open_inputs("input", config.input, config, ReadSpec(columns=columns))
+    inputs = open_inputs("input", config.input, config, ReadSpec(columns=columns), in_this_process)
     read = ReadSettings(inputs.spec, str(tiny_encoder), 16, "head")
     [rows] = map(ReadAndTokenize(read), inputs.work_items(16))
     tokenizer = AutoTokenizer.from_pretrained(tiny_encoder)
@@ -102,7 +103,7 @@ def test_scored_and_evaluated_reviews_are_tokenized_as_they_were_for_training(ti
 
         return staged
 
-    monkeypatch.setattr("bertray.runs.training.session_for", session_alone)  # where Ray runs in this process too
+    without_ray(monkeypatch)
     without_actors(monkeypatch)
     monkeypatch.setattr("bertray.runs.training_workers.train_rank", rank)
     monkeypatch.setattr("bertray.runs.evaluated.stage_parts", spied("evaluate"))

@@ -15,7 +15,7 @@ import pytest
 from bertray.cli import run
 from bertray.trust.registry import Registry, current
 from tests.corpus import sentences, train_argv
-from tests.nightly import session_alone
+from tests.nightly import without_ray
 
 HOSTILE = [
     "<script>alert(1)</script> the film was {}",
@@ -33,8 +33,7 @@ HOSTILE = [
 
 @pytest.fixture(autouse=True)
 def _alone(monkeypatch):
-    for module in ("model_comparison", "promotion", "model_evaluation"):
-        monkeypatch.setattr(f"bertray.runs.{module}.session_for", session_alone)
+    without_ray(monkeypatch)
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +67,7 @@ def weak(tmp_path_factory, tiny_encoder, corpus) -> Path:
         table.set_column(table.column_names.index("label"), "label", pa.array(labels)), folder / "few.parquet"
     )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("bertray.runs.training.session_for", session_alone)
+        without_ray(patch)
         few = f"data.train={folder / 'few.parquet'}"
         assert run([*train_argv(tiny_encoder, corpus, folder / "run"), few, "training.epochs=1"]) == 0
     return folder / "run" / "model"
@@ -276,7 +275,6 @@ def test_a_name_with_a_slash_and_a_registry_that_is_not_there_are_told(good, jud
 
 
 def test_models_of_other_classes_are_told(good, judge, tmp_path, capsys, tiny_encoder, corpus, monkeypatch):
-    monkeypatch.setattr("bertray.runs.training.session_for", session_alone)
     other = tmp_path / "other"
     assert run([*train_argv(tiny_encoder, corpus, other), "labels={neg: bad, pos: fine}", "training.epochs=1"]) == 0
     words = ["compare", f"a={good}", f"b={other / 'model'}", f"input={judge}", f"output={tmp_path / 'out'}"]

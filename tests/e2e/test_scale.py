@@ -16,6 +16,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,7 @@ from bertray.outputs.control_files import (
     StagedFile,
 )
 from bertray.reviews.reader import InputFile, plan_shards, work_items
+from bertray.reviews.scan import FileScan, RowCounts, ScanSettings, scans_from_bytes, scans_to_bytes
 from bertray.scoring import plan as planning
 from tests.processes import descendants, run_beside_the_cluster
 
@@ -85,11 +87,16 @@ def plan_and_commit() -> None:
     paths = [f"s3://reviews/incoming/dt=2026-11-21/part-{number:05d}.parquet" for number in range(NUM_FILES)]
     files = [InputFile(path, path[24:], "parquet", 10**8, "0" * 19, ROWS_PER_FILE, columns) for path in paths]
     rows_per_part = planning.rows_per_part(NUM_FILES * ROWS_PER_FILE)
+    with told("scans kept and read back"):
+        scans = [FileScan(replace(file, fingerprint="0" * 64), counts=RowCounts(ROWS_PER_FILE)) for file in files]
+        content = scans_to_bytes(scans, ScanSettings())
+        assert scans_from_bytes(content, ScanSettings()) == scans
+    print(f"scale: scans of {len(content) / 1e6:.0f} MB", flush=True)
     with told(f"{NUM_FILES * ROWS_PER_FILE:,} rows in {NUM_FILES:,} files cut into work items"):
         work = work_items(plan_shards(files, rows_per_part), rows_per_part)
     records = [
         FileRecord(path=f.path, relative_path=f.relative_path, format=f.format, size_bytes=f.size_bytes,
-                   modified=f.modified, num_rows=f.num_rows, digest="0" * 64, reason=None, detail=None)
+                   modified=f.modified, num_rows=f.num_rows, digest=None, fingerprint="0" * 64)
         for f in files
     ]  # fmt: skip
     plan = Plan(

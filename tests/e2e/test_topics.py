@@ -12,14 +12,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from bertray.cli import run
-from bertray.execution.session import session_for
 from bertray.outputs.claims import FINISHED_FILE
-from bertray.runs import topic_search as topics_of
 from bertray.scoring.stage_part import stage_parts
 from bertray.topic_models import discovery as topics_found
 from bertray.topic_models import rows as topic_rows
 from bertray.topic_models import source as topics_source
-from tests.nightly import session_alone
+from tests.nightly import without_ray
 
 THEMES = {"good": ["great", "lovely", "fine"], "bad": ["awful", "poor", "boring"], "film": ["plot", "actor", "story"]}
 SIZES = {"good": 50, "bad": 40, "film": 60}
@@ -46,7 +44,7 @@ def write_reviews(folder: Path, name: str = "a.parquet", *, seed: int = 0, **col
 @pytest.fixture
 def in_process(monkeypatch):
     """In this process, where Ray is at hand too, and several parts."""
-    monkeypatch.setattr(topics_of, "session_for", session_alone)
+    without_ray(monkeypatch)
     monkeypatch.setattr(topic_rows, "ROWS_PER_SHARD", 64)
     monkeypatch.setattr(topics_source, "ROWS_PER_SHARD", 64)
 
@@ -316,7 +314,6 @@ def test_topics_on_ray_are_those_of_one_process(topics, tiny_encoder, tmp_path, 
     assert topics(*words) == 0
     monkeypatch.undo()
     monkeypatch.setattr(topic_rows, "ROWS_PER_SHARD", 64)
-    assert vars(topics_of)["session_for"] is session_for
     paths = [f"input={tmp_path / 'in'}", f"output={tmp_path / 'ray'}"]
     assert run(["topics", f"model={tiny_encoder}", *OPTIONS, *paths, *words]) == 0
     a, b = (rows_of(tmp_path / name / "assignments.parquet") for name in ("out", "ray"))

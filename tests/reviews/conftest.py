@@ -11,16 +11,14 @@ import pytest
 
 from bertray.config import TextFormat
 from bertray.reviews.reader import (
-    InputFile,
     ReadSpec,
     ReviewBatch,
     check_columns,
-    find_duplicate_ids,
-    inspect,
     list_inputs,
     plan_shards,
     read_shard,
 )
+from tests.scanning import scanned
 
 ReadAll = Callable[..., ReviewBatch]
 
@@ -33,11 +31,10 @@ def read_all() -> ReadAll:
         path: Path | str, rows_per_shard: int = 4096, reader: TextFormat | None = None, **spec: Any
     ) -> ReviewBatch:
         options = ReadSpec(reader=reader or TextFormat(), **spec)
-        inspected = [inspect(entry, options.reader) for entry in list_inputs([str(path)], options.reader)]
-        files = [file for file in inspected if isinstance(file, InputFile)]
-        assert files == inspected
+        scans = [scanned(entry, options) for entry in list_inputs([str(path)], options.reader)]
+        files = [scan.file for scan in scans]
         check_columns(files, options)
-        duplicates = {number: find_duplicate_ids([file], options)[0] for number, file in enumerate(files)}
+        duplicates = {number: scan.repeated_ids for number, scan in enumerate(scans)}
         batches = [read_shard(shard, options) for shard in plan_shards(files, rows_per_shard, duplicates)]
         for batch in batches:
             assert batch.rows_in == batch.kept.num_rows + batch.refused.num_rows

@@ -14,7 +14,8 @@ from bertray.config import Columns, TextFormat
 from bertray.execution.executor import THIS_PROCESS
 from bertray.reviews.clean import clean_texts
 from bertray.reviews.fetch import fetch_rows, fetch_texts
-from bertray.reviews.reader import InputFile, ReadSpec, Shard, inspect, list_inputs, plan_shards, read_shard
+from bertray.reviews.reader import InputFile, ReadSpec, Shard, list_inputs, plan_shards, read_shard
+from tests.scanning import inspect
 
 NUM_ROWS = 40
 

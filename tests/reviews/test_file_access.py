@@ -16,7 +16,8 @@ from bertray.config import TextFormat
 from bertray.errors import ConfigError, InfrastructureError
 from bertray.reviews import file_access as files
 from bertray.reviews.file_access import content_digest, printable
-from bertray.reviews.reader import BadFile, InputFile, ReadSpec, inspect, list_inputs, plan_shards, read_shard
+from bertray.reviews.reader import BadFile, InputFile, ReadSpec, list_inputs, plan_shards, read_shard
+from tests.scanning import inspect
 
 AUTO = TextFormat()
 

@@ -12,7 +12,8 @@ import pytest
 from bertray.config import TextFormat
 from bertray.errors import ConfigError
 from bertray.reviews.listing import list_inputs, sidecar_remedy
-from bertray.reviews.reader import BadFile, inspect
+from bertray.reviews.reader import BadFile
+from tests.scanning import inspect
 
 AUTO = TextFormat()
 

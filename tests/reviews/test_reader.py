@@ -16,16 +16,12 @@ import pytest
 from bertray.config import Columns, TextFormat
 from bertray.errors import ConfigError, DataRefused
 from bertray.reviews import reader as sources
-from bertray.reviews.label_counts import count_labels, count_without_time
 from bertray.reviews.reader import (
     InputFile,
     Period,
     ReadSpec,
     check_columns,
     column_fault,
-    count_rows,
-    find_duplicate_ids,
-    inspect,
     kept_schema,
     label_is_readable,
     list_inputs,
@@ -36,6 +32,7 @@ from bertray.reviews.reader import (
 )
 from bertray.reviews.rows import FileEntry
 from bertray.schema import Reason, embedded_schema, scored_schema
+from tests.scanning import inspect, scanned
 
 AUTO = TextFormat()
 
@@ -140,7 +137,7 @@ def test_a_shard_without_kept_rows_has_the_same_schema(tmp_path):
 
 def test_shards_cover_every_row_once_and_carry_their_duplicates(tmp_path):
     files = [written(tmp_path / f"{n}.parquet", text=["t"] * n) for n in (1, 5, 7)]
-    shards = plan_shards(files, 3, {1: {2, 3, 4}, 2: {0}})
+    shards = plan_shards(files, 3, {1: (2, 3, 4), 2: (0,)})
     assert [(s.file_no, s.lo, s.hi, s.duplicates) for s in shards] == [
         (0, 0, 1, ()),
         (1, 0, 3, (2,)),
@@ -177,31 +174,27 @@ def test_shards_and_specs_are_small_when_pickled(tmp_path):
     assert pickle.loads(pickle.dumps(ReadSpec(keep_columns=("a",)))) == ReadSpec(keep_columns=("a",))
 
 
+def repeated(path: Path, **spec) -> tuple[int, ...]:
+    [entry] = list_inputs([str(path)], AUTO)
+    return scanned(entry, ReadSpec(**spec)).repeated_ids
+
+
 def test_duplicate_ids_are_found_over_the_whole_file(tmp_path, read_all):
     ids = ["a", "b", None, "a", "", "c", "", None, "b", "a"]
-    file = written(tmp_path / "a.parquet", id=ids, text=[f"t{i}" for i in range(10)])
-    assert find_duplicate_ids([file], ReadSpec()) == [{3, 8, 9}]
-    assert find_duplicate_ids([file], ReadSpec(unique_ids=False)) == [frozenset()]
+    written(tmp_path / "a.parquet", id=ids, text=[f"t{i}" for i in range(10)])
+    assert repeated(tmp_path / "a.parquet") == (3, 8, 9)
+    assert repeated(tmp_path / "a.parquet", unique_ids=False) == ()
     batch = read_all(tmp_path / "a.parquet", rows_per_shard=2)
     assert batch.kept["id"].to_pylist() == ["a", "b", "c"]
     assert batch.refused["reason"].to_pylist().count("id_duplicate") == 3
     assert read_all(tmp_path / "a.parquet", unique_ids=False).kept["id"].to_pylist() == ["a", "b", "a", "c", "b", "a"]
 
 
-def test_equal_hashes_of_different_ids_are_no_duplicates(tmp_path, monkeypatch):
-    from bertray.reviews import reader as sources
-
-    file = written(tmp_path / "a.parquet", id=["a", "b", "a", "c"], text=["t"] * 4)
-    monkeypatch.setattr(sources, "hash", lambda value: 1, raising=False)
-    assert find_duplicate_ids([file], ReadSpec()) == [{2}]
-
-
 def test_duplicate_integer_ids_are_found_in_csv_and_parquet(tmp_path):
-    file = written(tmp_path / "a.parquet", id=[1, 2, 1], text=["t"] * 3)
-    assert find_duplicate_ids([file], ReadSpec()) == [{2}]
+    written(tmp_path / "a.parquet", id=[1, 2, 1], text=["t"] * 3)
+    assert repeated(tmp_path / "a.parquet") == (2,)
     (tmp_path / "b.csv").write_text("id,text\n1,x\n2,y\n1,z\n")
-    [entry] = list_inputs([str(tmp_path / "b.csv")], AUTO)
-    assert find_duplicate_ids([inspected(entry)], ReadSpec()) == [{2}]
+    assert repeated(tmp_path / "b.csv") == (2,)
 
 
 def test_reading_needs_neither_ray_nor_torch_nor_transformers():
@@ -301,9 +294,11 @@ def test_a_period_holds_rows_before_a_moment_or_from_it_on(tmp_path, kind):
         check_columns([file], spec)
         batch = read_shard(shard_of(file, 0, 5), spec)
         found[after] = (batch.kept["row_no"].to_pylist(), batch.refused["row_no"].to_pylist())
-        assert batch.rows_in == count_rows([file], spec) == sum(map(len, found[after]))
-        assert count_labels([file], spec) == ({"0": 2, "1": 1} if not after else {"1": 2})
-        assert count_without_time([file, file], spec, spec.period) == 2
+        [entry] = list_inputs([str(tmp_path / "a.parquet")], AUTO)
+        scan = scanned(entry, spec)
+        assert batch.rows_in == scan.of(spec.period).rows == sum(map(len, found[after]))
+        assert scan.of(spec.period).labels == ({"0": 2, "1": 1} if not after else {"1": 2})
+        assert scan.without_time == 1
     assert found == {False: ([0, 2, 4], []), True: ([1], [3])}
 
 

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from itertools import chain, islice
+from itertools import islice
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from bertray.config import TextFormat
 from bertray.reviews.file_access import DATA_ERRORS, is_store_failure, reading, short
-from bertray.reviews.formats import dialects
-from bertray.reviews.formats import text_records as records
-from bertray.reviews.rows import BadFile, FileEntry, InputFile, RawRows, RowFault, Shard
+from bertray.reviews.formats import dialects, text_records
+from bertray.reviews.formats.byte_window import ByteWindow, open_window
+from bertray.reviews.formats.text_records import Line
+from bertray.reviews.rows import ROWS_PER_OFFSET, BadFile, FileEntry, InputFile, RawRows, RowFault, RowVisitor, Shard
 from bertray.schema import Reason
 
 _ROWS_LOOKED_AT = 1000
@@ -21,29 +23,34 @@ _KINDS = {str: "string", bool: "bool", int: "int64", float: "double", type(None)
 _AS_LINES = "write one JSON object a line: pandas' to_json(..., orient='records', lines=True)"
 
 
-def _open(path: str, reader: TextFormat, start_byte: int = 0) -> Iterator[records.Line]:
-    lines = records.open_lines(path, reader.encoding, start_byte)
-    return records.json_records(lines, records.codec_name(reader.encoding))
+def _open(path: str, reader: TextFormat, start_byte: int = 0) -> Iterator[Line]:
+    lines = text_records.open_lines(path, reader.encoding, start_byte)
+    return text_records.json_records(lines, text_records.codec_name(reader.encoding))
 
 
-def inspect(entry: FileEntry, reader: TextFormat) -> InputFile | BadFile:
-    """Keys, exact number of rows and the row index, in one streaming pass."""
+def scan(entry: FileEntry, reader: TextFormat, visitor: RowVisitor) -> InputFile | BadFile:
+    """Keys, exact number of rows and the row index, in one pass that shows rows to a visitor."""
     try:
         with reading(entry.path):
-            head = records.read_head(entry.path)
+            head = text_records.read_head(entry.path)
             other = dialects.other_content(head.raw, reader.encoding)
             if other is not None:
                 return entry.bad(Reason.FILE_UNSUPPORTED, other)
-            rows = _open(entry.path, reader)
-            first = list(islice(rows, _ROWS_LOOKED_AT))
+            first = list(islice(_open(entry.path, reader), _ROWS_LOOKED_AT))
             if not first:
                 return entry.bad(Reason.FILE_EMPTY, "no row")
             wrong = _other_form(first)
             if wrong is not None:
                 return entry.bad(*wrong)
-            keys = _Keys()
-            counted = (keys.see(line) for line in chain(first, rows))
-            num_rows, offsets = records.index(counted, seekable=records.can_seek(head, reader.encoding))
+            digest = None
+            counter = _Counter(reader.encoding, visitor)
+            if text_records.is_wide(reader.encoding):
+                counter.add_lines(text_records.open_lines(entry.path, reader.encoding))
+            else:
+                with open_window(entry.path, reader.encoding) as window:
+                    counter.count(window)
+                    digest = window.digest()
+            counter.show()
     except DATA_ERRORS as error:
         if is_store_failure(error):
             raise
@@ -54,13 +61,98 @@ def inspect(entry: FileEntry, reader: TextFormat) -> InputFile | BadFile:
         "jsonl",
         entry.size_bytes,
         entry.modified,
-        num_rows,
-        keys.columns(),
-        offsets,
+        counter.num_rows,
+        counter.columns(),
+        tuple(counter.offsets) if text_records.can_seek(head, reader.encoding) else (),
+        digest=digest,
     )
 
 
-def _other_form(lines: list[records.Line]) -> tuple[Reason, str] | None:
+_FIRST_BLOCK, _LARGEST_BLOCK = 1 << 16, 1 << 22
+_ROWS_SHOWN = 4096
+
+
+class _Counter:
+    """Counts rows, learns their keys with the kinds of their values, and shows some of the values.
+
+    A line that is one JSON object is a row, and a strict parser finds most of them; others are for the exact rules.
+    """
+
+    def __init__(self, encoding: str, visitor: RowVisitor) -> None:
+        self._encoding, self._visitor = text_records.codec_name(encoding), visitor
+        self._kinds: dict[str, set[type]] = {}
+        self._shapes: set[tuple[Any, ...]] = set()
+        self._row_nos: list[int] = []
+        self._values: dict[str, list[str | None]] = {name: [] for name in visitor.wanted(None)}
+        self.num_rows = 0
+        self.offsets: list[int] = []
+
+    def count(self, window: ByteWindow) -> None:
+        size = _FIRST_BLOCK
+        while True:
+            block, is_last = window.block(size)
+            if not block:
+                return
+            end = len(block) if is_last else block.rfind(b"\n") + 1
+            if end:
+                self._add_block(block[:end], window.offset)
+                window.advance(end)
+            elif size == _LARGEST_BLOCK:
+                ends: dict[int, int] = {}
+                self.add_lines(islice(window.lines(ends), 1))
+                window.advance(ends[window.offset] - window.offset)
+            size = min(2 * size, _LARGEST_BLOCK)
+
+    def _add_block(self, block: bytes, offset: int) -> None:
+        """Count the rows of whole lines."""
+        decode, is_utf8 = msgspec.json.decode, self._encoding == "utf-8"
+        for line in block.split(b"\n"):
+            try:
+                value = decode(line) if is_utf8 else None
+            except (msgspec.DecodeError, RecursionError):
+                value = None
+            if type(value) is dict:
+                self._add(value, offset)
+            elif line:
+                self.add_lines(iter([Line(offset, f"{line.decode(self._encoding, 'surrogateescape')}\n")]))
+            offset += len(line) + 1
+
+    def add_lines(self, lines: Iterator[Line]) -> None:
+        """Count the rows of lines that may hold no object, or several."""
+        for record in text_records.json_records(lines, self._encoding):
+            value, _ = _parse(record)
+            self._add(value, record.offset)
+
+    def _add(self, value: Any, offset: int) -> None:
+        if self.num_rows % ROWS_PER_OFFSET == 0:
+            self.offsets.append(offset)
+        if isinstance(value, dict):
+            shape = (*value, *map(type, value.values()))
+            if shape not in self._shapes:
+                self._shapes.add(shape)
+                for key, found in value.items():
+                    self._kinds.setdefault(key, set()).add(type(found))
+            if self._values:
+                self._row_nos.append(self.num_rows)
+                for name, values in self._values.items():
+                    values.append(_text(value.get(name)))
+                if len(self._row_nos) == _ROWS_SHOWN:
+                    self.show()
+        self.num_rows += 1
+
+    def show(self) -> None:
+        """Show the values that are waiting."""
+        if self._row_nos:
+            arrays = {name: text_records.as_text(found, self._encoding) for name, found in self._values.items()}
+            self._visitor.visit(RawRows(np.array(self._row_nos, np.int64), arrays))
+            self._row_nos, self._values = [], {name: [] for name in self._values}
+
+    def columns(self) -> dict[str, str]:
+        """Kinds by key, in order of first appearance; several kinds are joined by `|`."""
+        return {key: "|".join(sorted({_KINDS[kind] for kind in kinds})) for key, kinds in self._kinds.items()}
+
+
+def _other_form(lines: list[Line]) -> tuple[Reason, str] | None:
     """Why a file of JSON is no JSON Lines, from its first records."""
     text = lines[0].text.lstrip()
     values = [value for line in lines if isinstance(value := _parse(line)[0], dict)]
@@ -75,32 +167,10 @@ def _other_form(lines: list[records.Line]) -> tuple[Reason, str] | None:
     return None
 
 
-class _Keys:
-    """Keys of all rows with the kinds of their values, in order of first appearance."""
-
-    def __init__(self) -> None:
-        self._kinds: dict[str, set[type]] = {}
-        self._shapes: set[tuple[Any, ...]] = set()
-
-    def see(self, line: records.Line) -> records.Line:
-        value, _ = _parse(line)
-        if isinstance(value, dict):
-            shape = (*value, *map(type, value.values()))
-            if shape not in self._shapes:
-                self._shapes.add(shape)
-                for key, found in value.items():
-                    self._kinds.setdefault(key, set()).add(type(found))
-        return line
-
-    def columns(self) -> dict[str, str]:
-        """Kinds by key; several kinds are joined by `|`."""
-        return {key: "|".join(sorted({_KINDS[kind] for kind in kinds})) for key, kinds in self._kinds.items()}
-
-
-def _parse(line: records.Line) -> tuple[Any, str]:
+def _parse(line: Line) -> tuple[Any, str]:
     """The value of a line, and what is wrong with it."""
     if line.too_long:
-        return None, f"longer than {records.MAX_RECORD_CHARS} characters"
+        return None, f"longer than {text_records.MAX_RECORD_CHARS} characters"
     try:
         value = json.loads(line.text)
     except json.JSONDecodeError as error:
@@ -119,7 +189,7 @@ def read(
 
     Numbers and booleans become their JSON text, lists and objects compact JSON; an absent key is null.
     """
-    return records.read_range(
+    return text_records.read_range(
         shard,
         lambda: _open(shard.file.path, reader, shard.start_byte or 0),
         lambda first, part: _raw_rows(first, part, columns, text_columns, reader.encoding),
@@ -128,7 +198,7 @@ def read(
 
 
 def _raw_rows(
-    first: int, part: list[records.Line], columns: Sequence[str], text_columns: Sequence[str], encoding: str
+    first: int, part: list[Line], columns: Sequence[str], text_columns: Sequence[str], encoding: str
 ) -> RawRows:
     row_nos: list[int] = []
     values: dict[str, list[str | None]] = {name: [] for name in columns}
@@ -140,12 +210,12 @@ def _raw_rows(
             wrong = [name for name, kind in kinds.items() if kind not in ("string", "null")]
             problem = f"expected a string under {wrong[0]!r}, found {kinds[wrong[0]]}" if wrong else ""
         if problem:
-            faults.append(records.malformed(row_no, problem, [line], encoding))
+            faults.append(text_records.malformed(row_no, problem, [line], encoding))
             continue
         row_nos.append(row_no)
         for name in columns:
             values[name].append(_text(value.get(name)))
-    arrays = {name: records.as_text(found, encoding) for name, found in values.items()}
+    arrays = {name: text_records.as_text(found, encoding) for name, found in values.items()}
     return RawRows(np.array(row_nos, np.int64), arrays, tuple(faults))
 
 

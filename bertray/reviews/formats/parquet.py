@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from bertray.reviews.file_access import DATA_ERRORS, is_store_failure, open_random_access, reading, short
 from bertray.reviews.formats.parquet_footer import RowGroup, parse_footer
-from bertray.reviews.rows import BadFile, FileEntry, InputFile, RawRows, RowFault, Shard
+from bertray.reviews.rows import BadFile, FileEntry, InputFile, RawRows, RowFault, RowVisitor, Shard
 from bertray.reviews.screening import as_plain
 from bertray.schema import Reason
 
@@ -38,13 +38,24 @@ class _Bomb(ValueError):
     """A dictionary whose values would fill memory if each row got its own."""
 
 
+def scan(entry: FileEntry, visitor: RowVisitor) -> InputFile | BadFile:
+    """Rows and columns by the footer, and the columns that a visitor wants; others are not read."""
+    file = inspect(entry)
+    if isinstance(file, InputFile) and file.num_rows and (names := visitor.wanted(file.columns)):
+        for rows in read(Shard(file, 0, 0, file.num_rows), names, []):
+            if rows.columns:
+                visitor.visit(rows)
+    return file
+
+
 def inspect(entry: FileEntry) -> InputFile | BadFile:
     """Rows and columns by the footer; a damaged, encrypted or explosive file is a BadFile."""
     try:
         with reading(entry.path), open_random_access(entry.path) as source:
             footer = _footer(source)
             try:
-                columns = _columns(_opened(source).schema_arrow)
+                schema = _opened(source).schema_arrow
+                columns = _columns(schema)
             except DATA_ERRORS as error:
                 if is_store_failure(error):
                     raise
@@ -52,7 +63,16 @@ def inspect(entry: FileEntry) -> InputFile | BadFile:
             rows = _check_footer(footer[:-_TAIL_BYTES])
     except _Refused as refused:
         return entry.bad(refused.reason, refused.detail, refused.num_rows)
-    return InputFile(entry.path, entry.relative_path, "parquet", entry.size_bytes, entry.modified, rows, columns)
+    return InputFile(
+        entry.path,
+        entry.relative_path,
+        "parquet",
+        entry.size_bytes,
+        entry.modified,
+        rows,
+        columns,
+        arrow_schema=schema.remove_metadata().serialize().to_pybytes(),
+    )
 
 
 def _opened(source: Any, **options: Any) -> pq.ParquetFile:
@@ -290,7 +310,9 @@ def _checked(values: pa.Array) -> pa.Array:
     return values
 
 
-def schema(path: str) -> pa.Schema:
-    """Arrow schema of a Parquet file."""
-    with reading(path), open_random_access(path) as source:
+def schema_of(file: InputFile) -> pa.Schema:
+    """Arrow schema of a Parquet file; that of a shard's file is read again."""
+    if file.arrow_schema:
+        return pa.ipc.read_schema(pa.py_buffer(file.arrow_schema))
+    with reading(file.path), open_random_access(file.path) as source:
         return _opened(source).schema_arrow

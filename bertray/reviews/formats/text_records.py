@@ -25,14 +25,14 @@ import pyarrow as pa
 
 from bertray.errors import ConfigError
 from bertray.reviews.file_access import DATA_ERRORS, is_store_failure, open_bytes, reading, short
-from bertray.reviews.rows import ROWS_PER_OFFSET, Dialect, RawRows, RowFault, Shard
+from bertray.reviews.rows import Dialect, RawRows, RowFault, Shard
 from bertray.schema import Reason
 
 # A quote that is never closed, or a line that never ends, costs at most this much memory.
 MAX_RECORD_CHARS = 32 << 20
 _ROWS_PER_READ = 2048
 _CHARS_PER_READ = 32 << 20
-_BYTE_ORDER_MARK = "\ufeff"
+BYTE_ORDER_MARK = "\ufeff"
 _GZIP = b"\x1f\x8b"
 _HEAD_BYTES = 1 << 20
 
@@ -90,7 +90,7 @@ def read_head(path: str) -> Head:
         OSError, EOFError, zlib.error: the file is damaged or the storage failed.
     """
     with open_bytes(path) as stream:
-        gzipped = _is_gzip(stream)
+        gzipped = is_gzip(stream)
         raw = (gzip.GzipFile(fileobj=stream) if gzipped else stream).read(_HEAD_BYTES)
         return Head(raw, gzipped, len(raw) < _HEAD_BYTES)
 
@@ -103,7 +103,7 @@ def head_lines(head: Head, encoding: str) -> list[Line]:
     return lines if head.whole or len(lines) < 2 else lines[:-1]
 
 
-def _is_gzip(stream: IO[bytes]) -> bool:
+def is_gzip(stream: IO[bytes]) -> bool:
     """Does a stream at its start hold gzip data, whatever the file is called?"""
     return cast("io.BufferedReader", stream).peek(len(_GZIP))[: len(_GZIP)] == _GZIP
 
@@ -125,13 +125,13 @@ def open_lines(path: str, encoding: str, start_byte: int = 0) -> Iterator[Line]:
         OSError, EOFError, zlib.error: the file is damaged or the storage failed.
     """
     with open_bytes(path, start_byte) as raw:
-        is_gzip = start_byte == 0 and _is_gzip(raw)
-        stream = cast("IO[bytes]", gzip.GzipFile(fileobj=raw)) if is_gzip else raw
+        zipped = start_byte == 0 and is_gzip(raw)
+        stream = cast("IO[bytes]", gzip.GzipFile(fileobj=raw)) if zipped else raw
         if is_wide(encoding):
             text = io.TextIOWrapper(stream, codec_name(encoding), errors="surrogateescape", newline="\n")
             yield from _decoded_lines(text)
         else:
-            yield from _byte_lines(stream, codec_name(encoding), start_byte)
+            yield from byte_lines(stream, codec_name(encoding), start_byte)
 
 
 def _decoded_lines(stream: io.TextIOWrapper) -> Iterator[Line]:
@@ -144,7 +144,8 @@ def _decoded_lines(stream: io.TextIOWrapper) -> Iterator[Line]:
         yield Line(0, text, too_long=whole is not text)
 
 
-def _byte_lines(stream: IO[bytes], encoding: str, offset: int) -> Iterator[Line]:
+def byte_lines(stream: IO[bytes], encoding: str, offset: int) -> Iterator[Line]:
+    """Lines of a stream whose first byte stands at `offset` of the file; of a longer one than fits, its beginning."""
     raw = stream.readline(MAX_RECORD_CHARS)
     while raw:
         size, too_long = len(raw), False
@@ -202,7 +203,7 @@ class _Feed:
         line = self._waiting.popleft() if self._waiting else next(self._lines, None)
         if line is None:
             raise StopIteration
-        if not self.taken and line.text.startswith(_BYTE_ORDER_MARK):
+        if not self.taken and line.text.startswith(BYTE_ORDER_MARK):
             line = line._replace(text=line.text[1:])
         self.taken.append(line)
         self._size += len(line.text)
@@ -349,8 +350,8 @@ _DECODER = json.JSONDecoder()
 def json_records(lines: Iterator[Line], encoding: str) -> Iterator[Line]:
     """JSON texts: one a line, or several objects end to end. Lines that hold nothing are no records."""
     for line in lines:
-        if line.text.startswith(_BYTE_ORDER_MARK):
-            line = Line(line.offset + len(_BYTE_ORDER_MARK.encode(encoding)), line.text[1:], line.too_long)
+        if line.text.startswith(BYTE_ORDER_MARK):
+            line = Line(line.offset + len(BYTE_ORDER_MARK.encode(encoding)), line.text[1:], line.too_long)
         if line.too_long or not line.text.isspace():
             is_one = line.too_long or _BETWEEN_OBJECTS.search(line.text) is None
             yield from [line] if is_one else _objects(line, encoding)
@@ -376,17 +377,6 @@ def _objects(line: Line, encoding: str) -> Iterator[Line]:
         yield Line(offset, text[start:end])
         offset += len(text[start:end].encode(encoding, "surrogateescape"))
         start = end
-
-
-def index(records: Iterator[Any], *, seekable: bool) -> tuple[int, tuple[int, ...]]:
-    """Number of records, and the byte offset of every 4096th (none where reading cannot start in the middle)."""
-    offsets: list[int] = []
-    count = 0
-    for record in records:
-        if seekable and count % ROWS_PER_OFFSET == 0:
-            offsets.append(record.offset)
-        count += 1
-    return count, tuple(offsets)
 
 
 def read_range(

@@ -19,8 +19,9 @@ from bertray.errors import ConfigError
 from bertray.reviews import reader as sources
 from bertray.reviews import rows as inputs
 from bertray.reviews.formats import text_records as records
-from bertray.reviews.reader import BadFile, InputFile, ReadSpec, inspect, list_inputs, plan_shards
+from bertray.reviews.reader import BadFile, InputFile, ReadSpec, list_inputs, plan_shards
 from bertray.schema import Reason
+from tests.scanning import inspect
 
 
 def look_at(path: Path, **reader: Any) -> InputFile | BadFile:

@@ -21,12 +21,12 @@ from bertray.reviews.reader import (
     FileEntry,
     InputFile,
     ReadSpec,
-    inspect,
     list_inputs,
     plan_shards,
     read_shard,
 )
 from bertray.schema import Reason
+from tests.scanning import inspect
 
 AUTO = TextFormat()
 
@@ -180,6 +180,7 @@ def test_a_text_repeated_twenty_thousand_times_is_in_memory_once(tmp_path):
 import resource
 from bertray.config import TextFormat
 from bertray.reviews.reader import *
+from tests.scanning import inspect
 [entry] = list_inputs([{str(tmp_path / "a.parquet")!r}], TextFormat())
 file = inspect(entry, TextFormat())
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -250,7 +251,8 @@ def test_a_huge_row_group_is_read_in_bounded_memory(tmp_path):
     program = f"""
 import resource
 from bertray.config import TextFormat
-from bertray.reviews.reader import ReadSpec, inspect, list_inputs, plan_shards, read_shard
+from bertray.reviews.reader import ReadSpec, list_inputs, plan_shards, read_shard
+from tests.scanning import inspect
 [entry] = list_inputs([{str(tmp_path / "a.parquet")!r}], TextFormat())
 shard = plan_shards([inspect(entry, TextFormat())], 4096)[-1]
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -338,7 +340,8 @@ def test_values_that_grow_by_shared_prefixes_are_read_in_little_memory(tmp_path)
     code = f"""
 import resource
 from bertray.config import TextFormat
-from bertray.reviews.reader import ReadSpec, inspect, list_inputs, plan_shards, read_shard
+from bertray.reviews.reader import ReadSpec, list_inputs, plan_shards, read_shard
+from tests.scanning import inspect
 [entry] = list_inputs([{str(path)!r}], TextFormat())
 file = inspect(entry, TextFormat())
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -12,8 +12,9 @@ import pytest
 
 from bertray.config import TextFormat
 from bertray.reviews.formats.parquet_footer import Footer, parse_footer
-from bertray.reviews.reader import BadFile, ReadSpec, inspect, plan_shards, read_shard
+from bertray.reviews.reader import BadFile, ReadSpec, plan_shards, read_shard
 from bertray.reviews.rows import FileEntry
+from tests.scanning import inspect
 
 
 def footer_of(path: Path) -> bytes:

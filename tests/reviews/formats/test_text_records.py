@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import dataclasses
 import gzip
 import hashlib
 import io
@@ -18,18 +17,19 @@ from hypothesis import strategies as st
 from bertray.config import Columns, TextFormat
 from bertray.reviews import reader as sources
 from bertray.reviews import rows as inputs
+from bertray.reviews.formats import delimited, jsonl
 from bertray.reviews.formats import text_records as records
 from bertray.reviews.reader import (
     BadFile,
     FileEntry,
     ReadSpec,
-    inspect,
     list_inputs,
     plan_shards,
     read_shard,
-    with_digests,
 )
+from bertray.reviews.scan import digest_file
 from bertray.schema import Reason
+from tests.scanning import inspect
 
 AUTO = TextFormat()
 HEADERLESS = TextFormat(header=False)
@@ -225,7 +225,7 @@ FIELD = st.text(st.sampled_from(list("ab, \t;\"'\n\r한é")), max_size=6)
 def test_shards_of_any_csv_give_exactly_the_rows_that_were_written(
     tmp_path, monkeypatch, rows, line_end, rows_per_shard, every, last_newline, zipped
 ):
-    for module in (inputs, records, sources):
+    for module in (inputs, delimited, jsonl, sources):
         monkeypatch.setattr(module, "ROWS_PER_OFFSET", every)
     buffer = io.StringIO(newline="")
     # Unquoted, a carriage return at the end of a row would be part of the line end.
@@ -256,7 +256,7 @@ JUNK = st.text(st.sampled_from(list('ab,"\n\r;')), max_size=80)
 def test_shards_of_a_broken_csv_see_what_one_whole_read_sees(
     tmp_path, monkeypatch, content, rows_per_shard, header, quoting
 ):
-    for module in (inputs, records, sources):
+    for module in (inputs, delimited, jsonl, sources):
         monkeypatch.setattr(module, "ROWS_PER_OFFSET", 2)
     reader = TextFormat(header=header, quoting=quoting)
     path = put(tmp_path / "a.csv", content)
@@ -351,9 +351,8 @@ def test_json_that_is_no_json_lines_is_a_bad_file(tmp_path, content, reason):
 
 def test_digest_is_of_the_whole_content(tmp_path):
     path = put(tmp_path / "a.csv", "text\n" + "x" * 3_000_000 + "\n")
-    assert look_at(path).digest is None  # until it is asked for: the file is read for it
-    [file] = with_digests([look_at(path)])
-    assert file == dataclasses.replace(look_at(path), digest=hashlib.sha256(path.read_bytes()).hexdigest())
+    assert look_at(path).digest is None
+    assert digest_file(look_at(path)) == hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 # --- aclImdb ---------------------------------------------------------------------------------------------------------
