@@ -128,7 +128,7 @@ def _result(store: Store, content: Mapping[str, Any], *, already_done: bool) -> 
             weight=WEIGHT_WORDS[finding["weight"]],
             title=finding["title"],
             sentences=tuple(finding["sentences"]),
-            rows=store.uri(f"{finding['table']}.parquet") if finding["table"] else None,
+            rows=store.uri(finding["table"]) if finding["table"] else None,
         )
         for finding in content["findings"]
     )
