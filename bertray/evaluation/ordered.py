@@ -38,7 +38,7 @@ def ordered_metrics(matrix_CC: np.ndarray, seed: int) -> dict[str, Estimate]:
         given_mean_R, predicted_mean_R = draws_RK @ given_K / rows_R, draws_RK @ predicted_K / rows_R
         spread_R = draws_RK @ (given_K**2 + predicted_K**2) / rows_R
         expected_R = spread_R - 2 * given_mean_R * predicted_mean_R  # of independent labels with these margins
-        kappa_R = np.where(expected_R > 1e-12, 1 - squared_R / np.maximum(expected_R, 1e-12), 0.0)
+        kappa_R = np.where(expected_R > 1e-12, 1 - squared_R / np.maximum(expected_R, 1e-12), 0.0).round(12)
         return {"mean_absolute_error": draws_RK @ distance_K / rows_R, "quadratic_weighted_kappa": kappa_R}
 
     value = figures(counts_K[None])

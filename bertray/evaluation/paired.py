@@ -288,9 +288,12 @@ class PairedComparison:
     @property
     def power_sentence(self) -> str:
         """Gains that this test set could have found."""
-        found = [f"{_gain_in_words(gain)} in {100 * share:.0f} %" for gain, share in self.power.items()]
-        first = min(self.power)
-        said = f"With {these(self.rows)}, a gain of {', one of '.join(found)} of cases would be found"
+        first, *others = sorted(self.power)
+        said = (
+            f"With {these(self.rows)} a gain of {_gain_in_words(first)} would be found in "
+            f"{100 * self.power[first]:.0f} % of cases"
+        )
+        said += "".join(f", one of {_gain_in_words(gain)} in {100 * self.power[gain]:.0f} %" for gain in others)
         if self.power[first] >= WANTED_POWER:
             return f"{said}."
         return f"{said}; for 80 % at {_gain_in_words(first)} it takes {_about(rows_needed(self.counts, first))}."

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from bertray.evaluation.intervals import Estimate
-from bertray.evaluation.paired import PairedComparison
+from bertray.evaluation.paired import PairedComparison, p_in_words
 from bertray.evaluation.summary import Evaluation
 from bertray.evaluation.verdicts import Finding
 from bertray.reports.charts import Charts
@@ -156,6 +156,7 @@ class ComparisonReport:
             intervals=self.comparison is not None,
             figures={**FIGURES, **self.ordered},
             calibration=calibration,
+            p_value=p_in_words(self.comparison.mcnemar_p) if self.comparison is not None else "",
             column_titles={column: COLUMN_TITLES.get(column, column) for column in slices},
             shown=[
                 {**flip, "text": excerpt(str(flip["text"])) if flip.get("text") else ""} for flip in self.flips.shown

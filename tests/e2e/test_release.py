@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from bertray.cli import run
+from bertray.io import faults
 from bertray.trust.registry import Registry, current
 from tests.corpus import sentences, train_argv
 from tests.nightly import without_ray
@@ -84,7 +85,7 @@ def test_compare_says_which_model_is_better_and_lists_the_flips(weak, good, judg
     assert run(words) == 0
     said = capsys.readouterr().out
     assert "B is better than A on 600 labelled rows" in said
-    assert "With these 600 rows, a gain of one point in " in said
+    assert "With these 600 rows a gain of one point would be found in " in said
     found = json.loads((output / "comparison.json").read_text())
     assert (found["schema_version"], found["rows"], found["verdict"]) == (1, 600, "better")
     assert found["difference"]["accuracy"]["low"] > 0.2
@@ -232,6 +233,35 @@ def test_each_night_keeps_the_version_that_the_name_stood_for(weak, good, judge,
             assert run([*promote, f"model={good}"]) == 0
     history = Registry(str(registry)).history("reviews")
     assert versions == [{history[0].version}, {history[1].version}]
+
+
+def test_a_resumed_night_keeps_the_version_that_it_was_planned_with(weak, good, judge, tmp_path):
+    registry, inbox = tmp_path / "registry", tmp_path / "inbox"
+    inbox.mkdir()
+    promote = ["promote", "reviews", f"input={judge}", f"registry={registry}"]
+    score = [
+        "score",
+        "model=registry:reviews",
+        f"registry={registry}",
+        f"input={inbox}",
+        f"output={tmp_path / 'scored'}",
+    ]
+    assert run([*promote, f"model={weak}", "force=true", "reason=first"]) == 0
+    pq.write_table(pq.read_table(judge, columns=["id", "text"]).slice(0, 40), inbox / "a.parquet")
+    faults.arm("verify.before:1:raise")
+    try:
+        assert run([*score, "slot=night=1"]) == 7
+    finally:
+        faults.arm("")
+    assert run([*promote, f"model={good}"]) == 0
+    assert run([*score, "slot=night=1"]) == 0
+    pq.write_table(pq.read_table(judge, columns=["id", "text"]).slice(40, 40), inbox / "b.parquet")
+    assert run([*score, "slot=night=2"]) == 0
+    first, second = (entry.version for entry in Registry(str(registry)).history("reviews"))
+    for night, version in ((1, first), (2, second)):
+        rows = pq.read_table(tmp_path / "scored" / "data" / f"night={night}" / "run=1")
+        assert set(rows["model_version"].to_pylist()) == {version}
+        assert rows.num_rows == 40
 
 
 def test_rows_that_a_model_was_trained_on_do_not_judge_it(weak, good, corpus, tmp_path, capsys):

@@ -107,7 +107,7 @@ def test_differences_are_those_of_scikit_learn():
     assert [found.per_class[label]["f1"].value for label in "xyz"] == pytest.approx(f1.tolist())
     assert found.verdict == "better"
     assert found.sentence.startswith("B is better than A on 400 labelled rows")
-    assert "a gain of one point in " in found.power_sentence
+    assert "a gain of one point would be found in " in found.power_sentence
     for estimate in found.difference.values():
         assert estimate.low <= estimate.value <= estimate.high
 

@@ -72,7 +72,7 @@ def test_hostile_text_stays_text(payload, safe_page, harmless_elements):
 def test_page_says_what_the_rows_could_have_found_and_who_was_right(read_page):
     text = " ".join(read_page(make_comparison().to_html()).text.replace("\u00a0", " ").split())
     assert "B is better than A on 400 labelled rows" in text
-    assert "With these 400 rows, a gain of one point in " in text
+    assert "With these 400 rows a gain of one point would be found in " in text
     assert "Of 99 changes, A was right in 20, B in 70, neither in 9." in text
     assert "B is right" in text
 
