@@ -78,11 +78,19 @@ class Common(Section):
     _labels = field_validator("labels")(_two_names_at_least)
 
 
+_LABELS_ORDERED: Any = Field(
+    False,
+    description="the classes have an order, that of their ids (stars, negative < neutral < positive): report the mean "
+    "absolute error, quadratic weighted kappa and the share off by more than one class",
+)
+
+
 class TrainConfig(Common):
     """`bertray train`: labelled reviews to a model bundle and a report."""
 
     data: TrainData = TrainData()
     training: Training = Training()
+    labels_ordered: bool = _LABELS_ORDERED
     max_length: int = Field(
         128,
         ge=8,
@@ -186,6 +194,7 @@ class EvaluateConfig(Common):
     """`bertray evaluate`: a model on labelled reviews."""
 
     input: Paths = Field(..., description="labelled reviews: file, folder, glob or list")
+    labels_ordered: bool = _LABELS_ORDERED
     max_length: int | None = Field(
         None,
         ge=8,
@@ -459,9 +468,7 @@ class CompareConfig(Section):
     columns: Columns = Columns()
     reader: TextFormat = TextFormat()
     labels: Labels = _OF_EVALUATE["labels"]
-    labels_ordered: bool = Field(
-        False, description="the classes have an order (stars, negative < neutral < positive): report errors by distance"
-    )
+    labels_ordered: bool = _LABELS_ORDERED
     seed: int = _OF_EVALUATE["seed"]
     workers: Workers = Workers()
     max_length: int | None = _OF_EVALUATE["max_length"]

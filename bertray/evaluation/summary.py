@@ -6,7 +6,7 @@ Shape letters: N rows, C classes.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -40,6 +40,7 @@ class Evaluation:
     model_name: str = "the model"  # as sentences call it
     speedup: float | None = None  # of a distilled student over its teacher
     leakage: Leakage | None = None  # rows that the model has seen in training; None: not known
+    ordered: dict[str, Estimate] = field(default_factory=dict)  # figures of classes in an order, see `ordered.TITLES`
     on_rows: tuple[Finding, ...] = ()  # rows that the model cannot make sense of, and texts that it learned from
 
     @property
@@ -64,7 +65,7 @@ class Evaluation:
             "split": self.split,
             "rows": self.rows,
             "labels": list(self.labels),
-            "metrics": _plain(self.metrics),
+            "metrics": _plain({**self.metrics, **self.ordered}),
             "per_class": {label: figures.to_json() for label, figures in self.per_class.items()},
             "confusion_matrix": self.confusion_matrix,
             "slices": {

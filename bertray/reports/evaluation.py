@@ -10,6 +10,7 @@ from bertray.evaluation.baselines import MAJORITY, TEACHER, TITLES
 from bertray.evaluation.comparison import capital
 from bertray.evaluation.curves import Curve
 from bertray.evaluation.learning import losses_by_epoch, overfitting_note, seconds_by_epoch
+from bertray.evaluation.ordered import TITLES as TITLES_OF_ORDER
 from bertray.evaluation.slices import SMALL_ROWS
 from bertray.evaluation.summary import Evaluation
 from bertray.evaluation.verdicts import kept_sentence, worst
@@ -116,6 +117,7 @@ class EvaluationReport:
             "model_title": capital(evaluation.model_name),
             "baseline_rows": {name: self._baseline_title(name) for name in evaluation.baselines},
             "column_titles": {column: COLUMN_TITLES.get(column, column) for column in evaluation.slices},
+            "ordered": {TITLES_OF_ORDER[name]: estimate for name, estimate in evaluation.ordered.items()},
             "small_rows": SMALL_ROWS,
             "confusions": _confusions(evaluation),
             "show_matrix": len(evaluation.labels) <= MAX_MATRIX_CLASSES,

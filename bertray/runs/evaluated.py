@@ -21,6 +21,7 @@ from bertray.console import Ticker, timed
 from bertray.errors import DataRefused
 from bertray.evaluation.baselines import MAJORITY, TEACHER, TFIDF_LOGREG, TfidfLogreg, fit_tfidf_logreg, majority
 from bertray.evaluation.leakage import find_leakage
+from bertray.evaluation.ordered import ordered_metrics
 from bertray.evaluation.plausibility import judge_rows
 from bertray.evaluation.slices import length_bands
 from bertray.evaluation.summary import Evaluation, evaluate_predictions
@@ -415,6 +416,9 @@ def finish_report(
             findings=findings,
             executor=executor,
         )
+    if config.labels_ordered:
+        ordered = ordered_metrics(np.array(evaluation.confusion_matrix), config.seed)
+        evaluation = replace(evaluation, ordered=ordered)
     report = EvaluationReport(
         title=title,
         evaluation=evaluation,

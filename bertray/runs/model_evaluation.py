@@ -40,6 +40,8 @@ def _run(config: EvaluateConfig, executors: OnDemand) -> EvaluationResult:
     labels = label_map(config.labels, info.label_map)
     labels.check(inputs.label_counts, "input", needs_all_classes=False)
     identity = config.model_dump(mode="json", exclude={"output", "price_per_hour", "registry", "workers"})
+    if not config.labels_ordered:  # so that runs of before the key are what they were
+        identity.pop("labels_ordered")
     if config.precision == "auto":  # so that evaluations of before the key are what they were
         identity.pop("precision")
     run_key = cache_key({"config": identity, "files": inputs.identity, "model": info.model_version})

@@ -111,7 +111,7 @@ def _run(config: PromoteConfig, executors: OnDemand) -> PromotionResult:
                 executor,
                 title=f"{model_title(config.model)} as {name}, on {data_title(config.input)}",
                 slices=pair.slices,
-                ordered=False,
+                ordered=config.labels_ordered,
                 started=started,
             )
     finally:

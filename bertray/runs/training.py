@@ -126,6 +126,8 @@ def _run(config: TrainConfig, executors: OnDemand) -> TrainResult:
 def _identity(config: TrainConfig) -> dict[str, Any]:
     """The part of a config that decides what is trained; where and how fast is left out."""
     identity = config.model_dump(mode="json", exclude={"output", "price_per_hour", "registry", "workers"})
+    if not config.labels_ordered:  # so that runs of before the key are what they were
+        identity.pop("labels_ordered")
     identity["training"].pop("checkpoint_every_s")
     identity["training"].pop("max_failures")
     if not config.training.match_shares:  # so that runs of before the key are what they were

@@ -310,3 +310,12 @@ def test_models_of_other_classes_are_told(good, judge, tmp_path, capsys, tiny_en
     words = ["compare", f"a={good}", f"b={other / 'model'}", f"input={judge}", f"output={tmp_path / 'out'}"]
     assert run(words) == 2
     assert "expected two models of the same classes, found neg, pos" in capsys.readouterr().err
+
+
+def test_evaluate_reports_errors_by_distance_where_classes_have_an_order(good, judge, tmp_path):
+    words = ["evaluate", f"model={good}", f"input={judge}", f"output={tmp_path / 'out'}", "labels_ordered=true"]
+    assert run(words) == 0
+    figures = json.loads((tmp_path / "out" / "metrics.json").read_text())["metrics"]
+    assert figures["mean_absolute_error"]["value"] == pytest.approx(1 - figures["accuracy"]["value"])
+    assert figures["off_by_more_than_one"]["value"] == 0
+    assert "quadratic weighted kappa" in (tmp_path / "out" / "report.html").read_text()
