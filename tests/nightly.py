@@ -22,10 +22,9 @@ import pytest
 
 from bertray import schema as s
 from bertray.commands.score import show_end, show_run
-from bertray.config import NightConfig, Workers, build_config
+from bertray.config import NightConfig, build_config
 from bertray.errors import BertrayError
-from bertray.execution.executor import DEFAULT, Actors, Executor, InProcess, Progress, Stage
-from bertray.execution.on_demand import in_this_process
+from bertray.execution.executor import DEFAULT, THIS_PROCESS, Actors, Executor, InProcess, Progress, Stage
 from bertray.execution.resources import Resources
 from bertray.io import faults
 from bertray.io.store import Store, open_store
@@ -99,26 +98,23 @@ def _with_stub(stage: Stage) -> Stage:
     return Actors(partial(_Actor, *stage.factory.args))
 
 
-@contextlib.contextmanager
-def open_stub() -> Iterator[Executor]:
-    yield StubExecutor(RESOURCES)
+def stub_executor() -> Executor:
+    return StubExecutor(RESOURCES)
 
 
-@contextlib.contextmanager
-def cluster_in_process(_: Workers) -> Iterator[Executor]:
-    """In place of `bertray.runs.night.open_cluster`: the real model, in this process."""
-    yield InProcess(RESOURCES)
+class _Stubbed:
+    """Executors of a run: files are scanned in this process, rows are worked on by the stub."""
+
+    def for_bytes(self, num_bytes: int) -> Executor:
+        return THIS_PROCESS
+
+    def for_rows(self, num_rows: int) -> Executor:
+        return stub_executor()
 
 
 def without_ray(patch: pytest.MonkeyPatch) -> None:
-    """This process alone, where Ray is at hand too."""
+    """This process alone, with the real model, where Ray is at hand too."""
     patch.setattr("bertray.execution.on_demand.OnDemand._executor", lambda *_: InProcess(RESOURCES))
-
-
-def without_actors(monkeypatch: Any) -> None:
-    """Evaluation and nights in this process: the same without Ray."""
-    monkeypatch.setattr("bertray.execution.ray_data.RayData.for_rows", lambda self, _: InProcess(self.resources))
-    monkeypatch.setattr("bertray.runs.night.open_cluster", cluster_in_process)
 
 
 def night_config(encoder: Path, inbox: Path, output: str, verb: str = "score", **keys: Any) -> NightConfig:
@@ -133,7 +129,7 @@ def run_night(config: NightConfig, info: BundleInfo = INFO, *, day: str | None =
     """Run in this process, today or on another day; returns the exit code."""
     try:
         with clock_at(day):
-            output, runs, num_listed = nights.run_night(config, info, open_stub, show_run, in_this_process)
+            output, runs, num_listed = nights.run_night(config, info, _Stubbed(), show_run)
             show_end(ScoreResult(output, runs=runs, num_listed=num_listed))
             return 0
     except BertrayError as error:

@@ -8,7 +8,6 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -27,7 +26,7 @@ from bertray.config import BenchmarkConfig, Columns, ScoreConfig, TextFormat, bu
 from bertray.console import Ticker, duration, say, table
 from bertray.errors import ConflictError
 from bertray.execution.executor import DEFAULT, Progress, Stage
-from bertray.execution.on_demand import in_this_process
+from bertray.execution.on_demand import Always, in_this_process
 from bertray.execution.ray_data import RayData, configure_data
 from bertray.execution.resources import Resources
 from bertray.execution.session import machines_of_cluster, ray_session
@@ -199,7 +198,7 @@ class _Job:
         info = replace(read_info(trial.model), max_length=trial.max_length, long_text="head")
 
         start = time.monotonic()
-        run_night(config, info, lambda: nullcontext(executor))
+        run_night(config, info, Always(executor))
         end = time.monotonic()
         began = min(executor.began)
         runs.start_up_s.append(began - start)

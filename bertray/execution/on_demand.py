@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from types import TracebackType
+from typing import Protocol
 
 from bertray.config import Workers
 from bertray.execution.executor import THIS_PROCESS, Executor, InProcess
@@ -22,6 +24,31 @@ ExecutorFor = Callable[[int], Executor]
 def in_this_process(num_bytes: int) -> Executor:
     """The executor of commands that never need a cluster."""
     return THIS_PROCESS
+
+
+class Executors(Protocol):
+    """Gives the executor for some work; the caller does not know whether it is this process."""
+
+    def for_bytes(self, num_bytes: int) -> Executor:
+        """The executor that scans so many bytes of input."""
+
+    def for_rows(self, num_rows: int) -> Executor:
+        """The executor that works on so many reviews."""
+
+
+@dataclass(frozen=True)
+class Always:
+    """One executor for all work."""
+
+    executor: Executor
+
+    def for_bytes(self, num_bytes: int) -> Executor:
+        """The executor."""
+        return self.executor
+
+    def for_rows(self, num_rows: int) -> Executor:
+        """The executor."""
+        return self.executor
 
 
 class OnDemand:

@@ -9,8 +9,7 @@ import hashlib
 import logging
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
@@ -19,14 +18,13 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 
 from bertray import schema as s
-from bertray.config import EmbedConfig, NightConfig, ScoreConfig, Workers, to_yaml
+from bertray.config import EmbedConfig, NightConfig, ScoreConfig, to_yaml
 from bertray.console import Ticker, duration
 from bertray.errors import ConflictError, DataRefused
 from bertray.evaluation.summary import Evaluation
-from bertray.execution.executor import Executor, InProcess
-from bertray.execution.on_demand import ExecutorFor, OnDemand
+from bertray.execution.executor import Executor
+from bertray.execution.on_demand import Executors, OnDemand
 from bertray.execution.resources import Resources
-from bertray.execution.session import ray_session, without_ray
 from bertray.io import faults
 from bertray.io.pool import in_pool
 from bertray.io.store import Store, open_store
@@ -80,19 +78,14 @@ OnCommit = Callable[[CommittedRun], None]
 ROWS_BEFORE_RATIO = 100  # quarantined rows up to which max_quarantine_ratio does not apply
 
 
-@contextmanager
-def open_cluster(workers: Workers) -> Iterator[Executor]:
-    with ray_session(workers, imports=("ray.data",)) as executor:
-        yield executor
-
-
 def score(config: ScoreConfig, on_commit: OnCommit = lambda run: None) -> ScoreResult:
     """Score what is new; the same run again is always safe.
 
     Args:
         on_commit: called with each run as soon as its rows are published and its report is written.
     """
-    output, runs, num_listed = run_night(config, open_model(config), lambda: open_cluster(config.workers), on_commit)
+    with OnDemand(config.workers, imports=("ray.data",)) as executors:
+        output, runs, num_listed = run_night(config, open_model(config), executors, on_commit)
     return ScoreResult(output, runs=runs, num_listed=num_listed)
 
 
@@ -105,32 +98,16 @@ class Night(NamedTuple):
 
 
 def run_night(
-    config: NightConfig,
-    info: BundleInfo,
-    open_executor: Callable[[], AbstractContextManager[Executor]],
-    on_commit: OnCommit = lambda run: None,
-    executor_for: ExecutorFor | None = None,
+    config: NightConfig, info: BundleInfo, executors: Executors, on_commit: OnCommit = lambda run: None
 ) -> Night:
     """Decide, score, commit, publish, report, until nothing is left to do.
 
     Args:
         config: what to score and where to.
         info: of the model.
-        open_executor: called once, when there is something to compute that this process does not do itself.
+        executors: for scans and for work on rows.
         on_commit: as for `score`.
-        executor_for: scans files; by default this process, and Ray where they are large.
     """
-    with OnDemand(config.workers, imports=("ray.data",)) as executors:
-        return _run_night(config, info, open_executor, on_commit, executor_for or executors.for_bytes)
-
-
-def _run_night(
-    config: NightConfig,
-    info: BundleInfo,
-    open_executor: Callable[[], AbstractContextManager[Executor]],
-    on_commit: OnCommit,
-    executor_for: ExecutorFor,
-) -> Night:
     store = open_store(config.output)
     known = ledger.read_ledger(store)
     if isinstance(config, EmbedConfig):
@@ -138,7 +115,7 @@ def _run_night(
     markers, num_earlier = publish.read_markers(store, known), len(known)
     known = publish.publish_all(store, known, markers)  # readers see what was committed, whatever came in tonight
     plans = planning.open_plans(store, known)
-    scanned = scan_input(config, store, known, plans, executor_for)
+    scanned = scan_input(config, store, known, plans, executors.for_bytes)
     tonight = decide(config, info, known, scanned)  # a wrong input is told before the output is touched
     if isinstance(config, ScoreConfig) and (tonight.new_files or tonight.rewrites):
         check_precision(config.precision, config.workers)
@@ -147,41 +124,30 @@ def _run_night(
     _write_missing_reports(config, info, store, known, num_earlier, markers)
     known = ledger.write_due_snapshot(store, known, num_earlier)
     committed: list[CommittedRun] = []
-    with ExitStack() as stack:
-        opened: list[Executor] = []
-
-        def executor_of(plan: Plan) -> Executor:
-            alone = without_ray(config.workers, sum(file.num_rows or 0 for file in plan.files))
-            if alone is not None and not opened:
-                return InProcess(alone)
-            if not opened:
-                opened.append(stack.enter_context(open_executor()))
-            return opened[0]
-
-        while pinned := next_plan(config, tonight, store, plans):
-            plan = pinned.plan
-            check_publishing(store, plan.slot)
-            spec = spec_for(config, info, tonight.readable(plan.files))
-            executor = executor_of(plan)
-            entry, known = _run_plan(config, tonight, pinned, spec, store, markers, executor)
-            evaluation = write_night_report(
-                store,
-                known,
-                entry,
-                info,
-                config.report_options,
-                seed=config.seed,
-                inputs=_inputs_of(plan, tonight, spec),
-                executor=executor,
-                skipped=_skipped(tonight),
-                notes=_unsure(tonight, plan),
-                texts=read_training_texts(resolve_model(config.model)) if spec.wants_label else None,
-            )
-            publish.mark_reported(store, [entry], markers)
-            known = ledger.write_due_snapshot(store, known, num_earlier)
-            committed.append(_committed(store, entry, evaluation))
-            on_commit(committed[-1])
-            tonight = decide(config, info, known, scanned)  # what is left: a plan may hold only some of the files
+    while pinned := next_plan(config, tonight, store, plans):
+        plan = pinned.plan
+        check_publishing(store, plan.slot)
+        spec = spec_for(config, info, tonight.readable(plan.files))
+        executor = executors.for_rows(sum(file.num_rows or 0 for file in plan.files))
+        entry, known = _run_plan(config, tonight, pinned, spec, store, markers, executor)
+        evaluation = write_night_report(
+            store,
+            known,
+            entry,
+            info,
+            config.report_options,
+            seed=config.seed,
+            inputs=_inputs_of(plan, tonight, spec),
+            executor=executor,
+            skipped=_skipped(tonight),
+            notes=_unsure(tonight, plan),
+            texts=read_training_texts(resolve_model(config.model)) if spec.wants_label else None,
+        )
+        publish.mark_reported(store, [entry], markers)
+        known = ledger.write_due_snapshot(store, known, num_earlier)
+        committed.append(_committed(store, entry, evaluation))
+        on_commit(committed[-1])
+        tonight = decide(config, info, known, scanned)  # what is left: a plan may hold only some of the files
     return Night(store.root, tuple(committed), len(tonight.decisions))
 
 

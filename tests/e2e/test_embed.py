@@ -17,13 +17,13 @@ from bertray.model.embedder import Embedder
 from bertray.model.tokenization import ReviewTokenizer
 from bertray.reviews.clean import Cleaning
 from tests.corpus import write
-from tests.nightly import cluster_in_process
+from tests.nightly import without_ray
 
 
 @pytest.fixture
 def embed(tmp_path, tiny_encoder, monkeypatch):
     """A function that embeds a folder of incoming reviews, in this process."""
-    monkeypatch.setattr("bertray.runs.night.open_cluster", cluster_in_process)
+    without_ray(monkeypatch)
     write(tmp_path / "in" / "a.parquet", 30, 3, "a")
 
     def call(*words: str) -> int:

@@ -13,7 +13,7 @@ from bertray.errors import InfrastructureError
 from bertray.model.heads import fit_head
 from bertray.training.features import _sample, to_tensors
 from tests.corpus import train_argv, write
-from tests.nightly import without_actors
+from tests.nightly import without_ray
 
 pytestmark = pytest.mark.ray
 
@@ -26,7 +26,7 @@ def test_a_head_on_frozen_features_is_trained_evaluated_and_scores(
     tiny_encoder, corpus, tmp_path, ray_cluster, monkeypatch, capsys
 ):
     """Its embeddings on Ray; the rest in this process."""
-    without_actors(monkeypatch)
+    without_ray(monkeypatch)
     output = tmp_path / "run"
     argv = features_argv(tiny_encoder, corpus, output, "training.head=svm", "training.max_feature_rows=150")
     assert run(argv) == 0

@@ -722,12 +722,8 @@ class Meddling(StubExecutor):
 
 
 def run_meddled(night: Night, meddle: Callable[[], object], before: int, monkeypatch: Any, **keys: Any) -> int:
-    @contextmanager
-    def executor() -> Iterator[StubExecutor]:
-        yield Meddling(RESOURCES, meddle, before)
-
     with monkeypatch.context() as patch:
-        patch.setattr("tests.nightly.open_stub", executor)
+        patch.setattr("tests.nightly.stub_executor", lambda: Meddling(RESOURCES, meddle, before))
         return night.run(**keys)
 
 

@@ -15,7 +15,7 @@ from bertray.model.linear import can_quantize
 from bertray.runs.evaluated import NOT_INT8
 from bertray.scoring import stage_part as parts
 from tests.corpus import write
-from tests.nightly import cluster_in_process
+from tests.nightly import without_ray
 
 pytestmark = pytest.mark.skipif(not can_quantize(torch.device("cpu")), reason="this CPU has neither VNNI nor AMX")
 LABELS = "labels={neg: negative, pos: positive}"
@@ -37,7 +37,7 @@ def model(tiny_encoder, tmp_path):
 
 
 def test_a_night_in_int8_tells_what_it_changed(model, reviews, tmp_path, monkeypatch):
-    monkeypatch.setattr("bertray.runs.night.open_cluster", cluster_in_process)
+    without_ray(monkeypatch)
     monkeypatch.setattr(parts, "COMPARED_ROWS", 12)
     rows, notes, compared = {}, {}, {}
     for precision in ("fp32", "int8"):
@@ -62,7 +62,7 @@ def test_a_night_in_int8_tells_what_it_changed(model, reviews, tmp_path, monkeyp
 
 
 def test_a_model_that_cannot_be_computed_in_int8_says_so(model, reviews, tmp_path, monkeypatch):
-    monkeypatch.setattr("bertray.runs.night.open_cluster", cluster_in_process)
+    without_ray(monkeypatch)
     monkeypatch.setattr("bertray.model.backend._INT8_TOLERANCE", -1.0)
     words = [f"model={model}", f"input={reviews}", f"output={tmp_path / 'out'}", "slot=night", LABELS]
     assert run(["score", *words, "precision=int8"]) == 0
@@ -72,7 +72,7 @@ def test_a_model_that_cannot_be_computed_in_int8_says_so(model, reviews, tmp_pat
 
 
 def test_enough_rows_are_compared_however_small_the_work_items(model, tmp_path, monkeypatch):
-    monkeypatch.setattr("bertray.runs.night.open_cluster", cluster_in_process)
+    without_ray(monkeypatch)
     monkeypatch.setattr(parts, "COMPARED_ROWS", 40)
     write(tmp_path / "in" / "a.parquet", 60, 3, "a")
     words = [f"model={model}", f"input={tmp_path / 'in'}", f"output={tmp_path / 'out'}", "slot=night", LABELS]
@@ -89,7 +89,7 @@ def test_int8_on_a_gpu_is_refused_before_any_work(model, reviews, tmp_path, caps
 
 
 def test_another_precision_is_another_setting_of_a_slot(model, reviews, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("bertray.runs.night.open_cluster", cluster_in_process)
+    without_ray(monkeypatch)
     words = [f"model={model}", f"input={reviews}", f"output={tmp_path / 'out'}", "slot=night", LABELS]
     assert run(["score", *words]) == 0
     entry = json.loads((tmp_path / "out" / "control" / "commits" / "00000001.json").read_text())

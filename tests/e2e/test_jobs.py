@@ -16,7 +16,7 @@ from bertray.cli import run
 from bertray.errors import InfrastructureError
 from bertray.schema import QUARANTINE_SCHEMA
 from tests.corpus import sentences, train_argv, write
-from tests.nightly import cluster_in_process
+from tests.nightly import without_ray
 
 pytestmark = pytest.mark.ray
 
@@ -157,7 +157,7 @@ def test_evaluate_refuses_labels_that_the_model_does_not_know(trained, tmp_path,
 @pytest.fixture
 def night(night_on_ray, monkeypatch):
     """The same without Ray: what is told and written does not depend on it, and each run of it takes ten seconds."""
-    monkeypatch.setattr("bertray.runs.night.open_cluster", cluster_in_process)
+    without_ray(monkeypatch)
     return night_on_ray
 
 

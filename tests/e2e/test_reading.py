@@ -22,7 +22,7 @@ from bertray.scoring.models import open_model
 from bertray.scoring.read_unit import ReadAndTokenize, ReadSettings
 from bertray.scoring.stage_part import stage_parts
 from bertray.training.rank import train_rank
-from tests.nightly import INFO, without_actors, without_ray
+from tests.nightly import INFO, without_ray
 
 TEXTS = [
     "<b>great</b> film",
@@ -104,7 +104,6 @@ def test_scored_and_evaluated_reviews_are_tokenized_as_they_were_for_training(ti
         return staged
 
     without_ray(monkeypatch)
-    without_actors(monkeypatch)
     monkeypatch.setattr("bertray.runs.training_workers.train_rank", rank)
     monkeypatch.setattr("bertray.runs.evaluated.stage_parts", spied("evaluate"))
     monkeypatch.setattr("bertray.runs.night.stage_parts", spied("score"))
