@@ -22,10 +22,11 @@ from bertray.runs.methods import Beside, Decision, Finetune, Trained
 from bertray.scoring.read_unit import ReadSettings
 from bertray.training.examples import Examples
 from bertray.training.features import compute_rows
-from bertray.training.labelled_data import LabelledData, Teacher, TokenizedData, token_shards
+from bertray.training.labelled_data import LabelledData, Teacher, token_shards
 from bertray.training.loop import Outcome
 from bertray.training.objectives import Distillation
 from bertray.training.token_shards import TokenShards
+from bertray.training.tokenized_data import TokenizedData
 
 log = logging.getLogger(__name__)
 

@@ -34,11 +34,12 @@ from bertray.training import features
 from bertray.training.checkpoint import load_best, load_model_tensors
 from bertray.training.examples import Examples, LoopSettings, TrainingSettings
 from bertray.training.features import fit_on_features
-from bertray.training.labelled_data import LabelledData, TokenizedData, tokenize
+from bertray.training.labelled_data import LabelledData, tokenize
 from bertray.training.loop import Outcome
 from bertray.training.objectives import Classification, Objective, load_classifier
 from bertray.training.order import num_steps
 from bertray.training.rank import TrainJob
+from bertray.training.tokenized_data import TokenizedData
 
 
 @dataclass(frozen=True)

@@ -52,10 +52,11 @@ from bertray.scoring.read_unit import ReadSettings, name_of
 from bertray.settings import settings_of
 from bertray.training import checkpoint as checkpoints
 from bertray.training.examples import Examples, LoopSettings, PretrainingSettings
-from bertray.training.labelled_data import ROWS_PER_SHARD, TOKENS, TokenizedData, token_shards
+from bertray.training.labelled_data import ROWS_PER_SHARD, TOKENS, token_shards
 from bertray.training.loop import Outcome
 from bertray.training.objectives import MaskedLanguage
 from bertray.training.rank import PROGRESS, TrainJob
+from bertray.training.tokenized_data import TokenizedData
 from bertray.wording import counted
 
 log = logging.getLogger(__name__)

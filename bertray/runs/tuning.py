@@ -41,9 +41,10 @@ from bertray.runs.results import TuneResult
 from bertray.runs.training import check_train, run_key_of
 from bertray.settings import settings_of
 from bertray.training.examples import Examples, LoopSettings, TrainingSettings
-from bertray.training.labelled_data import TOKENS, TokenizedData, check_splits, open_data, tokenize
+from bertray.training.labelled_data import TOKENS, check_splits, open_data, tokenize
 from bertray.training.objectives import Classification
 from bertray.training.search_space import Point, Sampler, Tried, name_of, num_trials
+from bertray.training.tokenized_data import TokenizedData
 
 log = logging.getLogger(__name__)
 

@@ -16,9 +16,9 @@ from bertray.model.bundle import resolve_model
 from bertray.model.tokenization import ReviewTokenizer
 from bertray.runtime import without_collection
 from bertray.training.examples import LoopSettings
-from bertray.training.labelled_data import TokenizedData
 from bertray.training.loop import Outcome, run_loop
 from bertray.training.objectives import Classification, Objective
+from bertray.training.tokenized_data import TokenizedData
 
 PROGRESS = "control/progress.json"
 

@@ -17,9 +17,9 @@ from bertray.io.tables import to_ipc
 from bertray.model.new_encoder import check_shallow, write_shallow
 from bertray.schema import FEATURES
 from bertray.training.examples import Examples, LoopSettings, TrainingSettings
-from bertray.training.labelled_data import TokenizedData
 from bertray.training.loop import run_loop
 from bertray.training.objectives import Distillation
+from bertray.training.tokenized_data import TokenizedData
 from tests.training.test_loop import examples
 
 LOOP = LoopSettings(
