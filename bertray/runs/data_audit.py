@@ -54,6 +54,7 @@ from bertray.reviews.fetch import fetch_rows, whole_texts
 from bertray.reviews.labels import NO_LABEL, LabelMap
 from bertray.reviews.rows import ReadSpec
 from bertray.runs.audit_content import Picker, audit_report, with_texts
+from bertray.runs.labelled_data import write_token_shards
 from bertray.runs.results import AuditFinding, AuditResult
 from bertray.runtime import check_installed
 from bertray.scoring.models import check_length
@@ -61,7 +62,6 @@ from bertray.scoring.read_unit import ReadSettings
 from bertray.settings import settings_of
 from bertray.training.features import FOLDER as FEATURES_FOLDER
 from bertray.training.features import embed_token_shards
-from bertray.training.labelled_data import write_token_shards
 from bertray.wording import counted
 
 log = logging.getLogger(__name__)

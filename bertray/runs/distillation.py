@@ -18,11 +18,11 @@ from bertray.model.bundle import resolve_model
 from bertray.outputs.claims import put_folder
 from bertray.reports.html import model_title
 from bertray.runs.evaluated import EvaluatedRows, evaluate_shards
+from bertray.runs.labelled_data import LabelledData, Teacher, token_shards
 from bertray.runs.methods import Beside, Decision, Finetune, Trained
 from bertray.scoring.read_unit import ReadSettings
 from bertray.training.examples import Examples
 from bertray.training.features import compute_rows
-from bertray.training.labelled_data import LabelledData, Teacher, token_shards
 from bertray.training.loop import Outcome
 from bertray.training.objectives import Distillation
 from bertray.training.token_shards import TokenShards

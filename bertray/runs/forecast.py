@@ -28,13 +28,13 @@ from bertray.outputs.claims import check_claim
 from bertray.outputs.ledger import read_ledger
 from bertray.reviews.corpus import Inputs
 from bertray.reviews.reader import read_shard
+from bertray.runs.labelled_data import open_data
 from bertray.runs.results import PlannedFile, PlanResult, Table
 from bertray.runs.training import check_train, run_key_of
 from bertray.scoring.decide import Tonight, decide, scan_input, spec_for, target_of_new_files, unfinished_plan
 from bertray.scoring.models import open_model
 from bertray.scoring.plan import open_plans
 from bertray.settings import ScoringPrecision, settings_of
-from bertray.training.labelled_data import open_data
 from bertray.wording import counted
 
 SAMPLE_ROWS = 1000

@@ -27,6 +27,7 @@ from bertray.outputs.claims import put_folder
 from bertray.reports.html import model_title
 from bertray.reviews.clean import Cleaning
 from bertray.runs.evaluated import EvaluatedRows
+from bertray.runs.labelled_data import LabelledData, tokenize
 from bertray.runs.model_card import model_card
 from bertray.runs.training_workers import run_workers
 from bertray.settings import settings_of
@@ -34,7 +35,6 @@ from bertray.training import features
 from bertray.training.checkpoint import load_best, load_model_tensors
 from bertray.training.examples import Examples, LoopSettings, TrainingSettings
 from bertray.training.features import fit_on_features
-from bertray.training.labelled_data import LabelledData, tokenize
 from bertray.training.loop import Outcome
 from bertray.training.objectives import Classification, Objective, load_classifier
 from bertray.training.order import num_steps

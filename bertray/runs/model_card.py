@@ -18,7 +18,7 @@ from bertray.evaluation.summary import Evaluation
 from bertray.model.bundle import CARD_FILE, LINEAR_HEADS, BundleInfo
 from bertray.reports.html import BUNDLED, data_title, percent
 from bertray.runs.evaluated import EvaluatedRows
-from bertray.training.labelled_data import LabelledData
+from bertray.runs.labelled_data import LabelledData
 from bertray.yaml_text import read_yaml, write_yaml
 
 BUNDLED_ID = f"sentence-transformers/{BUNDLED}"

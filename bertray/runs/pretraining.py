@@ -44,6 +44,7 @@ from bertray.reports.pretraining import PretrainingReport
 from bertray.reviews.clean import Cleaning
 from bertray.reviews.corpus import Inputs, open_inputs, read_spec
 from bertray.reviews.reader import ReadSpec, WorkItem, read_shard
+from bertray.runs.labelled_data import ROWS_PER_SHARD, TOKENS, token_shards
 from bertray.runs.results import PretrainResult
 from bertray.runs.training_workers import history_table, run_workers
 from bertray.schema import SCHEMA_VERSION
@@ -52,7 +53,6 @@ from bertray.scoring.read_unit import ReadSettings, name_of
 from bertray.settings import settings_of
 from bertray.training import checkpoint as checkpoints
 from bertray.training.examples import Examples, LoopSettings, PretrainingSettings
-from bertray.training.labelled_data import ROWS_PER_SHARD, TOKENS, token_shards
 from bertray.training.loop import Outcome
 from bertray.training.objectives import MaskedLanguage
 from bertray.training.rank import PROGRESS, TrainJob

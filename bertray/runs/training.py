@@ -32,6 +32,14 @@ from bertray.runs.evaluated import (
     finish_report,
     train_baselines,
 )
+from bertray.runs.labelled_data import (
+    TOKENS,
+    LabelledData,
+    check_splits,
+    open_data,
+    rows_by_file,
+    straddling_rows,
+)
 from bertray.runs.methods import Features, Finetune, Method, TrainingRun
 from bertray.runs.model_card import model_card
 from bertray.runs.results import TrainResult, evaluation_result, finished_result
@@ -40,14 +48,6 @@ from bertray.scoring.models import check_length
 from bertray.training.checkpoint import FOLDER as CHECKPOINTS
 from bertray.training.examples import Examples
 from bertray.training.features import FOLDER as FEATURES
-from bertray.training.labelled_data import (
-    TOKENS,
-    LabelledData,
-    check_splits,
-    open_data,
-    rows_by_file,
-    straddling_rows,
-)
 from bertray.training.rank import PROGRESS
 from bertray.wording import counted
 

@@ -37,11 +37,11 @@ from bertray.reports.html import data_title, model_title
 from bertray.reports.plain import plain
 from bertray.reports.search import SearchReport, shown
 from bertray.runs import searched_config as searched
+from bertray.runs.labelled_data import TOKENS, check_splits, open_data, tokenize
 from bertray.runs.results import TuneResult
 from bertray.runs.training import check_train, run_key_of
 from bertray.settings import settings_of
 from bertray.training.examples import Examples, LoopSettings, TrainingSettings
-from bertray.training.labelled_data import TOKENS, check_splits, open_data, tokenize
 from bertray.training.objectives import Classification
 from bertray.training.search_space import Point, Sampler, Tried, name_of, num_trials
 from bertray.training.tokenized_data import TokenizedData
