@@ -1,4 +1,4 @@
-"""Inputs that the driver opens for the scan when Ray runs: none."""
+"""Inputs that the driver opens when Ray runs: none."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from bertray.cli import run
 from bertray.config import TextFormat, Workers
 from bertray.execution.on_demand import ExecutorFor, OnDemand, in_this_process
 from bertray.reviews import file_access
 from bertray.reviews.listing import list_inputs
 from bertray.reviews.scan import FileScan, ScanSettings, scan_files
+from tests.corpus import train_argv
 
 OPENERS = ("open_bytes", "open_random_access")
 
@@ -62,3 +64,17 @@ def test_without_ray_this_process_opens_them(tmp_path, opened_here):
     write_inputs(tmp_path)
     assert repeated(tmp_path, in_this_process) == [(1,), (1,), (1,)]
     assert {"f.parquet", "f.csv", "f.jsonl"} <= set(opened_here)
+
+
+@pytest.mark.ray
+def test_the_driver_opens_no_input_in_a_whole_score(tmp_path, corpus, ray_cluster, trained, opened_here):
+    opened_here.clear()  # of the training behind the fixture
+    argv = ["score", f"model={trained / 'model'}", f"input={corpus / 'test.parquet'}", f"output={tmp_path / 'out'}"]
+    assert run(argv) == 0
+    assert opened_here == []
+
+
+@pytest.mark.ray
+def test_the_driver_opens_no_input_in_a_whole_training(tmp_path, tiny_encoder, corpus, ray_cluster, opened_here):
+    assert run(train_argv(tiny_encoder, corpus, tmp_path / "run")) == 0
+    assert opened_here == []
