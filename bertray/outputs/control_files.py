@@ -99,7 +99,7 @@ class FileRecord(Record):
 
     @property
     def identity(self) -> tuple[str, int, str, int, str, str]:
-        """What tells the file from others, and from itself after a change."""
+        """Identity of the file, another one after a change."""
         rows = -1 if self.num_rows is None else self.num_rows
         content = self.fingerprint or self.digest or ""
         return self.path, self.size_bytes, self.modified, rows, content, self.reason or ""

@@ -53,7 +53,7 @@ class Inputs:
 
     @property
     def identity(self) -> list[tuple[str, int, str, str, int]]:
-        """What tells these files from others, and from themselves after a change."""
+        """Identity of the files, another one after a change."""
         return [(f.path, f.size_bytes, f.digest or f.modified, f.fingerprint, f.num_rows) for f in self.files]
 
     def work_items(self, rows_per_shard: int) -> list[WorkItem]:

@@ -32,7 +32,7 @@ class FileEntry:
 
     @property
     def stamp(self) -> tuple[str, int, str]:
-        """What a listing tells of the file's content: path, size and time of change."""
+        """Identity of the content as listed: path, size and time of change."""
         return self.path, self.size_bytes, self.modified
 
     def bad(self, reason: Reason, detail: str, num_rows: int | None = None) -> BadFile:

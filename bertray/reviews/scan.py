@@ -44,7 +44,7 @@ _ID_BYTES = 16  # of the digest of an id: so many that equal digests are equal i
 
 @dataclass(frozen=True)
 class ScanSettings:
-    """What is looked for in a file besides its rows and columns.
+    """Figures wanted of a file besides its rows and columns.
 
     Attributes:
         reader: how text files are read.
