@@ -109,14 +109,16 @@ def ray_cluster():
 
 @pytest.fixture
 def no_work(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever starts Ray, or computes without it, has checked too late."""
+    """Starting Ray, or asking for an executor for more than the scan, is work that began too early."""
     from bertray.execution import session
+    from bertray.execution.on_demand import OnDemand
 
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("work began before the input was checked")
 
     monkeypatch.setattr(session, "_connect", refuse)
-    monkeypatch.setattr(session, "Resources", refuse)  # which this process has where it computes alone
+    monkeypatch.setattr(OnDemand, "for_rows", refuse)
+    monkeypatch.setattr(OnDemand, "session", refuse)
 
 
 @pytest.fixture(scope="session")

@@ -93,6 +93,7 @@ def device_of(device: str) -> str:
         raise ConfigError(f"device: expected auto, cpu or cuda, found {device!r}.")
     if device == "cuda" and not torch.cuda.is_available():
         raise ConfigError(
-            "device=cuda: this process sees no GPU.", "Leave `device` out, or give it one (`num_gpus=1`)."
+            "device=cuda: this process sees no GPU.",
+            "Leave `device` out, or give the actors of `map_batches` a GPU each.",
         )
     return "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"

@@ -166,7 +166,7 @@ def test_evaluation_of_a_classifier_is_that_of_the_command(classifier, bundle, c
 
 
 def test_a_name_of_a_registry_is_told_as_by_score():
-    with pytest.raises(bertray.ConfigError, match="model=registry:reviews: no such folder"):
+    with pytest.raises(bertray.ConfigError, match="model=registry:reviews: expected the key registry, found none"):
         bertray.Classifier.load("registry:reviews")
 
 

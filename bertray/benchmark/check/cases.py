@@ -110,7 +110,7 @@ def classifier(
         names = {"bert": "Bert", "roberta": "Roberta", "electra": "Electra", "albert": "Albert"}
         config = getattr(t, f"{names[family]}Config")(**sizes, vocab_size=device.vocab_size, num_labels=3)
     torch.manual_seed(0)
-    model = t.AutoModelForSequenceClassification.from_config(config)
+    model = t.AutoModelForSequenceClassification.from_config(config, trust_remote_code=False)
     if wild:
         with torch.no_grad():
             for parameter in model.parameters():

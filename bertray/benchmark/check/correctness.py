@@ -97,7 +97,11 @@ def logits(device: Device) -> Found:
 def _alone(path: Path, seqs: Sequences, device: str) -> np.ndarray:
     from transformers import AutoModelForSequenceClassification
 
-    model = AutoModelForSequenceClassification.from_pretrained(path, dtype=torch.float32).eval().to(device)
+    model = (
+        AutoModelForSequenceClassification.from_pretrained(path, dtype=torch.float32, trust_remote_code=False)
+        .eval()
+        .to(device)
+    )
     reads_types, out, start = getattr(model.config, "type_vocab_size", 0) > 1, [], 0
     for length, second in zip(seqs.lens_S.tolist(), seqs.second_lens_S.tolist(), strict=True):
         ids = torch.from_numpy(seqs.ids_T[start : start + length].astype(np.int64))[None].to(device)
@@ -173,7 +177,7 @@ def varlen_training(device: Device) -> Found:
             lens = lengths(kind, num_rows)
             ids = np.split(sequences(device, lens, seed=5).ids_T.astype(np.int64), np.cumsum(lens)[:-1])
             base = AutoModelForSequenceClassification.from_pretrained(
-                device.model(name), dtype=torch.float32, attn_implementation="sdpa"
+                device.model(name), dtype=torch.float32, attn_implementation="sdpa", trust_remote_code=False
             )
             plain = copy.deepcopy(base).to(device.name).train()
             packed, why_not = PackedModel.of(copy.deepcopy(base).train())

@@ -18,7 +18,7 @@ from bertray.config import TextFormat
 from bertray.errors import ConfigError
 from bertray.reviews import reader as sources
 from bertray.reviews import rows as inputs
-from bertray.reviews.formats import text_records as records
+from bertray.reviews.formats import delimited, jsonl
 from bertray.reviews.reader import BadFile, InputFile, ReadSpec, list_inputs, plan_shards
 from bertray.schema import Reason
 from tests.scanning import inspect
@@ -372,7 +372,7 @@ def written_by_arrow(rows: list[tuple[str, ...]], delimiter: str, quoting: Any) 
 def test_what_a_writer_writes_is_read_exactly(
     tmp_path, monkeypatch, write, reviews, delimiter, quoting, order, first, rows_per_shard, every
 ):
-    for module in (inputs, records, sources):
+    for module in (inputs, delimited, jsonl, sources):
         monkeypatch.setattr(module, "ROWS_PER_OFFSET", every)
     rows = [(str(first + no), text, label) for no, (text, label) in enumerate(reviews)]
     written = [tuple(row[at] for at in order) for row in [("id", "text", "label"), *rows]]
@@ -395,7 +395,7 @@ def test_stray_quotes_never_hide_a_row(
     tmp_path, monkeypatch, num_rows, strays, enclosed, delimiter, every, rows_per_shard
 ):
     """Every line is a row here: as many rows come in, and each that is read has the id of its line."""
-    for module in (inputs, records, sources):
+    for module in (inputs, delimited, jsonl, sources):
         monkeypatch.setattr(module, "ROWS_PER_OFFSET", every)
     texts = [f"review number {no} was fine" for no in range(num_rows)]
     for at, form in strays:
@@ -417,7 +417,7 @@ def test_stray_quotes_never_hide_a_row(
 @pytest.mark.parametrize("between", ["", " ", "\n", "\r\n", "\n\n", ",\n", "\n\ufeff"])
 @pytest.mark.parametrize("rows_per_shard", [1, 2, 100])
 def test_objects_end_to_end_are_rows_wherever_reading_starts(tmp_path, monkeypatch, between, rows_per_shard):
-    for module in (inputs, records, sources):
+    for module in (inputs, delimited, jsonl, sources):
         monkeypatch.setattr(module, "ROWS_PER_OFFSET", 2)
     texts = ["good", "a }{ in it", "é } { 좋아요", 'a "quoted" }', "bad"]
     objects = [json.dumps({"id": str(no), "text": text, "more": [{}, {"x": {}}]}) for no, text in enumerate(texts)]
@@ -432,7 +432,7 @@ JSON_JUNK = st.text(st.sampled_from(list('{}[]",:a1 \n\\')), max_size=60)
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(content=JSON_JUNK, rows_per_shard=st.integers(1, 5))
 def test_shards_of_broken_json_see_what_one_whole_read_sees(tmp_path, monkeypatch, content, rows_per_shard):
-    for module in (inputs, records, sources):
+    for module in (inputs, delimited, jsonl, sources):
         monkeypatch.setattr(module, "ROWS_PER_OFFSET", 2)
     path = tmp_path / "a.jsonl"
     path.write_text('{"text": "a"}\n' + content + '{"text": "b"}')
