@@ -2,7 +2,7 @@
 
 `arm("commit.before_put:1:kill,part.after_put:3:raise")`: at the n-th passage of a point in a process. Nothing but a
 test's own process calls it. Actions: `kill` (SIGKILL), `raise` (an error of ours that a retry would mend), `enospc`
-(the disk is full), `lost_reply` (a request that reached the store times out), `sleep` (2 s).
+(the disk is full), `lost_reply` (a request that reached the store times out), `sleep` (4 s).
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ POINTS = (
     "registry.before_put",
     "registry.after_put",
 )
-SLEEP_S = 2.0
+SLEEP_S = 4.0
 
 _armed: dict[tuple[str, int], str] = {}
 _passed: Counter[str] = Counter()
