@@ -328,6 +328,7 @@ def test_what_the_library_cannot_read_is_unsupported_and_no_damage(tmp_path, rea
     assert file.reason == Reason.FILE_UNSUPPORTED
 
 
+@pytest.mark.slow
 def test_values_that_grow_by_shared_prefixes_are_read_in_little_memory(tmp_path):
     """DELTA_BYTE_ARRAY writes a megabyte that stands a hundred thousand times as one and a hundred thousand numbers."""
     table = pa.table({"text": pa.array(["x" * (1 << 20)] * 2000)})
