@@ -61,7 +61,7 @@ def test_a_run_killed_after_its_embeddings_uses_them(tiny_encoder, corpus, tmp_p
         patch.setattr(features, "fit_head", end)
         assert run(features_argv(tiny_encoder, corpus, output)) == 7
     assert list((output / "control" / "features").rglob("*.arrow"))
-    monkeypatch.setattr(features, "_embed", lambda *_: pytest.fail("embedded again"))
+    monkeypatch.setattr(features, "actors", lambda *_: pytest.fail("embedded again"))
     assert run(features_argv(tiny_encoder, corpus, output)) == 0
     assert not (output / "control" / "features").exists()
 
