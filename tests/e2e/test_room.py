@@ -239,7 +239,7 @@ sys.exit(run(sys.argv[1:]))
 def on_cluster_of(cpus: int, *argv: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-c", ON_CPUS.format(cpus=cpus), *argv]
     return subprocess.run(
-        command, env=environment_beside_the_cluster(), capture_output=True, text=True, timeout=150, check=False
+        command, env=environment_beside_the_cluster(), capture_output=True, text=True, timeout=280, check=False
     )
 
 
