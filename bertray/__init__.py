@@ -71,42 +71,9 @@ __all__ = [
     "tune",
 ]
 
-_MODULES = {  # public name -> module that defines it
-    "Classifier": "bertray.api.classifier",
-    "Embedder": "bertray.api.embedder",
-    **dict.fromkeys(
-        (
-            "audit",
-            "compare",
-            "embed",
-            "evaluate",
-            "files",
-            "gc",
-            "plan",
-            "pretrain",
-            "promote",
-            "registry",
-            "rollback",
-            "score",
-            "topics",
-            "train",
-            "tune",
-        ),
-        "bertray.api.verbs",
-    ),
-    **dict.fromkeys(
-        (
-            "BertrayError",
-            "ConfigError",
-            "ConflictError",
-            "DataRefused",
-            "Diverged",
-            "GateRefused",
-            "InfrastructureError",
-        ),
-        "bertray.errors",
-    ),
-}
+# Public name -> module that defines it: verbs are lower-case, and what is no class of its own is an error.
+_MODULES = {name: "bertray.api.verbs" if name.islower() else "bertray.errors" for name in __all__}
+_MODULES |= {"Classifier": "bertray.api.classifier", "Embedder": "bertray.api.embedder"}
 
 # Without a handler of the program, Python prints warnings of libraries to stderr; results carry them as notes.
 logging.getLogger(__name__).addHandler(logging.NullHandler())
