@@ -29,7 +29,7 @@ from bertray.evaluation.validation_profile import log_findings
 from bertray.evaluation.verdicts import Finding, PageKind, kept_sentence
 from bertray.execution.executor import Executor
 from bertray.io.store import Store
-from bertray.io.tables import parquet_bytes
+from bertray.io.tables import one_chunk, parquet_bytes
 from bertray.model.bundle import BundleInfo
 from bertray.model.profile import Profile
 from bertray.model.training_texts import TrainingTexts
@@ -167,7 +167,7 @@ def collect(
     if not tables:
         raise DataRefused("evaluation: no row could be scored.", "Look at the input.")
     table = pa.concat_tables(tables).sort_by([(s.FILE_NO, "ascending"), (s.ROW_NO, "ascending")]).combine_chunks()
-    given_N = labels.ids(_array(table[s.LABEL]))
+    given_N = labels.ids(one_chunk(table[s.LABEL]))
     # The input's classes in the model's order; a class the model does not have is unknown to it.
     to_model = np.array([info.labels.index(name) if name in info.labels else -1 for name in labels.names], np.int32)
     label_ids_N = np.where(given_N >= 0, to_model[np.maximum(given_N, 0)], given_N)
@@ -180,12 +180,12 @@ def collect(
         )
     kept = table.filter(pa.array(usable_N))
     return EvaluatedRows(
-        ids=_array(kept[s.ID]),
+        ids=one_chunk(kept[s.ID]),
         label_ids_N=label_ids_N[usable_N].astype(np.int32),
         probs_NC=np.column_stack([kept[s.prob_column(label)].to_numpy() for label in info.labels]),
         n_tokens_N=kept[s.N_TOKENS].to_numpy(),
-        script=_array(kept[s.SCRIPT]),
-        slices={name: _array(kept[s.SLICE_PREFIX + name]) for name in slice_columns},
+        script=one_chunk(kept[s.SCRIPT]),
+        slices={name: one_chunk(kept[s.SLICE_PREFIX + name]) for name in slice_columns},
         file_no_N=kept[s.FILE_NO].to_numpy(),
         row_no_N=kept[s.ROW_NO].to_numpy(),
         left_out=int((label_ids_N == -2).sum()),
@@ -481,7 +481,3 @@ def in_words(evaluation: Evaluation) -> str:
         lines.append(kept_sentence(evaluation.comparisons[TEACHER], evaluation.speedup))
     lines += [f"{finding.severity}: {finding.sentence}" for finding in evaluation.findings]
     return "\n".join(lines)
-
-
-def _array(column: pa.ChunkedArray) -> pa.Array:
-    return column.combine_chunks()
