@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from bertray import schema as s
 from bertray.api.calls import call, device_of, plain
-from bertray.api.texts import OnRefused, clean_texts_of, refuse
+from bertray.api.texts import OnRefused, refuse, rows_of_texts
 from bertray.config import ScoreConfig, build_config
 from bertray.errors import ConfigError, ConflictError
 from bertray.model.bundle import BundleInfo, resolve_model
@@ -144,17 +144,14 @@ class Classifier:
 
     def _probs(self, texts: Any, pairs: Any) -> tuple[NDArray[np.float32], list[tuple[int, str, str]]]:
         """(probabilities with NaN for refused texts, those texts with their reasons)."""
-        parts: list[NDArray[np.float32]] = [np.empty((0, len(self.labels)), np.float32)]
-        refused: list[tuple[int, str, str]] = []
-        for clean in clean_texts_of(texts, pairs, self._spec, self.model):
-            probs_NC = np.full((clean.num_rows, len(self.labels)), np.nan, np.float32)
-            if len(clean.rows_K):
-                probs_NC[clean.rows_K] = self._predictor.probs(self._tokenizer.encode(clean.texts, clean.pairs))
-            finite_N = np.asarray(np.isfinite(probs_NC).all(axis=1))
-            probs_NC[~finite_N] = np.nan
-            refused += clean.refused_of(finite_N)
-            parts.append(probs_NC)
-        return np.concatenate(parts), refused
+        return rows_of_texts(
+            texts,
+            pairs,
+            self._spec,
+            self.model,
+            len(self.labels),
+            lambda clean: self._predictor.probs(self._tokenizer.encode(clean.texts, clean.pairs)),
+        )
 
     def _labels_of(self, probs_NC: NDArray[np.float32]) -> pa.Array:
         """string [N], null for rows of NaN."""

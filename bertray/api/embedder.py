@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from bertray import schema as s
 from bertray.api.calls import call, device_of, plain
 from bertray.api.classifier import column_of
-from bertray.api.texts import OnRefused, clean_texts_of, refuse
+from bertray.api.texts import OnRefused, refuse, rows_of_texts
 from bertray.config import EmbedConfig, build_config
 from bertray.errors import ConfigError
 from bertray.model.bundle import resolve_model
@@ -119,15 +119,14 @@ class Embedder:
         return vectors_ND
 
     def _vectors(self, texts: Any, pairs: Any) -> tuple[NDArray[np.float32], list[tuple[int, str, str]]]:
-        parts: list[NDArray[np.float32]] = [np.empty((0, self.width), np.float32)]
-        refused: list[tuple[int, str, str]] = []
-        for clean in clean_texts_of(texts, pairs, self._spec, self.model):
-            vectors_ND = np.full((clean.num_rows, self.width), np.nan, np.float32)
-            if len(clean.rows_K):
-                vectors_ND[clean.rows_K] = self._embedder.vectors(self._tokenizer.encode(clean.texts, clean.pairs))
-            refused += clean.refused_of(np.asarray(np.isfinite(vectors_ND).all(axis=1)))
-            parts.append(vectors_ND)
-        return np.concatenate(parts), refused
+        return rows_of_texts(
+            texts,
+            pairs,
+            self._spec,
+            self.model,
+            self.width,
+            lambda clean: self._embedder.vectors(self._tokenizer.encode(clean.texts, clean.pairs)),
+        )
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """A table with its columns, then `embedding`, a list of D float32; null for a text that cannot be embedded.

@@ -5,12 +5,13 @@ Legend: N texts, K kept ones.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from bertray import schema as s
 from bertray.errors import ConfigError, DataRefused
@@ -52,6 +53,29 @@ class CleanTexts:
         broken = self.rows_K[~finite_N[self.rows_K]]
         found = [*self.refused, *((int(row), str(s.Reason.MODEL_NAN), "") for row in broken)]
         return [(self.start + row, reason, detail) for row, reason, detail in sorted(found)]
+
+
+def rows_of_texts(
+    texts: Any, pairs: Any, spec: ReadSpec, model: str, width: int, compute: Callable[[CleanTexts], NDArray[np.float32]]
+) -> tuple[NDArray[np.float32], list[tuple[int, str, str]]]:
+    """(float32 [N, width] with a row of NaN for each refused text, those texts with their reasons).
+
+    Args:
+        texts: as for `clean_texts_of`, with its errors; so are pairs, spec and model.
+        width: numbers of a row.
+        compute: kept texts -> float32 [K, width]; a text for which it gives a number that is not finite is refused.
+    """
+    parts: list[NDArray[np.float32]] = [np.empty((0, width), np.float32)]
+    refused: list[tuple[int, str, str]] = []
+    for clean in clean_texts_of(texts, pairs, spec, model):
+        found_NW = np.full((clean.num_rows, width), np.nan, np.float32)
+        if len(clean.rows_K):
+            found_NW[clean.rows_K] = compute(clean)
+        finite_N = np.asarray(np.isfinite(found_NW).all(axis=1))
+        found_NW[~finite_N] = np.nan
+        refused += clean.refused_of(finite_N)
+        parts.append(found_NW)
+    return np.concatenate(parts), refused
 
 
 def clean_texts_of(texts: Any, pairs: Any, spec: ReadSpec, model: str) -> Iterator[CleanTexts]:
