@@ -15,6 +15,7 @@ import typer
 import bertray
 from bertray import config as configs
 from bertray import runtime
+from bertray.commands.overview import GroupedCommands, completed, with_examples
 from bertray.errors import EXIT_BUG, EXIT_INTERRUPTED, EXIT_OK, ConfigError, did_you_mean
 
 CODE_NAMES = {
@@ -24,7 +25,7 @@ CODE_NAMES = {
     4: "conflict",
     6: "data refused",
     7: "infrastructure: run the same command again",
-    8: "release gate refused",
+    8: "release gate refused, or drift",
     130: "interrupted",
 }
 SUMMARIES = {
@@ -41,7 +42,12 @@ SUMMARIES = {
     "promote": "A candidate becomes the model that a name stands for, if it passes the release gate.",
     "rollback": "A name stands for an earlier version again.",
     "registry": "Names of a registry, their versions, who let them in, and when.",
+    "shares": "Share of each label per group, corrected for the model's errors.",
+    "queue": "The reviews worth a person's minutes, as a spreadsheet.",
+    "answers": "Take a filled-in queue back: agreement, conflicts, versions.",
     "files": "List the committed part files of an output, for exact readers.",
+    "fetch": "Copy a model with its tokenizer into a folder that needs no network.",
+    "predict": "Label texts typed on the command line, with probabilities.",
     "gc": "List what an output no longer needs; delete=true removes it.",
     "demo": "Run the whole path on bundled reviews, without network.",
     "benchmark": "Measure throughput here, beside what people use instead.",
@@ -53,21 +59,29 @@ SUMMARIES = {
 _UsageError: Any = typer.BadParameter.__base__
 
 app = typer.Typer(
+    cls=GroupedCommands,
     help="Reviews in, sentiment labels out: BERT-family models on Ray.",
+    epilog="`bertray VERB -h` shows examples and keys. Settings are written key=value; flags are -c, -v, -h and "
+    '--version alone. Completion in bash: eval "$(_BERTRAY_COMPLETE=source_bash bertray)"; in zsh and fish likewise.',
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 config_app = typer.Typer(
-    help="Show a resolved config, or its JSON schema.", no_args_is_help=True, rich_markup_mode=None
+    help=with_examples("config", "Show a resolved config, or its JSON schema."),
+    short_help="Show a resolved config, or its JSON schema.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
 )
 app.add_typer(config_app, name="config")
 
 Files = Annotated[
     list[str] | None, typer.Option("-c", metavar="FILE.yaml", help="Config file; repeatable, later wins.")
 ]
-Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Overrides: key.sub=value.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[KEY=VALUE]...", help="Overrides: key.sub=value.", autocompletion=completed),
+]
 Verbose = Annotated[bool, typer.Option("-v", help="Debug messages, and the traceback of an error.")]
 
 
@@ -94,6 +108,13 @@ def _key_help(verb: str) -> str:
         for key, default, description in rows
     ]
     return "\b\nKeys (key = default):\n" + "\n".join(lines)
+
+
+def _register(verb: str, **settings: Any) -> Callable[[Any], Any]:
+    """Decorator that makes a function a command, with summary, examples and keys as its help."""
+    keys = _key_help(verb) if verb in configs.CONFIGS else None
+    summary = SUMMARIES[verb]
+    return app.command(verb, short_help=summary, help=with_examples(verb, summary), epilog=keys, **settings)
 
 
 def _runner(verb: str) -> Callable[[Any], int]:
@@ -133,7 +154,7 @@ def _add_verb(verb: str) -> None:
         loaded = configs.load_config(verb, files or [], overrides or [])
         raise typer.Exit(_runner(verb)(loaded))
 
-    app.command(verb, help=SUMMARIES[verb], epilog=_key_help(verb))(command)
+    _register(verb)(command)
 
 
 VERBS = (
@@ -147,6 +168,9 @@ VERBS = (
     "embed",
     "topics",
     "compare",
+    "shares",
+    "queue",
+    "answers",
     "files",
     "gc",
     "benchmark",
@@ -155,10 +179,13 @@ for _verb in VERBS:
     _add_verb(_verb)
 
 
-@app.command("audit", help=SUMMARIES["audit"], epilog=_key_help("audit"))
+@_register("audit")
 def _audit(
     data: Annotated[
-        list[str] | None, typer.Argument(metavar="[DATA] [KEY=VALUE]...", help="File, folder or glob, then keys.")
+        list[str] | None,
+        typer.Argument(
+            metavar="[DATA] [KEY=VALUE]...", help="File, folder or glob, then keys.", autocompletion=completed
+        ),
     ] = None,
     files: Files = None,
     verbose: Verbose = False,
@@ -172,43 +199,65 @@ def _audit(
     raise typer.Exit(_runner("audit")(loaded))
 
 
-def _add_named_verb(verb: str) -> None:
-    """A verb whose first word may be a name in the registry."""
+def _add_named_verb(verb: str, key: str, shown: str, told: str) -> None:
+    """A verb whose first word may be the bare value of a key."""
+    given: Any = typer.Argument(None, metavar=f"{shown} [KEY=VALUE]...", help=told, autocompletion=completed)
 
-    def command(
-        words: Annotated[
-            list[str] | None, typer.Argument(metavar="[NAME] [KEY=VALUE]...", help="Name in the registry, then keys.")
-        ] = None,
-        files: Files = None,
-        verbose: Verbose = False,
-    ) -> None:
+    def command(words: list[str] | None = given, files: Files = None, verbose: Verbose = False) -> None:
         _set_up(verbose)
-        names, keys = [], list(words or [])
-        while keys and "=" not in keys[0]:
-            names.append(keys.pop(0))
-        if len(names) > 1:
-            raise ConfigError(f"{verb}: expected one name, found {len(names)}: {', '.join(names)}.")
-        loaded = configs.load_config(verb, files or [], [*(f"name={name}" for name in names), *keys])
+        loaded = configs.load_config(verb, files or [], _first_as(verb, key, words or []))
         raise typer.Exit(_runner(verb)(loaded))
 
-    app.command(verb, help=SUMMARIES[verb], epilog=_key_help(verb))(command)
+    _register(verb)(command)
+
+
+def _first_as(verb: str, key: str, words: list[str]) -> list[str]:
+    """Overrides, of which the first may be the bare value of a key."""
+    bare = next((at for at, word in enumerate(words) if "=" in word), len(words))
+    if bare > 1:
+        raise ConfigError(f"{verb}: expected one {key}, found {bare}: {', '.join(words[:bare])}.")
+    return [*(f"{key}={word}" for word in words[:bare]), *words[bare:]]
 
 
 for _verb in ("promote", "rollback", "registry"):
-    _add_named_verb(_verb)
+    _add_named_verb(_verb, "name", "[NAME]", "Name in the registry, then keys.")
+_add_named_verb("fetch", "model", "MODEL", "Hub id or folder, then keys.")
 
 
-@app.command("plan", help=SUMMARIES["plan"])
+# What follows the first word is taken as it stands, `--` among it: after that even `-v` and `a=b` are texts.
+@_register("predict", context_settings={"allow_interspersed_args": False, "help_option_names": ["-h", "--help"]})
+def _predict(
+    words: Annotated[
+        list[str] | None, typer.Argument(metavar="MODEL [KEY=VALUE]... [--] TEXT...", help="Model, then texts.")
+    ] = None,
+    files: Files = None,
+    verbose: Verbose = False,
+) -> None:
+    _set_up(verbose)
+    model, rest = (words or [])[:1], (words or [])[1:]
+    at = rest.index("--") if "--" in rest else len(rest)
+    keys = [word for word in rest[:at] if _is_override("predict", word)]
+    texts = [word for word in rest[:at] if word not in keys] + rest[at + 1 :]
+    given = [*(f"model={name}" for name in model if not _is_override("predict", name)), *keys]
+    given += [name for name in model if _is_override("predict", name)]
+    loaded = configs.build_config("predict", configs.load_values("predict", files or [], given, {"texts": texts}))
+    raise typer.Exit(_runner("predict")(loaded))
+
+
+@_register("plan")
 def _plan(overrides: Overrides = None, files: Files = None, verbose: Verbose = False) -> None:
     _set_up(verbose)
     verb = configs.guess_verb(files or [], overrides or [])
     raise typer.Exit(_runner("plan")(configs.load_config(verb, files or [], overrides or [])))
 
 
-@app.command("init", help=SUMMARIES["init"], epilog=_key_help("init"))
+@_register("init")
 def _init(
     data: Annotated[
-        list[str] | None, typer.Argument(metavar="DATA [KEY=VALUE]...", help="File, folder or glob, then keys.")
+        list[str] | None,
+        typer.Argument(
+            metavar="DATA [KEY=VALUE]...", help="File, folder or glob, then keys.", autocompletion=completed
+        ),
     ] = None,
     files: Files = None,
     verbose: Verbose = False,
@@ -299,7 +348,7 @@ def run(argv: list[str]) -> int:
     except (KeyboardInterrupt, typer.Abort):
         return _leave(EXIT_INTERRUPTED, "run the same command again to go on")
     except Exception as error:
-        from bertray.api.calls import known_error
+        from bertray.execution.remote_errors import known_error
 
         if isinstance(error, _UsageError):
             verb = argv[0] if argv and argv[0] in configs.CONFIGS else ""

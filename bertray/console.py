@@ -14,12 +14,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
-from types import TracebackType
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
+
+from bertray.wording import duration
 
 LOG_EVERY_S = 5.0
 NOISY = ("ray", "ray.data", "ray.train", "transformers", "huggingface_hub", "fontTools", "matplotlib")  # loggers
@@ -71,9 +72,7 @@ class Ticker:
             self._bar.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._bar is not None:
             self._bar.stop()
 
@@ -93,16 +92,6 @@ class Ticker:
         detail = f", {note}" if note else ""
         line = f"{self._title}: {done:,.0f} of {self.total:,.0f} {self._unit}{detail}{left}"
         self._log.info("%s", line)
-
-
-def duration(seconds: float) -> str:
-    """`42 s`, `3 min 20 s`, `2 h 05 min`."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
 def say(text: str) -> None:

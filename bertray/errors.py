@@ -6,7 +6,8 @@
     ├── DataRefused         6   empty, one class, unknown label, bad files or too many bad rows
     ├── InfrastructureError 7   storage, network, memory: run the same command again
     │   └── Diverged        7   a loss or gradient that is not finite
-    └── GateRefused         8   a release gate said no
+    ├── GateRefused         8   a release gate said no
+    └── DriftFound          8   a night drifted, and on_drift=fail; its rows are committed
 
 A message is one screen: `<where>: expected <this>, found <that>.` and the remedy as its own sentence.
 """
@@ -80,13 +81,22 @@ class GateRefused(BertrayError):
     exit_code = 8
 
 
+class DriftFound(BertrayError):
+    """A committed night is unlike the nights before it, and the config asks to fail then."""
+
+    exit_code = 8
+
+
 def did_you_mean(word: str, choices: Iterable[str]) -> str:
     """` Did you mean 'x'?` for the nearest of `choices`, or an empty string when none is near."""
     near = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.6)
     return f" Did you mean {near[0]!r}?" if near else ""
 
 
-NO_MEMORY = "DefaultCPUAllocator: can't allocate memory"  # torch on CPU, in a RuntimeError
+# torch on CPU, the CUDA driver, and its libraries, each in a RuntimeError.
+NO_MEMORY = re.compile(
+    "DefaultCPUAllocator: can't allocate memory|CUDA error: out of memory|(?:CUBLAS|CUDNN)_STATUS_ALLOC_FAILED"
+)
 NO_SPACE = re.compile(rf"\(os error (?:{errno.ENOSPC}|{errno.EDQUOT})\)")  # Rust, in an error of its library
 
 
@@ -95,7 +105,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     return (
         isinstance(error, MemoryError)
         or type(error).__name__ == "OutOfMemoryError"
-        or (isinstance(error, RuntimeError) and NO_MEMORY in str(error))
+        or (isinstance(error, RuntimeError) and NO_MEMORY.search(str(error)) is not None)
     )
 
 

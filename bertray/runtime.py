@@ -8,9 +8,9 @@ import io
 import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, TextIO
 
 from bertray.errors import ConfigError
@@ -52,6 +52,27 @@ def unless_chosen(settings: Mapping[str, str]) -> dict[str, str]:
         for name in THREADS_ENV:
             ours.pop(name, None)
     return ours | {name: os.environ[name] for name in settings if name in os.environ}
+
+
+def working_folder() -> str | None:
+    """The folder that relative paths begin at; None where it is gone."""
+    try:
+        return str(Path.cwd())
+    except OSError:
+        return None
+
+
+def work_in(folder: str | None) -> None:
+    """Let relative paths of this process mean what they mean to the driver, where its folder is on this machine.
+
+    A Ray that was started elsewhere, or before the driver changed its folder, has workers in another one.
+
+    Args:
+        folder: `working_folder` of the driver.
+    """
+    if folder is not None:
+        with suppress(OSError):
+            os.chdir(folder)
 
 
 def environment_of_user() -> dict[str, str]:
@@ -96,7 +117,7 @@ def _tolerant(stream: TextIO, forgiven: type[OSError]) -> TextIO:
 
 
 def close_streams() -> None:
-    """Write what is left, as far as possible: what could not be written has been told by now."""
+    """Flush the streams of the process; errors have been reported by now, and are passed over."""
     for stream in (sys.stdout, sys.stderr):
         if stream is not None:
             raw = getattr(getattr(stream, "buffer", None), "raw", None)
@@ -124,7 +145,7 @@ def hidden_modules() -> dict[str, Path]:
 
 @contextmanager
 def without_collection() -> Iterator[None]:
-    """No search for garbage meanwhile, nor ever among what is there at the end.
+    """Turn garbage collection off for the block; objects that exist at its end are never searched again.
 
     torch and transformers make half a million objects that stay; searching these again and again takes a fifth of the
     time of an import.
@@ -137,6 +158,39 @@ def without_collection() -> Iterator[None]:
         gc.freeze()
         if was_enabled:
             gc.enable()
+
+
+def num_cpus(control_groups: Path = Path("/sys/fs/cgroup"), of_process: Path = Path("/proc/self/cgroup")) -> int:
+    """CPUs that this process may use: those it may run on, at most as many as the limit of its container.
+
+    The count of the operating system is of the whole machine; threads beyond the limit are stopped by turns.
+
+    Args:
+        control_groups: where Linux shows the limits of control groups, of version 2 or 1.
+        of_process: names the group of this process.
+    """
+    limits = [float(len(os.sched_getaffinity(0)))]
+    for quota_file, period_file in _limit_files(control_groups, of_process):
+        try:
+            quota, *period = quota_file.read_text().split()
+            period = period or period_file.read_text().split()
+            if quota not in ("max", "-1"):
+                limits.append(float(quota) / float(period[0]))
+        except (OSError, ValueError, ZeroDivisionError):  # no such group, or a file system of another kind
+            continue
+    return max(1, int(min(limits)))
+
+
+def _limit_files(control_groups: Path, of_process: Path) -> Iterator[tuple[Path, Path]]:
+    """(file of the quota, file of its period) of the groups of this process; version 2 has both in one."""
+    try:
+        own = next((line[3:] for line in of_process.read_text().splitlines() if line.startswith("0::")), "/")
+    except OSError:
+        own = "/"
+    group = PurePosixPath(own.strip().lstrip("/"))
+    for folder in (group, *group.parents):
+        yield control_groups / folder / "cpu.max", control_groups / folder / "cpu.max"
+    yield control_groups / "cpu/cpu.cfs_quota_us", control_groups / "cpu/cpu.cfs_period_us"
 
 
 def check_installed(verb: str, packages: Iterable[str]) -> None:

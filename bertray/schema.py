@@ -18,6 +18,8 @@ TEXT_PAIR = "text_pair"
 LABEL = "label"
 STARS = "stars"  # the aclImdb folder layout carries it in the file name
 ROW_NO = "row_no"  # 0-based position of the row in its input file
+INPUT_ROW = "input_row"  # the same where a row of the file is several: ROW_NO then counts these
+ASPECT = "aspect"  # that a row is about, where a review is a row for each of its aspects
 CUT = "cut"  # the text was longer than `max_chars`
 KEEP_PREFIX = "keep:"  # a kept input column travels as `keep:<name>`, so that it never meets one of ours
 SCRIPT = "script"  # dominant writing system of the cleaned text: latin, hangul, han, ...
@@ -28,6 +30,12 @@ SEQ_LENS = "seq_lens"  # list<int32>: length of each of them; one entry unless l
 SECOND_LEN = "second_len"  # int32: trailing tokens that belong to the second segment (0: single text)
 N_TOKENS = "n_tokens"  # int32: before truncation, special tokens included
 TRUNCATED = "truncated"  # bool
+# Occurrences of characters, tokens or words in one review, by the tokens of it that stand for each.
+UNITS = "units"  # list<string>
+UNIT_STARTS = "unit_starts"  # list<int32>: first token, counted from that of the review
+UNIT_LENS = "unit_lens"  # list<int32>: tokens
+TEXT_PROFILE = "text_profile"  # binary: in the first row of a work unit, statistics of its texts
+TERM_LOGITS = "term_logits"  # list<float32>: of a stack, the part of its logits that comes from TF-IDF terms
 
 # --- examples (token shards) ----------------------------------------------------------------------------------------
 FILE_NO = "file_no"  # int32: number of the input file in its plan
@@ -51,6 +59,10 @@ SCORED_AT = "scored_at"
 EMBEDDING = "embedding"
 TOKENS = "tokens"  # of a row that has a vector for each of them
 EMBEDDED_AT = "embedded_at"
+UNIT, COUNT = "unit", "count"  # a character, token or word; how often it occurs
+SUM = "sum"  # of the vectors of its occurrences
+INPUT_EMBEDDING = "input_embedding"  # of the encoder, mean over the pieces of the unit when it stands alone
+NUM_PIECES, IS_KNOWN = "num_pieces", "is_known"
 PROB_PREFIX = "prob_"
 SLICE_PREFIX = "slice:"  # of a column that the evaluation reports apart
 RUN = "run"  # readers find the number of a run and the slot's own key in the names of folders
@@ -60,6 +72,18 @@ INPUT_PREFIX = "input_"  # a kept column whose name is taken becomes input_<name
 LABEL_A, LABEL_B = "label_a", "label_b"
 SCORE_A, SCORE_B = "score_a", "score_b"
 PROBABILITY = "probability"  # of being drawn into a queue
+# Words that move the probability of the label most when they are left out; null of a review that was not explained.
+WORDS_OF_PREDICTION, WORDS_A, WORDS_B = "words", "words_a", "words_b"
+WORD, CHANGE = "word", "change"  # fall of the probability without the word
+WORDS = pa.list_(pa.struct([pa.field(WORD, pa.string()), pa.field(CHANGE, pa.float32())]))
+
+# --- queue and answers ----------------------------------------------------------------------------------------------
+SLOT = "slot"  # of the scored row
+WHY = "why"  # it is in the queue: random, or uncertain
+QUEUE = "queue"  # digest of the queue that a row was asked in
+WHO, ANSWERED_AT = "who", "answered_at"
+DRAWN = "drawn"  # rows of a queue that were drawn with the probability of this one
+DRAWN_FROM = "drawn_from"  # rows of the slot when the queue was drawn
 
 # --- topics ---------------------------------------------------------------------------------------------------------
 TOPIC = "topic"  # -1: an outlier
@@ -94,7 +118,12 @@ def partition_columns(slot: str) -> tuple[str, ...]:
 
 
 def scored_schema(
-    labels: list[str], kept: pa.Schema, *, needs_review: bool = False, taken: Sequence[str] = ()
+    labels: list[str],
+    kept: pa.Schema,
+    *,
+    needs_review: bool = False,
+    aspect: bool = False,
+    taken: Sequence[str] = (),
 ) -> pa.Schema:
     """Arrow schema of the scored rows of a model with these `labels` and these kept input columns.
 
@@ -103,7 +132,7 @@ def scored_schema(
     Args:
         labels: of the model, in id order.
         kept: name and type of the kept columns.
-        needs_review: rows have that column.
+        needs_review, aspect: rows have that column.
         taken: further names, those of `partition_columns`.
 
     Raises:
@@ -111,6 +140,7 @@ def scored_schema(
     """
     fields = [
         pa.field(ID, pa.string(), nullable=False),
+        *([pa.field(ASPECT, pa.string(), nullable=False)] if aspect else []),
         pa.field(LABEL, pa.string(), nullable=False),
         pa.field(SCORE, pa.float32(), nullable=False),
         *(pa.field(prob_column(label), pa.float32(), nullable=False) for label in labels),
@@ -124,13 +154,14 @@ def scored_schema(
     return _with_kept(fields, kept, taken)
 
 
-def embedded_schema(vectors: Sequence[pa.DataType], kept: pa.Schema, *, taken: Sequence[str] = ()) -> pa.Schema:
+def embedded_schema(
+    vectors: Sequence[pa.DataType], kept: pa.Schema, *, aspect: bool = False, taken: Sequence[str] = ()
+) -> pa.Schema:
     """Arrow schema of embedded rows with these kept input columns.
 
     Args:
         vectors: type of `embedding`; before it that of `tokens`, where each token has a vector.
-        kept: as for `scored_schema`.
-        taken: as for `scored_schema`.
+        kept, aspect, taken: as for `scored_schema`.
 
     Raises:
         ConfigError: as `scored_schema`.
@@ -138,6 +169,7 @@ def embedded_schema(vectors: Sequence[pa.DataType], kept: pa.Schema, *, taken: S
     names = (TOKENS, EMBEDDING)[-len(vectors) :]
     fields = [
         pa.field(ID, pa.string(), nullable=False),
+        *([pa.field(ASPECT, pa.string(), nullable=False)] if aspect else []),
         *(pa.field(name, kind, nullable=False) for name, kind in zip(names, vectors, strict=True)),
         pa.field(N_TOKENS, pa.int32(), nullable=False),
         pa.field(TRUNCATED, pa.bool_(), nullable=False),
@@ -146,6 +178,34 @@ def embedded_schema(vectors: Sequence[pa.DataType], kept: pa.Schema, *, taken: S
         pa.field(EMBEDDED_AT, TIMESTAMP, nullable=False),
     ]
     return _with_kept(fields, kept, taken)
+
+
+def unit_sums_schema(width: int) -> pa.Schema:
+    """Arrow schema of a part of `embed` with `pooling=vocabulary`: sums of vectors of `width` numbers."""
+    return pa.schema(
+        [
+            pa.field(UNIT, pa.string(), nullable=False),
+            pa.field(COUNT, pa.int64(), nullable=False),
+            pa.field(SUM, pa.list_(pa.float64(), width), nullable=False),
+            pa.field(MODEL_VERSION, pa.string(), nullable=False),
+            pa.field(RUN_ID, pa.string(), nullable=False),
+            pa.field(EMBEDDED_AT, TIMESTAMP, nullable=False),
+        ]
+    )
+
+
+def unit_vectors_schema(embedding: pa.DataType, input_embedding: pa.DataType) -> pa.Schema:
+    """Arrow schema of `vectors.parquet`: a character, token or word and its vectors."""
+    return pa.schema(
+        [
+            pa.field(UNIT, pa.string(), nullable=False),
+            pa.field(COUNT, pa.int64(), nullable=False),
+            pa.field(EMBEDDING, embedding, nullable=False),
+            pa.field(INPUT_EMBEDDING, input_embedding),  # null: the encoder does not know all of its pieces
+            pa.field(NUM_PIECES, pa.int32(), nullable=False),
+            pa.field(IS_KNOWN, pa.bool_(), nullable=False),
+        ]
+    )
 
 
 def _with_kept(fields: list[pa.Field], kept: pa.Schema, also_taken: Sequence[str] = ()) -> pa.Schema:
@@ -175,14 +235,19 @@ def with_added(given: pa.Schema, added: pa.Schema) -> pa.Schema:
     return pa.schema([*fields[len(added) :], *added])
 
 
-def labelled_schema(given: pa.Schema, labels: list[str]) -> pa.Schema:
+def labelled_schema(given: pa.Schema, labels: list[str], *, aspect: bool = False) -> pa.Schema:
     """Arrow schema of a table that a classifier has labelled: its columns, `label`, `score`, `prob_<label>`.
+
+    Args:
+        aspect: a column of that name stands before the label.
 
     Raises:
         ConfigError: as `with_added`.
     """
     names = [SCORE, *map(prob_column, labels)]
-    return with_added(given, pa.schema([pa.field(LABEL, pa.string()), *(pa.field(n, pa.float32()) for n in names)]))
+    texts = [*([ASPECT] if aspect else []), LABEL]
+    fields = [*(pa.field(name, pa.string()) for name in texts), *(pa.field(name, pa.float32()) for name in names)]
+    return with_added(given, pa.schema(fields))
 
 
 def predictions_schema(labels: list[str]) -> pa.Schema:
@@ -197,6 +262,19 @@ def predictions_schema(labels: list[str]) -> pa.Schema:
     )
 
 
+def mistakes_schema() -> pa.Schema:
+    """Arrow schema of `mistakes.parquet`: the errors of a page, the most confident first."""
+    return pa.schema(
+        [
+            pa.field(ID, pa.string(), nullable=False),
+            pa.field(LABEL, pa.string(), nullable=False),
+            pa.field(PREDICTION, pa.string(), nullable=False),
+            pa.field(SCORE, pa.float32(), nullable=False),
+            pa.field(WORDS_OF_PREDICTION, WORDS),
+        ]
+    )
+
+
 def flips_schema() -> pa.Schema:
     """Arrow schema of `flips.parquet`: a review to which two models give different labels."""
     return pa.schema(
@@ -207,6 +285,8 @@ def flips_schema() -> pa.Schema:
             pa.field(LABEL_B, pa.string(), nullable=False),
             pa.field(SCORE_A, pa.float32(), nullable=False),
             pa.field(SCORE_B, pa.float32(), nullable=False),
+            pa.field(WORDS_A, WORDS),
+            pa.field(WORDS_B, WORDS),
         ]
     )
 
@@ -255,6 +335,7 @@ class Reason(StrEnum):
     TEXT_EMPTY = "text_empty"  # nothing left after cleaning
     TEXT_ENCODING = "text_encoding"  # invalid UTF-8 or a lone surrogate
     TEXT_TOO_LONG = "text_too_long"
+    ASPECT_NONE = "aspect_none"  # a review without an aspect to be read for
     ID_NULL = "id_null"
     ID_DUPLICATE = "id_duplicate"
     ROW_MALFORMED = "row_malformed"  # a CSV row with another number of fields, a line that is not JSON
@@ -277,6 +358,7 @@ REASON_WORDS = {
     Reason.TEXT_EMPTY: "nothing is left of the text after cleaning",
     Reason.TEXT_ENCODING: "the text is not valid UTF-8",
     Reason.TEXT_TOO_LONG: "the text is beyond the size limit",
+    Reason.ASPECT_NONE: "the row names no aspect",
     Reason.ID_NULL: "the id is missing",
     Reason.ID_DUPLICATE: "the id occurred before",
     Reason.ROW_MALFORMED: "the row does not have the form of its file",

@@ -6,8 +6,10 @@ import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from bertray.runtime import THREADS_ENV, unless_chosen
 
@@ -15,7 +17,16 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_worker_niceness", "0")
 os.environ.update(unless_chosen(THREADS_ENV))  # read when torch is imported; two test processes share the cores
+os.environ.setdefault("BERTRAY_KERNELS", "build")  # of the source that is tested, whenever bertray was installed
 os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"  # silences a warning of Ray about its own future default
+
+# No test cuts the power, and what a killed process wrote stays with the system. A disk may take 10 ms for each.
+os.fsync = lambda fd: None
+
+# How long an example takes says nothing on a machine that others use, and folders of a test may serve all its examples.
+unchecked = [HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
+settings.register_profile("shared machine", deadline=None, suppress_health_check=unchecked)
+settings.load_profile("shared machine")
 
 ROOT = Path(__file__).resolve().parent.parent
 WORDS = [
@@ -41,6 +52,19 @@ WORDS = [
     "actor",
     "story",
 ]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Properties are run once more by `make test-slow`, on more examples; what starts Ray says so.
+
+    The cluster stays until the last test, and commands of the tests that follow would find it at hand.
+    """
+    for item in items:
+        marks = {mark.name for mark in item.iter_markers()}
+        if "ray_cluster" in getattr(item, "fixturenames", ()) and not marks & {"ray", "soak", "scale"}:
+            raise pytest.UsageError(f"{item.nodeid}: expected the marker `ray` on a test that uses the cluster")
+        if hasattr(getattr(item, "obj", None), "hypothesis"):
+            item.add_marker("property")
 
 
 @pytest.fixture(autouse=True)
@@ -164,6 +188,17 @@ def s3_environment(s3_server: dict[str, str]) -> dict[str, str]:
     )
     client.create_bucket(Bucket="bertray")
     return s3_server
+
+
+@pytest.fixture(params=["s3", "gs", "az"])
+def remote(request, monkeypatch) -> Iterator[tuple[str, Any]]:
+    """Address of a bucket of each provider, and the server behind it."""
+    from tests.s3_in_memory import BUCKET, InMemoryS3
+
+    with InMemoryS3().serving() as server:
+        for name, value in server.environment.items():
+            monkeypatch.setenv(name, value)
+        yield f"{request.param}://{BUCKET}", server
 
 
 @pytest.fixture(scope="session")

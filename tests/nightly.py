@@ -7,8 +7,10 @@ import multiprocessing.process
 import os
 import re
 import sys
+import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from datetime import datetime, tzinfo
 from functools import partial
 from pathlib import Path
@@ -33,8 +35,9 @@ from bertray.outputs import ledger, snapshots
 from bertray.outputs.publish import committed_files, part_names
 from bertray.reviews.clean import Cleaning
 from bertray.runs import night as nights
-from bertray.runs.results import ScoreResult
-from bertray.scoring.stage_part import EmbedSettings, LabelMaker, MakePart, PartSettings, ScoreSettings, VectorMaker
+from bertray.runs.night_results import ScoreResult
+from bertray.scoring.row_makers import EmbedSettings, LabelMaker, PartSettings, ScoreSettings, VectorMaker
+from bertray.scoring.stage_part import MakePart, MakeParts
 from tests.processes import FORKSERVER
 
 INFO = BundleInfo(
@@ -46,13 +49,13 @@ INFO = BundleInfo(
     model_version="stub-1",
 )
 ROWS_PER_SHARD = 16
-ANY_NUMBER = 1 << 40
 
 
 class _HashPredictor:
     """Probabilities that depend on the text alone."""
 
-    repeated_rows = 0
+    repeated_rows = recomputed_rows = 0
+    precision = "fp32"
 
     def probs(self, kept: pa.Table) -> np.ndarray:
         positive_N = kept[s.TEXT_HASH].to_numpy().astype(np.uint64) % np.uint64(1000) / 1000.0
@@ -62,7 +65,7 @@ class _HashPredictor:
 class _HashEmbedder:
     """Vectors that depend on the text alone."""
 
-    repeated_rows, width = 0, 2
+    repeated_rows, width, precision = 0, 2, "fp32"
 
     def vectors(self, kept: pa.Table) -> np.ndarray:
         return _HashPredictor().probs(kept).astype(np.float32)
@@ -72,12 +75,18 @@ class _Actor(MakePart):
     def __init__(self, settings: PartSettings) -> None:
         self._settings = settings
         self._store = open_store(settings.output)
+        self._computing = threading.Lock()
         if isinstance(settings, EmbedSettings):
             self._maker = VectorMaker(settings, _HashEmbedder())
         else:
             assert isinstance(settings, ScoreSettings)
             predictor: Any = _HashPredictor()
             self._maker = LabelMaker(settings, predictor)
+
+
+class _Actors(MakeParts):
+    def __init__(self, settings: Sequence[PartSettings]) -> None:
+        self._makers = [_Actor(each) for each in settings]
 
 
 RESOURCES = Resources(num_workers=1, threads=1, cpus_per_worker=1.0, gpus_per_worker=0)
@@ -95,7 +104,7 @@ def _with_stub(stage: Stage) -> Stage:
     if not isinstance(stage, Actors):
         return stage
     assert isinstance(stage.factory, partial)
-    return Actors(partial(_Actor, *stage.factory.args))
+    return Actors(partial(_Actors, *stage.factory.args))
 
 
 def stub_executor() -> Executor:
@@ -111,6 +120,9 @@ class _Stubbed:
     def for_rows(self, num_rows: int) -> Executor:
         return stub_executor()
 
+    def session(self, num_rows: int | None) -> AbstractContextManager[Executor]:
+        return nullcontext(stub_executor())
+
 
 def without_ray(patch: pytest.MonkeyPatch) -> None:
     """This process alone, with the real model, where Ray is at hand too."""
@@ -120,6 +132,8 @@ def without_ray(patch: pytest.MonkeyPatch) -> None:
 def night_config(encoder: Path, inbox: Path, output: str, verb: str = "score", **keys: Any) -> NightConfig:
     settings = {"model": str(encoder), "input": [str(inbox)], "output": output, "rows_per_shard": ROWS_PER_SHARD}
     settings["workers"] = {"in_process_rows": 0}  # or a stand-in for the model would never be asked
+    if verb == "score":
+        settings["report"] = {"explain": 0}  # the stand-in has no words to leave out
     config = build_config(verb, {**settings, **keys})
     assert isinstance(config, NightConfig)
     return config
@@ -129,7 +143,7 @@ def run_night(config: NightConfig, info: BundleInfo = INFO, *, day: str | None =
     """Run in this process, today or on another day; returns the exit code."""
     try:
         with clock_at(day):
-            output, runs, num_listed = nights.run_night(config, info, _Stubbed(), show_run)
+            output, runs, num_listed, _ = nights.run_night(config, info, _Stubbed(), show_run)
             show_end(ScoreResult(output, runs=runs, num_listed=num_listed))
             return 0
     except BertrayError as error:
@@ -149,7 +163,7 @@ def clock_at(day: str | None) -> Iterator[None]:
         def now(cls, tz: tzinfo | None = None) -> Any:
             return datetime.fromisoformat(f"{day}T12:00:00").replace(tzinfo=tz)
 
-    with mock.patch("bertray.scoring.decide.datetime", Clock):
+    with mock.patch("bertray.scoring.next_plan.datetime", Clock):
         yield
 
 
@@ -259,7 +273,7 @@ def check_exact(store: Store, rows_of: Mapping[str, int], *, slots: int = 1) -> 
         numbers.setdefault(entry.slot, []).append(entry.run)
     assert all(runs == list(range(1, len(runs) + 1)) for runs in numbers.values())
     for root in ("data", "quarantine", "reports"):
-        runs_there = {tuple(key.split("/")[1:3]) for key in store.keys(root)}
+        runs_there = {tuple(key.split("/")[1:3]) for key in store.keys(root) if not key.startswith("reports/index.")}
         assert runs_there <= {(entry.slot, entry.run_folder) for entry in newest}
     listed = committed_files(store, entries)
     assert sorted(listed) == sorted(store.uri(k) for k in store.keys("data") if not k.endswith("_SUCCESS"))

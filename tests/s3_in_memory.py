@@ -3,12 +3,14 @@
     python -m tests.s3_in_memory 50        # milliseconds a request; prints its address
 
 It knows one bucket and what the package asks of it: put, put-if-absent, copy, get, head, delete and listings of 1,000.
+What Google and Azure do in another way when values are listed and read, it knows too.
 """
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
+import json
 import sys
 import threading
 from collections import Counter
@@ -39,6 +41,8 @@ class InMemoryS3:
     delay_s: float = 0.0
     values: dict[str, bytes] = field(default_factory=dict)
     asked: list[tuple[str, str]] = field(default_factory=list)
+    written: dict[str, datetime] = field(default_factory=dict)
+    began: datetime = field(default_factory=lambda: datetime.now(UTC))
 
     def counted(self) -> Counter[str]:
         """Requests by verb since the last call."""
@@ -55,6 +59,16 @@ class InMemoryS3:
             "AWS_SECRET_ACCESS_KEY": "testing",
             "AWS_REGION": "us-east-1",
             "AWS_ALLOW_HTTP": "true",
+            "AZURE_STORAGE_ENDPOINT": self.address,
+            "AZURE_STORAGE_ACCOUNT_NAME": "testing",
+            "AZURE_STORAGE_ACCOUNT_KEY": "dGVzdGluZw==",
+            "GOOGLE_SERVICE_ACCOUNT_KEY": json.dumps(
+                {
+                    "gcs_base_url": self.address,
+                    "disable_oauth": True,
+                    **dict.fromkeys(("client_email", "private_key", "private_key_id"), ""),
+                }
+            ),
         }
 
     address: str = ""
@@ -99,7 +113,7 @@ class InMemoryS3:
 
     def _reply(self, request: web.Request, key: str, content: bytes) -> web.Response:
         query, source = request.query, request.headers.get("x-amz-copy-source")
-        if "list-type" in query:
+        if "list-type" in query or query.get("comp") == "list":
             self.asked.append(("LIST", query.get("prefix", "")))
             return self._listing(query)
         if "delete" in query:
@@ -115,46 +129,81 @@ class InMemoryS3:
             origin = unquote(source or "").lstrip("/").partition("/")[2]
             if origin not in self.values:
                 return _xml("<Error><Code>NoSuchKey</Code></Error>", status=404)
-            self.values[key] = self.values[origin]
+            self._put(key, self.values[origin])
             return _xml(f"<CopyObjectResult><ETag>{_etag(self.values[key])}</ETag></CopyObjectResult>")
         if verb == "PUT":
             if request.headers.get("If-None-Match") == "*" and key in self.values:
                 return _xml("<Error><Code>PreconditionFailed</Code></Error>", status=412)
-            self.values[key] = content
+            self._put(key, content)
             return web.Response(headers={"ETag": _etag(content)})
         if verb == "DELETE":
             self.values.pop(key, None)
             return web.Response(status=204)
         return self._value(request, key)
 
+    def _put(self, key: str, content: bytes) -> None:
+        self.values[key], self.written[key] = content, datetime.now(UTC)
+
+    def modified(self, key: str) -> datetime:
+        return self.written.get(key, self.began)
+
     def _value(self, request: web.Request, key: str) -> web.Response:
         if key not in self.values:
             return web.Response(status=404)
         value = self.values[key]
-        headers = {"ETag": _etag(value), "Last-Modified": format_datetime(datetime.now(UTC), usegmt=True)}
+        if "If-Match" in request.headers and request.headers["If-Match"] != _etag(value):
+            return web.Response(status=412)
+        headers = {"ETag": _etag(value), "Last-Modified": format_datetime(self.modified(key), usegmt=True)}
+        if request.method == "HEAD":
+            headers["Content-Length"] = str(len(value))
         span = request.http_range
         if request.headers.get("Range") is None:
             return web.Response(body=value, headers=headers)
         start, stop, _ = slice(span.start, span.stop).indices(len(value))
+        if start >= len(value):
+            return web.Response(status=416)
         headers["Content-Range"] = f"bytes {start}-{stop - 1}/{len(value)}"
         return web.Response(status=206, body=value[start:stop], headers=headers)
 
     def _listing(self, query: object) -> web.Response:
         asked = dict(query)  # type: ignore[call-overload]
-        after = asked.get("continuation-token") or asked.get("start-after", "")
-        keys = sorted(key for key in self.values if key.startswith(asked.get("prefix", "")) and key > after)
-        page, more = keys[:PAGE], len(keys) > PAGE
-        now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.000Z")
-        contents = "".join(
-            f"<Contents><Key>{escape(key)}</Key><LastModified>{now}</LastModified>"
-            f"<ETag>{escape(_etag(self.values[key]))}</ETag><Size>{len(self.values[key])}</Size></Contents>"
-            for key in page
-        )
-        token = f"<NextContinuationToken>{escape(page[-1])}</NextContinuationToken>" if more else ""
-        return _xml(
-            f"<ListBucketResult><KeyCount>{len(page)}</KeyCount><IsTruncated>{str(more).lower()}</IsTruncated>"
-            f"{token}{contents}</ListBucketResult>"
-        )
+        prefix, delimiter = asked.get("prefix", ""), asked.get("delimiter")
+        after = asked.get("continuation-token") or asked.get("marker") or asked.get("start-after", "")
+        keys = sorted(key for key in self.values if key.startswith(prefix) and key > after)
+        folders = set()
+        if delimiter:
+            folders = {key[: key.index("/", len(prefix)) + 1] for key in keys if "/" in key[len(prefix) :]}
+            keys = [key for key in keys if "/" not in key[len(prefix) :]]
+        page, more = keys[:PAGE], keys[PAGE - 1] if len(keys) > PAGE else ""
+        return _azure_page(self, page, folders, more) if "comp" in asked else _s3_page(self, page, folders, more)
+
+
+def _s3_page(server: InMemoryS3, page: list[str], folders: set[str], more: str) -> web.Response:
+    contents = "".join(
+        f"<Contents><Key>{escape(key)}</Key><LastModified>{server.modified(key):%Y-%m-%dT%H:%M:%S.000Z}</LastModified>"
+        f"<ETag>{escape(_etag(server.values[key]))}</ETag><Size>{len(server.values[key])}</Size></Contents>"
+        for key in page
+    )
+    below = "".join(f"<CommonPrefixes><Prefix>{escape(name)}</Prefix></CommonPrefixes>" for name in sorted(folders))
+    token = f"<NextContinuationToken>{escape(more)}</NextContinuationToken>" if more else ""
+    return _xml(
+        f"<ListBucketResult><KeyCount>{len(page)}</KeyCount><IsTruncated>{str(bool(more)).lower()}</IsTruncated>"
+        f"{token}{contents}{below}</ListBucketResult>"
+    )
+
+
+def _azure_page(server: InMemoryS3, page: list[str], folders: set[str], more: str) -> web.Response:
+    blobs = "".join(
+        f"<Blob><Name>{escape(key)}</Name><Properties><Last-Modified>"
+        f"{format_datetime(server.modified(key), usegmt=True)}</Last-Modified>"
+        f"<Content-Length>{len(server.values[key])}</Content-Length><Content-Type>x</Content-Type>"
+        f"<Etag>{_etag(server.values[key])[1:-1]}</Etag></Properties></Blob>"
+        for key in page
+    )
+    below = "".join(f"<BlobPrefix><Name>{escape(name)}</Name></BlobPrefix>" for name in sorted(folders))
+    return _xml(
+        f"<EnumerationResults><Blobs>{blobs}{below}</Blobs><NextMarker>{escape(more)}</NextMarker></EnumerationResults>"
+    )
 
 
 def _etag(value: bytes) -> str:

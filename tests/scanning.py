@@ -17,7 +17,7 @@ def scanned(entry: FileEntry, spec: ReadSpec, *, id_digests: bool = False) -> Fi
     """A scan of all that a spec needs."""
     settings = ScanSettings(
         spec.reader, spec.columns, ids=spec.unique_ids, id_digests=id_digests, labels=spec.wants_label,
-        period=spec.period,
+        period=spec.period, aspects=spec.aspects,
     )  # fmt: skip
     scan = scan_file(entry, settings)
     assert isinstance(scan, FileScan), scan

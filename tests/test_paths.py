@@ -14,7 +14,7 @@ from bertray.errors import ConfigError
 from bertray.io.store import open_store
 from bertray.model.bundle import resolve_model
 from bertray.paths import is_uri, local_path
-from bertray.reviews.file_access import filesystem_of
+from bertray.reviews.file_access import full_path
 
 ME = pwd.getpwuid(0)
 
@@ -47,14 +47,14 @@ def test_a_path_is_taken_as_a_shell_or_the_standard_takes_it(written, meant, tmp
     expected = Path(meant.format(home=home, here=here))
     assert local_path(written) == expected
     assert open_store(written).root == str(expected)
-    assert filesystem_of(written)[1] == str(expected)
+    assert full_path(written) == str(expected)
     assert not is_uri(written)
 
 
 @pytest.mark.parametrize("path", ["~nobody-has-this-name/out", "file://elsewhere/out"])
 def test_a_path_that_means_nothing_here_is_a_config_error(path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for opened in (local_path, open_store, filesystem_of, resolve_model):
+    for opened in (local_path, open_store, full_path, resolve_model):
         with pytest.raises(ConfigError, match="found"):
             opened(path)
     assert not any(tmp_path.iterdir())

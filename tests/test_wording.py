@@ -8,7 +8,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from bertray.config import load_config
-from bertray.wording import command, counted, setting
+from bertray.wording import command, counted, duration, percent, setting
 
 AWKWARD = [
     "plain", "with space", "it's", 'say "so"', "'quoted'", '"quoted"', "yes", "null", "~", "1,0", "1.0", "#1", "a: b",
@@ -69,3 +69,21 @@ def test_commands_stand_in_backticks():
 def test_counts_have_the_number_of_their_noun():
     found = [counted(0, "row"), counted(1, "row"), counted(1234, "row"), counted(2, "class", "classes")]
     assert found == ["0 rows", "1 row", "1,234 rows", "2 classes"]
+
+
+@pytest.mark.parametrize(
+    ("share", "shown"),
+    [(0, "0.0 %"), (0.0004, "< 0.1 %"), (0.0005, "0.1 %"), (0.5, "50.0 %"), (0.99949, "99.9 %"), (0.9996, "> 99.9 %"),
+     (1, "100.0 %")],
+)  # fmt: skip
+def test_a_share_is_never_rounded_to_all_or_nothing(share, shown):
+    assert percent(share) == shown
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown"),
+    [(0.04, "0 s"), (6.0, "6 s"), (8.24, "8.2 s"), (9.4, "9.4 s"), (9.6, "10 s"), (59.6, "1 min 00 s"),
+     (200, "3 min 20 s"), (3599.7, "1 h 00 min"), (7500, "2 h 05 min")],
+)  # fmt: skip
+def test_a_duration_is_rounded_before_it_is_split(seconds, shown):
+    assert duration(seconds) == shown

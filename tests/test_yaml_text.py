@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from bertray.yaml_text import MAX_VALUES, WrittenFloat, YamlError, read_yaml, write_yaml, yaml_word
@@ -55,6 +55,7 @@ def test_anchors_aliases_and_merged_keys_are_followed():
     assert found["same"] == {"x": 1, "y": 2}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("text", "line", "problem"),
     [
@@ -113,7 +114,6 @@ VALUES = st.recursive(
 )
 
 
-@settings(deadline=None)  # a shared machine may be slow
 @given(VALUES)
 def test_values_are_read_back_as_a_block_and_in_a_line(value: Any):
     assert read_yaml(write_yaml({"k": value})) == {"k": value}

@@ -6,13 +6,15 @@ import contextlib
 import logging
 import os
 import sys
+import threading
 import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from bertray import errors, runtime
+from bertray import runtime
 from bertray.console import NOISY, WARNING_MODULES
-from bertray.errors import BertrayError, ConfigError
+from bertray.errors import ConfigError
+from bertray.execution.remote_errors import known_error
 
 
 @contextlib.contextmanager
@@ -25,7 +27,7 @@ def call(*, verbose: bool = False) -> Iterator[None]:
     if "torch" not in sys.modules:
         runtime.set_up_threads()
     try:
-        with _loggers(verbose=verbose):
+        with _QUIET, _shown_on_stderr() if verbose else contextlib.nullcontext():
             yield
     except Exception as error:
         known = known_error(error)
@@ -34,38 +36,45 @@ def call(*, verbose: bool = False) -> Iterator[None]:
         raise known from error
 
 
+class _Quiet:
+    """Third parties kept quiet for as long as any call runs, also where calls of several threads overlap."""
+
+    def __init__(self) -> None:
+        self._lock, self._calls, self._before = threading.Lock(), 0, contextlib.ExitStack()
+
+    def __enter__(self) -> None:
+        with self._lock:
+            self._calls += 1
+            if self._calls == 1:
+                for name in ("bertray", *NOISY):
+                    logger = logging.getLogger(name)
+                    self._before.callback(logger.setLevel, logger.level)
+                    if name != "bertray":
+                        logger.setLevel(logging.ERROR)
+                self._before.enter_context(warnings.catch_warnings())
+                warnings.filterwarnings("ignore", module=WARNING_MODULES)
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._calls -= 1
+            if not self._calls:
+                self._before.close()
+
+
+_QUIET = _Quiet()
+
+
 @contextlib.contextmanager
-def _loggers(*, verbose: bool) -> Iterator[None]:
-    """Log lines of ours on stderr or nowhere, those of others from errors on; afterwards as before."""
-    ours = logging.getLogger("bertray")
-    names = ("bertray", *NOISY)
-    levels = {name: logging.getLogger(name).level for name in names}
-    handler: logging.Handler | None = None
-    with contextlib.ExitStack() as stack:
-        if verbose:
-            handler = logging.StreamHandler(sys.stderr)
-            handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
-            ours.addHandler(handler)
-            stack.callback(ours.removeHandler, handler)
-            ours.setLevel(logging.INFO)
-        stack.enter_context(warnings.catch_warnings())
-        warnings.filterwarnings("ignore", module=WARNING_MODULES)
-        for name in NOISY:
-            logging.getLogger(name).setLevel(logging.ERROR)
-        try:
-            yield
-        finally:
-            for name, level in levels.items():
-                logging.getLogger(name).setLevel(level)
-
-
-def known_error(error: BaseException) -> BertrayError | None:
-    """The error as one of the package, also where Ray has wrapped it; None: a bug."""
-    if (known := errors.known(error)) is None and "ray" in sys.modules:
-        from bertray.execution.remote_errors import as_known
-
-        return as_known(error)
-    return known
+def _shown_on_stderr() -> Iterator[None]:
+    """Log lines of ours on stderr."""
+    ours, handler = logging.getLogger("bertray"), logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    ours.addHandler(handler)
+    ours.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        ours.removeHandler(handler)
 
 
 def plain(value: Any) -> Any:

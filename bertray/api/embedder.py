@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,13 +11,13 @@ from numpy.typing import NDArray
 
 from bertray import schema as s
 from bertray.api.calls import call, device_of, plain
-from bertray.api.classifier import column_of
+from bertray.api.classifier import column_of, texts_in
 from bertray.api.texts import OnRefused, refuse, rows_of_texts
 from bertray.config import EmbedConfig, build_config
 from bertray.errors import ConfigError
 from bertray.model.bundle import resolve_model
 from bertray.reviews.corpus import read_spec
-from bertray.scoring.models import open_encoder
+from bertray.scoring.models import check_reads_once, open_encoder
 
 
 class Embedder:
@@ -28,12 +27,15 @@ class Embedder:
         vectors_ND = embedder.encode(["Great film", "Never again"])
 
     Args:
-        model: folder of a bundle or encoder, `<run>/model`, hub id (`name@revision`), `s3://` or `gs://` prefix,
-            or `bundled`.
+        model: folder of a bundle or encoder, `<run>/model`, hub id (`name@revision`), `s3://`, `gs://` or `az://`
+            prefix, `bundled`, or the result of `pretrain` or `train`.
         pooling: `mean` of the tokens' last hidden states, or `cls`, that of the first token.
         normalize: scale each vector to length 1, so that a dot product is the cosine.
         columns: `{"text": ..., "text_pair": ...}`, columns of tables that are embedded; by default `text`.
-        max_length, long_text, cleaning, max_chars: as for `embed`; by default the bundle's, or those of training.
+        max_length: as for `embed`; by default the bundle's.
+        long_text: as for `embed`; by default the bundle's.
+        cleaning: as for `embed`; by default the bundle's, or that of training.
+        max_chars: as for `embed`; by default the bundle's, or that of training.
         device: `cpu`, `cuda`, or `auto`: a GPU if this process sees one.
 
     Raises:
@@ -43,7 +45,7 @@ class Embedder:
 
     def __init__(
         self,
-        model: str | os.PathLike[str] = "bundled",
+        model: Any = "bundled",
         *,
         pooling: str = "mean",
         normalize: bool = False,
@@ -57,29 +59,32 @@ class Embedder:
         with call():
             on = device_of(device)
             keys = {
-                "model": plain(model),
+                "model": plain(getattr(model, "model", model)),  # of a result, too
                 "pooling": pooling,
                 "normalize": normalize,
-                "columns": dict(columns or {}),
+                "columns": {} if columns is None else plain(columns),
                 "max_length": max_length,
                 "long_text": long_text,
-                "cleaning": None if cleaning is None else dict(cleaning),
+                "cleaning": plain(cleaning),
                 "max_chars": max_chars,
             }
             config = build_config("embed", {**keys, "input": "texts", "output": "nothing"})
             assert isinstance(config, EmbedConfig)
             self._load(config, on)
+        self._given = model  # a result may own the model's files
 
     def _load(self, config: EmbedConfig, device: str) -> None:
         from bertray.model import embedder
         from bertray.model.tokenization import ReviewTokenizer
 
-        if config.pooling == "tokens":
+        if config.pooling == "tokens" or config.pooling == "vocabulary":
             raise ConfigError(
-                "pooling=tokens: an Embedder gives one vector a text.", "Call bertray.embed, which writes one a token."
+                f"pooling={config.pooling}: an Embedder gives one vector a text.",
+                "Call bertray.embed, which writes vectors of tokens or of a vocabulary.",
             )
         self.model = config.model
         info, folder = open_encoder(config), resolve_model(config.model)
+        check_reads_once(config, info)
         self._spec = read_spec(config, info.cleaning, info.max_chars, wants_label=False)
         self._tokenizer = ReviewTokenizer(
             folder, config.max_length or info.max_length, config.long_text or info.long_text
@@ -88,8 +93,8 @@ class Embedder:
         self.model_version = info.model_version
 
     @classmethod
-    def load(cls, model: str | os.PathLike[str] = "bundled", **keys: Any) -> Embedder:
-        """The encoder of a folder or hub id; the same arguments as the class itself."""
+    def load(cls, model: Any = "bundled", **keys: Any) -> Embedder:
+        """The same as the class itself."""
         return cls(model, **keys)
 
     @property
@@ -114,8 +119,7 @@ class Embedder:
         """
         with call():
             vectors_ND, refused = self._vectors(texts, pairs)
-            if on_refused == "raise":
-                refuse(refused, len(vectors_ND))
+            refuse(refused, len(vectors_ND), on_refused)
         return vectors_ND
 
     def _vectors(self, texts: Any, pairs: Any) -> tuple[NDArray[np.float32], list[tuple[int, str, str]]]:
@@ -142,7 +146,7 @@ class Embedder:
         columns = self._spec.columns
         with call():
             vectors_ND, _ = self._vectors(
-                column_of(table, columns.text),
+                texts_in(table, columns),
                 None if columns.text_pair is None else column_of(table, columns.text_pair),
             )
             missing_N = pa.array(np.isnan(vectors_ND).any(axis=1))

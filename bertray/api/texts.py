@@ -5,9 +5,9 @@ Legend: N texts, K kept ones.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
+from dataclasses import dataclass, replace
+from typing import Any, Literal, get_args
 
 import numpy as np
 import pyarrow as pa
@@ -15,11 +15,12 @@ from numpy.typing import NDArray
 
 from bertray import schema as s
 from bertray.errors import ConfigError, DataRefused
-from bertray.reviews.rows import InputFile, RawRows, ReadSpec, Shard
+from bertray.reviews.aspects import expanded, rows_of_lists
+from bertray.reviews.rows import ROWS_PER_SHARD, Aspects, Expansion, InputFile, RawRows, ReadSpec, Shard
 from bertray.reviews.screening import screen
 from bertray.wording import counted
 
-ROWS_AT_ONCE = 4096  # as many as a shard of `bertray score`, so that packs hold the same reviews
+ROWS_AT_ONCE = ROWS_PER_SHARD  # as many as a shard of `bertray score`, so that packs hold the same reviews
 MAX_NAMED = 5  # refused texts that an error names
 OnRefused = Literal["raise", "null"]
 
@@ -30,7 +31,6 @@ class CleanTexts:
 
     Attributes:
         start: number of the first of them in the call.
-        num_rows: N.
         rows_K: positions of the kept ones, ascending, counted from `start`.
         texts: string [K].
         pairs: string [K], the second texts, or None.
@@ -78,6 +78,47 @@ def rows_of_texts(
     return np.concatenate(parts), refused
 
 
+def of_pairs(spec: ReadSpec) -> ReadSpec:
+    """Reading of texts that come each with its aspect, in place of reviews that are read for several."""
+    name = s.ASPECT if s.ASPECT not in spec.columns.texts else s.TEXT_PAIR
+    columns = spec.columns.model_copy(update={"text_pair": name, "aspects": None})
+    return replace(spec, columns=columns, aspects=None)
+
+
+@dataclass(frozen=True)
+class RowsOfAspects:
+    """Rows of some reviews, one for each aspect.
+
+    Attributes:
+        which_M: int64, position of the review of each row.
+        texts: string [M].
+        aspects: string [M]; null where a review names none.
+    """
+
+    which_M: np.ndarray
+    texts: pa.Array
+    aspects: pa.Array
+
+
+def rows_of_aspects(texts: Any, lists: pa.Array | None, aspects: Aspects) -> RowsOfAspects:
+    """A row for each aspect of each text, as a file with these columns would give.
+
+    Args:
+        texts: as for `clean_texts_of`.
+        lists: values of `aspects.column`, where it names one.
+        aspects: that the texts are read for.
+    """
+    array = as_texts(texts, "texts")
+    columns = {"texts": array}
+    expansion = Expansion(0, len(array), width=len(aspects.label_columns))
+    if aspects.column is not None and lists is not None:
+        columns[aspects.column] = lists
+        expansion = Expansion(0, len(array), counts=rows_of_lists(lists).astype("<u2").tobytes())
+    rows = expanded(RawRows(np.arange(len(array)), columns), aspects, expansion, "", wants_label=False)
+    assert rows.aspects is not None
+    return RowsOfAspects(rows.aspects.stored_M, rows.columns["texts"], rows.aspects.names)
+
+
 def clean_texts_of(texts: Any, pairs: Any, spec: ReadSpec, model: str) -> Iterator[CleanTexts]:
     """Texts of a call, at most ROWS_AT_ONCE at a time.
 
@@ -95,7 +136,7 @@ def clean_texts_of(texts: Any, pairs: Any, spec: ReadSpec, model: str) -> Iterat
             f"pairs: {model} was loaded for {'single texts' if pairs is not None else 'pairs of texts'}.",
             "Load it with columns={'text_pair': COLUMN} and give `pairs`, or leave both out.",
         )
-    arrays = {spec.columns.text: as_texts(texts, "texts")}
+    arrays = {spec.columns.text_name: as_texts(texts, "texts")}
     if spec.columns.text_pair is not None:
         arrays[spec.columns.text_pair] = as_texts(pairs, "pairs")
     lengths = [len(array) for array in arrays.values()]
@@ -106,7 +147,7 @@ def clean_texts_of(texts: Any, pairs: Any, spec: ReadSpec, model: str) -> Iterat
 
 
 def _screened(columns: dict[str, pa.Array], start: int, spec: ReadSpec) -> CleanTexts:
-    num_rows = len(columns[spec.columns.text])
+    num_rows = len(columns[spec.columns.text_name])
     file = InputFile("texts", "texts", "parquet", 0, "", num_rows, dict.fromkeys(columns, "string"))
     kept, refused = screen(RawRows(np.arange(num_rows), columns), Shard(file, 0, 0, num_rows), spec)
     return CleanTexts(
@@ -129,7 +170,8 @@ def as_texts(values: Any, name: str) -> pa.Array:
     Raises:
         ConfigError: a single text, no texts, or values of another type.
     """
-    if isinstance(values, str | bytes) or not (hasattr(values, "__arrow_c_stream__") or isinstance(values, Iterable)):
+    is_iterable = hasattr(values, "__arrow_c_stream__") or isinstance(values, Iterable)
+    if isinstance(values, str | bytes | Mapping | Set) or not is_iterable:  # those have no order, or other values
         found = "one text" if isinstance(values, str | bytes) else f"{type(values).__name__}"
         raise ConfigError(f"{name}: expected a list of texts, found {found}.", "Write `[text]` for a single one.")
     try:
@@ -138,6 +180,9 @@ def as_texts(values: Any, name: str) -> pa.Array:
         raise ConfigError(f"{name}: expected texts, found other values: {error}.", "Convert them to str.") from error
     if isinstance(array, pa.ChunkedArray):
         array = array.combine_chunks()
+    if pa.types.is_struct(array.type):
+        names = ", ".join(field.name for field in array.type)
+        raise ConfigError(f"{name}: expected texts, found a table of {names}.", "Give its column of texts.")
     plain = array.type.value_type if pa.types.is_dictionary(array.type) else array.type
     kinds = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view, pa.types.is_null)
     if not any(is_kind(plain) for is_kind in (*kinds, pa.types.is_binary)):
@@ -160,14 +205,19 @@ def _array(values: Any) -> Any:
         )
 
 
-def refuse(refused: list[tuple[int, str, str]], num_rows: int) -> None:
-    """Raises DataRefused that names the first texts which cannot be scored, if there is one.
+def refuse(refused: list[tuple[int, str, str]], num_rows: int, on_refused: OnRefused) -> None:
+    """Raises DataRefused that names the first texts which cannot be scored, if there is one and they are not wanted.
 
     Args:
         refused: (position, reason, detail), ascending.
         num_rows: texts of the call.
+
+    Raises:
+        ConfigError: `on_refused` is another word.
     """
-    if refused:
+    if on_refused not in get_args(OnRefused):
+        raise ConfigError(f"on_refused: expected raise or null, found {on_refused!r}.")
+    if refused and on_refused == "raise":
         named = [f"{row} ({reason}{': ' + detail if detail else ''})" for row, reason, detail in refused[:MAX_NAMED]]
         more = f" and {len(refused) - MAX_NAMED} more" if len(refused) > MAX_NAMED else ""
         raise DataRefused(

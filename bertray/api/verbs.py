@@ -6,14 +6,13 @@ lines on stderr. Without `output` a run goes to a temporary folder that lives as
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
 import tempfile
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, TypeVar
 
 from bertray.api.calls import call, plain
 from bertray.api.classifier import Classifier
@@ -22,30 +21,30 @@ from bertray.api.tables import as_files, is_table
 from bertray.config import build_config, guess_verb, load_values
 from bertray.errors import ConfigError
 from bertray.execution.session import has_other_machines
-from bertray.runs.results import (
-    AuditResult,
-    EmbedResult,
-    EvaluationResult,
-    GarbageResult,
-    PlanResult,
-    PretrainResult,
-    Result,
-    ScoreResult,
-    TopicsResult,
-    TrainResult,
-    TuneResult,
+from bertray.runs import (
+    data_audit,
+    embedding,
+    fetched,
+    forecast,
+    label_shares,
+    model_evaluation,
+    night,
+    night_results,
+    results,
+    review_queue,
+    stored,
+    taken_answers,
+    topic_search,
+    trust_results,
 )
+from bertray.runs.fit import pretraining, training, tuning
+from bertray.runs.release import model_comparison, promotion, registered
 from bertray.trust.pinning import pinned
-
-if TYPE_CHECKING:
-    from bertray.runs.model_comparison import ComparisonResult
-    from bertray.runs.promotion import PromotionResult
-    from bertray.runs.registered import RegisteredName
 
 ConfigFiles = str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None
 # Verbs that read an output or write to a registry, so that there is none to make up.
-WITHOUT_OUTPUT = ("files", "gc", "promote", "rollback", "registry")
-ResultT = TypeVar("ResultT", bound=Result)
+WITHOUT_OUTPUT = ("fetch", "files", "gc", "promote", "rollback", "registry")
+ResultT = TypeVar("ResultT")
 
 
 def train(
@@ -56,7 +55,7 @@ def train(
     config: ConfigFiles = None,
     verbose: bool = False,
     **keys: Any,
-) -> TrainResult:
+) -> results.TrainResult:
     """Train a classifier on labelled reviews, and evaluate it.
 
     Args:
@@ -64,80 +63,71 @@ def train(
             `data` as a dict.
         validation: chooses the best epoch; by default a tenth of `data`.
         test: for the figures; by default they are on validation rows, and say so.
-        config, verbose: see the module.
+        config: YAML file of keys, or several; keywords win.
+        verbose: show the log on stderr.
         keys: of `bertray train`, such as `model="bert-base-uncased"`, `training={"epochs": 2}`, `output="runs/first"`.
 
     Raises:
         ConfigError, ConflictError, DataRefused, InfrastructureError: as the command's exit codes 2, 4, 6 and 7.
     """
-    given = _with_splits(data, validation, test)
-    given = _joined("model", _model_of(keys.pop("model", None)), _joined("data", given, keys))
-    with _opened("train", given, config, verbose) as opened:
-        from bertray.runs.training import train as run
-
-        return opened.finished(run(opened.config))
+    return _call("train", training.train, _joined("data", _with_splits(data, validation, test), keys), config, verbose)
 
 
 def evaluate(
     model: Any = None, data: Any = None, *, config: ConfigFiles = None, verbose: bool = False, **keys: Any
-) -> EvaluationResult:
+) -> results.EvaluationResult:
     """Evaluate a model on labelled reviews.
 
     Args:
-        model: folder, hub id, `Classifier`, or the result of `train`.
+        model: folder, hub id, `Classifier`, or the result of another call.
         data: labelled reviews: path, list of paths, or table.
-        config, verbose: see the module.
+        config: YAML file of keys, or several; keywords win.
+        verbose: show the log on stderr.
         keys: of `bertray evaluate`.
     """
-    given = _joined("model", _model_of(model), _joined("input", data, keys))
-    with _opened("evaluate", given, config, verbose) as opened:
-        from bertray.runs.model_evaluation import evaluate as run
-
-        return opened.finished(run(opened.config))
+    given = _joined("model", model, _joined("input", data, keys))
+    return _call("evaluate", model_evaluation.evaluate, given, config, verbose)
 
 
-def score(*, config: ConfigFiles = None, verbose: bool = False, **keys: Any) -> ScoreResult:
+def score(*, config: ConfigFiles = None, verbose: bool = False, **keys: Any) -> night_results.ScoreResult:
     """Label new review files, and commit the rows to an output, each row once.
 
     Tables in memory are for `Classifier`: the ledger of an output remembers which files it holds.
 
     Args:
-        config, verbose: see the module.
+        config: YAML file of keys, or several; keywords win.
+        verbose: show the log on stderr.
         keys: of `bertray score`: `model`, `input` (path or list of paths), `output`, `slot` ….
     """
-    with _opened("score", _joined("model", _model_of(keys.pop("model", None)), keys), config, verbose) as opened:
-        from bertray.runs.night import score as run
-
-        return opened.finished(run(opened.config))
+    return _call("score", night.score, keys, config, verbose)
 
 
-def embed(data: Any = None, *, config: ConfigFiles = None, verbose: bool = False, **keys: Any) -> EmbedResult:
+def embed(
+    data: Any = None, *, config: ConfigFiles = None, verbose: bool = False, **keys: Any
+) -> night_results.EmbedResult:
     """Embed new reviews, and commit the vectors to an output as scored rows are.
 
     Args:
         data: reviews: path, list of paths, or table.
-        config, verbose: see the module.
+        config: YAML file of keys, or several; keywords win.
+        verbose: show the log on stderr.
         keys: of `bertray embed`.
     """
-    given = _joined("model", _model_of(keys.pop("model", None)), _joined("input", data, keys))
-    with _opened("embed", given, config, verbose) as opened:
-        from bertray.runs.embedding import embed as run
-
-        return opened.finished(run(opened.config))
+    return _call("embed", embedding.embed, _joined("input", data, keys), config, verbose)
 
 
-def pretrain(data: Any = None, *, config: ConfigFiles = None, verbose: bool = False, **keys: Any) -> PretrainResult:
+def pretrain(
+    data: Any = None, *, config: ConfigFiles = None, verbose: bool = False, **keys: Any
+) -> results.PretrainResult:
     """Adapt an encoder to reviews without labels, or learn a new one.
 
     Args:
         data: reviews: path, list of paths, or table.
-        config, verbose: see the module.
+        config: YAML file of keys, or several; keywords win.
+        verbose: show the log on stderr.
         keys: of `bertray pretrain`.
     """
-    with _opened("pretrain", _joined("input", data, keys), config, verbose) as opened:
-        from bertray.runs.pretraining import pretrain as run
-
-        return opened.finished(run(opened.config))
+    return _call("pretrain", pretraining.pretrain, _joined("input", data, keys), config, verbose)
 
 
 def tune(
@@ -148,18 +138,18 @@ def tune(
     config: ConfigFiles = None,
     verbose: bool = False,
     **keys: Any,
-) -> TuneResult:
+) -> results.TuneResult:
     """Search over settings of `train`; needs the extra `tune`.
 
     Args:
-        data, validation, test: as for `train`.
-        config, verbose: see the module.
+        data: as for `train`.
+        validation: as for `train`.
+        test: as for `train`.
+        config: YAML file of keys, or several; keywords win.
+        verbose: show the log on stderr.
         keys: of `bertray tune`, such as `search={"trials": 8}`.
     """
-    with _opened("tune", _joined("data", _with_splits(data, validation, test), keys), config, verbose) as opened:
-        from bertray.runs.tuning import tune as run
-
-        return opened.finished(run(opened.config))
+    return _call("tune", tuning.tune, _joined("data", _with_splits(data, validation, test), keys), config, verbose)
 
 
 def audit(
@@ -170,51 +160,48 @@ def audit(
     config: ConfigFiles = None,
     verbose: bool = False,
     **keys: Any,
-) -> AuditResult:
+) -> results.AuditResult:
     """Look for duplicates, leaks, conflicting and doubtful labels and broken rows; needs the extra `audit`.
 
     Args:
-        data, validation, test: splits, each a path, a list of paths, or a table.
-        config, verbose: see the module.
+        data: the train split: path, list of paths, or table.
+        validation: another split, likewise.
+        test: another split, likewise.
+        config: YAML file of keys, or several; keywords win.
+        verbose: show the log on stderr.
         keys: of `bertray audit`.
     """
-    with _opened("audit", _joined("data", _with_splits(data, validation, test), keys), config, verbose) as opened:
-        from bertray.runs.data_audit import audit as run
-
-        return opened.finished(run(opened.config))
+    given = _joined("data", _with_splits(data, validation, test), keys)
+    return _call("audit", data_audit.audit, given, config, verbose)
 
 
-def topics(data: Any = None, *, config: ConfigFiles = None, verbose: bool = False, **keys: Any) -> TopicsResult:
+def topics(data: Any = None, *, config: ConfigFiles = None, verbose: bool = False, **keys: Any) -> results.TopicsResult:
     """Find topics of reviews; needs the extra `topics`.
 
     Args:
         data: raw reviews: path, list of paths, or table; not needed beside `scored`, where that holds the text.
-        config, verbose: see the module.
+        config: YAML file of keys, or several; keywords win.
+        verbose: show the log on stderr.
         keys: of `bertray topics`.
     """
-    given = _joined("model", _model_of(keys.pop("model", None)), _joined("input", data, keys))
-    with _opened("topics", given, config, verbose) as opened:
-        from bertray.runs.topic_search import search_topics as run
-
-        return opened.finished(run(opened.config))
+    return _call("topics", topic_search.search_topics, _joined("input", data, keys), config, verbose)
 
 
 def compare(
     a: Any = None, b: Any = None, data: Any = None, *, config: ConfigFiles = None, verbose: bool = False, **keys: Any
-) -> ComparisonResult:
+) -> model_comparison.ComparisonResult:
     """Compare model B with model A on the same labelled reviews, or two outputs by id; gains are B minus A.
 
     Args:
-        a, b: models (folder, hub id, `Classifier`, result of `train`), or outputs of `score`, `evaluate` or `train`.
+        a: model (folder, hub id, `Classifier`, result of `train`), or output of `score`, `evaluate` or `train`.
+        b: another, likewise.
         data: labelled reviews: path, list of paths, or table; not needed beside two outputs.
-        config, verbose: see the module.
+        config: YAML file of keys, or several; keywords win.
+        verbose: show the log on stderr.
         keys: of `bertray compare`, such as `rows="disagreements"`.
     """
-    given = _joined("a", _model_of(a), _joined("b", _model_of(b), _joined("input", data, keys)))
-    with _opened("compare", given, config, verbose) as opened:
-        from bertray.runs.model_comparison import compare as run
-
-        return opened.finished(run(opened.config))
+    given = _joined("a", a, _joined("b", b, _joined("input", data, keys)))
+    return _call("compare", model_comparison.compare, given, config, verbose)
 
 
 def promote(
@@ -225,60 +212,102 @@ def promote(
     config: ConfigFiles = None,
     verbose: bool = False,
     **keys: Any,
-) -> PromotionResult:
+) -> promotion.PromotionResult:
     """Make a candidate the model that a name of a registry stands for, if it passes the release gate.
 
     Args:
         name: in the registry.
         model: candidate: folder, `Classifier`, or the result of `train`.
         data: labelled reviews: path, list of paths, or table.
-        config, verbose: see the module.
+        config: YAML file of keys, or several; keywords win.
+        verbose: show the log on stderr.
         keys: of `bertray promote`, such as `registry="models"`, `protect=["language"]`.
 
     Raises:
         GateRefused: the gate said no.
     """
-    given = _joined("name", name, _joined("model", _model_of(model), _joined("input", data, keys)))
-    with _opened("promote", given, config, verbose) as opened:
-        from bertray.runs.promotion import promote as run
-
-        return run(opened.config)
+    given = _joined("name", name, _joined("model", model, _joined("input", data, keys)))
+    return _call("promote", promotion.promote, given, config, verbose)
 
 
-def rollback(name: str | None = None, *, config: ConfigFiles = None, **keys: Any) -> RegisteredName:
+def rollback(name: str | None = None, *, config: ConfigFiles = None, **keys: Any) -> registered.RegisteredName:
     """Let a name of a registry stand for an earlier version again.
 
     Args:
         name: in the registry.
         keys: of `bertray rollback`: `registry`, `to`, `reason`.
     """
-    with _opened("rollback", _joined("name", name, keys), config, verbose=False) as opened:
-        from bertray.runs.registered import roll_back as run
-
-        return run(opened.config)
+    return _call("rollback", registered.roll_back, _joined("name", name, keys), config)
 
 
 def registry(
     registry: Any = None, name: str | None = None, *, config: ConfigFiles = None, **keys: Any
-) -> list[RegisteredName]:
+) -> list[registered.RegisteredName]:
     """Names of a registry with their versions and history.
 
     Args:
-        registry: folder, or `s3://` or `gs://` prefix.
+        registry: folder, or `s3://`, `gs://` or `az://` prefix.
         name: only this one.
     """
     given = _joined("registry", registry, _joined("name", name, keys))
-    with _opened("registry", given, config, verbose=False) as opened:
-        from bertray.runs.registered import list_names as run
-
-        return run(opened.config)
+    return _call("registry", registered.list_names, given, config)
 
 
-def plan(*, config: ConfigFiles = None, verbose: bool = False, **keys: Any) -> PlanResult:
+def shares(
+    scored: Any = None,
+    by: Sequence[str] | None = None,
+    *,
+    config: ConfigFiles = None,
+    verbose: bool = False,
+    **keys: Any,
+) -> trust_results.SharesResult:
+    """Share of each label per group, corrected for the errors of the model, with intervals.
+
+    Args:
+        scored: output of `score`, or its result.
+        by: columns whose values are groups.
+        config: YAML file of keys, or several; keywords win.
+        verbose: show the log on stderr.
+        keys: of `bertray shares`, such as `answers="answers/"`.
+    """
+    given = _joined("scored", scored, _joined("by", by, keys))
+    return _call("shares", label_shares.shares, given, config, verbose)
+
+
+def queue(
+    scored: Any = None, *, config: ConfigFiles = None, verbose: bool = False, **keys: Any
+) -> trust_results.QueueResult:
+    """Draw the reviews that are worth a person's minutes, as a spreadsheet.
+
+    Args:
+        scored: output of `score`, or its result.
+        config: YAML file of keys, or several; keywords win.
+        verbose: show the log on stderr.
+        keys: of `bertray queue`: `budget`, `slot`.
+    """
+    return _call("queue", review_queue.queue_reviews, _joined("scored", scored, keys), config, verbose)
+
+
+def answers(
+    answers: Any = None, queue: Any = None, *, config: ConfigFiles = None, **keys: Any
+) -> trust_results.AnswersResult:
+    """Take filled-in queues back: one label a review, versioned.
+
+    Args:
+        answers: path or list of paths of the filled-in files.
+        queue: output of `queue`, or its result.
+        keys: of `bertray answers`: `who`, `labels`.
+    """
+    given = _joined("answers", answers, _joined("queue", queue, keys))
+    return _call("answers", taken_answers.take_answers, given, config)
+
+
+def plan(*, config: ConfigFiles = None, verbose: bool = False, **keys: Any) -> results.PlanResult:
     """Files, rows, token lengths and time that `train` or `score` would take; nothing is written.
 
     Args:
-        config, verbose: see the module.
+        config: YAML file of keys, or several; keywords win.
+        verbose: show the log on stderr.
         keys: of `bertray train`, where `data` or `training` is among them or in `config`, else of `bertray score`.
             `data` is a table or path, or all keys of `data` as a dict.
     """
@@ -286,10 +315,7 @@ def plan(*, config: ConfigFiles = None, verbose: bool = False, **keys: Any) -> P
         verb = guess_verb(_files_of(config), [f"{key}=" for key in keys])
     if "data" in keys:
         keys["data"] = _with_splits(keys["data"], None, None)
-    with _opened(verb, _joined("model", _model_of(keys.pop("model", None)), keys), config, verbose) as opened:
-        from bertray.runs.forecast import plan as run
-
-        return opened.finished(run(opened.config))
+    return _call(verb, forecast.plan, keys, config, verbose)
 
 
 def files(output: Any = None, slot: str | None = None, *, config: ConfigFiles = None, **keys: Any) -> list[str]:
@@ -299,39 +325,31 @@ def files(output: Any = None, slot: str | None = None, *, config: ConfigFiles = 
         output: of `score` or `embed`, or their result.
         slot: only this one.
     """
-    given = _joined("slot", slot, _joined("output", _output_of(output), keys))
-    with _opened("files", given, config, verbose=False) as opened:
-        from bertray.runs.stored import committed_files as run
-
-        return run(opened.config)
+    given = _joined("slot", slot, _joined("output", output, keys))
+    return _call("files", stored.list_files, given, config)
 
 
-def gc(output: Any = None, *, config: ConfigFiles = None, **keys: Any) -> GarbageResult:
+def gc(output: Any = None, *, config: ConfigFiles = None, **keys: Any) -> results.GarbageResult:
     """Show what an output no longer needs; `delete=True` removes it.
 
     Args:
         output: of `score` or `embed`, or their result.
         keys: of `bertray gc`: `delete`, `grace_days`.
     """
-    with _opened("gc", _joined("output", _output_of(output), keys), config, verbose=False) as opened:
-        from bertray.runs.stored import collect_garbage as run
+    return _call("gc", stored.collect_garbage, _joined("output", output, keys), config)
 
-        return run(opened.config)
+
+def fetch(model: Any = None, *, config: ConfigFiles = None, **keys: Any) -> fetched.FetchResult:
+    """A model with its tokenizer into a folder that another machine can use without network.
+
+    Args:
+        model: hub id, folder or prefix.
+        keys: of `bertray fetch`: `output`.
+    """
+    return _call("fetch", fetched.fetch_model, _joined("model", model, keys), config)
 
 
 # --- from arguments to a config --------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Opened:
-    """The config of a call, and the folder that keeps its output."""
-
-    config: Any
-    folder: _TemporaryFolder | None
-
-    def finished(self, result: ResultT) -> ResultT:
-        """The result, which owns the folder."""
-        return result if self.folder is None else replace(result, kept=self.folder)
 
 
 class _TemporaryFolder:
@@ -342,27 +360,31 @@ class _TemporaryFolder:
         self._removal = weakref.finalize(self, shutil.rmtree, self.path, ignore_errors=True)
 
 
-@contextlib.contextmanager
-def _opened(verb: str, keys: Mapping[str, Any], config: ConfigFiles, verbose: bool) -> Iterator[_Opened]:
-    """A call of a verb: its config, tables written out, third parties quiet, errors of the package alone."""
-    with call(verbose=verbose), as_files(keys, verb) as files:
+def _call(
+    verb: str, run: Callable[[Any], ResultT], keys: Mapping[str, Any], config: ConfigFiles, verbose: bool = False
+) -> ResultT:
+    """A run of a verb: its config, tables written out, third parties quiet, errors of the package alone."""
+    with call(verbose=verbose), as_files(_places(keys), verb, is_whole=config is None) as files:
         values = load_values(verb, _files_of(config), values=plain(files))
-        folder = None
-        if "output" not in values and verb not in WITHOUT_OUTPUT:
-            if has_other_machines():
-                raise ConfigError(
-                    "output: missing, and other machines of the cluster would not see a temporary folder of this one.",
-                    "Give an `output` that every machine sees.",
-                )
-            folder = _TemporaryFolder()
-            values["output"] = f"{folder.path}/{verb}"
-        yield _Opened(pinned(build_config(verb, values)), folder)
+        if "output" in values or verb in WITHOUT_OUTPUT:
+            return run(pinned(build_config(verb, values)))
+        if has_other_machines():
+            raise ConfigError(
+                "output: missing, and other machines of the cluster would not see a temporary folder of this one.",
+                "Give an `output` that every machine sees.",
+            )
+        folder = _TemporaryFolder()
+        result: Any = run(pinned(build_config(verb, {**values, "output": f"{folder.path}/{verb}"})))
+        kept: ResultT = replace(result, kept=folder)  # which lives as long as the result
+        return kept
 
 
 def _files_of(config: ConfigFiles) -> list[str]:
     if config is None:
         return []
     given = [config] if isinstance(config, str | os.PathLike) else config
+    if not isinstance(given, Sequence) or not all(isinstance(path, str | os.PathLike) for path in given):
+        raise ConfigError(f"config: expected a path or a list of paths, found {type(config).__name__}.")
     return [os.fspath(path) for path in given]
 
 
@@ -390,10 +412,16 @@ def _joined(key: str, value: Any, keys: Mapping[str, Any]) -> dict[str, Any]:
     return {**keys, key: value}
 
 
-def _output_of(output: Any) -> Any:
-    return output.output if isinstance(output, Result) else output
+def _places(keys: Mapping[str, Any]) -> dict[str, Any]:
+    """Keys with the path of its model, or of its output, in place of a loaded model or the result of another call."""
+    return {
+        key: _places(value) if isinstance(value, Mapping) and not is_table(value) else _place_of(key, value)
+        for key, value in keys.items()
+    }
 
 
-def _model_of(model: Any) -> Any:
-    """A `model` value of a path, of a loaded model, or of the result of `train` or `pretrain`."""
-    return model.model if isinstance(model, Classifier | Embedder | TrainResult | PretrainResult) else model
+def _place_of(key: str, value: Any) -> Any:
+    has_model = isinstance(value, Classifier | Embedder | results.TrainResult | results.PretrainResult)
+    if has_model and key not in ("output", "scored"):
+        return value.model
+    return value.output if isinstance(value, results.Result) else value

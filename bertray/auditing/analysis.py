@@ -14,6 +14,7 @@ import numpy as np
 
 from bertray.auditing.duplicates import ALONE, Leaks, NearTexts, contradictions, leaks, num_groups, repeats
 from bertray.auditing.near_duplicates import Candidates
+from bertray.reviews.fetch import row_keys
 
 
 @dataclass(frozen=True)
@@ -48,16 +49,11 @@ class AuditRows:
 
     def positions(self, file_no_M: np.ndarray, row_no_M: np.ndarray) -> np.ndarray:
         """int64 [M]: where rows stand here, by file and row number; each has to be one of these."""
-        return np.searchsorted(self._place_N, _place(file_no_M, row_no_M))
+        return np.searchsorted(self._place_N, row_keys(file_no_M, row_no_M))
 
     @functools.cached_property
     def _place_N(self) -> np.ndarray:
-        return _place(self.file_no_N, self.row_no_N)
-
-
-def _place(file_no_N: np.ndarray, row_no_N: np.ndarray) -> np.ndarray:
-    place_N: np.ndarray = (file_no_N.astype(np.int64) << 40) | row_no_N.astype(np.int64)
-    return place_N
+        return row_keys(self.file_no_N, self.row_no_N)
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from bertray.auditing.text_marks import DAMAGE, bits
 from bertray.evaluation.label_errors import LabelErrorSearch, Suspects
 from bertray.reviews.corpus import Inputs
 from bertray.reviews.labels import LabelMap
-from bertray.reviews.reader import BadFile
+from bertray.reviews.rows import BadFile
 
 _NO_ROWS = np.empty(0, np.int64)
 

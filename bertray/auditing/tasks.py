@@ -1,11 +1,10 @@
 """Tasks of `audit`: every row read once and turned into numbers; some rows read again for their text.
 
-work items → read + clean + tokenize + hash (tasks) → numbers of each row on the driver, MinHash bands on its disk
+work units → read + clean + tokenize + hash (tasks) → numbers of each row on the driver, MinHash bands on its disk
 """
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,9 +18,10 @@ from bertray.auditing.near_duplicates import band_hashes, folded, shingle_sets
 from bertray.auditing.text_marks import marks_of
 from bertray.execution.executor import Executor, Progress, Task
 from bertray.io.tables import one_chunk
-from bertray.model.bundle import resolve_model
+from bertray.model.bundle import kept_of_model
 from bertray.model.tokenization import ReviewTokenizer
-from bertray.reviews.reader import ReadSpec, WorkItem, read_shard
+from bertray.reviews.reader import read_shard
+from bertray.reviews.rows import ReadSpec, WorkUnit
 from bertray.reviews.split import group_hash
 from bertray.scoring.read_unit import name_of
 
@@ -38,11 +38,11 @@ _BETWEEN = "\x1f"  # a text and its second text, as one
 
 
 @dataclass(frozen=True)
-class AuditItem:
+class AuditUnit:
     """A work unit and the number of its split."""
 
     split: int
-    item: WorkItem
+    unit: WorkUnit
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class ScanSettings:
 
 @dataclass(frozen=True)
 class Scanned:
-    """A work item as numbers. rows: FILE_NO, ROW_NO, hashes, counts, LABEL, SCRIPT; bands_BN: uint64; refused rows."""
+    """A work unit as numbers. rows: FILE_NO, ROW_NO, hashes, counts, LABEL, SCRIPT; bands_BN: uint64; refused rows."""
 
     number: int
     rows: pa.Table
@@ -65,9 +65,9 @@ class Scanned:
     refused: pa.Table
 
 
-def scan(work: Sequence[AuditItem], settings: ScanSettings, executor: Executor) -> Iterator[Scanned]:
-    """Every row of every item as numbers; items arrive in no particular order."""
-    progress = Progress("scanning", "item", lambda numbered: name_of(numbered[1].item))
+def scan(work: Sequence[AuditUnit], settings: ScanSettings, executor: Executor) -> Iterator[Scanned]:
+    """Every row of every unit as numbers; units arrive in no particular order."""
+    progress = Progress("scanning", "work unit", lambda numbered: name_of(numbered[1].unit))
     return executor.run(enumerate(work), [Task(_Scan(settings))], progress)
 
 
@@ -85,23 +85,21 @@ def shingles_of(kept: pa.Table) -> list[np.ndarray]:
     return shingle_sets(folded(texts), one_chunk(kept[s.SCRIPT]), pairs)
 
 
-@functools.lru_cache(maxsize=4)
-def _tokenizer(model: str, max_length: int) -> ReviewTokenizer:
-    return ReviewTokenizer(resolve_model(model), max_length)
+_tokenizer = kept_of_model(ReviewTokenizer)
 
 
 @dataclass(frozen=True)
 class _Scan:
-    """(number, item) to numbers of its rows."""
+    """(number, unit) to numbers of its rows."""
 
     settings: ScanSettings
 
-    def __call__(self, numbered: tuple[int, AuditItem]) -> Scanned:
-        number, item = numbered
-        settings, spec = self.settings, self.settings.specs[item.split]
-        kept, refused = _read(item, spec)
+    def __call__(self, numbered: tuple[int, AuditUnit]) -> Scanned:
+        number, unit = numbered
+        settings, spec = self.settings, self.settings.specs[unit.split]
+        kept, refused = _read(unit, spec)
         texts, pairs = _texts(kept)
-        stored = one_chunk(kept[s.KEEP_PREFIX + spec.columns.text]).cast(pa.string())
+        stored = one_chunk(kept[s.KEEP_PREFIX + spec.columns.text_name]).cast(pa.string())
         tokens = _tokenizer(settings.model, settings.max_length).encode(texts, pairs)
         same = folded(texts)
         columns: dict[str, Any] = {
@@ -125,9 +123,9 @@ class _Scan:
         return Scanned(number, pa.table(columns), bands, refused)
 
 
-def _read(item: AuditItem, spec: ReadSpec) -> tuple[pa.Table, pa.Table]:
+def _read(unit: AuditUnit, spec: ReadSpec) -> tuple[pa.Table, pa.Table]:
     """(kept rows, refused rows), both with FILE_NO."""
-    batches = [(shard, read_shard(shard, spec)) for shard in item.item]
+    batches = [(shard, read_shard(shard, spec)) for shard in unit.unit]
     kept = pa.concat_tables(
         [_of_file(batch.kept, shard.file_no) for shard, batch in batches], promote_options="permissive"
     )

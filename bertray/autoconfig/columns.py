@@ -10,8 +10,10 @@ import pyarrow as pa
 
 from bertray.config import Columns, TextFormat
 from bertray.errors import ConfigError
+from bertray.io.tables import decoded
 from bertray.reviews import reader as sources
 from bertray.reviews.labels import canonical, value_counts
+from bertray.reviews.reader import column_type_fits
 from bertray.reviews.rows import InputFile, RawRows, ReadSpec, Shard
 from bertray.reviews.scan import FileScan, ScanSettings, scan_file, total_counts
 from bertray.reviews.screening import id_text
@@ -23,6 +25,8 @@ _MAX_CLASSES = 50
 TEXT_NAME_PATTERN = re.compile(r"text|review|sentence|comment|content|body|message|document", re.I)
 _ID_NAME = re.compile(r"(^|_)(u?u?id|key)$", re.I)
 _PAIR_NAME = re.compile(r"^(text_pair|aspect|aspect_term|aspect_category|sentence2|question2|hypothesis)$", re.I)
+_LIST_NAME = re.compile(r"^(aspects?|topics?|categories|terms)$", re.I)
+_MOST_VALUES_OF_ASPECTS = 5
 LABEL_NAME_PATTERNS = (
     re.compile(r"^labels?$", re.I),
     re.compile(r"(^|_)(sentiment|polarity|label|class|target)$", re.I),
@@ -49,7 +53,7 @@ def sample_rows(files: list[InputFile], reader: TextFormat) -> dict[str, pa.Arra
             for raw in _rows_of(shard, reader, names):
                 for name in raw.columns:
                     if name in parts:
-                        parts[name].append(_plain(raw.columns[name]))
+                        parts[name].append(decoded(raw.columns[name]))
     return {name: _joined(arrays) for name, arrays in parts.items() if arrays}
 
 
@@ -57,12 +61,6 @@ def _joined(arrays: list[pa.Array]) -> pa.Array:
     if len({array.type for array in arrays}) > 1:  # of several formats
         arrays = [canonical(array) for array in arrays]
     return pa.concat_arrays(arrays)
-
-
-def _plain(values: pa.Array) -> pa.Array:
-    if isinstance(values, pa.ExtensionArray):
-        values = values.storage
-    return values.dictionary_decode() if pa.types.is_dictionary(values.type) else values
 
 
 def _as_words(values: pa.Array) -> list[str | None] | None:
@@ -89,6 +87,7 @@ def guess_columns(sample: dict[str, pa.Array], notes: list[str]) -> Columns:
         notes.append("no id column: ids are made from file name and row")
     if label is None:
         notes.append("no column looks like a label: set columns.label")
+    notes += _notes_on_aspects(sample, words, label)
     guesses: dict[str, str] = {"text": text}
     if chosen_id is not None:
         guesses["id"] = chosen_id
@@ -97,6 +96,27 @@ def guess_columns(sample: dict[str, pa.Array], notes: list[str]) -> Columns:
     if pair is not None:
         guesses["text_pair"] = pair
     return Columns(**guesses)
+
+
+def _notes_on_aspects(sample: dict[str, pa.Array], words: dict[str, list[str | None]], label: str | None) -> list[str]:
+    """Notes on columns that may hold aspects of a review: lists of texts, or several labels with the same values."""
+    notes = [
+        f"column {name!r} holds lists of texts: with columns.aspects={name} each of them is a row of its own"
+        for name, values in sample.items()
+        if _LIST_NAME.search(name) and column_type_fits("columns.aspects", str(values.type)) and name not in words
+    ]
+    if label is not None and any(pattern.search(label) for pattern in LABEL_NAME_PATTERNS):
+        return notes
+    values_of = {name: {value for value in values if value} for name, values in words.items()}
+    few = {name: values for name, values in values_of.items() if 2 <= len(values) <= _MOST_VALUES_OF_ASPECTS}
+    widest = max(few.values(), key=len, default=set())
+    names = [name for name, values in few.items() if values <= widest]  # some are rare in a sample
+    if len(names) > 1:
+        notes.append(
+            f"columns {', '.join(names)} have the same values: if each is an aspect of a review, give "
+            f"aspects: [{', '.join(names)}] in place of columns.label"
+        )
+    return notes
 
 
 def _text_column(sample: dict[str, pa.Array], words: dict[str, list[str | None]]) -> str:

@@ -8,12 +8,10 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-import pyarrow.fs as pafs
-
 from bertray.autoconfig.columns import TEXT_NAME_PATTERN
 from bertray.config import TextFormat
 from bertray.errors import ConfigError
-from bertray.reviews.file_access import check_uri, filesystem_of, reading, scheme_of
+from bertray.reviews.file_access import check_uri, is_file, reading, scheme_of
 from bertray.reviews.formats import dialects
 from bertray.reviews.formats import text_records as records
 from bertray.reviews.listing import format_of
@@ -39,10 +37,7 @@ def guess_format(paths: Sequence[str], reader: TextFormat) -> tuple[TextFormat, 
     if reader.format != "auto" or len(paths) != 1 or scheme_of(paths[0]) == "hub":
         return reader, notes
     check_uri(paths[0])
-    filesystem, inner = filesystem_of(paths[0])
-    with reading(paths[0]):
-        is_file = filesystem.get_file_info(inner).type == pafs.FileType.File
-    if not is_file or format_of(inner, reader) is not None:
+    if not is_file(paths[0]) or format_of(paths[0], reader) is not None:
         return reader, notes
     head = head_of(paths[0]).raw
     start = head.lstrip(b"\xef\xbb\xbf\xff\xfe \t\r\n\0")[:1]

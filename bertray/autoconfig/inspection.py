@@ -36,6 +36,9 @@ _SPLIT_NAMES = {
 # Characters for one token, roughly: WordPiece of an English vocabulary; one token a character in Chinese and Japanese.
 _CHARS_PER_TOKEN = {"latin": 4.2, "han": 1.0, "kana": 1.0, "hangul": 1.7}
 
+_MAX_LENGTH, _MAX_LENGTH_OF_FEW = 256, 128  # few rows are learned several times over, and by folds
+_FEW_ROWS = 1000
+
 
 @dataclass(frozen=True)
 class DataSummary:
@@ -55,6 +58,9 @@ class DataSummary:
     script: str
     other_columns: tuple[str, ...]
     notes: tuple[str, ...]
+    num_train_rows: int
+    texts: pa.Array  # string, of the sample
+    is_cut: bool  # more than a tenth of the texts are longer than max_length
 
 
 def inspect_data(paths: Sequence[str], reader: TextFormat) -> DataSummary:
@@ -74,7 +80,7 @@ def inspect_data(paths: Sequence[str], reader: TextFormat) -> DataSummary:
         reader = guess_delimited(csv_entry, reader, notes)
     elif entries[0].format == "jsonl":
         reader = with_guesses(reader, encoding=guess_encoding(head_of(entries[0].path).raw, notes))
-    scans = scan_files(entries, ScanSettings(reader), in_this_process(0))
+    scans = scan_files(entries, ScanSettings(reader), in_this_process)
     files = _readable([scan if isinstance(scan, BadFile) else scan.file for scan in scans], notes)
     files = _with_same_columns(files, notes)
     notes += [f"{file.relative_path}: {note}" for file in files[:5] for note in file.notes]
@@ -83,20 +89,23 @@ def inspect_data(paths: Sequence[str], reader: TextFormat) -> DataSummary:
     sample = sample_rows(files, reader)
     columns = guess_columns(sample, notes)
     counts, exact = count_label_values(files, reader, columns, sample, notes)
-    texts, _ = utf8_or_empty(sample[columns.text].cast(pa.large_binary()).cast(pa.binary()))
+    texts, _ = utf8_or_empty(sample[columns.text_name].cast(pa.large_binary()).cast(pa.binary()))
     lengths = sorted(len(text) for text in texts.to_pylist() if text)
     scripts = value_counts(dominant_script(texts.filter(texts.is_valid())))
     script = max(scripts, key=lambda name: (scripts[name], name))
     p90 = lengths[int(0.9 * (len(lengths) - 1))] if lengths else 0
     tokens = p90 / _CHARS_PER_TOKEN.get(script, 3.0) + 2
-    max_length = next((size for size in (32, 64, 128) if tokens <= size), 256)
+    splits, num_rows = _splits(paths, entries, files, notes), sum(file.num_rows for file in files)
+    num_train_rows = sum(file.num_rows for file in files if file.path in splits["train"]) or num_rows
+    most = _MAX_LENGTH_OF_FEW if num_train_rows < _FEW_ROWS else _MAX_LENGTH
+    max_length = next((size for size in (32, 64, 128) if tokens <= size), most)
     return DataSummary(
         num_files=len(files),
-        num_rows=sum(file.num_rows for file in files),
+        num_rows=num_rows,
         reader=reader,
         columns=columns,
         has_ids=columns.id in sample,
-        splits=_splits(paths, entries, files, notes),
+        splits=splits,
         label_counts=counts,
         counts_are_exact=exact,
         max_length=max_length,
@@ -105,6 +114,9 @@ def inspect_data(paths: Sequence[str], reader: TextFormat) -> DataSummary:
         script=script,
         other_columns=tuple(name for name in sample if name not in columns.model_dump().values()),
         notes=tuple(notes),
+        num_train_rows=num_train_rows,
+        is_cut=tokens > max_length,
+        texts=texts.drop_null(),
     )
 
 

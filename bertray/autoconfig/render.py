@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import io
 import shlex
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from bertray.autoconfig.inspection import DataSummary
@@ -12,20 +15,35 @@ from bertray.reviews.labels import sorted_values
 from bertray.wording import config_word, counted
 
 # With a tokenizer.json: no encoder of Japanese alone has one that works without further packages.
-_ENCODERS = {
-    "han": "bert-base-chinese",
-    "hangul": "klue/bert-base",
-}
+_ENCODERS = {"han": "bert-base-chinese", "hangul": "klue/bert-base"}
+_MULTILINGUAL = "bert-base-multilingual-cased"
 
 
-def render_config(data: DataSummary, verb: str, file: str) -> str:
+@dataclass(frozen=True)
+class Proposal:
+    """Advice on training, beside what the data show.
+
+    Args:
+        on_encoder: sentences on an encoder that cannot read the texts; empty where it can; None: not known.
+        on_training: sentences on the method and its steps.
+        cross_validated: whether figures will come from a cross-validation.
+    """
+
+    on_encoder: tuple[str, ...] | None = None
+    on_training: tuple[str, ...] = ()
+    cross_validated: bool = False
+
+
+def render_config(data: DataSummary, verb: str, file: str, proposal: Proposal | None = None) -> str:
     """Commented YAML that `bertray train -c FILE output=FOLDER` accepts as it is, or `bertray score`.
 
     Args:
         data: the summary of the data.
         verb: `train` or `score`.
         file: name that the config will have, for the commands in its comments.
+        proposal: advice on training, for its comments.
     """
+    proposal = proposal or Proposal()
     out = io.StringIO()
 
     def write(line: str = "", comment: str = "") -> None:
@@ -38,7 +56,7 @@ def render_config(data: DataSummary, verb: str, file: str) -> str:
     write(comment=f"{verb.capitalize()}: bertray {verb} {_one_line(words)}")
     write()
     if verb == "train":
-        _write_splits(data, write)
+        _write_splits(data, proposal, write)
     else:
         paths = [path for split in data.splits.values() for path in split]
         write(f"input: {config_word(paths if len(paths) > 1 else paths[0])}")
@@ -53,7 +71,7 @@ def render_config(data: DataSummary, verb: str, file: str) -> str:
         elif value is not None and is_there and (name != "label" or data.label_counts):
             write(f"  {name}: {config_word(value)}")
     if verb == "train":
-        _write_training(data, write)
+        _write_training(data, proposal, write)
     else:
         write()
         write("model: runs/first/model", "of a training run, or a hub id")
@@ -62,33 +80,42 @@ def render_config(data: DataSummary, verb: str, file: str) -> str:
     return out.getvalue()
 
 
-def _write_splits(data: DataSummary, write: Any) -> None:
+def _write_splits(data: DataSummary, proposal: Proposal, write: Any) -> None:
     write("data:")
     for split, paths in data.splits.items():
         write(f"  {split}: {config_word(list(paths) if len(paths) > 1 else paths[0])}")
+    if proposal.cross_validated:
+        write(comment="no data.test: figures by cross-validation in 5 folds, and all rows are learned from")
+        return
     if "validation" not in data.splits:
         write(comment="no data.validation: 10 % of train is held out, identical texts on one side")
     if "test" not in data.splits:
         write(comment="no data.test: the report is on the validation split")
 
 
-def _write_training(data: DataSummary, write: Any) -> None:
+def _write_training(data: DataSummary, proposal: Proposal, write: Any) -> None:
     _write_labels(data, write)
     write()
-    if data.script in _ENCODERS:
-        write(comment=f"the texts are mostly {data.script}, and the bundled encoder is English: with network, or a")
-        write(comment=f"downloaded folder, use `model: {_ENCODERS[data.script]}` instead")
-    elif data.script not in ("latin", "other"):
-        write(comment=f"the texts are mostly {data.script}, and the bundled encoder is English: use a multilingual")
-        write(comment="encoder, for example `model: bert-base-multilingual-cased`")
+    told = proposal.on_encoder
+    if told is None and data.script not in ("latin", "other"):
+        told = (f"the texts are mostly {data.script}, and the bundled encoder is English",)
+    for line in _wrapped(told or ()):
+        write(comment=line)
+    if told:
+        name = _ENCODERS.get(data.script, _MULTILINGUAL)
+        write(comment=f"an encoder of such texts, with network or from a folder: `model: {name}`")
     write("model: bundled", "or a hub id, or a folder")
-    longer = "; 512 sees more and is slower" if data.max_length == 256 else ""
+    longer = f"; {2 * data.max_length} sees more and is slower" if data.is_cut else ""
     lengths = f"median text {data.median_chars} characters, 90 % below {data.p90_chars}"
     write(f"max_length: {data.max_length}", f"tokens; {lengths}{longer}")
     write("training:")
-    write("  epochs: 3")
-    write("  learning_rate: 5.0e-5")
-    write("  batch_size: 32")
+    write("  method: auto", "or finetune, features, ...; epochs, learning_rate and batch_size are auto, too")
+    for line in _wrapped(proposal.on_training):
+        write(comment=f" {line}")
+
+
+def _wrapped(sentences: Sequence[str]) -> list[str]:
+    return [line for sentence in sentences for line in textwrap.wrap(_one_line(sentence), 110)]
 
 
 def _write_reader(reader: TextFormat, write: Any) -> None:

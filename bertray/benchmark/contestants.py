@@ -13,11 +13,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, TextIO
 
 import numpy as np
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from bertray.model.tokenization import ReviewTokenizer, Sequences
 
 WARM_UP_ROWS = 32
+_READERS = 4  # threads that tokenize beside a GPU; each tokenizer takes several cores
 _LEARNING_RATE = 5e-5
 _OPENVINO_TOKENS = 4096  # of a batch, padding included
 
@@ -44,7 +45,6 @@ class Task:
         input: Parquet with a column `text`.
         output: Parquet that receives `label` and `score`.
         max_length: tokens of a text at most.
-        device: as torch names it.
         batch_size: texts of a batch, where the contestant works in such.
         window_rows: reviews that bertray's engine sorts together, as many as in a shard.
     """
@@ -173,15 +173,26 @@ def _in_windows(
     logits: Callable[[Sequences], NDArray[np.float32]],
     labels: Iterable[str],
 ) -> Classify:
-    """Texts tokenized by our tokenizer and labelled as many at a time as a shard holds."""
+    """Texts tokenized by our tokenizer and labelled as many at a time as a shard holds.
+
+    Beside a GPU other threads tokenize while it computes, as tasks do in a job.
+    """
     from bertray.model.tokenization import sequences
 
     names = tuple(labels)
 
+    def tokenized(texts: list[str]) -> Iterator[Sequences]:
+        starts = range(0, len(texts), task.window_rows)
+        if task.device == "cpu":
+            tokens = tokenizer.encode(pa.array(texts, pa.string()))
+            yield from (sequences(tokens.slice(at, task.window_rows)) for at in starts)
+            return
+        windows = [pa.array(texts[at : at + task.window_rows], pa.string()) for at in starts]
+        with ThreadPoolExecutor(_READERS) as readers:
+            yield from map(sequences, readers.map(tokenizer.encode, windows))
+
     def run(texts: list[str]) -> tuple[list[str], list[float]]:
-        tokens = tokenizer.encode(pa.array(texts, pa.string()))
-        windows = range(0, len(texts), task.window_rows)
-        logits_NC = np.concatenate([logits(sequences(tokens.slice(at, task.window_rows))) for at in windows])
+        logits_NC = np.concatenate([logits(seqs) for seqs in tokenized(texts)])
         probs_NC = torch.from_numpy(logits_NC).softmax(dim=-1).numpy()
         best_N = probs_NC.argmax(axis=1)
         return [names[i] for i in best_N], probs_NC[np.arange(len(texts)), best_N].tolist()
@@ -257,7 +268,7 @@ def _limit(task: Task) -> Run:
     """Matrix products of the model's own shapes, in the precision that we pick: the seconds of 1e12 operations."""
     from bertray.benchmark.limit import ModelShape, matmul_rate
     from bertray.model.engine import choose_dtype
-    from bertray.model.pretrained import load_config
+    from bertray.model.pretrained.weights import load_config
 
     device = torch.device(task.device)
     shape, dtype = ModelShape.of(load_config(Path(task.model))), choose_dtype("auto", device)
@@ -360,9 +371,7 @@ class Contestant:
     def __enter__(self) -> Contestant:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._process.communicate()  # closes its input, which ends it
         self._answers.close()
         self._errors.close()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
 import time
 from collections.abc import Callable, Mapping
@@ -17,14 +16,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 import bertray
+from bertray.benchmark import made_up
 from bertray.benchmark.contestants import Contestant, Task
 from bertray.benchmark.gpu import visible_gpus, watched_gpus
 from bertray.benchmark.limit import ModelShape
 from bertray.benchmark.memory import watched
 from bertray.model.bundle import BundleInfo, bundled_model, read_info, resolve_model, write_bundle
-from bertray.model.pretrained import load_config, load_for_training
+from bertray.model.pretrained.weights import load_config, load_for_training
 from bertray.reviews.clean import Cleaning
-from bertray.runtime import COMPUTE_ENV, unless_chosen
+from bertray.runtime import COMPUTE_ENV, num_cpus, unless_chosen
 
 TITLES = {
     "bertray": "bertray score",
@@ -40,7 +40,6 @@ TITLES = {
 }
 FAST = ("bertray", "engine", "int8", "openvino")  # these get all reviews
 TRAINING = ("train_bertray", "train_tutorial")
-UNTRAINED = "untrained-bert-base"  # random weights of that size cost what trained ones do
 WINDOW_ROWS = 4096  # reviews that are sorted by length together, as many as in a shard
 
 
@@ -89,7 +88,6 @@ class Trial:
         max_length: tokens of a review that it sees.
         lens_N: tokens of each review, at most `max_length`.
         few_rows: so many reviews for the slower ways.
-        device: as torch names it.
         environment: of the ways that are not ours.
     """
 
@@ -148,13 +146,17 @@ def open_trial(
     device: str,
     environment: Mapping[str, str],
     seed: int,
+    tokenizer: Path | None = None,
 ) -> Trial:
-    """Write the Parquet files, and a classifier where `model` is an encoder: its head is random and costs the same."""
+    """Write the Parquet files, and a classifier where `model` is an encoder: its head is random and costs the same.
+
+    Args:
+        tokenizer: of an untrained model, where it reads made-up words.
+    """
     from bertray.model.tokenization import ReviewTokenizer, sequences
 
-    trial = Trial(
-        folder, classifier_of(folder, model, max_length, seed), max_length, np.empty(0), few_rows, device, environment
-    )
+    classifier = classifier_of(folder, model, max_length, seed, tokenizer)
+    trial = Trial(folder, classifier, max_length, np.empty(0), few_rows, device, environment)
     trial.all_reviews.parent.mkdir(parents=True)
     reviews = pa.table({"id": pa.array([f"r{row}" for row in range(len(texts))]), "text": texts})
     pq.write_table(reviews, trial.all_reviews)
@@ -164,23 +166,25 @@ def open_trial(
 
 def tokenizer_folder(model: str) -> Path:
     """Folder of a model, or of the one whose words an untrained model reads."""
-    return bundled_model() if model == UNTRAINED else resolve_model(model)
+    return bundled_model() if model in made_up.SIZES else resolve_model(model)
 
 
-def classifier_of(folder: Path, model: str, max_length: int, seed: int) -> Path:
+def classifier_of(folder: Path, model: str, max_length: int, seed: int, tokenizer: Path | None = None) -> Path:
     """The model itself, or below `folder` a classifier on it whose head is random."""
-    found = tokenizer_folder(model)
-    architectures = json.loads((found / "config.json").read_text(encoding="utf-8")).get("architectures") or []
+    found = tokenizer or tokenizer_folder(model)
+    untrained = model in made_up.SIZES
+    config = {} if untrained else json.loads((found / "config.json").read_text(encoding="utf-8"))
+    architectures = config.get("architectures") or []
     if any(name.endswith("ForSequenceClassification") for name in architectures):
         read_info(found, model=model)
         return found
     import torch
-    from transformers import BertConfig, BertForSequenceClassification
+    from transformers import BertForSequenceClassification
 
     torch.manual_seed(seed)
     labels = ("negative", "positive")
-    if model == UNTRAINED:
-        classifier: Any = BertForSequenceClassification(BertConfig())  # of two labels, and 30,522 pieces
+    if untrained:
+        classifier: Any = BertForSequenceClassification(made_up.config_of(model))
     else:
         classifier, _ = load_for_training("SequenceClassification", found, _of_two_classes)
     classifier.config.id2label = dict(enumerate(labels))
@@ -265,6 +269,7 @@ def to_json(
             "rows_per_s": runs.rows_per_s,
             "tokens_per_s": runs.tokens_per_s,
             "share_of_limit": runs.share_of_limit,
+            "tflops": runs.flops / float(np.median(runs.seconds)) / 1e12,
             "bertray_is_faster_by": ours.faster_by(runs),
             "peak_mb": runs.peak_mb or None,
             "agreement": agreement(trial, name),
@@ -274,7 +279,7 @@ def to_json(
         "bertray": bertray.__version__,
         "machine": {
             "processor": processor(),
-            "cores": os.cpu_count(),
+            "cores": num_cpus(),
             "device": trial.device,
             "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
             "precision": str(choose_dtype("auto", device)).removeprefix("torch."),
@@ -309,7 +314,7 @@ def agreement(trial: Trial, name: str) -> dict[str, Any] | None:
 
 def columns(content: Mapping[str, Any]) -> list[str]:
     """Names of the columns of `table_rows`."""
-    on_gpu = ["GPU busy"] if content["machine"]["gpu"] else []
+    on_gpu = ["TFLOP/s", "GPU busy"] if content["machine"]["gpu"] else []
     return ["", "rows/s", "tokens/s", "speed-up", "limit", "start", *on_gpu, "peak MB"]
 
 
@@ -333,6 +338,7 @@ def table_rows(content: Mapping[str, Any]) -> list[list[str]]:
             f"{way['bertray_is_faster_by']:.2f}x",
             f"{way['share_of_limit']:.0%}",
             f"{np.median(way['start_up_s']):.0f} s" if way["start_up_s"] else "",
+            *([f"{way['tflops']:,.1f}"] if on_gpu else []),
             *([f"{np.median(way['gpu_busy']):.0%}" if way["gpu_busy"] else ""] if on_gpu else []),
             f"{way['peak_mb']:,}" if way["peak_mb"] else "",
         ]

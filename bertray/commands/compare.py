@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bertray.config import CompareConfig
 from bertray.console import say
-from bertray.runs.model_comparison import compare, in_words
+from bertray.runs.release.model_comparison import compare, in_words
 
 
 def run_compare(config: CompareConfig) -> int:

@@ -12,10 +12,11 @@ from typing import Any
 from bertray.commands.score import run_score
 from bertray.commands.train import run_train
 from bertray.config import DemoConfig, ScoreConfig, TrainConfig, build_config
-from bertray.console import duration, heading, say, table
+from bertray.console import heading, say, table
 from bertray.errors import ConflictError
 from bertray.evaluation.intervals import Estimate
 from bertray.paths import local_path
+from bertray.wording import duration
 
 log = logging.getLogger(__name__)
 

@@ -15,7 +15,12 @@ def run_init(config: InitConfig) -> int:
     """Print the config, or write it to a file that is not there yet."""
     data = inspect_data(config.data, config.reader)
     verb = config.verb or ("train" if data.label_counts else "score")
-    text = render_config(data, verb, config.output or f"{verb}.yaml")
+    proposal = None
+    if verb == "train":
+        from bertray.runs.fit.proposal import propose  # torch: not for a path that is wrong, or a config to score
+
+        proposal = propose(data)
+    text = render_config(data, verb, config.output or f"{verb}.yaml", proposal)
     if config.output is None:
         print(text, end="")
         return 0

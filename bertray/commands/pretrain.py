@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bertray.config import PretrainConfig
 from bertray.console import say
-from bertray.runs.pretraining import pretrain
+from bertray.runs.fit.pretraining import pretrain
 
 
 def run_pretrain(config: PretrainConfig) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bertray.config import PromoteConfig
 from bertray.console import say
-from bertray.runs.promotion import promote
+from bertray.runs.release.promotion import promote
 
 
 def run_promote(config: PromoteConfig) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bertray.config import RollbackConfig
 from bertray.console import say
-from bertray.runs.registered import roll_back
+from bertray.runs.release.registered import roll_back
 
 
 def run_rollback(config: RollbackConfig) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from bertray.config import ScoreConfig
 from bertray.console import say, table
 from bertray.runs import night
-from bertray.runs.results import CommittedRun, EmbedResult, ScoreResult
+from bertray.runs.night_results import CommittedRun, EmbedResult, ScoreResult
 from bertray.wording import counted
 
 
@@ -33,13 +33,15 @@ def show_run(run: CommittedRun) -> None:
     for noun, reasons in (("row", run.row_reasons), ("file", run.file_reasons)):
         for reason, count in sorted(reasons.items()):
             say(f"  quarantined {counted(count, noun)}: {reason}")
-    for line in run.summary:
+    for line in (*run.summary, *([run.drift_told] if run.drift_told else [])):
         say(line)
     say(f"data     {run.data}")
     say(f"report   {run.report}")
 
 
 def show_end(result: ScoreResult | EmbedResult) -> None:
-    """One line where nothing was new."""
-    if not result.runs:
+    """Notes, and one line where nothing was new."""
+    for note in result.notes:
+        say(note)
+    if not result.runs and (result.num_listed or not result.notes):
         say(f"{result.headline} ({result.output})")

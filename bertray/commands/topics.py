@@ -5,6 +5,7 @@ from __future__ import annotations
 from bertray.config import TopicsConfig
 from bertray.console import say, table
 from bertray.runs.topic_search import search_topics
+from bertray.wording import percent
 
 MAX_LINES = 10
 
@@ -20,7 +21,7 @@ def run_topics(config: TopicsConfig) -> int:
         [
             f"{topic.number}",
             f"{topic.size:,}",
-            f"{100 * topic.share:.1f} %",
+            percent(topic.share),
             ", ".join(word for word, _ in topic.words[:6]),
         ]
         for topic in result.topics[:MAX_LINES]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bertray.config import TrainConfig
 from bertray.console import say
-from bertray.runs.training import train
+from bertray.runs.fit.training import train
 
 
 def run_train(config: TrainConfig) -> int:

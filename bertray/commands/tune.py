@@ -5,8 +5,8 @@ from __future__ import annotations
 from bertray.config import TuneConfig
 from bertray.console import say, table
 from bertray.reports.search import shown
+from bertray.runs.fit.tuning import tune
 from bertray.runs.results import TuneResult
-from bertray.runs.tuning import tune
 
 
 def run_tune(config: TuneConfig) -> int:

@@ -1,112 +1,13 @@
 """Configs: one frozen, checked model per command; YAML files and overrides become one; help and schema.
 
-`sections` and `commands` hold the models, `yaml_loader` reads YAML, `overrides` merges sources, `describe` explains.
+`commands` holds the models, `sections` and `training` their parts, `values` the types of values; `yaml_loader` reads
+YAML, `overrides` merges sources, `describe` explains.
 """
 
-from bertray.config.commands import (
-    CONFIGS,
-    AuditConfig,
-    BenchmarkConfig,
-    Common,
-    CompareConfig,
-    DemoConfig,
-    DoctorConfig,
-    EmbedConfig,
-    EvaluateConfig,
-    FilesConfig,
-    GcConfig,
-    InitConfig,
-    NightConfig,
-    PretrainConfig,
-    PromoteConfig,
-    RegistryConfig,
-    RollbackConfig,
-    ScoreConfig,
-    TopicsConfig,
-    TrainConfig,
-    TuneConfig,
-)
-from bertray.config.describe import fields_at, flag_as_key, json_schema, key_help, keys, to_yaml
-from bertray.config.overrides import build_config, guess_verb, load_config, load_values
-from bertray.config.sections import (
-    KEYS_OF_METHOD,
-    AuditData,
-    AuditReportOptions,
-    Cleaning,
-    Columns,
-    Ids,
-    LabelErrors,
-    Labels,
-    NearDuplicates,
-    NewEncoder,
-    NewVocabulary,
-    Optimization,
-    Pretraining,
-    ReportOptions,
-    Search,
-    SearchRange,
-    Section,
-    TextFormat,
-    TopicOptions,
-    TrainData,
-    Training,
-    TrainReportOptions,
-    Workers,
-)
-
-__all__ = [
-    "CONFIGS",
-    "KEYS_OF_METHOD",
-    "AuditConfig",
-    "AuditData",
-    "AuditReportOptions",
-    "BenchmarkConfig",
-    "Cleaning",
-    "Columns",
-    "Common",
-    "CompareConfig",
-    "DemoConfig",
-    "DoctorConfig",
-    "EmbedConfig",
-    "EvaluateConfig",
-    "FilesConfig",
-    "GcConfig",
-    "Ids",
-    "InitConfig",
-    "LabelErrors",
-    "Labels",
-    "NearDuplicates",
-    "NewEncoder",
-    "NewVocabulary",
-    "NightConfig",
-    "Optimization",
-    "PretrainConfig",
-    "Pretraining",
-    "PromoteConfig",
-    "RegistryConfig",
-    "ReportOptions",
-    "RollbackConfig",
-    "ScoreConfig",
-    "Search",
-    "SearchRange",
-    "Section",
-    "TextFormat",
-    "TopicOptions",
-    "TopicsConfig",
-    "TrainConfig",
-    "TrainData",
-    "TrainReportOptions",
-    "Training",
-    "TuneConfig",
-    "Workers",
-    "build_config",
-    "fields_at",
-    "flag_as_key",
-    "guess_verb",
-    "json_schema",
-    "key_help",
-    "keys",
-    "load_config",
-    "load_values",
-    "to_yaml",
-]
+# ruff: noqa: F403 - whoever reads a config finds all of it here
+from bertray.config.commands import *
+from bertray.config.describe import *
+from bertray.config.overrides import *
+from bertray.config.sections import *
+from bertray.config.training import *
+from bertray.config.values import *

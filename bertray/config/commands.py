@@ -7,31 +7,31 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, field_validator, model_validator
 
 from bertray.config.sections import (
-    SLOT_PATTERN,
     AuditData,
     AuditReportOptions,
     Cleaning,
     Columns,
+    Drift,
     Ids,
     LabelErrors,
-    Labels,
     NearDuplicates,
-    NewEncoder,
-    NewVocabulary,
-    Paths,
-    Pretraining,
     ReportOptions,
-    Search,
-    Section,
-    Text,
     TextFormat,
     TopicOptions,
-    TrainData,
-    Training,
     TrainReportOptions,
     Workers,
 )
-from bertray.settings import EmbeddingKind, LongText, Pooling, ScoringPrecision
+from bertray.config.training import NewEncoder, NewVocabulary, Pretraining, Review, Search, TrainData, Training
+from bertray.config.values import SLOT_PATTERN, AspectNames, Labels, Paths, Section, Text
+from bertray.settings import (
+    AspectHead,
+    EmbeddingKind,
+    LongText,
+    Pooling,
+    ScoringPrecision,
+    VectorFormat,
+    VocabularyUnit,
+)
 
 
 def _two_names_at_least(labels: Any) -> Any:
@@ -78,6 +78,60 @@ class Common(Section):
     _labels = field_validator("labels")(_two_names_at_least)
 
 
+# Keys of several commands that mean the same in each.
+_MAX_LENGTH: Any = Field(
+    128,
+    ge=8,
+    description="maximum tokens per review, special tokens included; longer reviews are handled as `long_text` says. "
+    "Raise it for long reviews; time grows with it",
+)
+_MAX_CHARS: Any = Field(
+    20_000,
+    ge=100,
+    description="characters kept of a text before tokenization, and a flag on the row; bounds the time that one huge "
+    "text can take",
+)
+_LENGTH_OF_BUNDLE: Any = Field(
+    None,
+    ge=8,
+    description="maximum tokens per review; by default the bundle's, which is right unless you compare lengths",
+)
+_LONG_TEXT_OF_BUNDLE: Any = Field(
+    None,
+    description="tokens kept of a longer review: head, tail, head_tail, windows or select (sentences nearest to the "
+    "aspect); by default the bundle's",
+)
+_CLEANING_OF_ENCODER: Any = Field(
+    None, description="cleaning before the tokenizer; by default the bundle's, for an encoder the defaults of train"
+)
+_CHARS_OF_ENCODER: Any = Field(
+    None,
+    ge=100,
+    description="characters kept of a text; by default the bundle's, for an encoder the default of train",
+)
+_REGISTRY: Any = Field(..., min_length=1, description="folder, or s3://, gs:// or az:// prefix, of the registry")
+_NAME: Any = Field(..., min_length=1, description="name in the registry, such as reviews")
+_REASON: Any = Field(None, min_length=1, description="reason for the history")
+_OUTPUT_OF_SCORE: Any = Field(..., min_length=1, description="output of score or embed")
+
+_EXPECT_EVERY: Any = Field(
+    None,
+    gt=0,
+    description="hours within which a new night is expected, such as 26: `bertray files` and reports/index.html say "
+    "when it is missing",
+)
+_NOTIFY: Any = Field(
+    None,
+    min_length=1,
+    description="target of the headline of a night: an http(s) address that takes JSON, or a command that reads it on "
+    "its standard input; it holds no text of reviews",
+)
+_MLFLOW: Any = Field(
+    None,
+    min_length=1,
+    description="tracking URI of MLflow, such as http://tracking:5000, that receives parameters, metrics, the page and "
+    "the bundle of the run (extra `mlflow`)",
+)
 _LABELS_ORDERED: Any = Field(
     False,
     description="the classes have an order, that of their ids (stars, negative < neutral < positive): report the mean "
@@ -85,39 +139,101 @@ _LABELS_ORDERED: Any = Field(
 )
 
 
+def _aspects_field(otherwise: str) -> Any:
+    return Field(
+        None,
+        description="aspects that each review is read for, such as [food, service]: each is a row of its own, with the "
+        "id `<id>#<aspect>`; its label stands in the column of its name, or write {food: COLUMN, service: COLUMN}. "
+        f"{otherwise}",
+    )
+
+
+_ASPECTS_OF_BUNDLE: Any = _aspects_field("By default those that the model was trained for")
+
+
+def _check_aspects(config: Any) -> None:
+    """One source of aspects, and of their labels."""
+    if config.aspects is None:
+        return
+    for name in ("text_pair", "aspects"):
+        if getattr(config.columns, name) is not None:
+            raise ValueError(f"aspects and columns.{name} exclude each other; leave one of the two out")
+    if config.columns.label != Columns.model_fields["label"].default:
+        raise ValueError("columns.label: each aspect has a label column of its own; write aspects={ASPECT: COLUMN}")
+
+
+def _second_texts(config: Any) -> list[str]:
+    """Keys that are given, of those that put a second text beside a review."""
+    values = {"aspects": config.aspects}
+    values |= {f"columns.{name}": getattr(config.columns, name) for name in ("aspects", "text_pair")}
+    return [key for key, value in values.items() if value is not None]
+
+
+def _check_select(config: Any) -> None:
+    if config.long_text == "select" and not _second_texts(config):
+        raise ValueError(
+            "long_text=select keeps the sentences that concern an aspect; give aspects, columns.aspects or "
+            "columns.text_pair"
+        )
+
+
+def _check_no_aspects(config: Any, verb: str) -> None:
+    if config.columns.aspects is not None:
+        raise ValueError(f"columns.aspects: {verb} reads a review once; leave the key out")
+
+
+def _check_one_text(config: Any, verb: str) -> None:
+    if len(config.columns.texts) > 1:
+        raise ValueError(f"columns.text: {verb} reads one column; name that of the review")
+
+
 class TrainConfig(Common):
     """`bertray train`: labelled reviews to a model bundle and a report."""
 
     data: TrainData = TrainData()
     training: Training = Training()
+    mlflow: Text | None = _MLFLOW
     labels_ordered: bool = _LABELS_ORDERED
-    max_length: int = Field(
-        128,
-        ge=8,
-        description="maximum tokens per review, special tokens included; longer reviews are handled as `long_text` "
-        "says. Raise it for long reviews; time grows with it",
+    aspects: AspectNames = _aspects_field("Scoring with the model then needs no key")
+    head: AspectHead = Field(
+        "classifier",
+        description="classifier: the architecture's own head on the first token; attention: a head that pools the "
+        "tokens of a review with a learned query of its aspect (needs aspects or columns.text_pair, and an encoder "
+        "with token types, such as BERT)",
     )
+    max_length: int = _MAX_LENGTH
     long_text: LongText = Field(
         "head",
         description="tokens kept of a review longer than max_length: head (first), tail (last), head_tail (both "
-        "ends), or windows (all, in overlapping windows whose probabilities are averaged)",
+        "ends), windows (all, in overlapping windows whose probabilities are averaged), or select (the sentences "
+        "nearest to the aspect; needs one)",
     )
-    max_chars: int = Field(
-        20_000,
-        ge=100,
-        description="characters kept of a text before tokenization, and a flag on the row; bounds the time that one "
-        "huge text can take",
-    )
+    max_chars: int = _MAX_CHARS
     cleaning: Cleaning = Cleaning()
+    review: Review = Review()
     report: TrainReportOptions = TrainReportOptions()
 
     @model_validator(mode="after")
     def _needs_train(self) -> TrainConfig:
         if not self.data.train:
             raise ValueError("data.train is missing: labelled reviews to learn from")
+        _check_precision(self.training.precision, self.workers, "training.precision")
+        _check_aspects(self)
+        _check_select(self)
+        self._check_head()
         if self.training.method == "distill":
             self._check_distill()
         return self
+
+    def _check_head(self) -> None:
+        if self.head == "classifier":
+            return
+        if not _second_texts(self):
+            raise ValueError("head=attention pools by an aspect; give aspects, columns.aspects or columns.text_pair")
+        if self.training.lora.rank is not None:
+            raise ValueError("training.lora: head=attention learns all weights; leave one of the two out")
+        if self.training.method not in ("auto", "finetune"):
+            raise ValueError(f"head=attention applies to training.method=finetune, not to {self.training.method}")
 
     def _check_distill(self) -> None:
         if self.training.teacher is None:
@@ -126,8 +242,10 @@ class TrainConfig(Common):
             raise ValueError("data.test is missing: labelled reviews on which student and teacher are evaluated")
         if self.data.validation is not None or self.data.test_from is not None:
             raise ValueError("training.method=distill holds out a share of data.train; leave the other keys out")
-        if self.columns.text_pair is not None:
-            raise ValueError("columns.text_pair: training.method=distill reads one text")
+        for key in _second_texts(self):
+            raise ValueError(f"{key}: training.method=distill reads a review once; leave the key out")
+        if self.review != Review():
+            raise ValueError("review: training.method=distill reads no labels to tell right rows by")
         if self.training.class_weights != "none":
             raise ValueError("training.class_weights: training.method=distill reads no labels to weigh")
 
@@ -146,30 +264,22 @@ class PretrainConfig(Common):
         0.05, gt=0, lt=1, description="share of the texts held out to judge the epochs, from 0 to 1"
     )
     training: Pretraining = Pretraining()
-    max_length: int = Field(
-        128,
-        ge=8,
-        description="maximum tokens per review, special tokens included; longer reviews are handled as `long_text` "
-        "says. Raise it for long reviews; time grows with it",
-    )
+    max_length: int = _MAX_LENGTH
     long_text: Literal["head", "tail", "head_tail"] = Field(
         "head",
         description="tokens kept of a review longer than max_length: head (first), tail (last), head_tail (both ends)",
     )
-    max_chars: int = Field(
-        20_000,
-        ge=100,
-        description="characters kept of a text before tokenization, and a flag on the row; bounds the time that one "
-        "huge text can take",
-    )
+    max_chars: int = _MAX_CHARS
     cleaning: Cleaning = Cleaning()
 
     @model_validator(mode="after")
     def _fits_together(self) -> PretrainConfig:
         if self.labels is not None:
             raise ValueError("labels: pretrain reads none; leave the key out")
+        _check_precision(self.training.precision, self.workers, "training.precision")
         if self.columns.text_pair is not None:
             raise ValueError("columns.text_pair: pretrain reads one text; leave the key out")
+        _check_no_aspects(self, "pretrain")
         if self.from_scratch and self.model != type(self).model_fields["model"].default:
             raise ValueError(f"model={self.model}: from_scratch=true trains a new model; leave one of the two out")
         if not self.from_scratch and (self.encoder, self.vocabulary) != (NewEncoder(), NewVocabulary()):
@@ -182,11 +292,20 @@ class TuneConfig(TrainConfig):
 
     search: Search = Search()
 
+    @model_validator(mode="after")
+    def _one_seed_a_trial(self) -> TuneConfig:
+        if self.mlflow is not None:
+            raise ValueError("mlflow: trials are not logged; `train` with the best settings is")
+        if self.training.seeds:
+            raise ValueError("training.seeds: a trial has one seed; vary `seed` in search.space to see its luck")
+        return self
+
 
 _SCORING_PRECISION: Any = Field(
     "auto",
-    description="number format of the forward pass; auto: bf16 where the hardware computes in it, else fp32; "
-    "int8: faster on CPUs without bf16, and some labels change",
+    description="number format of the forward pass; auto: bf16 where the hardware computes in it, fp16 on older GPUs, "
+    "else fp32; int8: faster on CPUs without bf16; reviews whose two best labels are close are computed again in full "
+    "precision",
 )
 
 
@@ -194,27 +313,26 @@ class EvaluateConfig(Common):
     """`bertray evaluate`: a model on labelled reviews."""
 
     input: Paths = Field(..., description="labelled reviews: file, folder, glob or list")
+    mlflow: Text | None = _MLFLOW
     labels_ordered: bool = _LABELS_ORDERED
-    max_length: int | None = Field(
-        None,
-        ge=8,
-        description="maximum tokens per review; by default the bundle's, which is right unless you compare lengths",
-    )
-    long_text: LongText | None = Field(
-        None, description="tokens kept of a longer review: head, tail, head_tail or windows; by default the bundle's"
-    )
+    aspects: AspectNames = _ASPECTS_OF_BUNDLE
+    max_length: int | None = _LENGTH_OF_BUNDLE
+    long_text: LongText | None = _LONG_TEXT_OF_BUNDLE
     precision: ScoringPrecision = _SCORING_PRECISION
     report: ReportOptions = ReportOptions()
 
     @model_validator(mode="after")
     def _computes_so(self) -> EvaluateConfig:
         _check_precision(self.precision, self.workers)
+        _check_aspects(self)
         return self
 
 
-def _check_precision(precision: ScoringPrecision, workers: Workers) -> None:
+def _check_precision(precision: ScoringPrecision, workers: Workers, key: str = "precision") -> None:
     if precision == "int8" and workers.use_gpu:
-        raise ValueError("precision=int8 is for CPUs; leave it out with workers.use_gpu=true")
+        raise ValueError(f"{key}=int8 is for CPUs; leave it out with workers.use_gpu=true")
+    if precision == "fp16" and not workers.use_gpu:
+        raise ValueError(f"{key}=fp16 is for GPUs; leave it out, or set workers.use_gpu=true")
 
 
 def _once(names: tuple[str, ...]) -> tuple[str, ...]:
@@ -238,14 +356,9 @@ class NightConfig(Common):
         "the day becomes run=2",
     )
     keep_columns: tuple[Text, ...] = Field((), description="input columns to copy to the output")
-    max_length: int | None = Field(
-        None,
-        ge=8,
-        description="maximum tokens per review; by default the bundle's, which is right unless you compare lengths",
-    )
-    long_text: LongText | None = Field(
-        None, description="tokens kept of a longer review: head, tail, head_tail or windows; by default the bundle's"
-    )
+    aspects: AspectNames = _ASPECTS_OF_BUNDLE
+    max_length: int | None = _LENGTH_OF_BUNDLE
+    long_text: LongText | None = _LONG_TEXT_OF_BUNDLE
     ids: Ids = Ids()
     on_bad_file: Literal["fail", "quarantine"] = Field(
         "fail", description="a file that cannot be read at all: fail the run (exit 6), or quarantine the file and go on"
@@ -274,11 +387,16 @@ class NightConfig(Common):
         description="take over a slot although another run seems to work on it; for a run on a machine that is lost",
     )
     allow_empty: bool = Field(False, description="treat an input without files as success, and commit an empty slot")
+    expect_every: float | None = _EXPECT_EVERY
+    notify: Text | None = _NOTIFY
     single_writer: bool = Field(
         False, description="accept a store without put-if-absent: you ensure that one run at a time writes"
     )
     rows_per_shard: int | None = Field(
-        None, ge=1, description="rows per shard, the unit of work and of resume; by default 4096, more for huge inputs"
+        None,
+        ge=1,
+        description="rows per shard, the unit of work and of resume; by default 4096, more on GPUs (up to 32768) and "
+        "for huge inputs",
     )
 
     @field_validator("keep_columns")
@@ -293,6 +411,11 @@ class NightConfig(Common):
             raise ValueError(f"{slot!r} is not a slot name: 1 to 128 letters, digits and _ . = - , no '..'")
         return slot
 
+    @model_validator(mode="after")
+    def _aspects_from_one_place(self) -> NightConfig:
+        _check_aspects(self)
+        return self
+
     @property
     def report_options(self) -> ReportOptions:
         """Configurable parts of the report."""
@@ -304,14 +427,36 @@ class ScoreConfig(NightConfig):
 
     verb: ClassVar[str] = "score"
 
+    mlflow: Text | None = _MLFLOW
     needs_review_below: float | None = Field(
         None,
         gt=0,
         le=1,
-        description="score below which a row gets needs_review=true, from 0 to 1; by default there is no such column",
+        description="score below which a row gets needs_review=true, from 0 to 1; by default that of the bundle (see "
+        "review of train), and without one there is no such column",
     )
     precision: ScoringPrecision = _SCORING_PRECISION
+    input: Paths = Field(
+        (), description="review files: file, folder, glob or list; files that were scored before are left out"
+    )
+    truth: Paths | None = Field(
+        None,
+        description="files of labels that came later, with the columns of ids and labels alone: compared with the rows "
+        "of every slot, they show how often estimates were right, and give later ones their intervals; needs no input",
+    )
+    drift: Drift = Drift()
+    on_drift: Literal["report", "fail"] = Field(
+        "report",
+        description="a night that drifts: say so on its page and in the log, or also end with exit 8, for an "
+        "orchestrator; its rows are committed all the same",
+    )
     report: ReportOptions = ReportOptions()
+
+    @model_validator(mode="after")
+    def _has_something_to_do(self) -> ScoreConfig:
+        if not self.input and self.drift.accept is None and not self.truth:
+            raise ValueError("input is missing: the review files to score")
+        return self
 
     @model_validator(mode="after")
     def _computes_so(self) -> ScoreConfig:
@@ -330,7 +475,18 @@ class EmbedConfig(NightConfig):
 
     pooling: EmbeddingKind = Field(
         "mean",
-        description="vectors to write: mean over all tokens, cls (the first token), or tokens (one vector per token)",
+        description="vectors to write: mean over all tokens, cls (the first token), tokens (one vector per token), or "
+        "vocabulary (one vector for each distinct character, token or word of all reviews, in vectors.parquet)",
+    )
+    unit: VocabularyUnit | None = Field(
+        None,
+        description="pooling=vocabulary: a vector for each character (the default), token of the encoder, or word: "
+        "the mean over all its occurrences",
+    )
+    format: VectorFormat | None = Field(
+        None,
+        description="pooling=vocabulary: parquet (the default), or word2vec, which writes vectors.txt in that format "
+        "beside vectors.parquet",
     )
     normalize: bool = Field(
         False, description="scale each vector to length 1, so that a dot product is the cosine similarity"
@@ -339,20 +495,37 @@ class EmbedConfig(NightConfig):
         "float32", description="number format of the written vectors; float16 halves the size"
     )
     rescore: Literal["never"] = Field("never", description="vectors of another model belong in another output")
-    cleaning: Cleaning | None = Field(
-        None, description="cleaning before the tokenizer; by default the bundle's, for an encoder the defaults of train"
-    )
-    max_chars: int | None = Field(
-        None,
-        ge=100,
-        description="characters kept of a text; by default the bundle's, for an encoder the default of train",
-    )
+    cleaning: Cleaning | None = _CLEANING_OF_ENCODER
+    max_chars: int | None = _CHARS_OF_ENCODER
 
     @model_validator(mode="after")
     def _fits_together(self) -> EmbedConfig:
         if self.labels is not None:
             raise ValueError("labels: embed reads none; leave the key out")
+        if self.pooling == "vocabulary":
+            self._check_vocabulary()
+            return self
+        for key in ("unit", "format"):
+            if getattr(self, key) is not None:
+                raise ValueError(f"{key}: only for pooling=vocabulary; set that, or leave the key out")
         return self
+
+    @property
+    def vocabulary_unit(self) -> VocabularyUnit | None:
+        """Unit of `pooling=vocabulary`; None: another pooling."""
+        return (self.unit or "character") if self.pooling == "vocabulary" else None
+
+    def _check_vocabulary(self) -> None:
+        """A vector is of all reviews: nothing of a single one can stand beside it."""
+        if self.keep_columns:
+            raise ValueError("keep_columns: pooling=vocabulary writes no row of a review; leave the key out")
+        for key in _second_texts(self):
+            raise ValueError(f"{key}: pooling=vocabulary reads each text once and alone; leave the key out")
+        if self.long_text in ("windows", "select"):
+            raise ValueError(
+                f"long_text={self.long_text}: pooling=vocabulary counts each token once; set long_text=head, tail or "
+                "head_tail"
+            )
 
 
 class TopicsConfig(Common):
@@ -384,14 +557,8 @@ class TopicsConfig(Common):
         description="tokens kept of a longer review: head, tail, head_tail or windows; by default the bundle's, for "
         "an encoder the default of train",
     )
-    cleaning: Cleaning | None = Field(
-        None, description="cleaning before the tokenizer; by default the bundle's, for an encoder the defaults of train"
-    )
-    max_chars: int | None = Field(
-        None,
-        ge=100,
-        description="characters kept of a text; by default the bundle's, for an encoder the default of train",
-    )
+    cleaning: Cleaning | None = _CLEANING_OF_ENCODER
+    max_chars: int | None = _CHARS_OF_ENCODER
     topics: TopicOptions = TopicOptions()
     replace: bool = Field(
         False, description="replace the topics of this output by those of other settings; vectors are reused"
@@ -410,6 +577,10 @@ class TopicsConfig(Common):
             raise ValueError("slot: names a slot of `scored`, which is not given")
         if self.labels is not None and self.scored is not None:
             raise ValueError("labels: scored rows have those of their model; leave the key out")
+        _check_no_aspects(self, "topics")
+        _check_one_text(self, "topics")
+        if self.long_text == "select" and self.columns.text_pair is None:
+            raise ValueError("long_text=select keeps the sentences that concern an aspect; give columns.text_pair")
         return self
 
 
@@ -437,6 +608,8 @@ class AuditConfig(Common):
     def _needs_data(self) -> AuditConfig:
         if not self.splits:
             raise ValueError("no data given: `bertray audit reviews.csv`, or data.train, data.validation, data.test")
+        _check_no_aspects(self, "audit")
+        _check_one_text(self, "audit")
         return self
 
     @property
@@ -446,6 +619,7 @@ class AuditConfig(Common):
         return {name: paths for name, paths in given.items() if paths}
 
 
+OF_SHARES = ("label", "rows", "counted", "share", "low", "high", "method", "labelled_rows")
 _OF_EVALUATE: Any = EvaluateConfig.model_fields  # keys that mean the same
 
 
@@ -459,16 +633,24 @@ class CompareConfig(Section):
         None, description="labelled reviews: file, folder, glob or list; beside two scored outputs, their labels by id"
     )
     output: Text = _OF_EVALUATE["output"]
+    mlflow: Text | None = _MLFLOW
     rows: Literal["all", "disagreements"] = Field(
         "all",
         description="disagreements: of reviews without labels, write those where the models differ to queue.csv; their "
         "labels decide with about a tenth of the labels",
+    )
+    answers: Text | None = Field(
+        None,
+        min_length=1,
+        description="with rows=disagreements: queue.csv of the same models and reviews, its column label filled in; "
+        "the gain on all reviews is estimated from it",
     )
     budget: int = Field(200, ge=1, description="most reviews in queue.csv, a random sample of the disagreements")
     columns: Columns = Columns()
     reader: TextFormat = TextFormat()
     labels: Labels = _OF_EVALUATE["labels"]
     labels_ordered: bool = _LABELS_ORDERED
+    aspects: AspectNames = _ASPECTS_OF_BUNDLE
     seed: int = _OF_EVALUATE["seed"]
     workers: Workers = Workers()
     max_length: int | None = _OF_EVALUATE["max_length"]
@@ -481,8 +663,11 @@ class CompareConfig(Section):
     @model_validator(mode="after")
     def _fits_together(self) -> CompareConfig:
         _check_precision(self.precision, self.workers)
+        _check_aspects(self)
         if self.rows == "disagreements" and not self.input:
             raise ValueError("input is missing: the reviews without labels for rows=disagreements")
+        if self.answers is not None and self.rows != "disagreements":
+            raise ValueError("answers: labels of disagreements; add rows=disagreements")
         return self
 
     def evaluation_of(self, model: str) -> EvaluateConfig:
@@ -494,10 +679,12 @@ class CompareConfig(Section):
 class PromoteConfig(EvaluateConfig):
     """`bertray promote NAME`: a candidate becomes the model that NAME stands for, if it passes the release gate."""
 
-    name: Text = Field(..., min_length=1, description="name in the registry, such as reviews")
-    registry: Text = Field(..., min_length=1, description="folder, or s3:// or gs:// prefix, of the registry")
+    name: Text = _NAME
+    registry: Text = _REGISTRY
     output: Text | None = Field(  # type: ignore[assignment]  # the registry receives everything
-        None, min_length=1, description="folder, or s3:// or gs:// prefix, that receives a copy of the comparison"
+        None,
+        min_length=1,
+        description="folder, or s3://, gs:// or az:// prefix, that receives a copy of the comparison",
     )
     tolerance: float = Field(
         0.0,
@@ -510,10 +697,12 @@ class PromoteConfig(EvaluateConfig):
         description="input columns; no value of them with 100 rows or more may get worse, such as [language, product]",
     )
     force: bool = Field(False, description="promote whatever the gate says; needs `reason`")
-    reason: Text | None = Field(None, min_length=1, description="reason for the history")
+    reason: Text | None = _REASON
 
     @model_validator(mode="after")
     def _says_why(self) -> PromoteConfig:
+        if self.mlflow is not None:
+            raise ValueError("mlflow: the registry keeps what a promotion was judged by; `compare` logs to MLflow")
         if self.force and self.reason is None:
             raise ValueError("force=true needs reason=...: it is kept in the history")
         return self
@@ -522,32 +711,133 @@ class PromoteConfig(EvaluateConfig):
 class RollbackConfig(Section):
     """`bertray rollback NAME`: NAME stands for an earlier version again."""
 
-    name: Text = Field(..., min_length=1, description="name in the registry")
-    registry: Text = Field(..., min_length=1, description="folder, or s3:// or gs:// prefix, of the registry")
+    name: Text = _NAME
+    registry: Text = _REGISTRY
     to: Text | None = Field(None, min_length=1, description="model version; by default the one before the current one")
-    reason: Text | None = Field(None, min_length=1, description="reason for the history")
+    reason: Text | None = _REASON
 
 
 class RegistryConfig(Section):
     """`bertray registry`: names, versions, who let them in, and when."""
 
-    registry: Text = Field(..., min_length=1, description="folder, or s3:// or gs:// prefix, of the registry")
+    registry: Text = _REGISTRY
     name: Text | None = Field(None, min_length=1, description="list only this name")
 
 
 class FilesConfig(Section):
     """`bertray files`: the committed part files of an output, one a line, for exact readers."""
 
-    output: Text = Field(..., min_length=1, description="output of score or embed")
+    output: Text = _OUTPUT_OF_SCORE
     slot: Text | None = Field(None, description="list only this slot")
+    expect_every: float | None = _EXPECT_EVERY
+    notify: Text | None = _NOTIFY
 
 
 class GcConfig(Section):
     """`bertray gc`: files that an output no longer needs; listed, and removed on request."""
 
-    output: Text = Field(..., min_length=1, description="output of score or embed")
+    output: Text = _OUTPUT_OF_SCORE
     delete: bool = Field(False, description="remove what is listed")
     grace_days: float = Field(7, ge=0, description="days for which replaced versions and unfinished runs are kept")
+
+
+class SharesConfig(Section):
+    """`bertray shares`: share of each label per group, corrected for the errors of the model, with intervals."""
+
+    scored: Text = Field(..., min_length=1, description="output of score")
+    slot: Text | None = Field(None, description="read only this slot")
+    by: tuple[Text, ...] = Field(
+        (),
+        description="columns of the scored rows whose values are groups, such as [product, week]; slot, day, week and "
+        "month are those of the slot's date; by default all rows are one group",
+    )
+    answers: Text | None = Field(
+        None,
+        min_length=1,
+        description="output of `bertray answers`: rows with a known probability of being drawn correct the shares",
+    )
+    truth: Paths | None = Field(
+        None,
+        description="files of labels by id: groups with 300 labelled rows of their own are corrected by what the model "
+        "confuses there",
+    )
+    output: Text = _OF_EVALUATE["output"]
+    columns: Columns = Columns()
+    reader: TextFormat = TextFormat()
+    labels: Labels = _OF_EVALUATE["labels"]
+    workers: Workers = Workers()
+
+    @field_validator("by")
+    @classmethod
+    def _each_column_once(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        taken = [name for name in names if name in OF_SHARES]
+        if taken:
+            raise ValueError(f"{taken[0]!r} is a column of shares.parquet itself; rename it in the data")
+        return _once(names)
+
+
+class QueueConfig(Section):
+    """`bertray queue`: the reviews worth a person's minutes."""
+
+    scored: Text = Field(..., min_length=1, description="output of score")
+    slot: Text | None = Field(None, description="ask about this slot; by default the newest one")
+    budget: int = Field(
+        100,
+        ge=2,
+        description="reviews to ask about: half drawn with known probabilities, which tell of all the others, half "
+        "those the model is least sure of, which teach it most",
+    )
+    output: Text = _OF_EVALUATE["output"]
+    seed: int = _OF_EVALUATE["seed"]
+    workers: Workers = Workers()
+
+
+class AnswersConfig(Section):
+    """`bertray answers`: filled-in queues back, versioned."""
+
+    answers: Paths = Field(..., description="queue.csv or queue.parquet with the column label filled in; several files")
+    queue: Text = Field(..., min_length=1, description="output of `bertray queue` that they were made from")
+    output: Text = Field(
+        ..., min_length=1, description="folder, or s3://, gs:// or az:// prefix, that gathers answers of any queues"
+    )
+    who: Text | None = Field(
+        None, min_length=1, description="person who answered, where the files have no column who; by default the user"
+    )
+    labels: Labels = _OF_EVALUATE["labels"]
+
+    @field_validator("answers")
+    @classmethod
+    def _has_a_file(cls, paths: tuple[str, ...]) -> tuple[str, ...]:
+        if not paths:
+            raise ValueError("expected a file, found an empty list")
+        return paths
+
+
+class FetchConfig(Section):
+    """`bertray fetch MODEL`: a model with its tokenizer into a folder that needs no network."""
+
+    model: Text = Field(
+        ..., min_length=1, description="model: hub id (`name@revision`), folder, `<run>/model`, s3:// prefix or bundled"
+    )
+    output: Text = Field(
+        ...,
+        min_length=1,
+        description="folder, or prefix (s3://, gs://, az://), for the model; `model=` of other commands",
+    )
+
+
+class PredictConfig(Section):
+    """`bertray predict MODEL TEXT ...`: labels and probabilities of texts typed on the command line."""
+
+    model: Text = Field(
+        ..., min_length=1, description="model: folder, `<run>/model`, hub id of a classifier, or `registry:NAME`"
+    )
+    texts: tuple[Text, ...] = Field(..., min_length=1, description="texts to label")
+    registry: Text | None = Field(
+        None,
+        min_length=1,
+        description="folder, or prefix (s3://, gs://, az://), of the models that `registry:NAME` stands for",
+    )
 
 
 class DemoConfig(Section):
@@ -563,7 +853,8 @@ class BenchmarkConfig(Section):
     model: Text = Field(
         "bundled",
         min_length=1,
-        description="classifier, encoder (with a random head), or untrained-bert-base (random weights of that size)",
+        description="classifier, encoder (with a random head), or random weights of a known size: untrained-bert-base, "
+        "untrained-minilm",
     )
     input: Paths | None = Field(None, description="reviews: file, folder, glob or list; by default the bundled ones")
     output: Text = Field("benchmark-run", min_length=1, description="local folder that receives benchmark.json")
@@ -580,6 +871,9 @@ class BenchmarkConfig(Section):
         "engine in int8)",
     )
     training: bool = Field(False, description="measure training too, beside the loop of the tutorials")
+    device: Literal["cpu", "cuda"] | None = Field(
+        None, description="cuda: each worker has a GPU, as with workers.use_gpu=true; by default as that key says"
+    )
     seed: int = Field(0, ge=0, lt=2**32, description="seed of the sample")
     workers: Workers = Workers()
     price_per_hour: float | None = Field(
@@ -588,9 +882,17 @@ class BenchmarkConfig(Section):
 
     @model_validator(mode="after")
     def _on_cpu(self) -> BenchmarkConfig:
-        if self.workers.use_gpu and {"openvino", "int8"} & set(self.beside):
-            raise ValueError("beside: openvino and int8 are for CPUs; leave them out with workers.use_gpu=true")
+        _check_no_aspects(self, "benchmark")
+        if self.device == "cpu" and self.workers.use_gpu:
+            raise ValueError("device=cpu and workers.use_gpu=true exclude each other; leave one of the two out")
+        if self.uses_gpu and {"openvino", "int8"} & set(self.beside):
+            raise ValueError("beside: openvino and int8 are for CPUs; leave them out on a GPU")
         return self
+
+    @property
+    def uses_gpu(self) -> bool:
+        """Whether each worker has a GPU."""
+        return self.workers.use_gpu or self.device == "cuda"
 
 
 class DoctorConfig(Section):
@@ -627,8 +929,13 @@ CONFIGS: dict[str, type[Section]] = {
     "promote": PromoteConfig,
     "rollback": RollbackConfig,
     "registry": RegistryConfig,
+    "shares": SharesConfig,
+    "queue": QueueConfig,
+    "answers": AnswersConfig,
     "files": FilesConfig,
     "gc": GcConfig,
+    "fetch": FetchConfig,
+    "predict": PredictConfig,
     "demo": DemoConfig,
     "benchmark": BenchmarkConfig,
     "doctor": DoctorConfig,

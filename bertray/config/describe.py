@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Collection, Mapping, Sequence
-from typing import Any
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from functools import reduce
+from operator import getitem
+from typing import Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from bertray.config.commands import CONFIGS
-from bertray.config.sections import Section
+from bertray.config.values import A_NUMBER, ONE_COLUMN, SEVERAL_COLUMNS, Section
 from bertray.wording import counted
 from bertray.yaml_text import escaped, write_yaml, yaml_word
+
+MAX_CHARS = 200  # of a wrong value, in a message
 
 
 def field_of(config: type[Section], dotted: str) -> FieldInfo | None:
@@ -38,18 +42,23 @@ def flag_as_key(verb: str, flag: str) -> str:
 
 def explained(config: type[Section], item: Any) -> str:
     """Sentence on one error of pydantic: the key, what was expected and what was found."""
-    where = [str(part) for part in item["loc"] if part not in ("tuple[str, ...]", "dict[str,nullable[str]]")]
+    kinds = ("tuple[str, ...]", "dict[str,nullable[str]]", A_NUMBER, ONE_COLUMN, SEVERAL_COLUMNS)
+    where = [str(part) for part in item["loc"] if part not in kinds]
     key = ".".join(where)
     value = item.get("input")
     if item["type"] == "extra_forbidden":
+        if "." in where[-1]:
+            return f"{key}: no such key. Write it as a key below {where[-1].partition('.')[0]!r}."
         return f"{key}: no such key.{_suggest(config, where)}"
     if item["type"] == "missing":
         return f"{key}: missing, and it has no default ({_description(config, where)})."
     message = _expected(item, f"{key}.{next(iter(fields_at(config, where)), 'key')}")
     if not where:
         return f"{message}."
-    found = "" if isinstance(value, Mapping) else f", found {'nothing' if value in (None, '') else repr(value)}"
-    return f"{key}: {message}{found}."
+    message += ", or auto" if A_NUMBER in item["loc"] else ""
+    text = repr(value)
+    found = {"None": "nothing", "''": "nothing"}.get(text, text if len(text) <= MAX_CHARS else text[:MAX_CHARS] + "…")
+    return f"{key}: {message}." if isinstance(value, Mapping) else f"{key}: {message}, found {found}."
 
 
 def _expected(item: Any, key_below: str) -> str:
@@ -167,6 +176,21 @@ def keys(config: type[Section], prefix: str = "") -> list[str]:
     return found
 
 
+def choices(config: type[Section], key: str) -> list[str]:
+    """Values that a key may have, where these are few words: `auto`, `finetune`; `true`, `false`. Else none."""
+    field = field_of(config, key)
+    return [] if field is None else list(dict.fromkeys(_words_of(field.annotation)))
+
+
+def _words_of(kind: Any) -> list[str]:
+    """Words of the literals and truth values in a type."""
+    if kind is bool:
+        return ["true", "false"]
+    if get_origin(kind) is Literal:
+        return [yaml_word(word) for word in get_args(kind)]
+    return [word for inner in get_args(kind) for word in _words_of(inner)]
+
+
 def key_help(config: type[Section], prefix: str = "") -> list[tuple[str, str, str]]:
     """(key, default, description) of every key, for `--help`."""
     rows: list[tuple[str, str, str]] = []
@@ -199,6 +223,25 @@ def to_yaml(config: Section, exclude: Collection[str] = ()) -> str:
         exclude: keys at the top that are left out.
     """
     return write_yaml(escaped(config.model_dump(mode="json", exclude=set(exclude))))
+
+
+def identity_of(config: Section, leave_out: Iterable[str] = (), new: Iterable[str] = ()) -> dict[str, Any]:
+    """The part of a config that decides the result of a run; where and how fast is left out.
+
+    Args:
+        leave_out: further dotted keys that do not.
+        new: dotted keys that came later: left out at their default, so that runs of before are what they were.
+    """
+    identity = config.model_dump(mode="json", exclude={"mlflow", "output", "price_per_hour", "registry", "workers"})
+    for key in (*leave_out, *(key for key in new if _is_default(config, key))):
+        *path, name = key.split(".")
+        reduce(getitem, path, identity).pop(name, None)
+    return identity
+
+
+def _is_default(config: Section, key: str) -> bool:
+    field = field_of(type(config), key)
+    return field is not None and reduce(getattr, key.split("."), config) == field.get_default()
 
 
 def json_schema(verb: str) -> dict[str, Any]:

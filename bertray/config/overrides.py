@@ -17,11 +17,13 @@ from pydantic.fields import FieldInfo
 
 from bertray.config.commands import CONFIGS, TrainConfig
 from bertray.config.describe import explained, field_of
-from bertray.config.sections import PATH_LIST, Section
+from bertray.config.values import COLUMN_LIST, PATH_LIST, Section
 from bertray.config.yaml_loader import parse_yaml, read_file, with_environment
 from bertray.errors import ConfigError
 from bertray.paths import local_path
 from bertray.wording import setting
+
+MAX_ERRORS = 20  # of a config, told in one message
 
 
 def _keeps_raw_text(field_type: Any) -> bool:
@@ -32,8 +34,10 @@ def _keeps_raw_text(field_type: Any) -> bool:
 
 
 def _is_paths(field: FieldInfo) -> bool:
+    """True for keys of one text or a list of them: paths, columns."""
     members = get_args(field.annotation)  # of `Paths | None`
-    return any(PATH_LIST in metadata for metadata in (field.metadata, *(get_args(member) for member in members)))
+    marks = [mark for metadata in (field.metadata, *(get_args(member) for member in members)) for mark in metadata]
+    return PATH_LIST in marks or COLUMN_LIST in marks
 
 
 def _override(config: type[Section], word: str) -> tuple[list[str], Any]:
@@ -49,6 +53,32 @@ def _override(config: type[Section], word: str) -> tuple[list[str], Any]:
     if _is_paths(field) or _keeps_raw_text(field.annotation):
         return key.split("."), None if raw in ("null", "~") else _unquote(raw)
     return key.split("."), parse_yaml(raw, key)
+
+
+def _check_in_one_piece(config: type[Section], words: Sequence[str]) -> None:
+    """Refuse `labels={0: no, 1: yes}` that a shell has split at its spaces, since there were no quotes.
+
+    Args:
+        words: the rest of a command line.
+
+    Raises:
+        ConfigError: shows the setting as it has to be typed.
+    """
+    key, _, raw = words[0].partition("=")
+    closing = {"{": "}", "[": "]"}.get(raw[:1])
+    if closing is None or raw.count(raw[0]) <= raw.count(closing):
+        return
+    together = [raw]
+    for word in words[1:]:
+        if "=" in word and field_of(config, word.partition("=")[0]) is not None:
+            return
+        together.append(word)
+        if " ".join(together).count(closing) >= " ".join(together).count(raw[0]):
+            whole = shlex.quote(f"{key}={' '.join(together)}")
+            raise ConfigError(
+                f"{words[0]!r}: expected a value that ends in {closing}, found one that the shell split at its spaces.",
+                f"Put it in quotes: `{whole}`.",
+            )
 
 
 def _as_key(config: type[Section], word: str) -> str:
@@ -150,7 +180,8 @@ def load_values(
     data: dict[str, Any] = {}
     for path in files:
         data = _merge(data, read_file(path))
-    for word in overrides:
+    for at, word in enumerate(overrides):
+        _check_in_one_piece(config, overrides[at:])
         path_parts, value = _override(config, word)
         if len(path_parts) == 1 and isinstance(value, Mapping):
             data = _merge(data, {path_parts[0]: value})
@@ -163,13 +194,15 @@ def build_config(verb: str, data: Mapping[str, Any]) -> Section:
     """Check a plain mapping against the command's config.
 
     Raises:
-        ConfigError: names every wrong key, one a line, each with what was expected.
+        ConfigError: names the wrong keys, one a line, each with what was expected.
     """
     config = CONFIGS[verb]
     try:
         return config.model_validate(data)
     except ValidationError as error:
-        lines = [explained(config, item) for item in error.errors()]
+        lines = [explained(config, item) for item in error.errors()[:MAX_ERRORS]]
+        if error.error_count() > MAX_ERRORS:
+            lines.append(f"{error.error_count() - MAX_ERRORS} more.")
         raise ConfigError(
             f"{verb} config: " + "\n  ".join(lines),
             f"`bertray config schema {verb}` lists every key.",
@@ -182,7 +215,8 @@ def guess_verb(files: Sequence[str], overrides: Sequence[str]) -> str:
     Raises:
         ConfigError: neither is set, or both are.
     """
-    for word in overrides:
+    for at, word in enumerate(overrides):
+        _check_in_one_piece(TrainConfig, overrides[at:])
         if "=" not in word:
             _override(TrainConfig, word)  # which refuses it
     named = {key for path in files for key in read_file(path)} | {re.split(r"[.=]", word)[0] for word in overrides}

@@ -1,53 +1,14 @@
-"""Sections of configs: types of values, and groups of keys that commands share; each frozen, each key described."""
+"""Sections of configs: groups of keys that commands share; each frozen, each key described."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping, Sequence
-from datetime import date
-from typing import Annotated, Any, Literal
+from collections.abc import Sequence
+from typing import Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, model_serializer, model_validator
 
-from bertray.label_text import label_text
-from bertray.settings import BestMetric, ClassWeights, HeadKind, NormalForm, Pooling, Precision, SamplerKind
-from bertray.yaml_text import WrittenFloat
-
-SLOT_PATTERN = re.compile(r"^(?!\.+$)[A-Za-z0-9_.=-]{1,128}$")
-MOMENT_PATTERN = re.compile(r"^\d{4}-\d{2}-\d{2}([T ]\d{2}(:\d{2}(:\d{2}(\.\d+)?)?)?)?$")
-
-
-def _as_text(value: Any) -> Any:
-    """Keep numbers and dates that a person wrote for a name (`columns.label=1`) as the text they wrote."""
-    if isinstance(value, bool) or value is None:
-        return value
-    if isinstance(value, WrittenFloat):
-        return value.text
-    return str(value) if isinstance(value, int | float | date) else value
-
-
-def _path_list(value: Any) -> Any:
-    """One path is a list of one. An empty one is refused: it would name the working directory."""
-    paths = (value,) if isinstance(value, str | int | float) else value
-    if isinstance(paths, list | tuple) and any(path == "" for path in paths):
-        raise ValueError("an empty path; is a variable unset?")
-    return paths
-
-
-Text = Annotated[str, BeforeValidator(_as_text)]
-PATH_LIST = BeforeValidator(_path_list)  # marks a key of paths
-Paths = Annotated[tuple[Text, ...], PATH_LIST]
-Delimiter = Annotated[
-    str, Field(min_length=1, max_length=1), BeforeValidator(lambda v: "\t" if v in ("\\t", "tab") else v)
-]
-
-Escape = Annotated[str, Field(max_length=1)]
-
-
-class Section(BaseModel):
-    """Base of every part of a config: frozen, no unknown keys."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+from bertray.config.values import Delimiter, Escape, Paths, Section, Text, TextColumns
+from bertray.settings import NormalForm, Pooling
 
 
 class Columns(Section):
@@ -56,11 +17,47 @@ class Columns(Section):
     id: Text = Field(
         "id", description="column of unique row ids; without such a column ids are `<relative path>:<row>`"
     )
-    text: Text = Field("text", description="column with the review")
+    text: TextColumns = Field(
+        "text",
+        description="column with the review; or several, such as [title, body], read as one text, a line each",
+    )
     text_pair: Text | None = Field(
         None, description="column with a second text, for example the aspect that the label is about"
     )
+    aspects: Text | None = Field(
+        None,
+        description="column with the list of a review's aspects, each of them a row of its own; columns.label is then "
+        "the list of their labels",
+    )
     label: Text = Field("label", description="column with the label")
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """Columns that hold the review."""
+        return (self.text,) if isinstance(self.text, str) else self.text
+
+    @property
+    def text_name(self) -> str:
+        """Name of the one text that they are read as."""
+        return " + ".join(self.texts)
+
+    def trained_for(self, texts: Sequence[str]) -> Columns:
+        """The columns with those of a bundle's texts, where this config names none."""
+        is_default = self.text == type(self).model_fields["text"].default
+        return self.model_copy(update={"text": tuple(texts)}) if texts and is_default else self
+
+    @model_serializer(mode="wrap")
+    def _without_unset_aspects(self, handler: Any) -> Any:
+        values = handler(self)
+        if self.aspects is None:  # so that runs of before the key are what they were
+            values.pop("aspects", None)
+        return values
+
+    @model_validator(mode="after")
+    def _one_second_text(self) -> Columns:
+        if self.aspects is not None and self.text_pair is not None:
+            raise ValueError("aspects and text_pair exclude each other: a list of aspects, or one a row")
+        return self
 
 
 class TextFormat(Section):
@@ -146,164 +143,29 @@ class Workers(Section):
     )
 
 
-class TrainData(Section):
-    """Reviews of each split, and how splits are drawn."""
+class Drift(Section):
+    """Comparison of a night with the nights before it."""
 
-    train: Paths | None = Field(None, description="labelled reviews to learn from: file, folder, glob or list")
-    validation: Paths | None = Field(
+    by: tuple[Text, ...] = Field(
+        (),
+        description="input columns whose values are counted apart in the profile of a night, such as [product]: a new "
+        "or vanished value shows there earlier than in the texts",
+    )
+    accept: Text | None = Field(
         None,
-        description="labelled reviews that pick the best epoch: file, folder, glob or list; by default "
-        "validation_fraction of train is held out, by groups, stratified by label",
+        min_length=1,
+        description="slot, or FIRST..LAST, that is ordinary: ten nights or more become the reference that later nights "
+        "are compared with, fewer join it; needs drift.reason, and no input",
     )
-    test: Paths | None = Field(
-        None,
-        description="labelled reviews for the report: file, folder, glob or list; by default the report is on "
-        "validation and says so",
-    )
-    validation_fraction: float = Field(
-        0.1, gt=0, lt=1, description="share of train held out for validation, from 0 to 1, without data.validation"
-    )
-    group: Text | None = Field(
-        None,
-        description="column whose equal values stay in one split, such as a customer or product; by default the text "
-        "itself",
-    )
-    time: Text | None = Field(None, description="column with the date of a review, for data.test_from")
-    test_from: Text | None = Field(
-        None,
-        description="first day or moment of the test split, such as 2026-11-01, by data.time: learns from the past, "
-        "tests on what came later. In place of data.test",
-    )
-
-    @field_validator("test_from")
-    @classmethod
-    def _is_a_moment(cls, moment: str | None) -> str | None:
-        if moment is not None and not MOMENT_PATTERN.match(moment):
-            raise ValueError("expected a day or a time in ISO form, such as 2026-11-01 or 2026-11-01T12:00:00")
-        return moment
+    reason: Text | None = Field(None, min_length=1, description="reason for drift.accept, kept in the output")
 
     @model_validator(mode="after")
-    def _either_a_moment_or_a_file(self) -> TrainData:
-        if (self.time is None) != (self.test_from is None):
-            raise ValueError("data.time and data.test_from need each other: a date column, a day such as 2026-11-01")
-        if self.test_from is not None and self.test is not None:
-            raise ValueError("data.test and data.test_from exclude each other; give one")
+    def _says_why(self) -> Drift:
+        if self.accept is not None and self.reason is None:
+            raise ValueError("drift.accept needs drift.reason=...: it is kept in the output")
+        if self.reason is not None and self.accept is None:
+            raise ValueError("drift.reason: reason for drift.accept, which is not given")
         return self
-
-
-class Optimization(Section):
-    """Optimizer, schedule and checkpoints of any training."""
-
-    epochs: int = Field(3, ge=1, description="passes over the train split. Raise it for small data")
-    learning_rate: float = Field(
-        5e-5,
-        gt=0,
-        description="peak learning rate of AdamW, after warm-up and before linear decay; 1e-5 to 1e-4 is usual",
-    )
-    batch_size: int = Field(
-        32, ge=1, description="examples per optimizer step, over all workers and accumulation steps"
-    )
-    weight_decay: float = Field(0.01, ge=0, description="weight decay of AdamW; biases and norms have none")
-    warmup_ratio: float = Field(
-        0.1, ge=0, lt=1, description="share of all steps during which the learning rate rises, from 0 to 1"
-    )
-    max_grad_norm: float = Field(1.0, gt=0, description="gradient clipping: largest norm of the gradient of a step")
-    max_tokens_per_microbatch: int = Field(
-        8192,
-        ge=16,
-        description="tokens, padding included, of one forward and backward pass; a larger step accumulates gradients. "
-        "Lower it when memory runs out",
-    )
-    attention_dropout: bool = Field(
-        False,
-        description="keep the model's dropout on attention weights. Off, training is about twice as fast on a CPU",
-    )
-    early_stopping_patience: int | None = Field(
-        None,
-        ge=1,
-        description="epochs without a better validation score after which training stops; by default it never stops "
-        "early",
-    )
-    checkpoint_every_s: float = Field(
-        300,
-        gt=0,
-        description="seconds between checkpoints, beside the one of each epoch: a killed run repeats at most this much",
-    )
-    precision: Precision = Field(
-        "auto", description="number format of training; auto: bf16 where the hardware computes in it, else fp32"
-    )
-    max_failures: int = Field(3, ge=0, description="lost Ray workers that are replaced before the run ends")
-
-
-KEYS_OF_METHOD = {  # of training.method, and of no other
-    "finetune": ("match_shares",),
-    "features": ("head", "pooling", "max_feature_rows"),
-    "distill": ("teacher", "keep_layers", "softness"),
-}
-
-
-class Training(Optimization):
-    """Method of training and its settings."""
-
-    method: Literal["finetune", "features", "distill"] = Field(
-        "finetune",
-        description="finetune: train all weights; features: fit a linear head on embeddings of the frozen encoder "
-        "(fast, for small data); distill: train a smaller student on the probabilities of a teacher",
-    )
-    head: HeadKind = Field("logreg", description="linear head of method=features: logistic regression or linear SVM")
-    pooling: Pooling = Field(
-        "mean",
-        description="method=features: pooling of the encoder's token vectors into one per review: mean over all "
-        "tokens, or cls (the first token)",
-    )
-    max_feature_rows: int = Field(
-        200_000,
-        ge=1,
-        description="method=features: maximum train rows that the head is fitted on, a random sample; bounds memory",
-    )
-    teacher: Text | None = Field(None, description="method=distill: bundle whose probabilities the student learns")
-    keep_layers: int | None = Field(
-        None,
-        ge=1,
-        description="method=distill: layers of `model` that the student keeps, evenly spaced; by default all",
-    )
-    softness: float = Field(
-        2.0,
-        ge=1,
-        description="method=distill: softmax temperature at which the probabilities of student and teacher are "
-        "compared",
-    )
-    class_weights: ClassWeights = Field(
-        "none", description="balanced: weigh classes in the loss by inverse frequency, so that rare classes count more"
-    )
-    match_shares: bool = Field(
-        False,
-        description="prior correction: shift the logits so that the predicted label shares on validation match the "
-        "true ones. For data where the model predicts the frequent class too often",
-    )
-    best_metric: BestMetric = Field("loss", description="validation metric that picks the best epoch")
-
-    @model_validator(mode="after")
-    def _has_keys_of_its_method_alone(self) -> Training:
-        for method, names in KEYS_OF_METHOD.items():
-            for name in names if method != self.method else ():
-                if getattr(self, name) != type(self).model_fields[name].default:
-                    raise ValueError(f"training.{name} applies to training.method={method}, not to {self.method}")
-        return self
-
-
-class Pretraining(Optimization):
-    """Masked language modelling and its settings."""
-
-    mask_ratio: float = Field(
-        0.15, gt=0, lt=1, description="share of the tokens of a text that are masked and predicted, from 0 to 1"
-    )
-    whole_words: bool = Field(True, description="mask all pieces of a word together, or none")
-    held_out_tokens: int = Field(
-        1000,
-        ge=2,
-        description="tokens scored one at a time for pseudo-perplexity after each epoch; more: a finer figure, slower",
-    )
 
 
 class ReportOptions(Section):
@@ -315,6 +177,12 @@ class ReportOptions(Section):
     num_mistakes: int = Field(
         20, ge=0, description="wrong predictions shown in the report with their text, the most confident first"
     )
+    explain: int = Field(
+        20,
+        ge=0,
+        description="errors, label changes and queued reviews, at most so many of each, in which the words that move "
+        "the probability most are marked, found by leaving words out; 0: none. A review costs some 40 forward passes",
+    )
 
 
 class TrainReportOptions(ReportOptions):
@@ -325,151 +193,6 @@ class TrainReportOptions(ReportOptions):
     )
     baseline_rows: int = Field(
         50_000, ge=1, description="maximum train rows of the TF-IDF baseline, a random sample; bounds time and memory"
-    )
-
-
-def _labels(value: Any) -> Any:
-    if value is None:
-        return value
-    if not isinstance(value, Mapping | list | tuple):
-        raise ValueError("expected a list of class names, or value: name pairs, such as [negative, positive]")
-    if isinstance(value, Mapping):
-        names: dict[Any, Any] = {}
-        for written, name in value.items():
-            key, name = _label_value(written), None if name is None else _class_name(name)
-            if names.setdefault(key, name) != name:
-                raise ValueError(f"gives the value {key!r} two names: {names[key]!r} and {name!r}")
-        return names
-    return tuple(_label_value(v) for v in value)
-
-
-def _label_value(value: Any) -> Any:
-    """A value of the data in the form in which labels are compared."""
-    _label_word(value)
-    return _not_empty(label_text(value))
-
-
-def _class_name(value: Any) -> Any:
-    name = _label_word(value)
-    return _not_empty(name.strip()) if isinstance(name, str) else name
-
-
-def _not_empty(text: str | None) -> str:
-    if not text:
-        raise ValueError("an empty label; rows without a label are left out anyway")
-    return text
-
-
-def _label_word(value: Any) -> Any:
-    if value is None or isinstance(value, bool):
-        word = "null" if value is None else str(value).lower()
-        found = "null, ~ or nothing" if value is None else word
-        raise ValueError(f'YAML reads a class name as {value!r} ({found}); write it in quotes, like "{word}"')
-    return _as_text(value)
-
-
-Labels = Annotated[tuple[str, ...] | dict[str, str | None] | None, BeforeValidator(_labels)]
-
-
-class NewEncoder(Section):
-    """Architecture of an encoder that is trained from scratch."""
-
-    num_layers: int = Field(4, ge=1, description="transformer layers")
-    hidden_size: int = Field(256, ge=8, description="size of a token's hidden state")
-    num_heads: int = Field(4, ge=1, description="attention heads; hidden_size must be a multiple of it")
-    feed_forward_size: int | None = Field(
-        None, ge=8, description="size of the feed-forward layers; by default four times hidden_size"
-    )
-
-    @model_validator(mode="after")
-    def _heads_divide(self) -> NewEncoder:
-        if self.hidden_size % self.num_heads:
-            raise ValueError(f"hidden_size={self.hidden_size} is not a multiple of num_heads={self.num_heads}")
-        return self
-
-
-class NewVocabulary(Section):
-    """Word pieces of an encoder that is trained from scratch."""
-
-    size: int = Field(16_000, ge=16, description="word pieces in the vocabulary, special tokens included")
-    lowercase: bool = Field(True, description="lowercase texts before they are split into pieces")
-    strip_accents: bool = Field(
-        False, description="remove accents (é becomes e). Never for Korean: its syllables would be decomposed"
-    )
-    min_frequency: int = Field(2, ge=1, description="occurrences in the sample that a piece needs")
-    sample_rows: int = Field(
-        100_000, ge=1, description="maximum reviews that the vocabulary is learned from, a random sample"
-    )
-
-
-class SearchRange(Section):
-    """Range of numbers from `low` to `high`; integers where both are integers."""
-
-    low: int | float
-    high: int | float
-    log: bool = Field(False, description="sample log-uniformly (for learning rates and the like)")
-
-    @property
-    def is_whole(self) -> bool:
-        return isinstance(self.low, int) and isinstance(self.high, int)
-
-    @model_validator(mode="after")
-    def _is_a_range(self) -> SearchRange:
-        if not self.low < self.high:
-            raise ValueError(f"low must be below high, found {self.low} and {self.high}")
-        if self.log and self.low <= 0:
-            raise ValueError(f"log=true needs numbers above 0, found low={self.low}")
-        return self
-
-
-def _flat_space(value: Any) -> Any:
-    """`{training: {seed: [...]}}` means the same as `{training.seed: [...]}`."""
-    if not isinstance(value, Mapping):
-        return value
-    flat: dict[Any, Any] = {}
-    for key, choices in value.items():
-        nested = isinstance(choices, Mapping) and not set(choices) & set(SearchRange.model_fields)
-        flat |= {f"{key}.{name}": inner for name, inner in choices.items()} if nested else {key: choices}
-    return flat
-
-
-def _choices(value: Any) -> Any:
-    if isinstance(value, SearchRange):
-        return value
-    if isinstance(value, Mapping):
-        unknown = [key for key in value if key not in SearchRange.model_fields]
-        if unknown or not {"low", "high"} <= set(value):
-            raise ValueError("expected {low: ..., high: ..., log: true} or a list of values")
-        return SearchRange.model_validate(dict(value))
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        if not value:
-            raise ValueError("an empty list of values")
-        return tuple(value)
-    raise ValueError(f"expected a list of values or {{low: ..., high: ..., log: true}}, found {value!r}")
-
-
-Choices = Annotated[SearchRange | tuple[bool | int | float | str | None, ...], BeforeValidator(_choices)]
-
-
-class Search(Section):
-    """Search space of `bertray tune`, and how it is searched."""
-
-    space: Annotated[dict[str, Choices], BeforeValidator(_flat_space)] = Field(
-        {
-            "training.learning_rate": SearchRange(low=1e-5, high=3e-4, log=True),
-            "training.batch_size": (16, 32),
-        },
-        min_length=1,
-        description="values to try, by key: a list, or {low, high, log}. Keys of `training.` and `seed`",
-    )
-    trials: int = Field(12, ge=1, description="number of trials; grid: at most this many combinations")
-    sampler: SamplerKind = Field(
-        "tpe",
-        description="choice of the next trial: tpe (Optuna, from the results so far), random, or grid (every "
-        "combination of listed values)",
-    )
-    stop_early: bool = Field(
-        True, description="end trials that fall behind after an epoch (asynchronous successive halving)"
     )
 
 

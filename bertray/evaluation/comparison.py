@@ -12,10 +12,10 @@ from typing import Literal
 import numpy as np
 
 from bertray.evaluation.intervals import Estimate, percentile_estimate, resampled_counts
+from bertray.evaluation.metrics import FIGURES
 from bertray.evaluation.paired import MIN_DISAGREEMENTS, PairedTable
-from bertray.wording import counted
+from bertray.wording import counted, decimal, points, signed
 
-FIGURES = {"accuracy": "accuracy", "macro_f1": "macro F1", "mcc": "MCC"}  # those compared, as sentences call them
 # Figures that decide which of two models is better, by `training.best_metric`.
 JUDGED_BY: dict[str, tuple[str, ...]] = {"loss": ("accuracy", "macro_f1"), **{name: (name,) for name in FIGURES}}
 
@@ -133,24 +133,12 @@ def _verdict(judged: Sequence[Estimate]) -> Verdict:
 
 def _told(name: str, d: Difference) -> str:
     if name == "mcc":  # a correlation, not a share
-        value, low, high = (_signed(each) for each in (d.difference.value, d.difference.low, d.difference.high))
+        value, low, high = (signed(each) for each in (d.difference.value, d.difference.low, d.difference.high))
         compared = f"difference {value}"
     else:
-        value, low, high = (_points(each) for each in (d.difference.value, d.difference.low, d.difference.high))
+        value, low, high = (points(each) for each in (d.difference.value, d.difference.low, d.difference.high))
         compared = f"{value} points"
-    return f"{FIGURES[name]} {_plain(d.a)} against {_plain(d.b)}, {compared}, 95 % interval {low} to {high}"
-
-
-def _plain(value: float) -> str:
-    return f"{value + 0.0:.3f}".replace("-", "−")
-
-
-def _signed(difference: float) -> str:
-    return f"{difference + 0.0:+.3f}".replace("-", "−")
-
-
-def _points(difference: float) -> str:
-    return f"{100 * difference + 0.0:+.1f}".replace("-", "−")
+    return f"{FIGURES[name]} {decimal(d.a)} against {decimal(d.b)}, {compared}, 95 % interval {low} to {high}"
 
 
 def _rows(count: int) -> str:

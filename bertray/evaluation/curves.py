@@ -70,18 +70,16 @@ def curves(label_ids_N: np.ndarray, probs_NC: np.ndarray, labels: Sequence[str])
     )
 
 
-def reliability_bins(
-    confidence_N: np.ndarray, right_N: np.ndarray, num_bins: int = NUM_BINS
-) -> tuple[ReliabilityBin, ...]:
+def reliability_bins(confidence_N: np.ndarray, right_N: np.ndarray) -> tuple[ReliabilityBin, ...]:
     """Confidence against accuracy in the bins of the ECE."""
-    bin_N = confidence_bins(confidence_N, num_bins)
-    rows_M = np.bincount(bin_N, minlength=num_bins)
-    sums_M = np.bincount(bin_N, confidence_N, minlength=num_bins)
-    hits_M = np.bincount(bin_N, right_N, minlength=num_bins)
+    bin_N = confidence_bins(confidence_N, NUM_BINS)
+    rows_M = np.bincount(bin_N, minlength=NUM_BINS)
+    sums_M = np.bincount(bin_N, confidence_N, minlength=NUM_BINS)
+    hits_M = np.bincount(bin_N, right_N, minlength=NUM_BINS)
     return tuple(
         ReliabilityBin(
-            low=m / num_bins,
-            high=(m + 1) / num_bins,
+            low=m / NUM_BINS,
+            high=(m + 1) / NUM_BINS,
             rows=int(rows_M[m]),
             confidence=float(sums_M[m] / rows_M[m]),
             accuracy=wilson_estimate(int(hits_M[m]), int(rows_M[m])),

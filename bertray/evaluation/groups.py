@@ -50,7 +50,6 @@ def compare_groupings(groups_N: np.ndarray, clusters_N: np.ndarray, baseline_N: 
     Args:
         groups_N: known group of each row, any integers.
         clusters_N, baseline_N: the two groupings, any integers; each value counts as a cluster.
-        seed: of the draws.
 
     Raises:
         ValueError: no row.

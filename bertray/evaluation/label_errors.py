@@ -11,15 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from bertray.evaluation.baselines import Texts, listed, tfidf_vectorizer
+from bertray.model.terms import Terms, Texts, listed
 
 # Below it a model does not separate the classes, and its doubts are noise.
 MIN_MCC = 0.2
 _STRENGTH = {"tfidf": 4.0, "embeddings": 0.1}
-
-
-class NoTerms(ValueError):
-    """Texts without a word to judge labels by."""
 
 
 @dataclass(frozen=True)
@@ -105,11 +101,8 @@ def tfidf_features(texts: Texts) -> tuple[Any, str]:
     Raises:
         NoTerms: there is none.
     """
-    vectorizer, terms = tfidf_vectorizer(texts)
-    try:
-        return vectorizer.fit_transform(listed(texts)), terms
-    except ValueError as error:  # scikit-learn's word for it
-        raise NoTerms("the texts have no term") from error
+    terms = Terms.fit(texts)
+    return terms.features(listed(texts)), terms.in_words
 
 
 def out_of_sample_probs(
@@ -121,9 +114,7 @@ def out_of_sample_probs(
         features_NF: sparse or dense.
         label_ids_N: int in 0..C-1.
         fold_N: of each row, as `assign_folds` gives them.
-        num_classes: C.
         kind: `tfidf`, or `embeddings`, which are standardised.
-        seed: of the solver.
 
     A fold without a row of a class outside gives that class probability 0.
     """

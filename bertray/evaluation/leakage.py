@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 
 from bertray.evaluation.intervals import Estimate
-from bertray.evaluation.metrics import all_metrics, confusion_matrix
+from bertray.evaluation.metrics import FIGURES, all_metrics, confusion_matrix
 from bertray.evaluation.verdicts import Finding, Severity
 from bertray.model.training_texts import TrainingTexts
+from bertray.wording import percent
 
 WARNING_SHARE = 0.01  # of rows seen in training, above which figures flatter visibly
 BAD_SHARE = 0.10
-FIGURES = {"accuracy": "accuracy", "macro_f1": "macro F1", "mcc": "MCC"}
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Leakage:
     def sentence(self) -> str:
         """Rows seen in training, and the figures without them."""
         of = "" if self.known == self.rows else f" (a sample of the {self.rows:,}: its training set is very large)"
-        said = f"{self.seen:,} of {self.known:,} rows{of} were seen in training ({100 * self.share:.1f} %)"
+        said = f"{self.seen:,} of {self.known:,} rows{of} were seen in training ({percent(self.share)})"
         if not self.seen:
             return f"{said}."
         if not self.unseen_metrics:
@@ -85,7 +85,7 @@ def judge_validation(straddling: int, rows: int) -> list[Finding]:
     return [
         Finding(
             _severity(share),
-            f"{straddling:,} of {rows:,} validation rows stand in data.train, too ({100 * share:.1f} %): figures by "
+            f"{straddling:,} of {rows:,} validation rows stand in data.train, too ({percent(share)}): figures by "
             "epoch, and the choice among epochs, flatter.",
         )
     ]
@@ -112,8 +112,6 @@ def find_leakage(
         input_hash_N: uint64 [N], `schema.INPUT_HASH` of the rows, cleaned as the bundle says.
         label_ids_N: given labels, int [N].
         probs_NC: float [N, C].
-        labels: names of the classes, C of them.
-        seed: of the intervals.
     """
     if texts is None:
         return None

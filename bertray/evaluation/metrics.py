@@ -31,6 +31,7 @@ from bertray.evaluation.intervals import (
 
 EPS = float(np.finfo(np.float64).eps)  # log loss clips probabilities to [EPS, 1 - EPS], as scikit-learn does
 NUM_BINS = 15
+FIGURES = {"accuracy": "accuracy", "macro_f1": "macro F1", "mcc": "MCC"}  # the main ones, as sentences call them
 AVERAGES = (
     "macro_f1",
     "weighted_f1",
@@ -176,30 +177,17 @@ def confidence_bins(confidence_N: np.ndarray, num_bins: int) -> np.ndarray:
     return bins_N
 
 
-def expected_calibration_error(probs_NC: np.ndarray, label_ids_N: np.ndarray, *, num_bins: int = NUM_BINS) -> float:
-    """Average gap between confidence and accuracy, weighted by the rows in each bin.
+def calibration_error(probs_NC: np.ndarray, label_ids_N: np.ndarray, num_bins: int, seed: int) -> Estimate:
+    """Expected calibration error: average gap between confidence and accuracy, weighted by the rows in each bin.
+
+    The interval resamples counts by bin and correctness; a bin is too narrow for its inner spread to matter. A
+    resampled gap is on average larger than the gap of the sample, so the draws are shifted back by that excess.
 
     Args:
-        probs_NC: float [N, C]; each row sums to 1 within 1e-4.
-        label_ids_N: int [N] in 0..C-1.
+        probs_NC, label_ids_N: as `check_rows` wants them; a tie between classes goes to the lower id.
         num_bins: equal-width bins of confidence over [0, 1], closed on the right; at least 1.
 
-    Returns:
-        A fraction in [0, 1]; 0 is perfect. A tie between classes goes to the lower id.
-
-    Raises:
-        ValueError: lengths differ, N is 0, or a row of probs_NC does not sum to 1.
-
     Source: Guo et al. 2017, "On Calibration of Modern Neural Networks", section 2 (arXiv:1706.04599).
-    """
-    check_rows(label_ids_N, probs_NC, [str(c) for c in range(probs_NC.shape[-1])])
-    return _calibration_error(probs_NC, label_ids_N, num_bins, seed=0).value
-
-
-def _calibration_error(probs_NC: np.ndarray, label_ids_N: np.ndarray, num_bins: int, seed: int) -> Estimate:
-    """ECE whose interval resamples counts by bin and correctness; a bin is too narrow for its inner spread to matter.
-
-    A resampled gap is on average larger than the gap of the sample, so the draws are shifted back by that excess.
     """
     confidence_N = probs_NC.max(axis=1).astype(np.float64)
     cells_N = 2 * confidence_bins(confidence_N, num_bins) + (probs_NC.argmax(axis=1) == label_ids_N)
@@ -225,7 +213,7 @@ def row_metrics(label_ids_N: np.ndarray, probs_NC: np.ndarray, seed: int) -> dic
     losses_N = -np.log(np.clip(true_N, EPS, 1 - EPS))
     return {
         "log_loss": mean_estimate(losses_N, seed, bounds=(0.0, -float(np.log(EPS)))),
-        "ece": _calibration_error(probs_NC, label_ids_N, NUM_BINS, seed),
+        "ece": calibration_error(probs_NC, label_ids_N, NUM_BINS, seed),
     }
 
 

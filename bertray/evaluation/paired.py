@@ -17,8 +17,8 @@ from scipy.stats import binom, norm
 
 from bertray.evaluation.intervals import Estimate, Z, mean_estimate, percentile_estimate, resampled_counts, wilson
 from bertray.evaluation.metrics import EPS, averages, cell_sums, check_rows
-from bertray.evaluation.slices import Values, coded
-from bertray.wording import counted
+from bertray.evaluation.slices import MAX_VALUES, Values, coded
+from bertray.wording import counted, points
 
 AVERAGED = ("macro_f1", "mcc")  # figures whose gain comes from the paired bootstrap of the table
 MIN_DISAGREEMENTS = 6  # with fewer rows that only one of the two gets right, no sign test can reach 5 %
@@ -243,7 +243,6 @@ class PairedComparison:
     """Candidate B beside model A on the same labelled rows; every difference is B minus A.
 
     Args:
-        name_a, name_b: of the models, as sentences call them.
         counts: rows by which of the two is right.
         difference: `accuracy` (Newcombe), `macro_f1`, `mcc`, `log_loss` (paired bootstrap; less loss is better).
         mcnemar_p: two-sided mid-p value.
@@ -252,8 +251,6 @@ class PairedComparison:
         power: true gain -> share of such test sets on which it would be found.
     """
 
-    name_a: str
-    name_b: str
     counts: PairedCounts
     difference: dict[str, Estimate]
     mcnemar_p: float
@@ -276,14 +273,14 @@ class PairedComparison:
         """The evidence in plain words, with the numbers."""
         gain, counts = self.difference["accuracy"], self.counts
         numbers = (
-            f"accuracy {signed_points(gain.value)} points, 95 % interval {signed_points(gain.low)} to "
-            f"{signed_points(gain.high)}; of {counted(counts.discordant, 'row')} that only one of them gets right, "
-            f"{counts.only_b:,} are {self.name_b}'s; McNemar mid-p {p_in_words(self.mcnemar_p)}"
+            f"accuracy {points(gain.value)} points, 95 % interval {points(gain.low)} to "
+            f"{points(gain.high)}; of {counted(counts.discordant, 'row')} that only one of them gets right, "
+            f"{counts.only_b:,} are B's; McNemar mid-p {p_in_words(self.mcnemar_p)}"
         )
         rows = f"on {counted(self.rows, 'labelled row')} ({numbers})."
         if self.verdict == "undecided":
-            return f"{self.name_a} and {self.name_b} cannot be told apart {rows}"
-        return f"{self.name_b} is {self.verdict} than {self.name_a} {rows}"
+            return f"A and B cannot be told apart {rows}"
+        return f"B is {self.verdict} than A {rows}"
 
     @property
     def power_sentence(self) -> str:
@@ -331,11 +328,8 @@ def compare_paired(
     probs_b_NC: np.ndarray,
     labels: Sequence[str],
     *,
-    name_a: str,
-    name_b: str,
     seed: int,
     slices: Mapping[str, Values] | None = None,
-    power_error: float = ONE_SIDED_ERROR,
 ) -> PairedComparison:
     """Compare two classifiers on the same labelled rows; every interval follows from `seed`.
 
@@ -343,9 +337,7 @@ def compare_paired(
         label_ids_N: given labels, int [N] in 0..C-1, N >= 1.
         probs_a_NC, probs_b_NC: float [N, C]; a tie between classes goes to the lower id.
         labels: names of the classes, C of them.
-        name_a, name_b: of the models in sentences.
         slices: column -> its N values.
-        power_error: error of the one-sided test whose power is reported.
 
     Raises:
         ValueError: rows that cannot be evaluated (see `metrics.check_rows`).
@@ -367,20 +359,20 @@ def compare_paired(
             counts = PairedCounts.of(right_a_N[of_class_N], right_b_N[of_class_N])
             per_class[label]["recall"] = newcombe_estimate(counts)
     return PairedComparison(
-        name_a=name_a,
-        name_b=name_b,
         counts=table.counts,
         difference=difference,
         mcnemar_p=float(mcnemar_midp(table.counts.only_a, table.counts.only_b)),
         per_class=per_class,
         slices={column: slice_gains(right_a_N, right_b_N, values) for column, values in (slices or {}).items()},
-        power={gain: power(table.counts, gain, error=power_error, seed=seed) for gain in POWER_GAINS},
+        power={gain: power(table.counts, gain, seed=seed) for gain in POWER_GAINS},
     )
 
 
-def slice_gains(right_a_N: np.ndarray, right_b_N: np.ndarray, values: Values) -> dict[str, SliceGain]:
+def slice_gains(
+    right_a_N: np.ndarray, right_b_N: np.ndarray, values: Values, max_values: int = MAX_VALUES
+) -> dict[str, SliceGain]:
     """Gain for each value of a column, in the order of `slices.coded`."""
-    names, codes_N = coded(values)
+    names, codes_N = coded(values, max_values)
     cells_N = 4 * codes_N + 2 * right_a_N + right_b_N
     table_V4 = np.bincount(cells_N, minlength=4 * len(names)).reshape(-1, 4)
     return {
@@ -429,11 +421,6 @@ def _losses(label_ids_N: np.ndarray, probs_NC: np.ndarray) -> np.ndarray:
     true_N = probs_NC[np.arange(len(label_ids_N)), label_ids_N].astype(np.float64)
     losses_N: np.ndarray = -np.log(np.clip(true_N, EPS, 1 - EPS))
     return losses_N
-
-
-def signed_points(gain: float) -> str:
-    """A difference of shares in points with its sign: `+1.2`."""
-    return f"{100 * gain + 0.0:+.1f}".replace("-", "−")
 
 
 def p_in_words(p_value: float) -> str:

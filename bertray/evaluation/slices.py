@@ -63,8 +63,6 @@ def slice_metrics(
         label_ids_N: given labels, int [N].
         predictions_N: predicted labels, int [N].
         values: the column, N values; what is not text is turned into text, null becomes `(none)`.
-        num_classes: C.
-        seed: of the intervals.
 
     Returns:
         value -> figures; a dictionary array in the order of its dictionary, anything else by falling number of rows,
@@ -83,8 +81,13 @@ def slice_metrics(
     return figures
 
 
-def coded(values: Values) -> tuple[list[str], np.ndarray]:
-    """Distinct values in the order to show, and the place of each row's value among them: int64 [N]."""
+def coded(values: Values, max_values: int = MAX_VALUES) -> tuple[list[str], np.ndarray]:
+    """Distinct values in the order to show, and the place of each row's value among them: int64 [N].
+
+    Args:
+        values: as for `slice_metrics`.
+        max_values: most frequent values that are named; the others are together `other`.
+    """
     array = values if isinstance(values, pa.Array | pa.ChunkedArray) else pa.array(values)
     if isinstance(array, pa.ChunkedArray):
         array = array.combine_chunks()
@@ -96,8 +99,8 @@ def coded(values: Values) -> tuple[list[str], np.ndarray]:
         return names, codes_N
     counts_V = np.bincount(codes_N, minlength=len(names))
     by_rows = sorted(range(len(names)), key=lambda v: (-counts_V[v], names[v]))
-    shown = [names[v] for v in by_rows[:MAX_VALUES]]
-    if len(names) > MAX_VALUES:
+    shown = [names[v] for v in by_rows[:max_values]]
+    if len(names) > max_values:
         shown = [name for name in shown if name != OTHER] + [OTHER]  # a real value `other` joins the rest
     place = {name: number for number, name in enumerate(shown)}
     place_V = np.array([place.get(name, len(shown) - 1) for name in names], np.int64)

@@ -96,7 +96,6 @@ def evaluate_predictions(
     Args:
         label_ids_N: given labels, int [N] in 0..C-1, N >= 1.
         probs_NC: float [N, C]; a tie between classes goes to the lower id.
-        labels: names of the classes, C of them.
         split: what the rows are, for example `test`.
         seed: of all resampling.
         slices: column -> its N values.

@@ -27,7 +27,6 @@ def validation_profile(
         examples: of the run.
         numbers_V: examples of the validation split.
         probs_VC: probabilities that the kept model gives them.
-        labels: names of the classes, C of them.
         read_tokens: of a row, special tokens included; None: all of it.
     """
     shards = examples.shards
@@ -56,9 +55,13 @@ def training_texts_of(examples: Examples, *made_from: Path) -> TrainingTexts:
     return with_earlier(TrainingTexts.of(examples.shards.input_hash_N[used]), *made_from)
 
 
-def check_reading(examples: Examples, model: str) -> list[Finding]:
-    """Findings where the encoder cannot read what it is to learn from, logged before the first step."""
-    findings = judge_training_texts(examples.shards.reading(examples.train), model)
+def check_reading(examples: Examples, model: str, *, left_out: bool = False) -> list[Finding]:
+    """Findings where the encoder cannot read what it is to learn from, logged before the first step.
+
+    Args:
+        left_out: nothing is learned from the encoder.
+    """
+    findings = judge_training_texts(examples.shards.reading(examples.train), model, left_out=left_out)
     log_findings(findings)
     return findings
 

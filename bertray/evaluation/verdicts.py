@@ -6,9 +6,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from bertray.evaluation.baselines import MAJORITY, TEACHER
-from bertray.evaluation.comparison import FIGURES, Comparison, capital
+from bertray.evaluation.baselines import MAJORITY, TEACHER, TFIDF_LOGREG
+from bertray.evaluation.comparison import Comparison, capital
 from bertray.evaluation.intervals import Estimate
+from bertray.evaluation.metrics import FIGURES
+from bertray.wording import decimal
 
 Severity = Literal["bad", "warning", "note", "good"]
 PageKind = Literal["training", "evaluation", "night"]
@@ -17,11 +19,15 @@ SEVERITIES: tuple[Severity, ...] = get_args(Severity)  # the worst first
 GOOD_MCC = 0.5  # an interval that reaches from chance to here is of too few rows, not of a bad model
 MIN_KEPT = 0.9  # share of the teacher's figure below which a student lost much
 MIN_SPEEDUP = 1.1
+TOO_OFTEN = 0.30  # above its share, from which a label is said far too often
+SHARE_TO_BE_SAID, ROWS_TO_BE_SAID = 0.05, 5  # of a label that should be said of some row
+ROWS_TO_TELL = 20
 ADVICE: dict[PageKind, str] = {
     "training": "More labelled reviews, more epochs or another learning rate may help.",
     "evaluation": "Check `labels`, and that these reviews are of the kind and language that the model was trained on.",
     "night": "Check `labels`, and that these reviews are of the kind and language that the model was trained on.",
 }
+INSTEAD = "training.method=stack holds TF-IDF, and with training.encoder_weight=0 nothing else: use it here."
 _SEVERITY_OF: dict[str, Severity] = {"better": "good", "undecided": "warning", "mixed": "warning", "worse": "bad"}
 
 
@@ -53,7 +59,7 @@ def judge(
     name: str = "the model",
     speedup: float | None = None,
 ) -> list[Finding]:
-    """Findings on a model, the worst first.
+    """Findings on a model, the worst first; of one severity the sign that is the most reliable.
 
     A model whose MCC does not differ from 0 has no good finding, even if it beats a baseline.
 
@@ -67,21 +73,24 @@ def judge(
         speedup: rows per second of the model, those of its teacher being 1.
     """
     only_label = _only(given)
-    findings = [] if only_label is None else [_one_label(only_label, given[only_label])]
-    at_chance = None if only_label is not None else _chance(metrics["mcc"], predicted, kind, name)
-    if at_chance is not None:
-        findings.append(at_chance)
+    findings = (
+        [_one_label(only_label, given[only_label])] if only_label is not None else _labels_said(given, predicted, name)
+    )
+    only_said = None if findings else _only(predicted)  # else it has been told
+    at_chance = None if only_label is not None else _chance(metrics["mcc"], only_said, kind, name)
     for other, comparison in comparisons.items():
         if other == TEACHER:
             findings.append(_beside_teacher(comparison))
         elif only_label is None or other != MAJORITY:
-            findings.append(Finding(_SEVERITY_OF[comparison.verdict], comparison.sentence))
+            way_out = f" {INSTEAD}" if (other, comparison.verdict, kind) == (TFIDF_LOGREG, "worse", "training") else ""
+            findings.append(Finding(_SEVERITY_OF[comparison.verdict], comparison.sentence + way_out))
     if speedup is not None and speedup < MIN_SPEEDUP:
         findings.append(
             Finding("warning", f"{capital(name)} is no faster than its teacher: {speedup:.2f} times its speed.")
         )
     if at_chance is not None:
         findings = [Finding("note", f.sentence) if f.severity == "good" else f for f in findings]
+        findings.append(at_chance)
     return worst_first(findings)
 
 
@@ -110,17 +119,42 @@ def _one_label(label: str, rows: int) -> Finding:
     )
 
 
-def _chance(mcc: Estimate, predicted: Mapping[str, int], kind: PageKind, name: str) -> Finding | None:
-    """Finding on a model no better than guessing, or on too few rows to decide."""
+def _labels_said(given: Mapping[str, int], predicted: Mapping[str, int], name: str) -> list[Finding]:
+    """Finding on a label that is said far more often than it occurs, or never."""
+    rows = sum(given.values())
+    if rows < ROWS_TO_TELL:
+        return []
+    most = max(predicted, key=lambda label: predicted[label] - given[label])
+    said, true = predicted[most] / rows, given[most] / rows
+    if said > true + TOO_OFTEN:
+        told = f"{capital(name)} says {most} of {100 * said:.0f} % of the rows; {100 * true:.0f} % have that label."
+        return [Finding("bad", told)]
+    enough = max(SHARE_TO_BE_SAID * rows, ROWS_TO_BE_SAID)
+    never = [label for label, count in given.items() if count >= enough and not predicted[label]]
+    if not never:
+        return []
+    rest = sum(given[label] for label in never) / rows
+    return [
+        Finding(
+            "warning", f"{capital(name)} never says {', '.join(never)}, the label of {100 * rest:.0f} % of the rows."
+        )
+    ]
+
+
+def _chance(mcc: Estimate, only: str | None, kind: PageKind, name: str) -> Finding | None:
+    """Finding on a model no better than guessing, or on too few rows to decide.
+
+    Args:
+        only: the label that it gives to every row.
+    """
     if mcc.low > 0:
         return None
-    told = f"MCC {_decimal(mcc.value)}, 95 % interval {_decimal(mcc.low)} to {_decimal(mcc.high)}"
+    told = f"MCC {decimal(mcc.value)}, 95 % interval {decimal(mcc.low)} to {decimal(mcc.high)}"
     if mcc.high < 0:
         said = f"{capital(name)} is worse than guessing ({told}): are labels mixed up? {ADVICE[kind]}"
         return Finding("bad", said)
     if mcc.high >= GOOD_MCC:
         return Finding("warning", f"Too few rows to tell {name} from guessing ({told}).")
-    only = _only(predicted)
     always = f" It predicts {only} for every row." if only is not None else ""
     return Finding("bad", f"{capital(name)} cannot be told apart from guessing ({told}).{always} {ADVICE[kind]}")
 
@@ -135,7 +169,3 @@ def _beside_teacher(comparison: Comparison) -> Finding:
     lost_much = any(one.b > 0 and one.a / one.b < MIN_KEPT for one in judged)
     behind = "is behind its teacher" if comparison.verdict == "worse" else "is ahead of its teacher and behind it"
     return Finding("warning" if lost_much else "note", f"{student} {behind} ({numbers}).")
-
-
-def _decimal(value: float) -> str:
-    return f"{value + 0.0:.3f}".replace("-", "−")

@@ -24,7 +24,7 @@ class Task:
     """Stage without state: a function of one item.
 
     Args:
-        function: must be picklable, as what it gives; an Arrow table travels without being pickled.
+        function: must be picklable, as what it gives; an Arrow table, or a list of them, travels without being pickled.
         cpus: CPU share of each call.
     """
 
@@ -42,12 +42,14 @@ class Actors:
         replicas: processes, at most.
         cpus: CPU share of each replica.
         gpus: GPUs of each replica.
+        calls: items that a replica works on side by side; its function is called by as many threads.
     """
 
     factory: Callable[[], Function]
     replicas: int = 1
     cpus: float = 1.0
     gpus: int = 0
+    calls: int = 1
 
 
 Stage = Task | Actors
@@ -95,13 +97,15 @@ class Training:
     Args:
         name: of the run, never used before.
         storage: path or URI of a folder for bookkeeping that all machines see.
-        max_failures: how often the ranks are started again after one was lost.
+        max_failures: how often the ranks are started again after one was lost, without getting on in between.
+        progress: says how far the training is, so that losses count from where it last got on.
         imports: modules that this process will need afterwards.
     """
 
     name: str
     storage: str
     max_failures: int
+    progress: Callable[[], object] = lambda: None
     imports: Sequence[str] = ()
 
 
@@ -215,9 +219,14 @@ def _opened(stage: Stage, stack: ExitStack) -> Function:
     return function
 
 
-def actors(factory: Callable[[], Function], resources: Resources) -> Actors:
-    """A stage on all workers that there are."""
-    return Actors(factory, resources.num_workers, resources.cpus_per_worker, resources.gpus_per_worker)
+def actors(factory: Callable[[], Function], resources: Resources, *, calls_on_gpu: int = 1) -> Actors:
+    """A stage on all workers that there are.
+
+    Args:
+        calls_on_gpu: calls side by side of a replica with a GPU, which one alone would let wait.
+    """
+    calls = calls_on_gpu if resources.gpus_per_worker else 1
+    return Actors(factory, resources.num_workers, resources.cpus_per_worker, resources.gpus_per_worker, calls)
 
 
 THIS_PROCESS = InProcess(Resources(num_workers=1, threads=1, cpus_per_worker=1.0, gpus_per_worker=0))

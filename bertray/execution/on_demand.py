@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Protocol
@@ -35,6 +35,9 @@ class Executors(Protocol):
     def for_rows(self, num_rows: int) -> Executor:
         """The executor that works on so many reviews."""
 
+    def session(self, num_rows: int | None) -> AbstractContextManager[Executor]:
+        """The executor for work on so many reviews, or that for whatever there is; what it needed may end with it."""
+
 
 @dataclass(frozen=True)
 class Always:
@@ -50,12 +53,15 @@ class Always:
         """The executor."""
         return self.executor
 
+    def session(self, num_rows: int | None) -> AbstractContextManager[Executor]:
+        """The executor, which stays."""
+        return nullcontext(self.executor)
+
 
 class OnDemand:
     """Opens Ray for the first work that needs it, and keeps it until `close`.
 
     Args:
-        workers: what the config asks for.
         ranks: several workers would share the steps of a training; who asks for several gets them.
         imports: modules that this process will need later; imported while Ray's own processes start.
     """
@@ -103,3 +109,10 @@ class OnDemand:
         if self._opened is None:
             self._opened = self._stack.enter_context(ray_session(self._workers, imports=self._imports))
         return self._opened
+
+
+def executors_of(
+    workers: Workers, given: Executors | None, *, ranks: bool = False, imports: Sequence[str] = ()
+) -> AbstractContextManager[Executors]:
+    """Executors of a run: those that its caller gave, who ends them, or its own; arguments as for `OnDemand`."""
+    return OnDemand(workers, ranks=ranks, imports=imports) if given is None else nullcontext(given)

@@ -1,7 +1,7 @@
 """Stages on a cluster, by Ray Data: numbers of items → tasks → actors → results on the driver.
 
-An item is a row from end to end: columns `id` (number of the item), `kind` and `value` (an Arrow table as the bytes of
-an IPC file, anything else pickled). Ray may join and split blocks as it likes and never cuts an item. An error of a
+An item is a row from end to end: columns `id` (number of the item), `kind` and `value` (Arrow tables as IPC, anything
+else pickled). Ray may join and split blocks as it likes and never cuts an item. An error of a
 stage travels as such a row too and arrives as it was raised; Ray Data would turn it into text.
 """
 
@@ -37,16 +37,21 @@ from bertray.execution.executor import (
     Training,
     called,
 )
+from bertray.execution.machines import machine_watch
 from bertray.execution.remote_errors import code_missing, translated
 from bertray.execution.resources import Resources
 from bertray.execution.stalls import Pending, StallWatch
-from bertray.io.tables import from_ipc, ipc_buffer, to_ipc
+from bertray.io.tables import from_ipc, from_streams, ipc_buffer, stream_buffer, to_ipc
+from bertray.runtime import work_in, working_folder
 from bertray.wording import counted
 
 MAX_BLOCKS = 20_000  # Ray Data keeps bookkeeping for each block; beyond this many, one block carries several items
 
+# Many tasks read beside a GPU, each on one CPU: a tokenizer that opened all cores would take them from the others.
+READER_ENV = {"RAYON_NUM_THREADS": "1"}
+
 ID, KIND, VALUE = "id", "kind", "value"
-TABLE, PICKLED, ERROR = 0, 1, 2
+TABLE, PICKLED, ERROR, TABLES = range(4)
 
 
 @dataclass(frozen=True)
@@ -88,7 +93,7 @@ class RayData:
 
     def train(self, body: Callable[[Rank], Any], training: Training) -> Any:
         """See `Executor.train`; by Ray Train."""
-        from bertray.execution.train_workers import run_ranks
+        from bertray.execution.ray_train import run_ranks
 
         return run_ranks(body, training, self.resources)
 
@@ -100,13 +105,21 @@ class RayData:
 
     def _mapped(self, dataset: Any, stage: Stage, work: Any, at: int, num_items: int) -> Any:
         if isinstance(stage, Task):
-            return dataset.map_batches(_InTasks(work, at), batch_size=None, batch_format="pyarrow", num_cpus=stage.cpus)
+            return dataset.map_batches(
+                _InTasks(work, at, working_folder()),
+                batch_size=None,
+                batch_format="pyarrow",
+                num_cpus=stage.cpus,
+                runtime_env={"env_vars": READER_ENV} if self.resources.gpus_per_worker else None,
+            )
+        # One call a replica: Ray's own defaults, which a CPU is measured with.
+        calls = {"max_concurrent_calls_per_actor": stage.calls, "enable_true_multi_threading": True}
         return dataset.map_batches(
             _InActor,
-            fn_constructor_args=(stage.factory, work, at),
+            fn_constructor_args=(stage.factory, work, at, working_folder()),
             batch_size=1,
             batch_format="pyarrow",
-            compute=ActorPoolStrategy(size=min(stage.replicas, num_items)),
+            compute=ActorPoolStrategy(size=min(stage.replicas, num_items), **(calls if stage.calls > 1 else {})),
             num_cpus=stage.cpus,
             num_gpus=stage.gpus or None,
             runtime_env=self.resources.runtime_env,
@@ -114,7 +127,7 @@ class RayData:
 
     def _blocks(self, dataset: Any, pending: Pending, doing: str) -> Generator[pa.Table, None, None]:
         """Blocks as soon as they are there; by default Ray hands one out when the next one has been made."""
-        with translated(), StallWatch(doing, lambda: str(pending)) as watch:
+        with translated(), machine_watch(self.resources), StallWatch(doing, lambda: str(pending)) as watch:
             blocks = iter(dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0))
             try:
                 with closing(blocks):
@@ -179,12 +192,14 @@ class _InTasks:
     Args:
         work: of `_fetched`.
         at: number of the stage; the first one is given items, which lie in `work`.
+        folder: of the driver.
     """
 
-    def __init__(self, work: Any, at: int) -> None:
-        self._work, self._at = work, at
+    def __init__(self, work: Any, at: int, folder: str | None) -> None:
+        self._work, self._at, self._folder = work, at, folder
 
     def __call__(self, block: pa.Table) -> Iterator[pa.Table]:
+        work_in(self._folder)
         items, functions = _fetched(self._work)
         function = functions[self._at]
         assert function is not None
@@ -194,7 +209,8 @@ class _InTasks:
 class _InActor:
     """Stage of actors: the factory is called once, and an error of it is a result of the first item."""
 
-    def __init__(self, factory: Any, work: Any, at: int) -> None:
+    def __init__(self, factory: Any, work: Any, at: int, folder: str | None) -> None:
+        work_in(folder)
         self._items = None if at else _fetched(work)[0]
         self._function: Function
         try:
@@ -257,10 +273,14 @@ def _rows(block: pa.Table) -> Iterator[tuple[int, int, pa.Buffer]]:
 def _encoded(value: Any) -> tuple[int, pa.Buffer]:
     if isinstance(value, pa.Table):
         return TABLE, ipc_buffer(value)
+    if isinstance(value, list) and value and all(isinstance(each, pa.Table) for each in value):
+        return TABLES, stream_buffer(value)
     return PICKLED, _pickled(value)
 
 
 def _decoded(kind: int, value: pa.Buffer) -> Any:
+    if kind == TABLES:
+        return from_streams(value)
     return from_ipc(value) if kind == TABLE else cloudpickle.loads(value)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -15,6 +16,16 @@ _CODE_MISSING = re.compile(
     r"|Failed to set up runtime env.*)$",
     re.MULTILINE,
 )
+
+# Attributes with what was wrapped: of Ray's tasks, then of Ray Train's workers, controller and health checks.
+_WRAPPED = ("cause", "_base_exc", "controller_failure", "health_check_failure")
+
+
+def known_error(error: BaseException) -> BertrayError | None:
+    """The error as one of the package, also where Ray has wrapped it; None: a bug."""
+    if (known := errors.known(error)) is None and "ray" in sys.modules:
+        return as_known(error)
+    return known
 
 
 @contextmanager
@@ -56,9 +67,26 @@ def as_known(error: BaseException) -> BertrayError | None:
         if known := errors.known(inner):
             return known
         if isinstance(inner, crashed):
-            words = " ".join(str(inner).split())[:300] or type(inner).__name__
-            return InfrastructureError(f"Ray: {words}", "Run the same command again.")
-    return None
+            return InfrastructureError(f"Ray: {_words(inner)}", "Run the same command again.")
+    return next((known for inner in chain if (known := _of_ray_train(inner))), None)
+
+
+def _of_ray_train(error: BaseException) -> BertrayError | None:
+    """An error of Ray Train itself, about a group of workers; None for one that it wraps, of a worker."""
+    train = sys.modules.get("ray.train.v2._internal.exceptions")
+    if train is None or not isinstance(error, train.RayTrainError):
+        return None
+    if isinstance(error, train.InsufficientClusterResourcesError):
+        return ConfigError(
+            f"workers: {_words(error)}",
+            "Lower `workers.num_workers`, or let the cluster have more machines.",
+        )
+    wrapped = any(hasattr(error, name) for name in (*_WRAPPED, "worker_failures"))
+    return None if wrapped else InfrastructureError(f"Ray Train: {_words(error)}", "Run the same command again.")
+
+
+def _words(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__
 
 
 def code_missing(error: BaseException) -> ConfigError | None:
@@ -84,7 +112,7 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
         seen.add(id(current))
         yield current
         pending += [current.__cause__, current.__context__]
-        pending += [getattr(current, name, None) for name in ("cause", "_base_exc")]  # of Ray's tasks, of Ray Train
+        pending += [getattr(current, name, None) for name in _WRAPPED]
         failures = getattr(current, "worker_failures", None)
         if isinstance(failures, dict):
             pending += list(failures.values())

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bertray.errors import ConfigError, InfrastructureError
+from bertray.runtime import num_cpus
 
 if TYPE_CHECKING:
     from bertray.config import Workers
@@ -28,6 +28,7 @@ class Resources:
         stall_timeout_s: seconds without a finished item after which a run ends.
         in_process_rows: reviews up to which no actor is started.
         actor_env: environment of actors that compute, where they do not inherit it.
+        reader_cpus: CPU share of a task that reads and tokenizes.
     """
 
     num_workers: int
@@ -37,6 +38,7 @@ class Resources:
     stall_timeout_s: float = 3600.0
     in_process_rows: int = 0
     actor_env: Mapping[str, str] = field(default_factory=dict)
+    reader_cpus: float = READER_CPUS
 
     @property
     def runtime_env(self) -> dict[str, Any] | None:
@@ -59,7 +61,14 @@ class Machine(NamedTuple):
     gpus: float = 0.0
 
 
-def plan_resources(workers: Workers, machines: Sequence[Machine], *, local: bool, growing: bool = False) -> Resources:
+def plan_resources(
+    workers: Workers,
+    machines: Sequence[Machine],
+    *,
+    local: bool,
+    growing: bool = False,
+    most_gpus: float | None = None,
+) -> Resources:
     """Fit the workers onto machines so that, wherever Ray places them, one reading task still has room.
 
     A worker takes `threads` CPUs, or a little less: on the largest machine (M CPUs) the most workers whose threads fit,
@@ -68,10 +77,10 @@ def plan_resources(workers: Workers, machines: Sequence[Machine], *, local: bool
     the largest machine, and on each other one as many as its threads allow or more: one more than there may be.
 
     Args:
-        workers: what the config asks for.
         machines: of the cluster.
         local: Ray runs for this command alone.
         growing: more machines may join, each large enough for one worker.
+        most_gpus: GPUs of such a cluster at its largest; None: not known.
 
     Raises:
         ConfigError: the workers do not fit, now or ever.
@@ -87,9 +96,10 @@ def plan_resources(workers: Workers, machines: Sequence[Machine], *, local: bool
             "Start machines with CPUs (`ray start --address=... --num-cpus=...`), then run the same command again.",
         )
     if workers.use_gpu:
-        return _on_gpus(workers, machines, local=local, growing=growing, stall_s=stall_s)
+        _check_gpus(workers, machines, local=local, growing=growing, most_gpus=most_gpus)
+        return _on_gpus(workers, machines, stall_s=stall_s)
     if local:
-        threads = workers.threads or max(1, (os.cpu_count() or 2) // workers.num_workers)
+        threads = workers.threads or max(1, num_cpus() // workers.num_workers)
         spare = min(1.0, max(READER_CPUS, largest / 2))
         return Resources(workers.num_workers, threads, _rounded((largest - spare) / workers.num_workers), 0, stall_s)
     choices = [workers.threads] if workers.threads else [2, 1]
@@ -108,19 +118,53 @@ def plan_resources(workers: Workers, machines: Sequence[Machine], *, local: bool
     )
 
 
-def _on_gpus(workers: Workers, machines: Sequence[Machine], *, local: bool, growing: bool, stall_s: float) -> Resources:
-    """One GPU for each worker, and READER_CPUS of the CPUs beside it, or less where these are few."""
-    with_gpus = [machine for machine in machines if machine.gpus >= 1]
-    gpus = sum(int(machine.gpus) for machine in with_gpus)
-    if gpus < workers.num_workers and not growing:
+def _check_gpus(
+    workers: Workers, machines: Sequence[Machine], *, local: bool, growing: bool, most_gpus: float | None
+) -> None:
+    """Refuse more GPU workers than there can ever be."""
+    gpus = num_gpus(machines)
+    if growing:
+        short = most_gpus is not None and max(most_gpus, gpus) < workers.num_workers
+        there = f"this cluster can have at most {most_gpus or 0:g}"
+    else:
+        short = gpus < workers.num_workers
+        there = f"this {'machine' if local else 'cluster'} has {gpus}"
+    if short:
         raise ConfigError(
-            f"workers: {workers.num_workers} GPUs asked for, this {'machine' if local else 'cluster'} has {gpus}.",
+            f"workers: {workers.num_workers} GPUs asked for, {there}.",
             "Set `workers.use_gpu=false` or fewer `workers.num_workers`.",
         )
+
+
+def _on_gpus(workers: Workers, machines: Sequence[Machine], *, stall_s: float) -> Resources:
+    """One GPU for each worker, and READER_CPUS of the CPUs beside it, or less where these are few.
+
+    A reading task gets a whole CPU where there is one: it is to feed a GPU, and twice as many tasks as cores would only
+    take them from each other.
+    """
+    with_gpus = [machine for machine in machines if machine.gpus >= 1]
     shares = [(machine.cpus - READER_CPUS) / int(machine.gpus) for machine in with_gpus]
-    return Resources(
-        workers.num_workers, workers.threads or 1, _rounded(max(0.0, min([READER_CPUS, *shares]))), 1, stall_s
-    )
+    cpus = _rounded(max(0.0, min([READER_CPUS, *shares])))
+    free = [machine.cpus - int(machine.gpus) * cpus for machine in machines]
+    reader_cpus = 1.0 if max(free, default=1.0) >= 1.0 else READER_CPUS
+    return Resources(workers.num_workers, workers.threads or 1, cpus, 1, stall_s, reader_cpus=reader_cpus)
+
+
+def num_gpus(machines: Sequence[Machine]) -> int:
+    """Whole GPUs of all machines."""
+    return sum(int(machine.gpus) for machine in machines)
+
+
+def missing(resources: Resources, machines: Sequence[Machine]) -> str:
+    """Sentence on the workers that machines have no room for; empty where all have room."""
+    if resources.gpus_per_worker:
+        there, each = num_gpus(machines), "1 GPU"
+    else:
+        there = sum(int(machine.cpus / resources.cpus_per_worker + 1e-6) for machine in machines)
+        each = f"{resources.cpus_per_worker:g} CPUs"
+    if there >= resources.num_workers:
+        return ""
+    return f"{resources.num_workers} workers of {each} are needed, the machines that are there hold {there}"
 
 
 def _rounded(cpus: float) -> float:

@@ -27,9 +27,11 @@ from bertray import errors
 from bertray.config import Workers
 from bertray.console import stderr_without
 from bertray.errors import BertrayError, ConfigError, InfrastructureError
+from bertray.execution.machines import machines_of_cluster
 from bertray.execution.resources import READER_CPUS, Machine, Resources, cpus_in_words, plan_resources
 from bertray.io.processes import is_alive, process_namespace
-from bertray.runtime import COMPUTE_ENV, THREADS_ENV, import_all, unless_chosen
+from bertray.runtime import COMPUTE_ENV, THREADS_ENV, import_all, num_cpus, unless_chosen
+from bertray.yaml_text import read_yaml
 
 if TYPE_CHECKING:
     from bertray.execution.ray_data import RayData
@@ -37,6 +39,11 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 WAIT_FOR_MACHINES_S = 20.0  # until a cluster that is too small for the workers is refused: machines may be joining
+
+BOOTSTRAP_CONFIG = Path("~/ray_bootstrap_config.yaml")  # where `ray up` leaves its configuration on the head
+
+# A machine that has to be started takes minutes, of which Ray Train waits one before it withdraws its demand.
+CLUSTER_TRAIN_ENV = {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "1800"}
 
 # Ray Train asks a dashboard whether its controller lives. We start none, and any other on this machine, or a tunnel to
 # one, would say "unknown" and have healthy workers ended: ask where nobody answers.
@@ -72,13 +79,12 @@ def without_ray(workers: Workers, num_rows: int, *, ranks: bool = False) -> Reso
     """This process alone, where that is all that so many reviews need; None: Ray is needed, or is at hand anyway.
 
     Args:
-        workers: what the config asks for.
         num_rows: reviews of all splits.
         ranks: several workers would share the steps of a training; who asks for several gets them.
     """
     if num_rows > workers.in_process_rows or not on_these_cpus(workers) or (ranks and workers.num_workers > 1):
         return None
-    return Resources(1, workers.threads or os.cpu_count() or 1, 1.0, 0, in_process_rows=workers.in_process_rows)
+    return Resources(1, workers.threads or num_cpus(), 1.0, 0, in_process_rows=workers.in_process_rows)
 
 
 def on_these_cpus(workers: Workers) -> bool:
@@ -92,41 +98,16 @@ def ray_session(workers: Workers, *, imports: Sequence[str] = ()) -> Iterator[Ra
     """A Ray connection for one command, and the executor on it; one that exists already is used and left running.
 
     Args:
-        workers: what the config asks for.
         imports: modules that this process will need later; imported while Ray's own processes start.
 
     Raises:
         ConfigError: more GPUs are asked for than this machine has.
         InfrastructureError: Ray does not start or the cluster does not answer.
     """
-    import ray
-
-    before = dict(os.environ)
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
-    if not log.isEnabledFor(logging.DEBUG):
-        # Ray's core prints an error for every actor pool about constructor arguments that it itself put in its store.
-        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-    # Ray gives its workers the lowest priority by default; beside any other process they would then starve.
-    os.environ.setdefault("RAY_worker_niceness", "0")
-    started = not ray.is_initialized()
-    temporary = None
-    if started:
-        if not inside_cluster():
-            temporary = _temporary_folder()
-        warm_up = threading.Thread(target=import_all, args=(imports,), name="imports", daemon=True)
-        warm_up.start()
-        try:
-            try:
-                _connect(temporary)
-            finally:
-                warm_up.join()  # a thread that still imports may crash a process that leaves
-        except BaseException:
-            _disconnect(before, temporary)  # what has been started by then
-            raise
+    is_ours = _CONNECTION.open(imports)
     try:
         resources = _planned(workers)
-        if started and not inside_cluster() and not workers.use_gpu:
+        if is_ours and not inside_cluster() and not workers.use_gpu:
             resources = replace(resources, in_process_rows=workers.in_process_rows)
         if inside_cluster() and not workers.use_gpu:
             resources = replace(resources, actor_env=unless_chosen(COMPUTE_ENV))
@@ -134,8 +115,61 @@ def ray_session(workers: Workers, *, imports: Sequence[str] = ()) -> Iterator[Ra
 
         yield RayData(resources)
     finally:
-        if started:
-            _disconnect(before, temporary)
+        if is_ours:
+            _CONNECTION.close()
+
+
+class _Connection:
+    """The Ray that runs of this process have opened; runs of several threads share it, and the last one ends it."""
+
+    def __init__(self) -> None:
+        self._lock, self._runs = threading.Lock(), 0
+        self._environment: dict[str, str] = {}
+        self._temporary: str | None = None
+
+    def open(self, imports: Sequence[str]) -> bool:
+        """Join it, or open it; False: there is one already that somebody else has opened, and will end."""
+        import ray
+
+        with self._lock:
+            if not self._runs:
+                self._environment, self._temporary = dict(os.environ), None
+                os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+                os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
+                if not log.isEnabledFor(logging.DEBUG):
+                    # Its core prints an error for every actor pool about arguments that Ray itself put in its store.
+                    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+                # It gives its workers the lowest priority by default; beside any other process they would then starve.
+                os.environ.setdefault("RAY_worker_niceness", "0")
+                if ray.is_initialized():
+                    return False
+                self._start(imports)
+            self._runs += 1
+            return True
+
+    def _start(self, imports: Sequence[str]) -> None:
+        if not inside_cluster():
+            self._temporary = _temporary_folder()
+        warm_up = threading.Thread(target=import_all, args=(imports,), name="imports", daemon=True)
+        warm_up.start()
+        try:
+            try:
+                _connect(self._temporary)
+            finally:
+                warm_up.join()  # a thread that still imports may crash a process that leaves
+        except BaseException:
+            _disconnect(self._environment, self._temporary)  # what has been started by then
+            raise
+
+    def close(self) -> None:
+        """Leave it."""
+        with self._lock:
+            self._runs -= 1
+            if not self._runs:
+                _disconnect(self._environment, self._temporary)
+
+
+_CONNECTION = _Connection()
 
 
 def _temporary_folder() -> str:
@@ -249,6 +283,7 @@ def _connect(temporary: str | None) -> None:
         with stderr_without("Set ray log level from environment variable"):
             if inside_cluster():
                 _check_answers(os.environ["RAY_ADDRESS"])
+                os.environ.update(unless_chosen(CLUSTER_TRAIN_ENV))
                 # What a job gives itself is among what the user chose; Ray would refuse to have it given twice.
                 os.environ.setdefault("RAY_OVERRIDE_JOB_RUNTIME_ENV", "1")
                 ray.init(runtime_env={"env_vars": unless_chosen(THREADS_ENV)}, **common)
@@ -258,11 +293,16 @@ def _connect(temporary: str | None) -> None:
                 os.environ.update(unless_chosen(COMPUTE_ENV | LOCAL_TRAIN_ENV) | NO_API_SERVER)
                 _provide_token()
                 # At least two logical CPUs: an actor pool that holds all of them would starve the reading tasks.
-                cpus = max(2, os.cpu_count() or 2)
+                cpus = max(2, num_cpus())
                 ray.init(address="local", include_dashboard=False, num_cpus=cpus, _temp_dir=temporary, **common)
     except SystemExit:  # Ray's own answer to SIGTERM
         raise KeyboardInterrupt from None
-    except (OSError, RuntimeError, ValueError, AuthenticationError) as error:
+    except Exception as error:
+        # Where its processes do not come up in time, Ray raises an Exception of no further type.
+        if type(error) is not Exception and not isinstance(
+            error, OSError | RuntimeError | ValueError | AuthenticationError
+        ):
+            raise
         # A wrong address or version, a folder that may not be written: it would be so again.
         lasting = isinstance(error, ValueError | AuthenticationError | FileNotFoundError | PermissionError)
         kind = ConfigError if lasting or "ersion mismatch" in str(error) else InfrastructureError
@@ -273,18 +313,6 @@ def _connect(temporary: str | None) -> None:
     finally:
         if in_main_thread:  # Ray's own handler prints a native stack trace
             signal.signal(signal.SIGTERM, on_sigterm)
-
-
-def machines_of_cluster(*, free: bool = False) -> list[Machine]:
-    """Machines of the cluster, with all that they have or with what nobody uses right now."""
-    import ray
-    from ray._private.state import available_resources_per_node
-
-    if free:
-        found = available_resources_per_node().values()
-    else:
-        found = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    return [Machine(resources.get("CPU", 0.0), resources.get("GPU", 0.0)) for resources in found]
 
 
 def _planned(workers: Workers) -> Resources:
@@ -305,8 +333,10 @@ def _planned(workers: Workers) -> Resources:
         except BertrayError as error:
             late, grows = time.monotonic() > deadline, _grows()
             if grows or (late and grows is None):
+                most = _most_gpus() if workers.use_gpu else None
+                planned = plan_resources(workers, machines_of_cluster(), local=False, growing=True, most_gpus=most)
                 log.warning("%s Waiting for the machines that the cluster may start.", error.message)
-                return plan_resources(workers, machines_of_cluster(), local=False, growing=True)
+                return planned
             if late:
                 raise
             if not told:
@@ -340,6 +370,28 @@ def _grows() -> bool | None:
     return any(not re.fullmatch(r"node_[0-9a-f]{56}", name) for name in types) if types else None
 
 
+def _most_gpus() -> float | None:
+    """GPUs of this cluster at its largest, by what its autoscaler was given; None where that cannot be known here.
+
+    KubeRay reports its groups to the head. `ray up` leaves its configuration, with the resources of each type of
+    machine filled in, as a file on the head, where the driver of a job runs.
+    """
+    from ray._private.state import state
+
+    largest = state.get_max_resources_from_cluster_config()
+    if largest is not None:
+        return float(largest.get("GPU", 0))
+    try:
+        given = read_yaml(BOOTSTRAP_CONFIG.expanduser().read_text(encoding="utf-8"))
+    except (OSError, RuntimeError, ValueError):  # not the head, no home, or no YAML
+        return None
+    types = given.get("available_node_types") if isinstance(given, dict) else None
+    if not isinstance(types, dict):
+        return None
+    groups = [(kind.get("max_workers", 0), (kind.get("resources") or {}).get("GPU", 0)) for kind in types.values()]
+    return float(sum(count * gpus for count, gpus in groups))
+
+
 def check_ray() -> dict[str, float]:
     """Run one task; returns what the cluster has, by the name of the resource.
 
@@ -360,5 +412,5 @@ def resources_without_start(workers: Workers) -> Resources:
     if inside_cluster():
         with ray_session(workers) as executor:
             return executor.resources
-    machine = Machine(max(2, os.cpu_count() or 2), workers.num_workers)
+    machine = Machine(max(2, num_cpus()), workers.num_workers)
     return plan_resources(workers, [machine], local=True)

@@ -7,6 +7,7 @@ exceed the limit, those that were used least recently go, but none that was used
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import os
 import shutil
@@ -14,7 +15,7 @@ import stat
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -69,7 +70,7 @@ class Cache:
         return cls(root / kind, root)
 
     def entry(self, name: str, make: Callable[[Path], object]) -> Path:
-        """Path of an entry; made when it is not there yet, by whichever process is first.
+        """Path of an entry; made when it is not there yet, by whichever process is first, while others wait for it.
 
         Args:
             name: names the content: another content has another name.
@@ -82,6 +83,10 @@ class Cache:
         if (found := self.existing(name)) is not None:
             return found
         self._make_folder()
+        with self._making(name):
+            return self.existing(name) or self._made(name, make)
+
+    def _made(self, name: str, make: Callable[[Path], object]) -> Path:
         target = self.folder / name
         aside = Path(tempfile.mkdtemp(prefix=_MAKING, dir=self.folder))
         try:
@@ -89,7 +94,7 @@ class Cache:
             try:
                 (aside / name).rename(target)
             except OSError:
-                if not target.exists():  # else another process was faster
+                if not target.exists():  # else another process was faster, where there are no locks
                     raise
         finally:
             shutil.rmtree(aside, ignore_errors=True)
@@ -112,6 +117,22 @@ class Cache:
         _touch(target)
         return target
 
+    @contextmanager
+    def _making(self, name: str) -> Iterator[None]:
+        """Let one process of this machine at a time make an entry."""
+        path = self.folder / f"{_MAKING}lock-{name}"
+        with path.open("a") as lock:
+            with suppress(OSError):  # a file system without locks: all make it, and the first one counts
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            try:
+                yield
+            finally:
+                path.unlink(missing_ok=True)  # whoever waits for it finds the entry, or makes it
+
+    def remove(self, name: str) -> None:
+        """Remove an entry; files that a process has mapped stay with it."""
+        _remove(self.folder / name)
+
     def _make_folder(self) -> None:
         self.root.parent.mkdir(parents=True, exist_ok=True)
         for path in (self.root, self.folder):
@@ -125,11 +146,15 @@ class Cache:
         """Remove the least recently used entries of all kinds until the cache is within its limit."""
         limit, now = limit_bytes(), time.time()
         for left in self.root.glob(f"*/{_MAKING}*"):  # by a process that was killed
-            if now - left.stat().st_mtime > IN_USE_S:
-                _remove(left)
-        entries = sorted(((path.stat().st_atime, _size(path), path) for path in _entries(self.root)), reverse=True)
+            with suppress(FileNotFoundError):  # by one that has just ended
+                if now - left.stat().st_mtime > IN_USE_S:
+                    _remove(left)
+        entries = []
+        for path in _entries(self.root):
+            with suppress(FileNotFoundError):  # another process removes entries too
+                entries.append((path.stat().st_atime, _size(path), path))
         total = 0
-        for used, size, path in entries:
+        for used, size, path in sorted(entries, reverse=True):
             total += size
             if total > limit and path != keep and now - used > IN_USE_S:
                 log.info("cache: %s was last used %d days ago and goes", path, (now - used) / 86400)

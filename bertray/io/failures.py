@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import errno
+import re
 from pathlib import Path
 
-from bertray.errors import ConfigError, InfrastructureError
+from bertray.errors import BertrayError, ConfigError, DataRefused, InfrastructureError
+
+_BAD_KEY = re.compile(r'Path "(.+?)"(?: contained|: Encountered)', re.DOTALL)
+_ROLE_ADDRESS = "169.254.169.254"  # obstore asks it when it has found no credentials
 
 
 class storage_errors:  # noqa: N801 - reads as a word in a with statement
@@ -18,16 +22,23 @@ class storage_errors:  # noqa: N801 - reads as a word in a with statement
         return None
 
     def __exit__(self, kind: object, error: BaseException | None, _trace: object) -> None:
-        if error is None or isinstance(error, ConfigError | InfrastructureError):
+        if error is None or isinstance(error, BertrayError):
             return
         if isinstance(error, FileNotFoundError):
             if self._writes:
                 raise ConfigError(f"{self._where}: cannot be created here.", "Choose another `output`.") from error
             return
+        if (told := _told(self._where, error)) is not None:
+            raise told from error
         if _is_refused(error) and (self._writes or isinstance(error, OSError)):
             raise ConfigError(
                 f"{self._where}: expected a writable output, found {_words(error)}.",
                 "Choose another `output`, or see to the rights.",
+            ) from error
+        if _is_refused(error):
+            raise ConfigError(
+                f"{self._where}: expected to be allowed to read it, found: permission denied ({_words(error)}).",
+                "Give this user or role the right to read it.",
             ) from error
         if isinstance(error, OSError) and error.errno == errno.EXDEV:
             raise other_file_system(self._where) from error
@@ -40,6 +51,29 @@ class storage_errors:  # noqa: N801 - reads as a word in a with statement
                 f"{self._where}: the storage failed: {_words(error)}.",
                 "Check the storage, then run the same command again.",
             ) from error
+
+
+def _told(where: object, error: BaseException) -> BertrayError | None:
+    """Error that says what to set or to rename, for refusals of an object store that come without a type."""
+    text = str(error)
+    if key := _BAD_KEY.search(text):
+        return DataRefused(
+            f"{where}: expected names between single slashes, none of them . or .. and none with a control character, "
+            f"found the key {key[1]!r}.",
+            "Rename that object or remove it, or name the files by paths that leave out its folder.",
+        )
+    if not type(error).__module__.startswith("obstore"):
+        return None
+    if "NoSuchBucket" in text or "ContainerNotFound" in text:
+        return ConfigError(f"{where}: expected a bucket, found none of this name.", "Correct the address.")
+    if "incorrectly configured region" in text:
+        return ConfigError(f"{where}: expected the bucket's own region, found another.", "Set AWS_REGION.")
+    if _ROLE_ADDRESS in text:
+        return ConfigError(
+            f"{where}: expected credentials, found none in the environment, and this machine has no role.",
+            "Set the variables of the store's provider; for a public bucket of AWS, AWS_SKIP_SIGNATURE=true.",
+        )
+    return None
 
 
 def _file_in_place(where: object) -> object:
@@ -60,7 +94,7 @@ def lost(where: str) -> InfrastructureError:
 
 
 def _words(error: BaseException) -> str:
-    text = getattr(error, "strerror", None) or str(error)
+    text = getattr(error, "strerror", None) or str(error).partition("\n\nDebug source:")[0]
     return " ".join(str(text).split())[:200] or type(error).__name__
 
 

@@ -29,6 +29,8 @@ POINTS = (
     "publish.half",
     "publish.between_renames",
     "publish.after",
+    "index.after_put",
+    "reported.before_put",
     "marker.after_put",
     "snapshot.before_put",
     "snapshot.after_put",

@@ -155,7 +155,7 @@ class LocalStore:
                             return True
                         if slot is None or broken or not found.isdisjoint(obsolete):
                             self._replace_slot(target, aside, runs, settled, slot)
-                        elif _is_still(slot, target):
+                        elif is_still(slot, target):
                             self._add_run(target, aside, missing[0], runs[missing[0]], slot)
             finally:
                 shutil.rmtree(aside, ignore_errors=True)
@@ -166,7 +166,7 @@ class LocalStore:
         for run, staged in runs.items():
             self._stage_aside(aside / run, staged, target / run, may_lack=run in settled)
         if slot is not None:
-            if not _is_still(slot, target):
+            if not is_still(slot, target):
                 return
             self._to_trash(target)
             faults.point("publish.between_renames")
@@ -252,7 +252,8 @@ def _opened(folder: Path) -> Iterator[int | None]:
         os.close(descriptor)
 
 
-def _is_still(descriptor: int, folder: Path) -> bool:
+def is_still(descriptor: int, folder: Path) -> bool:
+    """Whether a path is still that of the open folder."""
     try:
         return os.path.samestat(os.fstat(descriptor), folder.stat())
     except FileNotFoundError:

@@ -1,14 +1,17 @@
-"""Outputs below a prefix of an object store: single requests are atomic, nothing is renamed."""
+"""Values below a prefix of an object store, outputs and inputs alike: single requests are atomic, nothing is renamed.
+
+Retries are those of the client, see `connections.py`.
+"""
 
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any, Protocol
 
 from bertray.io import faults
+from bertray.io.connections import connect
 from bertray.io.failures import lost, storage_errors
 from bertray.io.pool import ItemT, each_in_pool
 from bertray.io.store_protocol import SUCCESS, Runs, Store, StoredFile, names_of, published_names, wanted_names
@@ -18,13 +21,10 @@ class ObjectStore:
     """A prefix of an S3-compatible or Google bucket, or of an Azure container, through obstore."""
 
     def __init__(self, root: str) -> None:
-        from obstore.store import from_url
-
         self.root = root.rstrip("/")
         self.put_new_is_atomic = True
         self.num_threads = 32
-        plain = os.environ.get("AWS_ENDPOINT_URL", "").startswith("http://")  # the user names a server without TLS
-        self._store: Any = from_url(self.root, client_options={"allow_http": True} if plain else None)
+        self._store = connect(root)
 
     def uri(self, key: str) -> str:
         return f"{self.root}/{key}"
@@ -73,11 +73,8 @@ class ObjectStore:
         return digest.hexdigest()
 
     def exists(self, key: str) -> bool:
-        import obstore
-
         try:
-            with storage_errors(self.uri(key)):
-                obstore.head(self._store, key)
+            self.status(key)
         except FileNotFoundError:
             return False
         return True
@@ -95,8 +92,38 @@ class ObjectStore:
             batches: Iterator[list[dict[str, Any]]] = obstore.list(
                 self._store, prefix=f"{prefix}/" if prefix else None, offset=after or None
             )
-            found = [StoredFile(e["path"], e["size"], e["last_modified"], _tag(e)) for batch in batches for e in batch]
-            return sorted(found, key=lambda file: file.key)
+            found = sorted((_stored(entry) for batch in batches for entry in batch), key=lambda file: file.key)
+            return [file for file in found if file.key > after]  # a store may begin before what it was asked for
+
+    def folder(self, prefix: str) -> list[StoredFile]:
+        """Values right below `prefix/`, without those of its folders; sorted by key."""
+        import obstore
+
+        with storage_errors(self.uri(prefix)):
+            found = obstore.list_with_delimiter(self._store, prefix=f"{prefix}/" if prefix else None)["objects"]
+            return sorted(map(_stored, found), key=lambda file: file.key)
+
+    def status(self, key: str) -> StoredFile:
+        """Size, time and tag of a value; FileNotFoundError when it is absent."""
+        import obstore
+
+        with storage_errors(self.uri(key)):
+            return _stored(obstore.head(self._store, key))
+
+    def read(self, key: str, start: int, stop: int, etag: str | None = None) -> tuple[bytes, StoredFile]:
+        """Bytes [start, stop) of a value, fewer where it ends, and the value they are of.
+
+        Args:
+            etag: of the value; InfrastructureError when another one has come in its place.
+        """
+        import obstore
+
+        options: dict[str, Any] = {"range": (start, stop)}
+        if etag is not None and not etag.startswith("W/"):
+            options["if_match"] = f'"{etag}"'
+        with storage_errors(self.uri(key)):
+            reply = obstore.get(self._store, key, options=options)
+            return bytes(reply.bytes()), _stored(reply.meta)
 
     def delete(self, key: str) -> None:
         import obstore
@@ -170,6 +197,10 @@ def _with_point(items: Iterable[ItemT], point: str) -> Iterator[ItemT]:
     for item in items:
         yield item
         faults.point(point)
+
+
+def _stored(meta: Mapping[str, Any]) -> StoredFile:
+    return StoredFile(meta["path"], meta["size"], meta["last_modified"], _tag(meta))
 
 
 def _tag(meta: Mapping[str, Any]) -> str | None:

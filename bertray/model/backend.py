@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import inspect
 import logging
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,21 +17,31 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bertray.errors import ConfigError
-from bertray.model.encoders import PackedEncoder
+from bertray.errors import ConfigError, is_out_of_memory
+from bertray.model.encoders import PackedEncoder, to_device
 from bertray.model.families import fits_kernels, release_encoder
+from bertray.model.fused import GeluLinear, compiled_add_norm, fuses
 from bertray.model.kernels import kernels
-from bertray.model.linear import PlainLinear, PrepackedLinear, QuantizedLinear, can_prepack
+from bertray.model.linear import (
+    EmulatedQuantizedLinear,
+    PlainLinear,
+    PrepackedLinear,
+    QuantizedLinear,
+    can_prepack,
+    can_quantize,
+)
 from bertray.model.packing import Pack, plan_packs
 from bertray.model.pooling import Readout
-from bertray.model.pretrained import calling, most_positions
+from bertray.model.pretrained.files import calling
+from bertray.model.pretrained.weights import most_positions
 from bertray.model.tokenization import Sequences
 
 _log = logging.getLogger(__name__)
 
 _FP32_TOLERANCE = 1e-3  # of the self-check, where the largest logit is 1 or less, else in proportion
-_BF16_TOLERANCE = 0.1
+_16_BIT_TOLERANCE = 0.1
 _INT8_TOLERANCE = 0.5  # only a fault is that far off; what it costs is for real reviews to say
+_DOES_NOT_RUN = (ImportError, RuntimeError, TypeError, ValueError)  # of a kernel that is not there, or is called anew
 
 
 class Backend(Protocol):
@@ -55,7 +67,6 @@ class PackedBackend:
 
     Args:
         model: whose head is read; its encoder may have been released.
-        readout: what comes out.
         encoder: runs the layers.
         quantized: whether its linear layers compute in int8.
         own_kernels: whether it computes by our kernels.
@@ -99,7 +110,6 @@ class PaddedBackend:
 
     Args:
         model: in the precision and on the device to compute in.
-        readout: what comes out.
         may_pad: sequences of several lengths may share a batch.
     """
 
@@ -136,7 +146,7 @@ class PaddedBackend:
             first_lens_B = pack.lens_B - seqs.second_lens_S[pack.sequences_B]
             in_second_BL = np.arange(mask_BL.shape[1]) >= first_lens_B[:, None]
             inputs["token_type_ids"] = (mask_BL & in_second_BL).astype(np.int64)
-        tensors = {name: torch.from_numpy(array).to(self._model.device) for name, array in inputs.items()}
+        tensors = {name: to_device(array, self._model.device) for name, array in inputs.items()}
         return self._model(**tensors), tensors["attention_mask"]
 
 
@@ -182,28 +192,53 @@ def _packed_backend(
     if not (difference := difference_of(plain)) <= _FP32_TOLERANCE:
         return None, f"its packed logits differ from transformers' own by {difference:.2g}"
     if quantized:
-        encoder = PackedEncoder(model, torch.float32, device, QuantizedLinear, reads=reads)
+        in_integers = QuantizedLinear if can_quantize(device) else EmulatedQuantizedLinear
+        encoder = PackedEncoder(model, torch.float32, device, in_integers, reads=reads)
         in_int8 = PackedBackend(model, readout, encoder, quantized=True)
         if (difference := difference_of(in_int8)) <= _INT8_TOLERANCE:
             return in_int8, ""
         _log.warning("Computed in fp32: in int8 logits differ from transformers' own by %.2g.", difference)
-        return plain, ""
-    if (dtype, device.type) == (torch.float32, "cpu"):
-        return plain, ""
-    tolerance = _FP32_TOLERANCE if dtype == torch.float32 else _BF16_TOLERANCE
-    prepack = can_prepack(dtype, device)
+    tolerance = _tolerance(dtype)
     model.to(device)  # the head is small and decides between near classes: it stays in fp32
-    if prepack and fits_kernels(model) and (ours := kernels()) is not None:
+    if device.type == "cpu" and fits_kernels(model) and (ours := kernels(dtype)) is not None:
         encoder = PackedEncoder(model, dtype, device, kernels=ours, reads=reads)
         by_kernels = PackedBackend(model, readout, encoder, own_kernels=True)
         if (difference := difference_of(by_kernels)) <= tolerance:
             return by_kernels, ""
         _log.warning("Our kernels are not used: their logits differ from transformers' own by %.2g.", difference)
-    encoder = PackedEncoder(model, dtype, device, PrepackedLinear if prepack else PlainLinear, reads=reads)
+    if (dtype, device.type) == (torch.float32, "cpu"):
+        return plain, ""
+    where = f"on {device} in {dtype}"
+    if fuses(device, dtype):
+        encoder = PackedEncoder(model, dtype, device, GeluLinear, reads=reads, add_norm=compiled_add_norm())
+        backend = PackedBackend(model, readout, encoder)
+        if not (why_not := _why_not(partial(difference_of, backend), tolerance, where)):
+            return backend, ""
+        _log.warning("%s: without fused kernels: with them %s.", path, why_not)
+    linear = PrepackedLinear if can_prepack(dtype, device) else PlainLinear
+    encoder = PackedEncoder(model, dtype, device, linear, reads=reads)
     backend = PackedBackend(model, readout, encoder)
-    if not (difference := difference_of(backend)) <= tolerance:
-        return None, f"its packed logits on {device} in {dtype} differ from transformers' in fp32 by {difference:.2g}"
-    return backend, ""
+    why_not = _why_not(partial(difference_of, backend), tolerance, where)
+    if why_not and encoder.varlen:
+        _log.warning("%s: attention in groups of sequences, more slowly: with the flash kernel %s.", path, why_not)
+        encoder.varlen = False
+        why_not = _why_not(partial(difference_of, backend), tolerance, where)
+    return (None, why_not) if why_not else (backend, "")
+
+
+def _why_not(difference: Callable[[], float], tolerance: float, where: str) -> str:
+    """Reason of a self-check against a way of computing, or an empty string; a kernel that does not run is one.
+
+    Raises:
+        RuntimeError: out of memory.
+    """
+    try:
+        found = difference()
+    except _DOES_NOT_RUN as error:
+        if is_out_of_memory(error):
+            raise
+        return f"its packed forward pass {where} fails ({' '.join(str(error).split())[:200]})"
+    return "" if found <= tolerance else f"its packed logits {where} differ from transformers' in fp32 by {found:.2g}"
 
 
 def _padded_backend(
@@ -226,13 +261,21 @@ def _padded_backend(
         _log.warning("%s: padding changes its numbers (by %.2g); batches are of one length.", path, difference)
     try:
         with calling(path):
-            logits_of(padded, seqs, width)
+            difference = _difference(logits_of(padded, seqs, width), alone_SC)
     except ConfigError as error:
         if dtype == torch.float32:
             raise
-        _log.warning("Computed in fp32: %s", error.message)
-        return _padded_backend(path, model, readout, torch.float32, device)
-    return padded
+        why_not = error.message
+    else:
+        why_not = "" if difference <= _tolerance(dtype) else f"in {dtype} its logits differ by {difference:.2g}."
+    if not why_not or dtype == torch.float32:
+        return padded
+    _log.warning("%s: computed in fp32: %s", path, why_not)
+    return _padded_backend(path, model, readout, torch.float32, device)
+
+
+def _tolerance(dtype: torch.dtype) -> float:
+    return _FP32_TOLERANCE if dtype == torch.float32 else _16_BIT_TOLERANCE
 
 
 def logits_of(backend: Backend, seqs: Sequences, width: int) -> NDArray[np.float32]:

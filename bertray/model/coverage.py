@@ -17,6 +17,7 @@ from bertray.schema import LATIN_TOKENS, LATIN_WORDS, LETTERS, LETTERS_UNREAD
 
 MAX_CHARS = 256  # of a text that are looked at: the rest is hardly written otherwise
 SHORT_PIECE = 1.5  # letters of a token, on average, up to which a word in an alphabet is spelled rather than read
+UNREAD = 0.25  # share of letters above which a tokenizer cannot read a language; ordinary English has up to 0.05
 
 _OTHER, _LETTER, _LATIN, _MARK, _WHOLE = range(5)
 # Characters that stand for a syllable or a word, so that a token of one is read: Han, Hangul syllables, Yi.

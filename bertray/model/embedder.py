@@ -25,7 +25,6 @@ class Embedder:
     """The encoder of a model, whatever head it was trained with.
 
     Args:
-        path: model folder.
         pooling: the mean over the tokens of a review, or its first token.
         normalize: scale every vector to length 1.
         device, precision: as for `Engine`.
@@ -50,6 +49,11 @@ class Embedder:
     def width(self) -> int:
         """D."""
         return self.engine.width
+
+    @property
+    def precision(self) -> str:
+        """Number format of the model's layers, as `Engine.precision`."""
+        return self.engine.precision
 
     def vectors(self, table: pa.Table) -> NDArray[np.float32]:
         """float32 [N, D]. Windows of a long review are averaged: by their tokens, or alike for `cls`.

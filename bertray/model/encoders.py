@@ -21,11 +21,13 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - the name everyone knows
 
 from bertray.model.families import find_weights
+from bertray.model.fused import AddNorm
 from bertray.model.kernels import Kernels, TiledLinear
 from bertray.model.linear import KernelLinear, Linear, PlainLinear, gelu_kind
 from bertray.model.packing import Group, Pack
-from bertray.model.pretrained import OFFSET_POSITIONS
+from bertray.model.pretrained.weights import padding_of_positions
 from bertray.model.tokenization import Sequences, ranges
+from bertray.model.varlen import takes_varlen, varlen_attention
 
 Reads = Literal["first", "all", "both"]
 
@@ -68,6 +70,8 @@ class PackTensors:
     """int64 [B]: where each sequence begins."""
     end_1: Tensor
     """int64 [1]: where the last one ends."""
+    second_lens_B: Tensor
+    """int64 [B]: trailing tokens of each sequence that belong to a second text."""
     num_tokens: int
     """Tokens of the pack, on the host; padding follows them."""
     groups: tuple[GroupIndex, ...]
@@ -120,10 +124,11 @@ class PackedEncoder:
         dtype: of weights and activations.
         device: where they live.
         linear: the linear layers, made from weight, bias and activation.
-        kernels: our own, which then take the place of linear layers and of torch's attention, in bf16 on CPU; the model
-            is one that `fits_kernels`.
+        kernels: our own in `dtype`, which then take the place of linear layers and of torch's attention, on CPU; the
+            model is one that `fits_kernels`.
         reads: states of the last layer that are wanted: of the `first` token of each sequence, of `all` tokens, or
             `both`, at different times. Others are not computed, and weights for them are not held.
+        add_norm: norm of a sum as one kernel; None: one after the other.
 
     Weights are the model's own storage where precision and device are the same; only projections that are computed as
     one are copied.
@@ -137,6 +142,7 @@ class PackedEncoder:
         linear: Callable[..., Linear] = PlainLinear,
         kernels: Kernels | None = None,
         reads: Reads = "both",
+        add_norm: AddNorm | None = None,
     ) -> None:
         if kernels is not None:
             linear = partial(KernelLinear, kernels)
@@ -145,11 +151,12 @@ class PackedEncoder:
         to: dict[str, Any] = {"dtype": dtype, "device": device}
         self.dtype, self.device = dtype, device
         self.num_heads = weights.num_heads
-        self._kernels = kernels
+        self._kernels, self._add_norm = kernels, add_norm
         # Flash kernels and ours take packed input as it is; everything else gets groups.
-        self.varlen = kernels is not None or (device.type == "cuda" and dtype in (torch.float16, torch.bfloat16))
+        head_size = weights.layers[0]["attention"][0].out_features // weights.num_heads
+        self.varlen = kernels is not None or takes_varlen(device, dtype, head_size)
 
-        self._pad_id = config.pad_token_id if config.model_type in OFFSET_POSITIONS else None
+        self._pad_id = padding_of_positions(config)
         self.max_length = weights.positions_PD.shape[0] - (0 if self._pad_id is None else self._pad_id + 1)
         # Adding the type's vector to every position beforehand leaves one look-up and one addition a token.
         self._num_positions = weights.positions_PD.shape[0]
@@ -185,7 +192,9 @@ class PackedEncoder:
         """Mean of the hidden states of each sequence, fp32 [B, D]."""
         x_TD = self.tokens(pack)
         lens_B = torch.diff(pack.first_tokens_B, append=pack.end_1)
-        owners_T = torch.repeat_interleave(torch.arange(len(lens_B), device=self.device), lens_B)
+        # Its size is known here; the lengths alone would have to be waited for on a GPU.
+        numbers_B = torch.arange(len(lens_B), device=self.device)
+        owners_T = torch.repeat_interleave(numbers_B, lens_B, output_size=pack.num_tokens)
         sums_BD = torch.zeros(len(lens_B), x_TD.shape[1], device=self.device)
         sums_BD.index_add_(0, owners_T, x_TD.float())
         return sums_BD / lens_B[:, None]
@@ -208,8 +217,14 @@ class PackedEncoder:
     def _feed_forward(self, layer: Layer, attended_TD: Tensor, x_TD: Tensor) -> Tensor:
         if layer.feed_forward is not None:
             return layer.feed_forward(attended_TD, x_TD)
-        x_TD = layer.attended_norm(layer.attended.plus(attended_TD, x_TD))
-        return layer.output_norm(layer.down.plus(layer.up.activated(x_TD), x_TD))
+        x_TD = self._added(layer.attended, attended_TD, x_TD, layer.attended_norm)
+        return self._added(layer.down, layer.up.activated(x_TD), x_TD, layer.output_norm)
+
+    def _added(self, linear: Linear, x_TI: Tensor, residual_TD: Tensor, norm: Norm) -> Tensor:
+        """Norm of what a linear layer gives and a residual connection adds, [T, D]."""
+        if self._add_norm is None:
+            return norm(linear.plus(x_TI, residual_TD))
+        return self._add_norm(linear(x_TI), residual_TD, norm.weight, norm.bias, norm.eps)
 
     def _attend(self, layer: Layer, x_TD: Tensor, pack: PackTensors) -> Tensor:
         if layer.attend is not None:
@@ -255,14 +270,10 @@ class PackedEncoder:
     def _varlen(
         self, q: Tensor, k: Tensor, v: Tensor, cu_seqlens_q: Tensor, cu_seqlens_k: Tensor, max_q: int, max_k: int
     ) -> Tensor:
-        """Attention within each sequence of packed [T, H, E] tensors, as [T, D]; 16 bit."""
+        """Attention within each sequence of packed [T, H, E] tensors, as [T, D]; on a GPU in 16 bit."""
         if self._kernels is not None:
             return self._kernels.attention(q, k, v, cu_seqlens_q, cu_seqlens_k)
-        from torch.nn.attention.varlen import varlen_attn
-
-        attended = varlen_attn(q, k, v, cu_seqlens_q, cu_seqlens_k, max_q, max_k)
-        assert isinstance(attended, Tensor)
-        return attended.flatten(1)
+        return varlen_attention(q, k, v, cu_seqlens_q, cu_seqlens_k, max_q, max_k).flatten(1)
 
     def to_tensors(self, pack: Pack, seqs: Sequences, starts_S: NDArray[np.int64]) -> PackTensors:
         """The input of one pack: a few array operations over its tokens, none a sequence.
@@ -280,15 +291,15 @@ class PackedEncoder:
         ids_T[:num_tokens] = seqs.ids_T[ranges(starts_S[pack.sequences_B], lens_B)]
         positions_T = np.zeros(pack.num_slots, np.int64)
         positions_T[:num_tokens] = positions_of(ids_T[:num_tokens], lens_B, cu_seqlens_B1, self._pad_id)
-        if self._num_types > 1:
-            second_B = seqs.second_lens_S[pack.sequences_B].astype(np.int64)
-            if second_B.any():
-                positions_T[ranges(cu_seqlens_B1[1:] - second_B, second_B)] += self._num_positions
+        second_B = seqs.second_lens_S[pack.sequences_B].astype(np.int64)
+        if self._num_types > 1 and second_B.any():
+            positions_T[ranges(cu_seqlens_B1[1:] - second_B, second_B)] += self._num_positions
         return PackTensors(
             ids_T=self._tensor(ids_T),
             positions_T=self._tensor(positions_T),
             first_tokens_B=self._tensor(cu_seqlens_B1[:-1]),
             end_1=self._tensor(cu_seqlens_B1[-1:]),
+            second_lens_B=self._tensor(second_B),
             num_tokens=num_tokens,
             groups=()
             if self.varlen
@@ -298,7 +309,13 @@ class PackedEncoder:
         )
 
     def _tensor(self, array: NDArray[Any]) -> Tensor:
-        return torch.from_numpy(array).to(self.device, non_blocking=True)
+        return to_device(array, self.device)
+
+
+def to_device(array: NDArray[Any], device: torch.device) -> Tensor:
+    """An array on a device; on a GPU by pinned memory, from which a copy waits for nothing that is queued there."""
+    tensor = torch.from_numpy(array)
+    return tensor if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)
 
 
 def positions_of(
@@ -360,7 +377,7 @@ def _layer(
     attend = feed_forward = query = key_value = query_key_value = None
     attention = found["attention"]
     if "all" in uses and kernels is not None:
-        attend = kernels.self_attention(_tiled_by_head(attention, num_heads), num_heads)
+        attend = kernels.self_attention(_tiled_by_head(attention, num_heads, kernels.dtype), num_heads)
     if "all" in uses and kernels is None:
         weight, bias = _side_by_side(attention, to)
         query_key_value = linear(weight, bias, None)
@@ -403,14 +420,15 @@ def _side_by_side(modules: Any, to: dict[str, Any]) -> tuple[Tensor, Tensor]:
     return weight, bias
 
 
-def _tiled_by_head(modules: Any, num_heads: int) -> TiledLinear:
+def _tiled_by_head(modules: Any, num_heads: int, dtype: torch.dtype) -> TiledLinear:
     """Queries, keys and values as one linear layer for our kernels: those of the first head, then of the next."""
 
     def by_head(tensors: list[Tensor]) -> Tensor:
         heads = [tensor.detach().view(num_heads, -1, *tensor.shape[1:]) for tensor in tensors]
         return torch.cat(heads, dim=1).flatten(0, 1)
 
-    return TiledLinear.of(by_head([module.weight for module in modules]), by_head([module.bias for module in modules]))
+    weights, biases = ([getattr(module, name) for module in modules] for name in ("weight", "bias"))
+    return TiledLinear.of(by_head(weights), by_head(biases), dtype)
 
 
 def _norm(module: torch.nn.LayerNorm, to: dict[str, Any]) -> Norm:

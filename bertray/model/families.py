@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - the name everyone knows
 
 from bertray.errors import ConfigError
+from bertray.model.aspect_attention import AspectClassifier
 from bertray.model.kernels import fits
 
 _BERT_LIKE = ("bert", "roberta", "xlm-roberta", "camembert", "electra")
@@ -38,7 +39,10 @@ def why_not_packable(model: Any) -> str:
     """One sentence on what the packed encoder does not implement of this model; empty when it can run it."""
     config = model.config
     kind = config.model_type
-    if kind not in _PACKABLE or not type(model).__module__.startswith("transformers.models."):
+    ours = isinstance(model, AspectClassifier)
+    if kind not in _PACKABLE or not type(model.encoder if ours else model).__module__.startswith(
+        "transformers.models."
+    ):
         return f"model type {kind!r} has no packed forward pass"
     if getattr(config, "position_embedding_type", None) not in (None, "absolute"):
         return f"position_embedding_type {config.position_embedding_type!r} is not absolute"
@@ -52,6 +56,11 @@ def why_not_packable(model: Any) -> str:
 def is_language_model(model: Any) -> bool:
     """Whether a model is a masked language model, by its class."""
     return type(model).__name__.endswith("ForMaskedLM")
+
+
+def is_encoder(model: Any) -> bool:
+    """Whether a model is an encoder without a head."""
+    return model.base_model is model
 
 
 def language_head(model: Any) -> Callable[[Tensor], Tensor]:

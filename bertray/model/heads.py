@@ -1,13 +1,13 @@
-"""Linear heads on frozen features: logistic regression, or a linear SVM with probabilities fitted on held-out rows.
+"""Linear heads on frozen features: logistic regression, or a linear SVM with probabilities fitted on validation rows.
 
-Legend: N train rows, V validation rows, D features, C classes.
+Legend: N train rows, V validation rows, D features, F terms, C classes.
 """
 
 from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,7 +30,7 @@ class LinearHead:
     Args:
         weight_CD: float32.
         bias_C: float32.
-        strength: the inverse regularisation that was best on validation.
+        strength: the inverse regularisation: fixed, or the one that was best on validation.
         losses: validation log loss of each strength that was tried.
     """
 
@@ -43,6 +43,51 @@ class LinearHead:
         """float32 [N, C]."""
         logits_NC: NDArray[np.float32] = (features_ND @ self.weight_CD.T + self.bias_C).astype(np.float32)
         return logits_NC
+
+    def to_tensors(self, more: Mapping[str, NDArray[Any]] | None = None) -> bytes:
+        """Content of `head.safetensors`.
+
+        Args:
+            more: further tensors, by name.
+        """
+        from safetensors.numpy import save
+
+        # safetensors writes the memory as it lies; scikit-learn's coefficients of several classes lie column by column.
+        tensors = {"weight": self.weight_CD, "bias": self.bias_C, **(more or {})}
+        content: bytes = save({name: np.ascontiguousarray(values) for name, values in tensors.items()})
+        return content
+
+
+def fit_linear(
+    features_NF: Any,
+    label_ids_N: NDArray[Any],
+    num_classes: int,
+    strength: float,
+    *,
+    balanced: bool = False,
+    seed: int = 0,
+) -> LinearHead:
+    """Logistic regression with a fixed strength on features as they are: of about length 1, say.
+
+    Args:
+        features_NF: dense or sparse.
+        label_ids_N: in 0..C-1, each class at least once.
+        strength: inverse regularisation.
+        balanced: rare classes weigh more.
+
+    Raises:
+        ValueError: a class has no row.
+    """
+    _check_classes(label_ids_N, num_classes)
+    weight_CD, bias_C = _fit("logreg", features_NF, label_ids_N, strength, balanced=balanced, seed=seed)
+    return LinearHead(weight_CD.astype(np.float32), bias_C.astype(np.float32), strength, {})
+
+
+def normalized(vectors_ND: NDArray[Any]) -> NDArray[np.float32]:
+    """Vectors of length 1, as the engine scales them for a head on normalised embeddings."""
+    lengths_N1 = np.linalg.norm(vectors_ND, axis=1, keepdims=True)
+    scaled_ND: NDArray[np.float32] = (vectors_ND / np.maximum(lengths_N1, 1e-12)).astype(np.float32)
+    return scaled_ND
 
 
 def fit_head(
@@ -64,10 +109,8 @@ def fit_head(
     Args:
         features_ND: of the train rows; label_ids_N in 0..C-1, each class at least once.
         features_VD: of the validation rows, which only choose the strength and, for an SVM, fit its probabilities.
-        num_classes: C.
         kind: `logreg`, or `svm`.
         balanced: rare classes weigh more, in the fit and in that loss.
-        seed: of the solver.
         strengths: inverse regularisation to try.
 
     Raises:
@@ -75,9 +118,7 @@ def fit_head(
     """
     from sklearn.utils.class_weight import compute_sample_weight
 
-    missing = sorted(set(range(num_classes)) - set(np.unique(label_ids_N).tolist()))
-    if missing:
-        raise ValueError(f"expected rows of every class, found none of {missing}")
+    _check_classes(label_ids_N, num_classes)
     mean_D = features_ND.mean(axis=0, dtype=np.float64)
     scale_D = np.maximum(features_ND.std(axis=0, dtype=np.float64), _MIN_SCALE)
     scaled_ND = ((features_ND - mean_D) / scale_D).astype(np.float32)
@@ -100,8 +141,14 @@ def fit_head(
     )
 
 
+def _check_classes(label_ids_N: NDArray[Any], num_classes: int) -> None:
+    missing = sorted(set(range(num_classes)) - set(np.unique(label_ids_N).tolist()))
+    if missing:
+        raise ValueError(f"expected rows of every class, found none of {missing}")
+
+
 def _fit(
-    kind: HeadKind, features_ND: NDArray[Any], label_ids_N: NDArray[Any], strength: float, *, balanced: bool, seed: int
+    kind: HeadKind, features_ND: Any, label_ids_N: NDArray[Any], strength: float, *, balanced: bool, seed: int
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression

@@ -37,7 +37,7 @@ class Linear(Protocol):
 
 
 class PlainLinear:
-    """torch's own linear layer, fastest in fp32 on CPU and on GPU."""
+    """torch's own linear layer, fastest on GPU and, of torch's, in fp32 on CPU."""
 
     def __init__(self, weight_OI: Tensor, bias_O: Tensor, activation: Any = None) -> None:
         self._weight_OI, self._bias_O = weight_OI, bias_O.to(weight_OI.dtype)
@@ -81,11 +81,11 @@ class PrepackedLinear:
 
 
 class KernelLinear:
-    """A linear layer by our kernels, in bf16 on AMX; GELU, residual and norm are added where all of a layer is one."""
+    """A linear layer by our kernels; GELU, residual and norm are added where all of a layer is one."""
 
     def __init__(self, kernels: Kernels, weight_OI: Tensor, bias_O: Tensor, activation: Any = None) -> None:
         self._kernels = kernels
-        self.tiled = TiledLinear.of(weight_OI, bias_O)
+        self.tiled = TiledLinear.of(weight_OI, bias_O, kernels.dtype)
         self._activate = in_place(activation, weight_OI.dtype)
 
     def __call__(self, x_TI: Tensor) -> Tensor:
@@ -107,10 +107,8 @@ class QuantizedLinear:
 
     def __init__(self, weight_OI: Tensor, bias_O: Tensor, activation: Any = None) -> None:
         self._scales_O = weight_OI.abs().amax(dim=1).clamp_min(_TINY) / 127
-        int8_OI = (weight_OI / self._scales_O[:, None]).round().to(torch.int8)
-        self._weight = torch.ops.onednn.qlinear_prepack(int8_OI, None)
-        self._zeros_O = torch.zeros(len(bias_O), dtype=torch.int32)
         self._bias_O = bias_O
+        self._lay_out((weight_OI / self._scales_O[:, None]).round().to(torch.int8))
         self._activate = in_place(activation, torch.float32)
 
     def __call__(self, x_TI: Tensor) -> Tensor:
@@ -128,6 +126,14 @@ class QuantizedLinear:
         """Products in units of each token's scale, and these scales."""
         scales_T1 = x_TI.abs().amax(dim=1, keepdim=True).clamp_min_(_TINY).div_(127)
         codes_TI = (x_TI / scales_T1).add_(_ZERO + 0.5).to(torch.uint8)
+        return self._multiply(codes_TI), scales_T1
+
+    def _lay_out(self, int8_OI: Tensor) -> None:
+        self._weight = torch.ops.onednn.qlinear_prepack(int8_OI, None)
+        self._zeros_O = torch.zeros(len(int8_OI), dtype=torch.int32)
+
+    def _multiply(self, codes_TI: Tensor) -> Tensor:
+        """[T, O]: products of unsigned bytes, in which _ZERO stands for zero, with the weight."""
         products_TO: Tensor = torch.ops.onednn.qlinear_pointwise(
             codes_TI,
             1.0,
@@ -143,7 +149,20 @@ class QuantizedLinear:
             [],
             "",
         )
-        return products_TO, scales_T1
+        return products_TO
+
+
+class EmulatedQuantizedLinear(QuantizedLinear):
+    """`QuantizedLinear` by products in fp32, slower than these alone, for CPUs without VNNI and AMX.
+
+    Its numbers are those of int8 but for the rounding of sums beyond 2**24. It is there to see what int8 changes.
+    """
+
+    def _lay_out(self, int8_OI: Tensor) -> None:
+        self._weight_IO = int8_OI.float().t().contiguous()
+
+    def _multiply(self, codes_TI: Tensor) -> Tensor:
+        return (codes_TI.float().sub_(_ZERO) @ self._weight_IO).mul_(self._scales_O)
 
 
 def can_quantize(device: torch.device) -> bool:

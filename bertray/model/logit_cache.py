@@ -11,7 +11,7 @@ from hashlib import blake2b
 import numpy as np
 from numpy.typing import NDArray
 
-from bertray.model.tokenization import Sequences, ranges
+from bertray.model.tokenization import Sequences, some_of
 
 MAX_KNOWN = 200_000  # sequences remembered at least; twice as many at most, some 40 MB
 
@@ -54,7 +54,7 @@ class Repeats:
             return logits_SC, repeated_S
         rows = known
         if fresh_F:
-            logits_FC = compute(_only(seqs, np.array(fresh_F)))
+            logits_FC = compute(some_of(seqs, np.array(fresh_F)))
             self._remember([keys[number] for number in fresh_F], logits_FC)
             rows = [
                 logits_FC[first[key]].tobytes() if row is None else row for key, row in zip(keys, known, strict=True)
@@ -77,16 +77,3 @@ def _keys(seqs: Sequences) -> list[bytes]:
         blake2b(tokens[start:stop], digest_size=16, salt=second.to_bytes(4, "little")).digest()
         for (start, stop), second in zip(bounds, seqs.second_lens_S.tolist(), strict=True)
     ]
-
-
-def _only(seqs: Sequences, chosen_F: NDArray[np.int64]) -> Sequences:
-    """Some of the sequences, in their order; they keep the reviews that they belong to."""
-    starts_S = np.cumsum(seqs.lens_S) - seqs.lens_S
-    lens_F = seqs.lens_S[chosen_F]
-    return Sequences(
-        ids_T=seqs.ids_T[ranges(starts_S[chosen_F], lens_F)],
-        lens_S=lens_F,
-        second_lens_S=seqs.second_lens_S[chosen_F],
-        rows_S=seqs.rows_S[chosen_F],
-        num_rows=seqs.num_rows,
-    )

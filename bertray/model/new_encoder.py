@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bertray.errors import ConfigError, DataRefused
-from bertray.model.pretrained import load_for_training, read_json, save_tokenizer
+from bertray.model.pretrained.files import read_json
+from bertray.model.pretrained.tokenizer import save_tokenizer
+from bertray.model.pretrained.weights import load_for_training
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

@@ -1,7 +1,7 @@
 """Packs of a forward pass side by side on a CPU's cores.
 
 Threads that share each operation meet at its end, some hundred times a second: whoever another process holds up for a
-moment holds up all. a thread takes whole packs instead, and meets the others at the end of a window only.
+moment holds up all. A thread takes whole packs instead, and meets the others at the end of a window only.
 """
 
 from __future__ import annotations
@@ -43,10 +43,15 @@ class PackThreads:
     def map(self, work: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
         """Results of `work` for each item, in their order; begun in that order.
 
+        Where there are fewer items than threads, all of torch's threads work on one after the other.
+
         Raises:
             Exception: the first that `work` raised; items not yet begun are left.
         """
-        return list(map(work, items) if self._pool is None else self._pool.map(work, items))
+        listed = list(items)
+        if self._pool is None or len(listed) < self.count:
+            return [work(item) for item in listed]
+        return list(self._pool.map(work, listed))
 
     def _set_up(self, all_set_up: threading.Barrier) -> None:
         torch.get_num_threads()  # the first call in a thread sets its number, which the next line is to overrule

@@ -12,10 +12,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - the name everyone knows
 
-from bertray.model.bundle import CLASSIFIER, HEAD_FILE, INFO_FILE, LINEAR_HEADS, read_info
+from bertray.model.aspect_attention import AspectClassifier
+from bertray.model.bundle import ASPECT_ATTENTION, HEAD_FILE, INFO_FILE, HeadForm, head_form, read_info
 from bertray.model.encoders import PackedEncoder, PackTensors, Reads
 from bertray.model.families import classification_head, why_not_packable
-from bertray.model.pretrained import load_classifier, load_encoder, reading
+from bertray.model.pretrained.files import reading
+from bertray.model.pretrained.weights import load_classifier, load_encoder
 from bertray.settings import Pooling
 
 
@@ -103,25 +105,76 @@ class PooledReadout:
 
 
 class LinearReadout(PooledReadout):
-    """A linear head on pooled embeddings: `head.safetensors` with `weight` [C, D] and `bias` [C]."""
+    """A linear head on pooled embeddings: `head.safetensors` with `weight` [C, D] and `bias` [C].
 
-    def __init__(self, path: Path, pooling: Pooling) -> None:
+    Of a stack it is the encoder's part; that of the terms is added by `Predictor`.
+    """
+
+    def __init__(self, path: Path, form: HeadForm) -> None:
         from safetensors.torch import load_file
 
-        super().__init__(pooling)
+        super().__init__(form.pooling)
+        self.form = form
         with reading(path / HEAD_FILE):
             head = load_file(path / HEAD_FILE)
             self._weight_CD, self._bias_C = head["weight"].float(), head["bias"].float()
+        self.constant_C: Tensor | None = None if self._weight_CD.numel() else self._bias_C
+        """The bias, where it is all that comes out: the head of a stack that leaves the encoder out."""
 
     def width(self, model: Any) -> int:
         return len(self._bias_C)
 
     def _finished(self, pooled_BD: Tensor) -> Tensor:
-        return F.linear(pooled_BD, self._weight_CD.to(pooled_BD.device), self._bias_C.to(pooled_BD.device))
+        if self.constant_C is not None:
+            return self.constant_C.to(pooled_BD.device).expand(len(pooled_BD), -1)
+        if self.form.normalized:
+            pooled_BD = F.normalize(pooled_BD, dim=1)
+        if self._weight_CD.device != pooled_BD.device:  # once; a copy each pack would make a GPU wait
+            self._weight_CD, self._bias_C = self._weight_CD.to(pooled_BD.device), self._bias_C.to(pooled_BD.device)
+        return F.linear(pooled_BD, self._weight_CD, self._bias_C)
+
+
+class AttentionReadout:
+    """Logits of a review by a query of its aspect: an encoder with the head of `AspectClassifier`.
+
+    Args:
+        path: of the bundle.
+    """
+
+    reads: Reads = "all"
+
+    def __init__(self, path: Path) -> None:
+        self._head = path / HEAD_FILE
+
+    def load(self, path: Path) -> Any:
+        return AspectClassifier.load(path, self._head)
+
+    def width(self, model: Any) -> int:
+        return int(model.aspect_attention.out.out_features)
+
+    def why_not_packable(self, model: Any) -> str:
+        return why_not_packable(model)
+
+    def packed(self, model: Any, encoder: PackedEncoder, pack: PackTensors) -> Tensor:
+        lens_B = torch.diff(pack.first_tokens_B, append=pack.end_1)
+        logits_BC: Tensor = model.aspect_attention(encoder.tokens(pack), lens_B, pack.second_lens_B)
+        return logits_BC
+
+    def padded(self, outputs: Any, mask_BL: Tensor) -> Tensor:
+        logits: Tensor = outputs.logits
+        return logits.float()
 
 
 def readout_of(path: Path) -> Readout:
-    """Readout of a bundle or of a classifier of the hub, by its `head`."""
-    poolings: dict[str, Any] = {head: pooling for pooling, head in LINEAR_HEADS.items()}
-    head = read_info(path).head if (path / INFO_FILE).is_file() and (path / HEAD_FILE).is_file() else CLASSIFIER
-    return LinearReadout(path, poolings[head]) if head in poolings else ClassifierReadout()
+    """Readout of a bundle or of a classifier of the hub, by its `head`.
+
+    Raises:
+        ConfigError: a head that this version does not know.
+    """
+    if not ((path / INFO_FILE).is_file() and (path / HEAD_FILE).is_file()):
+        return ClassifierReadout()
+    info = read_info(path)
+    if info.head == ASPECT_ATTENTION:
+        return AttentionReadout(path)
+    form = head_form(info.to_json(), str(path))
+    return ClassifierReadout() if form is None else LinearReadout(path, form)

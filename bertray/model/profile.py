@@ -114,14 +114,14 @@ def percentiles_at_least(histogram: Sequence[int], bounds: Sequence[int]) -> dic
         histogram: rows by bin; one more than bounds.
         bounds: upper ends of the bins; the last bin is open.
     """
-    total, reached = sum(histogram), list(accumulate(histogram))
     starts = [1, *(bound + 1 for bound in bounds)]
-    if not total:
-        return {}
-    return {
-        f"p{percent}": starts[next(n for n, rows in enumerate(reached) if 100 * rows >= percent * total)]
-        for percent in PERCENTILES
-    }
+    return {f"p{percent}": starts[bin_of(percent, histogram)] for percent in PERCENTILES if any(histogram)}
+
+
+def bin_of(percent: int, histogram: Sequence[int]) -> int:
+    """The first bin of a histogram up to which so many per cent of its rows lie; there is a row."""
+    total = sum(histogram)
+    return next(n for n, rows in enumerate(accumulate(histogram)) if 100 * rows >= percent * total)
 
 
 def shares(counts: Mapping[str, int]) -> dict[str, float]:

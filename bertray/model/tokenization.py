@@ -10,16 +10,18 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
 from bertray.errors import ConfigError
-from bertray.model.coverage import letters_read
+from bertray.model.coverage import letters_read, unknown_ids
 from bertray.model.fast_tokenizer import common, first_difference, open_fast_tokenizer
-from bertray.model.pretrained import load_tokenizer, read_json, reading
+from bertray.model.pretrained.files import read_json, reading
+from bertray.model.pretrained.tokenizer import load_tokenizer
+from bertray.model.selection import SentenceSelector
 from bertray.schema import INPUT_IDS, N_TOKENS, SECOND_LEN, SEQ_LENS, TRUNCATED
 from bertray.settings import LongText
 
@@ -45,6 +47,15 @@ class Sequences:
     num_rows: int
 
 
+class TokenPlaces(NamedTuple):
+    """Characters behind the tokens of a table, in the order of its `input_ids`."""
+
+    side_T: NDArray[Any]
+    """0: of the text; 1: of the second text; -1: a special token."""
+    spans_T2: NDArray[np.int64]
+    """First character and the one after the last; (0, 0) of a special token."""
+
+
 def sequences(table: pa.Table) -> Sequences:
     """The sequences of a tokenized table (or slice of one), in row order.
 
@@ -64,6 +75,19 @@ def sequences(table: pa.Table) -> Sequences:
     )
 
 
+def some_of(seqs: Sequences, chosen_F: NDArray[np.int64]) -> Sequences:
+    """Some of the sequences, in their order; they keep the reviews that they belong to."""
+    starts_S = np.cumsum(seqs.lens_S) - seqs.lens_S
+    lens_F = seqs.lens_S[chosen_F]
+    return Sequences(
+        ids_T=seqs.ids_T[ranges(starts_S[chosen_F], lens_F)],
+        lens_S=lens_F,
+        second_lens_S=seqs.second_lens_S[chosen_F],
+        rows_S=seqs.rows_S[chosen_F],
+        num_rows=seqs.num_rows,
+    )
+
+
 class ReviewTokenizer:
     """The tokenizer of a model folder, with one way of cutting long reviews.
 
@@ -71,11 +95,11 @@ class ReviewTokenizer:
     the folder has a `tokenizer.json` with its special tokens; else `transformers` converts what is there.
 
     Args:
-        path: model folder.
         max_length: tokens of a sequence at most, special tokens included.
         long_text: which part of a longer review is kept. `head_tail`: half and half, the odd token to the head.
             `windows`: all of it, as sequences that overlap by half of their text part; the last ends where the text
-            ends. A second text is kept whole up to half of the room, or more where the review leaves it.
+            ends. `select`: the sentences that are nearest to the second text, in their order. A second text is kept
+            whole up to half of the room, or more where the review leaves it.
 
     Raises:
         ConfigError: no tokenizer in the folder, one without special tokens, or `max_length` leaves no room for text.
@@ -109,6 +133,7 @@ class ReviewTokenizer:
             )
         self.vocab_size: int = max(self._tokenizer.get_vocab(with_added_tokens=True).values()) + 1
         self.pad_id: int = _pad_id(self._tokenizer, Path(path))
+        self._selector = SentenceSelector.of(Path(path), self.words.to_pylist()) if long_text == "select" else None
 
     @property
     def words(self) -> pa.Array:
@@ -145,13 +170,15 @@ class ReviewTokenizer:
             self._encode_part(
                 texts.slice(start, _REVIEWS_PER_CALL),
                 None if pairs is None else pairs.slice(start, _REVIEWS_PER_CALL),
-            )
+            )[:-1]
             for start in range(0, max(len(texts), 1), _REVIEWS_PER_CALL)
         ]
-        ids_T, lens_S, second_lens_N, n_tokens_N, truncated_N, num_sequences_N = (
-            np.concatenate(arrays) for arrays in zip(*parts, strict=True)
-        )
-        tokens_N = np.add.reduceat(lens_S, _starts(num_sequences_N)) if len(texts) else np.zeros(0, np.int64)
+        return self._table([np.concatenate(arrays) for arrays in zip(*parts, strict=True)])
+
+    def _table(self, arrays: list[NDArray[Any]]) -> pa.Table:
+        ids_T, lens_S, second_lens_N, n_tokens_N, truncated_N, num_sequences_N = arrays
+        num_rows = len(num_sequences_N)
+        tokens_N = np.add.reduceat(lens_S, _starts(num_sequences_N)) if num_rows else np.zeros(0, np.int64)
         return pa.table(
             {
                 INPUT_IDS: _list_array(pa.array(ids_T, self.id_type), tokens_N),
@@ -161,6 +188,37 @@ class ReviewTokenizer:
                 TRUNCATED: pa.array(truncated_N, pa.bool_()),
             }
         )
+
+    def encode_with_places(
+        self, texts: list[str], pairs: list[str | None] | None = None
+    ) -> tuple[pa.Table, TokenPlaces]:
+        """Tokenize a few reviews as `encode` does, with the characters that each token stands for."""
+        second = None if pairs is None else pa.array(pairs, pa.string())
+        *arrays, places_T = self._encode_part(pa.array(texts, pa.string()), second, exact=True)
+        tokens = [self._tokenizer.encode_batch(texts, add_special_tokens=False)]
+        if pairs is not None:
+            tokens.append(self._tokenizer.encode_batch([pair or "" for pair in pairs], add_special_tokens=False))
+        spans_P2 = np.array(
+            [span for side in tokens for encoding in side for span in encoding.offsets] or [(0, 0)], np.int64
+        ).reshape(-1, 2)
+        lens = [sum(map(len, side)) for side in tokens]
+        side_T = np.where(places_T < lens[0], 0, np.where(places_T < sum(lens), 1, -1))
+        spans_T2 = np.where((side_T >= 0)[:, None], spans_P2[np.minimum(places_T, len(spans_P2) - 1)], 0)
+        return self._table(arrays), TokenPlaces(side_T, spans_T2)
+
+    @property
+    def folds_case(self) -> bool:
+        """Whether capital letters are read as small ones."""
+        return bool(self._reference_ids(["A"])[0].tolist() == self._reference_ids(["a"])[0].tolist())
+
+    @property
+    def unknown_ids(self) -> list[int]:
+        """Ids of the token that stands for what the vocabulary does not have."""
+        return unknown_ids(self._tokenizer)
+
+    def pieces(self, texts: list[str]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+        """Tokens of texts that stand alone, without special ones: ids end to end, and how many each text has."""
+        return self._reference_ids(texts)
 
     def coverage(self, texts: pa.Array) -> dict[str, pa.Array]:
         """Letters that the tokenizer can read, of a sample spread evenly over the texts; null of the others.
@@ -182,53 +240,37 @@ class ReviewTokenizer:
             columns[name] = pa.array(counts_N, mask=unsampled_N)
         return columns
 
-    def _encode_part(self, texts: pa.Array, pairs: pa.Array | None) -> tuple[NDArray[Any], ...]:
-        text_ids, text_lens_N = self._tokenize(texts)
+    def _encode_part(self, texts: pa.Array, pairs: pa.Array | None, *, exact: bool = False) -> tuple[NDArray[Any], ...]:
+        """Columns of `encode` as arrays, and the place of each token among those of texts, pairs and frames."""
+        text_ids, text_lens_N = self._tokenize(texts, exact)
         num_rows = len(text_lens_N)
         has_pair_N = np.zeros(num_rows, bool)
         pair_ids, pair_lens_N = np.zeros(0, np.int32), np.zeros(num_rows, np.int64)
         if pairs is not None:
-            has_pair_N = pairs.is_valid().to_numpy(zero_copy_only=False)
-            pair_ids, pair_lens_N = self._tokenize(pairs.fill_null(""))
-            if has_pair_N.any() and self.max_length <= self._pair.num_special + 1:
-                raise ConfigError(
-                    f"max_length: expected room for two texts beside {self._pair.num_special} special tokens, "
-                    f"found {self.max_length}.",
-                    "Raise `max_length`.",
-                )
+            has_pair_N, pair_ids, pair_lens_N = self._tokenize_pairs(pairs, exact)
 
         num_special_N = np.where(has_pair_N, self._pair.num_special, self._single.num_special)
         n_tokens_N = text_lens_N + pair_lens_N + num_special_N
         room_N = self.max_length - num_special_N
         kept_pair_N = np.minimum(pair_lens_N, np.maximum(room_N // 2, room_N - text_lens_N))
         room_N -= kept_pair_N  # for the text, from here on
+        is_longer_N = text_lens_N > room_N
+        num_text_tokens, kept_K = len(text_ids), np.arange(len(text_ids))
+        if self._selector is not None:
+            chosen_N = is_longer_N & (pair_lens_N > 0)
+            kept_K, text_lens_N = _selected(
+                self._selector, text_ids, text_lens_N, pair_ids, pair_lens_N, np.where(chosen_N, room_N, -1)
+            )
+            text_ids = text_ids[kept_K]
 
-        # Where the text part of each sequence begins; one sequence a review unless windows.
-        step_N = room_N - room_N // 2
-        num_sequences_N = np.ones(num_rows, np.int64)
-        if self.long_text == "windows":
-            num_sequences_N += np.maximum(0, -(-(text_lens_N - room_N) // step_N))
-        rows_S = np.repeat(np.arange(num_rows), num_sequences_N)
-        text_lens_S, room_S = text_lens_N[rows_S], room_N[rows_S]
-        part_S = np.minimum(text_lens_S, room_S)
-        rest_S = text_lens_S - part_S  # tokens of the text outside this sequence
-        if self.long_text == "windows":
-            number_S = np.arange(len(rows_S)) - np.repeat(_starts(num_sequences_N), num_sequences_N)
-            begin_S, head_S = np.minimum(number_S * step_N[rows_S], rest_S), part_S
-        elif self.long_text == "tail":
-            begin_S, head_S = rest_S, part_S
-        elif self.long_text == "head_tail":
-            begin_S, head_S = np.zeros_like(part_S), np.where(rest_S > 0, part_S - part_S // 2, part_S)
-        else:
-            begin_S, head_S = np.zeros_like(part_S), part_S
-
+        num_sequences_N, rows_S, begin_S, head_S, part_S = self._cut(text_lens_N, room_N)
         # Six pieces a sequence, each a range of one pool of ids; one gather lays them end to end.
         frames = (self._single, self._pair)
         pool = np.concatenate([text_ids, pair_ids, *(ids for frame in frames for ids in frame.pieces)])
         special_starts = len(text_ids) + len(pair_ids) + _starts([len(ids) for frame in frames for ids in frame.pieces])
         special_lens = np.array([len(ids) for frame in frames for ids in frame.pieces])
         frame_S = 3 * has_pair_N[rows_S]
-        text_starts_S = _starts(text_lens_N)[rows_S]
+        text_starts_S, text_lens_S = _starts(text_lens_N)[rows_S], text_lens_N[rows_S]
         starts_SP = np.stack(
             [
                 special_starts[frame_S],
@@ -251,18 +293,68 @@ class ReviewTokenizer:
             ],
             axis=1,
         )
+        places_T = ranges(starts_SP.ravel(), lens_SP.ravel())
+        ids_T, is_text_T = pool[places_T], places_T < len(kept_K)
+        places_T[~is_text_T] += num_text_tokens - len(kept_K)  # of all tokens, kept or not
+        places_T[is_text_T] = kept_K[places_T[is_text_T]]
         return (
-            pool[ranges(starts_SP.ravel(), lens_SP.ravel())],
+            ids_T,
             lens_SP.sum(axis=1),
             np.where(has_pair_N, kept_pair_N * self._pair.second_is_typed + self._pair.num_typed_special, 0),
             n_tokens_N,
-            (kept_pair_N < pair_lens_N) | ((text_lens_N > room_N) & (self.long_text != "windows")),
+            (kept_pair_N < pair_lens_N) | (is_longer_N & (self.long_text != "windows")),
             num_sequences_N,
+            places_T,
         )
 
-    def _tokenize(self, texts: pa.Array) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
-        """Ids end to end, and how many each text has; by the fast tokenizer where that gives the same."""
-        if self._fast is None or not len(texts):
+    def _tokenize_pairs(
+        self, pairs: pa.Array, exact: bool
+    ) -> tuple[NDArray[np.bool_], NDArray[np.int32], NDArray[np.int64]]:
+        """Rows with a second text, the ids of these texts end to end, and how many each row has."""
+        has_pair_N = pairs.is_valid().to_numpy(zero_copy_only=False)
+        if has_pair_N.any() and self.max_length <= self._pair.num_special + 1:
+            raise ConfigError(
+                f"max_length: expected room for two texts beside {self._pair.num_special} special tokens, "
+                f"found {self.max_length}.",
+                "Raise `max_length`.",
+            )
+        return has_pair_N, *self._tokenize(pairs.fill_null(""), exact)
+
+    def _cut(self, text_lens_N: NDArray[np.int64], room_N: NDArray[np.int64]) -> tuple[NDArray[np.int64], ...]:
+        """Tokens of each text that its sequences hold, by `long_text`; one sequence a text unless windows.
+
+        Args:
+            text_lens_N: tokens of each text.
+            room_N: for a text, in each of its sequences.
+
+        Returns:
+            Sequences of each text; then of each sequence its text, its first token, how many tokens stand together from
+            there on, and how many it holds in all, the others from the end of the text.
+        """
+        step_N = room_N - room_N // 2
+        num_sequences_N = np.ones(len(text_lens_N), np.int64)
+        if self.long_text == "windows":
+            num_sequences_N += np.maximum(0, -(-(text_lens_N - room_N) // step_N))
+        rows_S = np.repeat(np.arange(len(text_lens_N)), num_sequences_N)
+        part_S = np.minimum(text_lens_N[rows_S], room_N[rows_S])
+        rest_S = text_lens_N[rows_S] - part_S  # tokens of the text outside this sequence
+        begin_S, head_S = np.zeros_like(part_S), part_S
+        if self.long_text == "windows":
+            number_S = np.arange(len(rows_S)) - np.repeat(_starts(num_sequences_N), num_sequences_N)
+            begin_S = np.minimum(number_S * step_N[rows_S], rest_S)
+        elif self.long_text == "tail":
+            begin_S = rest_S
+        elif self.long_text == "head_tail":
+            head_S = np.where(rest_S > 0, part_S - part_S // 2, part_S)
+        return num_sequences_N, rows_S, begin_S, head_S, part_S
+
+    def _tokenize(self, texts: pa.Array, exact: bool) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+        """Ids end to end, and how many each text has; by the fast tokenizer where that gives the same.
+
+        Args:
+            exact: not by the fast one, which knows no characters.
+        """
+        if exact or self._fast is None or not len(texts):
             return self._reference_ids(texts.to_pylist())
         common_N = common(texts)
         if common_N.all():
@@ -291,6 +383,31 @@ class ReviewTokenizer:
         lens_N = np.fromiter(map(len, encodings), np.int64, len(encodings))
         ids: Iterator[int] = chain.from_iterable(encoding.ids for encoding in encodings)
         return np.fromiter(ids, np.int32, int(lens_N.sum())), lens_N
+
+
+def _selected(
+    selector: SentenceSelector,
+    text_ids: NDArray[np.int32],
+    text_lens_N: NDArray[np.int64],
+    pair_ids: NDArray[np.int32],
+    pair_lens_N: NDArray[np.int64],
+    room_N: NDArray[np.int64],
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Places of the tokens that are kept, and their number for each text.
+
+    Of a text with a `room` of 0 or more these are selected sentences, of others all.
+    """
+    lens_N = text_lens_N.copy()
+    kept_T = np.ones(len(text_ids), bool)
+    starts_N, pair_starts_N = _starts(text_lens_N), _starts(pair_lens_N)
+    for row in np.flatnonzero(room_N >= 0).tolist():
+        inside = slice(starts_N[row], starts_N[row] + text_lens_N[row])
+        aspect = pair_ids[pair_starts_N[row] : pair_starts_N[row] + pair_lens_N[row]]
+        kept = selector.kept(text_ids[inside], aspect, int(room_N[row]))
+        kept_T[inside] = False
+        kept_T[starts_N[row] + kept] = True
+        lens_N[row] = len(kept)
+    return np.flatnonzero(kept_T), lens_N
 
 
 def ranges(starts: NDArray[np.int64], lens: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from bertray.errors import ConfigError
-from bertray.io.tables import from_ipc, to_ipc
+from bertray.io.tables import from_ipc, read_if_there, to_ipc
+from bertray.reviews.ngrams import SeenNgrams
 from bertray.schema import INPUT_HASH
 
 FILE = "training_texts.arrow"
@@ -29,10 +29,12 @@ class TrainingTexts:
     Args:
         hashes_T: uint64 [T], ascending, each once: `schema.INPUT_HASH` of the rows.
         below: bound of the hashes that are held; 2**64 holds all.
+        ngrams: n-grams of a sample of these texts, a file of its own; None where they were not looked at.
     """
 
     hashes_T: np.ndarray
     below: int = _ALL
+    ngrams: SeenNgrams | None = None
 
     @classmethod
     def of(cls, hash_N: np.ndarray, most: int = MAX_TEXTS) -> TrainingTexts:
@@ -41,11 +43,6 @@ class TrainingTexts:
         if len(hashes_T) <= most:
             return cls(hashes_T)
         return cls(hashes_T[:most], int(hashes_T[most]))
-
-    @property
-    def held_share(self) -> float:
-        """Share of all possible hashes that is held."""
-        return self.below / _ALL
 
     def covers(self, hash_N: np.ndarray) -> np.ndarray:
         """bool [N]: rows that can be looked up; the same for every row of one text."""
@@ -81,18 +78,12 @@ def joined(first: TrainingTexts, second: TrainingTexts, most: int = MAX_TEXTS) -
 
 
 def read_training_texts(folder: Path) -> TrainingTexts | None:
-    """Those of a bundle; None of a model that does not know them.
+    """Training texts of a bundle; None of a model that has none stored.
 
     Raises:
         ConfigError: the file is damaged.
     """
-    file = folder / FILE
-    if not file.is_file():
-        return None
-    try:
-        return TrainingTexts.from_bytes(file.read_bytes())
-    except (KeyError, ValueError) as error:
-        raise ConfigError(f"{file}: expected hashes of training texts ({error}).", "Copy the bundle again.") from error
+    return read_if_there(folder / FILE, TrainingTexts.from_bytes, "hashes of training texts")
 
 
 def with_earlier(texts: TrainingTexts, *folders: Path) -> TrainingTexts:

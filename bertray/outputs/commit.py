@@ -12,10 +12,10 @@ from bertray.io.store import Store
 from bertray.outputs import ledger
 from bertray.outputs.control_files import (
     CommittedPart,
-    CommittedRun,
     Counts,
     FileCount,
     LedgerEntry,
+    LedgerRun,
     Plan,
     Receipt,
     StagedFile,
@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 def make_entry(
     plan: Plan,
-    known: Sequence[CommittedRun],
+    known: Sequence[LedgerRun],
     receipts: Sequence[Receipt],
     file_level: Sequence[StagedFile],
     *,
@@ -77,15 +77,19 @@ def make_entry(
 
 def _file_counts(plan: Plan, receipts: Sequence[Receipt]) -> list[FileCount]:
     scored, refused = [0] * len(plan.files), [0] * len(plan.files)
-    for span in (span for receipt in receipts for span in receipt.spans):
-        scored[span.file_no] += span.rows_scored
-        refused[span.file_no] += span.rows_quarantined
+    seconds = [0.0] * len(plan.files)
+    for receipt in receipts:
+        for span in receipt.spans:
+            scored[span.file_no] += span.rows_scored
+            refused[span.file_no] += span.rows_quarantined
+            seconds[span.file_no] += receipt.seconds * (span.hi - span.lo) / receipt.rows_in
     return [
         FileCount(
             **file.model_dump(exclude={"schema_version", "num_rows", "detail"}),
             rows_in=file.num_rows,
             rows_scored=scored[file_no],
             rows_quarantined=refused[file_no] + ((file.num_rows or 0) if file.reason is not None else 0),
+            seconds=seconds[file_no],
         )
         for file_no, file in enumerate(plan.files)
     ]
@@ -120,7 +124,6 @@ def commit(store: Store, known: Ledger, entry: LedgerEntry, *, beside: bool = Fa
     """Append an entry made for the place behind the ledger's end; on a lost race go on behind the winner.
 
     Args:
-        store: the output.
         known: the ledger that the entry was made for.
         entry: of a plan whose rows are all staged.
         beside: a winner may be another run of the same slot and version; ours becomes the next.

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from bertray.errors import ConflictError
 from bertray.model.profile import Profile, Reading, add_readings, percentiles_at_least, shares
+from bertray.outputs.night_profile import NightProfile
 
 SCHEMA_VERSION = 1
 LEDGER_SCHEMA_VERSION = 2  # of plans and ledger entries; 1 had one folder for each slot, without runs
@@ -184,6 +185,9 @@ class Counts(BaseModel):
         scripts: dominant script -> scored rows.
         reading: letters that the tokenizer can read, of a sample.
         int8: rows computed in fp32 as well; None: none.
+        precisions: number format of the model's layers -> scored rows; none of what an earlier version wrote.
+        recomputed: rows computed in int8 and, as their decision was close, again in full precision.
+        night_profile: statistics of the scored rows, for drift; None: of vectors, or an earlier version wrote this.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -198,6 +202,9 @@ class Counts(BaseModel):
     scripts: dict[str, int] = {}
     reading: Reading = Reading()
     int8: Agreement | None = None
+    precisions: dict[str, int] = {}
+    recomputed: int = 0
+    night_profile: NightProfile | None = None
 
     def __add__(self, other: Counts) -> Counts:
         return Counts.model_construct(  # of values that were checked: a plan may have 20,000 receipts
@@ -212,6 +219,13 @@ class Counts(BaseModel):
             scripts=add_counts([self.scripts, other.scripts]),
             reading=add_readings([self.reading, other.reading]),
             int8=self.int8 + other.int8 if self.int8 and other.int8 else self.int8 or other.int8,
+            precisions=add_counts([self.precisions, other.precisions]),
+            recomputed=self.recomputed + other.recomputed,
+            night_profile=(
+                self.night_profile + other.night_profile
+                if self.night_profile and other.night_profile
+                else self.night_profile or other.night_profile
+            ),
         )
 
     @property
@@ -278,6 +292,7 @@ class FileCount(Record):
     rows_scored: int
     rows_quarantined: int
     reason: str | None = None
+    seconds: float | None = None  # with the model at work; None: an earlier version wrote this
 
 
 class CommittedPart(Record):
@@ -375,20 +390,20 @@ class EntrySummary(Entry):
     num_evaluation_parts: int
 
     @classmethod
-    def of(cls, entry: CommittedRun, *, with_files: bool) -> EntrySummary:
+    def of(cls, entry: LedgerRun, *, with_files: bool) -> EntrySummary:
         """Summary of an entry; of a summary, the same."""
         fields = {name: getattr(entry, name) for name in EntrySummary.model_fields}
         return cls.model_construct(**fields if with_files else fields | {"files": []})
 
 
-CommittedRun: TypeAlias = LedgerEntry | EntrySummary
+LedgerRun: TypeAlias = LedgerEntry | EntrySummary
 
 
 def _added(one: list[int], other: list[int]) -> list[int]:
     return [a + b for a, b in zip(one, other, strict=True)]
 
 
-def add_counts(counts: Iterable[dict[str, int]]) -> dict[str, int]:
+def add_counts(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
     total: dict[str, int] = {}
     for count in counts:
         for key, value in count.items():

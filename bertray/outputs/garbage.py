@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 from bertray.io import faults
 from bertray.io.store import Store
 from bertray.io.store_protocol import PUBLISHING, TRASH, StoredFile, is_temporary
-from bertray.outputs.control_files import PLANS, RUNS, CommittedRun
+from bertray.outputs.control_files import PLANS, RUNS, LedgerRun
 from bertray.outputs.heartbeat import NAME as HEARTBEAT
 from bertray.outputs.ledger import current, with_parts
 from bertray.outputs.publish import PUBLISHED
@@ -49,12 +49,10 @@ class _Output:
     old_snapshots: set[str]
 
 
-def find_garbage(store: Store, entries: Sequence[CommittedRun], now: datetime, grace: timedelta) -> list[Garbage]:
+def find_garbage(store: Store, entries: Sequence[LedgerRun], now: datetime, grace: timedelta) -> list[Garbage]:
     """Files that nothing needs any more.
 
     Args:
-        store: the output.
-        entries: its ledger.
         now: the time that ages are taken at.
         grace: age below which staging of an unfinished plan, and replaced versions, are kept: a run may be resumed,
             and a reader may still have them open.
@@ -86,7 +84,7 @@ def remove(store: Store, garbage: Sequence[Garbage]) -> None:
         faults.point("gc.half")
 
 
-def _needed(store: Store, entries: Sequence[CommittedRun], published: set[str]) -> set[str]:
+def _needed(store: Store, entries: Sequence[LedgerRun], published: set[str]) -> set[str]:
     """Keys of staged parts of entries that are not published, and of those behind reports of current versions."""
     latest = {entry.seq for entry in current(entries)}
     hidden = {entry.seq for entry in entries if f"{PUBLISHED}/{entry.seq:08d}" not in published}

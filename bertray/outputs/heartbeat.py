@@ -8,7 +8,6 @@ import os
 import threading
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
-from types import TracebackType
 
 from bertray.errors import BertrayError
 from bertray.io.processes import is_alive, machine, started_at
@@ -35,9 +34,7 @@ class Heartbeat:
         self._thread.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._ended.set()
         self._thread.join()
         self._tolerant(lambda: self._store.delete(self.key))

@@ -11,14 +11,14 @@ from bertray.io import faults
 from bertray.io.pool import in_pool
 from bertray.io.store import Store
 from bertray.outputs import snapshots
-from bertray.outputs.control_files import CommittedRun, LedgerEntry
+from bertray.outputs.control_files import LedgerEntry, LedgerRun
 
 COMMITS = "control/commits"
-RunT = TypeVar("RunT", bound=CommittedRun)
+RunT = TypeVar("RunT", bound=LedgerRun)
 
 
 @dataclass(frozen=True)
-class Ledger(Sequence[CommittedRun]):
+class Ledger(Sequence[LedgerRun]):
     """Every entry of an output, oldest first, as one reading found them.
 
     A run reads it once and passes it on; `read_on` adds what others have committed since.
@@ -30,7 +30,7 @@ class Ledger(Sequence[CommittedRun]):
         damaged: last entries of snapshots that are damaged.
     """
 
-    runs: tuple[CommittedRun, ...] = ()
+    runs: tuple[LedgerRun, ...] = ()
     snapshot: int = 0
     finished: int = 0
     damaged: frozenset[int] = frozenset()
@@ -39,12 +39,12 @@ class Ledger(Sequence[CommittedRun]):
         return len(self.runs)
 
     @overload
-    def __getitem__(self, index: int) -> CommittedRun: ...
+    def __getitem__(self, index: int) -> LedgerRun: ...
 
     @overload
-    def __getitem__(self, index: slice) -> Sequence[CommittedRun]: ...
+    def __getitem__(self, index: slice) -> Sequence[LedgerRun]: ...
 
-    def __getitem__(self, index: int | slice) -> CommittedRun | Sequence[CommittedRun]:
+    def __getitem__(self, index: int | slice) -> LedgerRun | Sequence[LedgerRun]:
         return self.runs[index]
 
     def followed_by(self, entries: Iterable[LedgerEntry]) -> Ledger:
@@ -83,7 +83,7 @@ def _read_entries(store: Store, keys: Sequence[str]) -> list[LedgerEntry]:
     return [LedgerEntry.from_bytes(content, store.uri(key)) for key, content in zip(keys, contents, strict=True)]
 
 
-def with_parts(store: Store, runs: Sequence[CommittedRun]) -> list[LedgerEntry]:
+def with_parts(store: Store, runs: Sequence[LedgerRun]) -> list[LedgerEntry]:
     """Entries with their lists of parts: those that a snapshot holds without them are read."""
     summarised = [run.seq for run in runs if not isinstance(run, LedgerEntry)]
     read = {entry.seq: entry for entry in _read_entries(store, [entry_key(seq) for seq in summarised])}
@@ -94,8 +94,6 @@ def write_due_snapshot(store: Store, known: Ledger, finished: int) -> Ledger:
     """Write the snapshot of the last tenth entry where there is none; returns the ledger that knows of it.
 
     Args:
-        store: the output.
-        known: its ledger.
         finished: entries up to this one were found published and reported, or were made so, by this run.
     """
     due = len(known) // snapshots.EVERY * snapshots.EVERY
@@ -126,18 +124,18 @@ def current(entries: Sequence[RunT]) -> list[RunT]:
     return [entry for runs in slots.values() for entry in runs]
 
 
-def num_runs(entries: Sequence[CommittedRun], slot: str, version: int) -> int:
+def num_runs(entries: Sequence[LedgerRun], slot: str, version: int) -> int:
     """Runs of one version of a slot among some entries."""
     return sum((entry.slot, entry.version) == (slot, version) for entry in entries)
 
 
-def committed_entries(store: Store, slot: str | None) -> Sequence[CommittedRun]:
+def committed_entries(store: Store, slot: str | None) -> Sequence[LedgerRun]:
     """Entries of an output, or of one slot.
 
     Raises:
         ConfigError: nothing is committed there.
     """
-    entries: Sequence[CommittedRun] = read_ledger(store)
+    entries: Sequence[LedgerRun] = read_ledger(store)
     if not entries:
         raise ConfigError(f"{store.root}: no committed slot.", "Give the `output` of a score run that has finished.")
     if slot is None:

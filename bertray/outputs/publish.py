@@ -10,7 +10,7 @@ from bertray.io import faults
 from bertray.io.pool import each_in_pool
 from bertray.io.store import Store
 from bertray.io.store_protocol import SUCCESS
-from bertray.outputs.control_files import CommittedPart, CommittedRun, LedgerEntry, part_name
+from bertray.outputs.control_files import CommittedPart, LedgerEntry, LedgerRun, part_name
 from bertray.outputs.ledger import Ledger, current, read_on, with_parts
 
 PUBLISHED = "control/published"
@@ -32,10 +32,10 @@ class Markers:
     published: set[int] = field(default_factory=set)
     reported: set[int] = field(default_factory=set)
 
-    def is_published(self, run: CommittedRun) -> bool:
+    def is_published(self, run: LedgerRun) -> bool:
         return run.seq <= self.finished or run.seq in self.published
 
-    def is_reported(self, run: CommittedRun) -> bool:
+    def is_reported(self, run: LedgerRun) -> bool:
         return run.seq <= self.finished or run.seq in self.reported
 
 
@@ -58,7 +58,7 @@ def published_key(seq: int) -> str:
     return f"{PUBLISHED}/{seq:08d}"
 
 
-def mark_reported(store: Store, runs: Sequence[CommittedRun], markers: Markers) -> None:
+def mark_reported(store: Store, runs: Sequence[LedgerRun], markers: Markers) -> None:
     """Note that the reports of some runs are written."""
     keys = [published_key(run.seq) + _REPORTED for run in runs]
     each_in_pool(lambda key: store.put(key, b""), keys, store.num_threads)
@@ -71,8 +71,6 @@ def publish(store: Store, known: Ledger, slot: str, markers: Markers, *, again: 
     Others may commit meanwhile, and even publish: then all of it is compared again.
 
     Args:
-        store: the output.
-        known: its ledger.
         slot: with at least one entry.
         markers: of runs that were published before this one began; the slot's are added.
         again: also the runs that are marked as published.
@@ -105,11 +103,11 @@ def publish(store: Store, known: Ledger, slot: str, markers: Markers, *, again: 
     return known
 
 
-def _of_slot(known: Ledger, slot: str) -> list[CommittedRun]:
+def _of_slot(known: Ledger, slot: str) -> list[LedgerRun]:
     return [run for run in known if run.slot == slot]
 
 
-def _publish_runs(store: Store, of_slot: Sequence[CommittedRun], settled: Collection[int]) -> bool:
+def _publish_runs(store: Store, of_slot: Sequence[LedgerRun], settled: Collection[int]) -> bool:
     """Publish what the entries of a slot say; False when a later one has been published already."""
     faults.point("publish.before")
     runs = with_parts(store, current(of_slot))
@@ -130,7 +128,7 @@ def _publish_runs(store: Store, of_slot: Sequence[CommittedRun], settled: Collec
     return whole
 
 
-def part_names(run: CommittedRun, root: str) -> list[str]:
+def part_names(run: LedgerRun, root: str) -> list[str]:
     """File names of a run's parts below its folder of `data/` or `quarantine/`."""
     if isinstance(run, LedgerEntry):
         return [part.name for part in _parts(run, root)]
@@ -146,14 +144,14 @@ def _staged(entry: LedgerEntry, root: str) -> list[tuple[str, str]]:
     return [(part.key, part.name) for part in _parts(entry, root)]
 
 
-def _names(runs: Sequence[CommittedRun], root: str) -> set[str]:
+def _names(runs: Sequence[LedgerRun], root: str) -> set[str]:
     """Everything that some runs have published, relative to their slot."""
     return {f"{run.run_folder}/{name}" for run in runs for name in (SUCCESS, *part_names(run, root))}
 
 
 def publish_all(store: Store, known: Ledger, markers: Markers) -> Ledger:
     """Roll forward whatever a killed run committed but did not publish; returns the ledger as it is then."""
-    slots: dict[str, list[CommittedRun]] = {}
+    slots: dict[str, list[LedgerRun]] = {}
     for run in current(known):
         slots.setdefault(run.slot, []).append(run)
     for slot, runs in slots.items():
@@ -165,13 +163,13 @@ def publish_all(store: Store, known: Ledger, markers: Markers) -> Ledger:
     return known
 
 
-def _stands_alone(store: Store, slot: str, runs: Sequence[CommittedRun]) -> bool:
+def _stands_alone(store: Store, slot: str, runs: Sequence[LedgerRun]) -> bool:
     """Whether every part of some runs is in place, and nothing of the versions before them."""
     found = {key.removeprefix(f"data/{slot}/") for key in store.keys(f"data/{slot}")}
     return found == _names(runs, "data")
 
 
-def committed_files(store: Store, runs: Sequence[CommittedRun]) -> list[str]:
+def committed_files(store: Store, runs: Sequence[LedgerRun]) -> list[str]:
     """Paths or URIs of the part files that are the output right now, published or not."""
     newest = current(runs)
     published = {int(name) for key in store.keys(PUBLISHED) if (name := key.rpartition("/")[2]).isdigit()}

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from bertray.errors import BertrayError, ConflictError
 from bertray.io import faults
 from bertray.io.store import Store
-from bertray.outputs.control_files import LEDGER_SCHEMA_VERSION, CommittedRun, EntrySummary, Record
+from bertray.outputs.control_files import LEDGER_SCHEMA_VERSION, EntrySummary, LedgerRun, Record
 
 log = logging.getLogger(__name__)
 
@@ -80,11 +80,10 @@ def newest_snapshot(store: Store) -> tuple[Snapshot | None, set[int]]:
     return None, damaged
 
 
-def write_snapshot(store: Store, runs: Sequence[CommittedRun], finished: int, *, damaged: bool) -> bool:
+def write_snapshot(store: Store, runs: Sequence[LedgerRun], finished: int, *, damaged: bool) -> bool:
     """Write the snapshot of some entries; what fails is logged, since the next run can do it.
 
     Args:
-        store: the output.
         runs: all entries up to a tenth one, oldest first.
         finished: see `Snapshot`.
         damaged: a damaged one stands there, which is overwritten.

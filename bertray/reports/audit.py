@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from bertray.evaluation.label_errors import LabelErrorSearch
-from bertray.reports.html import count, percent, render
+from bertray.outputs.control_files import add_counts
+from bertray.reports.html import render
 from bertray.reports.plain import excerpt, plain
 from bertray.schema import REASON_WORDS, SCHEMA_VERSION, because
-from bertray.wording import counted
+from bertray.wording import counted, percent
 
 WEIGHTS = ("serious", "look", "minor", "none")
 WEIGHT_WORDS = {"serious": "serious", "look": "worth a look", "minor": "minor", "none": "nothing found"}
@@ -169,7 +170,7 @@ class AuditReport:
     def headline(self) -> str:
         """Number of audited rows and of kinds of findings."""
         files = sum(split.files for split in self.splits)
-        said = f"{_rows(self.rows_in)} in {counted(files, 'file')}"
+        said = f"{counted(self.rows_in, 'row')} in {counted(files, 'file')}"
         if len(self.splits) > 1:
             said += f" ({', '.join(f'{split.name} {split.rows_in:,}' for split in self.splits)})"
         serious = [f.title.lower() for f in self.findings if f.weight == "serious"]
@@ -201,9 +202,10 @@ class AuditReport:
             or_near = "" if self.near is None else ", not even nearly"
             said = f"No {leak.later} text stands in {leak.earlier}{or_near}."
             return Finding(f"leakage_{leak.earlier}_{leak.later}", _capital(title), "none", 0.0, (said,))
+        stand = "stands" if leak.exact_rows == 1 else "stand"
         said = (
-            f"{leak.exact_rows:,} of {_rows(leak.later_rows, leak.later)} ({_texts(leak.exact_texts)}) "
-            f"stand{'s' if leak.exact_rows == 1 else ''} in {leak.earlier} word for word{near}: {percent(share)} of "
+            f"{leak.exact_rows:,} of {counted(leak.later_rows, f'{leak.later} row')} "
+            f"({counted(leak.exact_texts, 'text')}) {stand} in {leak.earlier} word for word{near}: {percent(share)} of "
             f"{leak.later}."
         )
         if leak.other_labels:
@@ -226,13 +228,10 @@ class AuditReport:
         share = rows / max(self.rows_in, 1)
         if not rows and not files:
             return Finding("broken", "Empty and broken rows", "none", 0.0, ("Every row has a text that can be read.",))
-        total: dict[str, int] = {}
-        for reasons in self.broken.values():
-            for reason, number in reasons.items():
-                total[reason] = total.get(reason, 0) + number
-        said = (
-            [f"{rows:,} of {_rows(self.rows_in)} cannot be used ({percent(share)}): {because(total)}."] if rows else []
-        )
+        total, said = add_counts(self.broken.values()), []
+        if rows:
+            of = counted(self.rows_in, "row")
+            said.append(f"{rows:,} of {of} cannot be used ({percent(share)}): {because(total)}.")
         if files:
             said.append(f"{counted(files, 'file')} cannot be read at all.")
         return Finding(
@@ -252,7 +251,7 @@ class AuditReport:
         title = "Conflicting labels"
         if not found.groups:
             return Finding("conflicts", title, "none", 0.0, ("No text has two different labels.",))
-        said = f"{_texts(found.groups)} in {_rows(found.rows)} with different labels"
+        said = f"{counted(found.groups, 'text')} in {counted(found.rows, 'row')} with different labels"
         inside = ", ".join(f"{name} {each.groups:,}" for name, each in conflicts.items() if name != "all")
         said += f" (within one split: {inside})." if len(self.splits) > 1 else "."
         return Finding(
@@ -274,7 +273,7 @@ class AuditReport:
         judged = f"{doubt.means}, right on {percent(doubt.accuracy)} (the largest class: {percent(doubt.majority)})"
         if not doubt.suspected:
             return Finding("label_errors", title, "none", 0.0, (f"No label is in doubt for {judged}.",))
-        of = _rows(doubt.judged) + (" looked at" if doubt.judged < doubt.labelled else "")
+        of = counted(doubt.judged, "row") + (" looked at" if doubt.judged < doubt.labelled else "")
         so_many = share >= _MANY_DOUBTS
         return Finding(
             "label_errors",
@@ -300,7 +299,7 @@ class AuditReport:
         said, advice = [], "Join by split and id together, or make ids that are unique over all splits."
         if ids.groups:
             inside = " in one split" if len(self.splits) > 1 else ""
-            repeated = f"{counted(ids.groups, 'id')} in {_rows(ids.rows)} more than once{inside}"
+            repeated = f"{counted(ids.groups, 'id')} in {counted(ids.rows, 'row')} more than once{inside}"
             said.append(repeated + self._with_other_labels(ids))
             advice = (
                 "Nothing that is joined by the id can be trusted; a nightly run scores the first row of a file and "
@@ -322,7 +321,7 @@ class AuditReport:
         if not extra:
             return Finding("duplicates", "Duplicates", "none", 0.0, ("No text stands twice in a split.",))
         said = [
-            f"{name}: {_texts(each.groups)} more than once, in {_rows(each.rows)}; "
+            f"{name}: {counted(each.groups, 'text')} more than once, in {counted(each.rows, 'row')}; "
             f"{each.extra:,} beyond the first, {each.as_stored:,} of these the same before cleaning too."
             for name, each in self.repeats.items()
             if each.groups
@@ -376,7 +375,7 @@ class AuditReport:
             if other and (absent := {value for all_of in self.labels.values() for value in all_of} - set(other))
         ]
         classes = counted(len(counts), "class", "classes")
-        said = f"{split}: the largest of {classes} is {label} with {percent(share)} of {_rows(total)}."
+        said = f"{split}: the largest of {classes} is {label} with {percent(share)} of {counted(total, 'row')}."
         weight = "look" if share >= _UNEVEN or missing or len(counts) == 1 else "minor"
         advice = (
             "A model that always says this is right so often: report macro F1 or MCC beside accuracy."
@@ -391,7 +390,8 @@ class AuditReport:
         than = f"more than {self.max_length} tokens of {self.tokenizer}"
         said = f"No text has {than}."
         if cut:
-            said = f"{cut:,} of {_rows(self.rows)} ({percent(share)}) have {than}: a model would not see their end."
+            of = f"{cut:,} of {counted(self.rows, 'row')} ({percent(share)})"
+            said = f"{of} have {than}: a model would not see their end."
         advice = "Raise max_length, or set long_text=head_tail: verdicts often stand at the end." if cut else ""
         return Finding("length", "Truncated texts", _by(cut, share, _CUT), share, (said,), advice)
 
@@ -399,7 +399,7 @@ class AuditReport:
         total = {mark: sum(counts.get(mark, 0) for counts in self.marks.values()) for mark in MARK_WORDS}
         damaged = self.damaged
         share = damaged / max(self.rows, 1)
-        found = [f"{_rows(rows)} with {MARK_WORDS[mark]}" for mark, rows in total.items() if rows]
+        found = [f"{counted(rows, 'row')} with {MARK_WORDS[mark]}" for mark, rows in total.items() if rows]
         if not found:
             said = "No control characters, mark-up, entities, links or addresses."
             return Finding("marks", "Control characters, markup, links and addresses", "none", 0.0, (said,))
@@ -479,14 +479,6 @@ class AuditReport:
 
 def _by(rows: int, share: float, much: float) -> str:
     return "none" if not rows else "look" if share >= much else "minor"
-
-
-def _rows(number: int, kind: str = "") -> str:
-    return f"{count(number)} {kind + ' ' if kind else ''}row{'' if number == 1 else 's'}"
-
-
-def _texts(number: int) -> str:
-    return f"{count(number)} text{'' if number == 1 else 's'}"
 
 
 def _capital(text: str) -> str:

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
+import pyarrow as pa
+
+from bertray.evaluation.answered import AnsweredDisagreements
 from bertray.evaluation.intervals import Estimate
 from bertray.evaluation.paired import PairedComparison, p_in_words
+from bertray.evaluation.seeds import SeededGain
 from bertray.evaluation.summary import Evaluation
 from bertray.evaluation.verdicts import Finding
 from bertray.reports.charts import Charts
 from bertray.reports.evaluation import COLUMN_TITLES
 from bertray.reports.html import render
-from bertray.reports.plain import excerpt
+from bertray.reports.plain import Mark, marked_excerpt
 
 FIGURES = {
     "accuracy": "accuracy",
@@ -52,6 +56,19 @@ class ComparedModel:
         }
 
 
+class ShownText(NamedTuple):
+    """A review as a model reads it, or both.
+
+    Args:
+        marks: words that decided.
+        explained: kinds of marks that were looked for.
+    """
+
+    text: str
+    marks: Sequence[Mark] = ()
+    explained: Sequence[str] = ()
+
+
 @dataclass(frozen=True)
 class Flips:
     """Reviews to which the two models give different labels.
@@ -60,7 +77,9 @@ class Flips:
         rows: number of them.
         a_right, b_right, both_wrong: of those with a label.
         changes: (label of A, label of B) -> rows, the most frequent first.
-        shown: id, label, label_a, label_b, score_a, score_b, text; the most confident first.
+        shown: id, label, label_a, label_b, score_a, score_b and `texts`, a `ShownText` for each way of reading the
+            review; the most confident first.
+        table: all of them, the content of flips.parquet.
     """
 
     rows: int
@@ -69,6 +88,7 @@ class Flips:
     both_wrong: int
     changes: Mapping[tuple[str, str], int]
     shown: Sequence[Mapping[str, Any]] = ()
+    table: pa.Table | None = None
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -85,7 +105,9 @@ class ComparisonReport:
     """Two models on the same reviews, as plain data.
 
     Args:
-        comparison: None where no row has a label.
+        comparison: None where no row has a label, or disagreements alone.
+        answered: labels of disagreements, in place of `comparison`.
+        seeded: of two trainings with several seeds each.
         gate: sentences of the release gate, where it judged.
         passed: its decision.
     """
@@ -96,6 +118,8 @@ class ComparisonReport:
     b: ComparedModel
     comparison: PairedComparison | None
     flips: Flips
+    answered: AnsweredDisagreements | None = None
+    seeded: SeededGain | None = None
     findings: Sequence[Finding] = ()
     notes: Sequence[str] = ()
     facts: Mapping[str, object] = field(default_factory=dict)
@@ -110,6 +134,8 @@ class ComparisonReport:
         """The evidence in a sentence; without labels, how many reviews change theirs."""
         if self.comparison is not None:
             return self.comparison.sentence
+        if self.answered is not None:
+            return self.answered.sentence
         share = 100 * self.flips.rows / self.rows
         return (
             f"A and B give different labels to {self.flips.rows:,} of {self.rows:,} reviews ({share:.1f} %). "
@@ -118,7 +144,14 @@ class ComparisonReport:
 
     @property
     def verdict(self) -> str:
-        return self.comparison.verdict if self.comparison is not None else "no labels"
+        found = self.comparison or self.answered
+        return found.verdict if found is not None else "no labels"
+
+    @property
+    def power_sentence(self) -> str | None:
+        """Gains that these labels could have found."""
+        found = self.comparison or self.answered
+        return found.power_sentence if found is not None else None
 
     def to_json(self) -> dict[str, Any]:
         """The content of comparison.json."""
@@ -134,10 +167,21 @@ class ComparisonReport:
             "a": self.a.to_json(),
             "b": self.b.to_json(),
             **(self.comparison.to_json() if self.comparison is not None else empty),
+            **({"seeds": self.seeded.to_json()} if self.seeded is not None else {}),
+            **(self._answers_json(self.answered) if self.answered is not None else {}),
             "rows": self.rows,
             "flips": self.flips.to_json(),
             "sentence": self.headline,
             "notes": list(self.notes),
+        }
+
+    @staticmethod
+    def _answers_json(answered: AnsweredDisagreements) -> dict[str, Any]:
+        return {
+            "difference": {"accuracy": answered.gain.to_json()},
+            "mcnemar_p": answered.mcnemar_p,
+            "power_sentence": answered.power_sentence,
+            "answers": answered.to_json(),
         }
 
     def to_html(self) -> str:
@@ -153,12 +197,27 @@ class ComparisonReport:
             "comparison.html.j2",
             report=self,
             title=self.title,
-            intervals=self.comparison is not None,
+            intervals=self.comparison is not None or self.answered is not None,
             figures={**FIGURES, **self.ordered},
             calibration=calibration,
             p_value=p_in_words(self.comparison.mcnemar_p) if self.comparison is not None else "",
             column_titles={column: COLUMN_TITLES.get(column, column) for column in slices},
-            shown=[
-                {**flip, "text": excerpt(str(flip["text"])) if flip.get("text") else ""} for flip in self.flips.shown
-            ],
+            shown=[_shown(flip) for flip in self.flips.shown],
+            explained=any(text.marks for flip in self.flips.shown for text in flip["texts"]),
         )
+
+
+OF_A, OF_B = "of-a", "of-b"  # kinds of marks
+
+
+def _shown(flip: Mapping[str, Any]) -> dict[str, Any]:
+    """A flip with its texts masked and cut, in parts by marks, and the words that decided by model."""
+    texts: Sequence[ShownText] = flip["texts"]
+    excerpts = [marked_excerpt(text.text, text.marks) for text in texts]
+    words = {
+        name: [word for word in excerpt.words if word.kind == kind]
+        for text, excerpt in zip(texts, excerpts, strict=True)
+        for name, kind in (("A", OF_A), ("B", OF_B))
+        if kind in text.explained
+    }
+    return {**flip, "excerpts": [excerpt.parts for excerpt in excerpts], "words": words}

@@ -2,27 +2,29 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from bertray.evaluation.baselines import MAJORITY, TEACHER, TITLES
+from bertray.evaluation.calibrated import Calibration
 from bertray.evaluation.comparison import capital
 from bertray.evaluation.curves import Curve
 from bertray.evaluation.learning import losses_by_epoch, overfitting_note, seconds_by_epoch
+from bertray.evaluation.metrics import FIGURES
 from bertray.evaluation.ordered import TITLES as TITLES_OF_ORDER
 from bertray.evaluation.slices import SMALL_ROWS
 from bertray.evaluation.summary import Evaluation
 from bertray.evaluation.verdicts import kept_sentence, worst
 from bertray.reports.charts import MAX_SERIES, Charts
 from bertray.reports.html import render
-from bertray.reports.plain import excerpt, plain
+from bertray.reports.plain import marked_excerpt, plain
 from bertray.schema import SCHEMA_VERSION
 from bertray.wording import counted
 
 MAX_MATRIX_CLASSES = 30
 MAX_CONFUSIONS = 10
-VALIDATION_FIGURES = {"accuracy": "accuracy", "macro_f1": "macro F1", "mcc": "MCC"}
 COLUMN_TITLES = {"length": "length in tokens", "script": "language script"}
 BASELINE_ROWS = {"tfidf_logreg": "TF-IDF + logistic regression", "teacher": "Teacher"}
 
@@ -36,9 +38,10 @@ class EvaluationReport:
     facts: Mapping[str, object] = field(default_factory=dict)  # run and data, in the order to show
     config: str = ""  # the resolved config as YAML
     history: Sequence[Mapping[str, Any]] = ()  # rows of history.parquet
-    mistakes: Sequence[Mapping[str, Any]] = ()  # id, text, label, prediction, score; the most confident first
+    mistakes: Sequence[Mapping[str, Any]] = ()  # id, text, label, prediction, score, marks; the most confident first
     notes: Sequence[str] = ()  # what a reader should know, in sentences
     created: str = ""  # when, as text
+    calibration: Calibration | None = None  # of a training run, on held-out rows
 
     def metrics_json(self) -> dict[str, Any]:
         """The content of metrics.json."""
@@ -60,7 +63,11 @@ class EvaluationReport:
                 "comparisons": {name: c.to_json() for name, c in self.evaluation.comparisons.items()},
                 "curves": self.evaluation.curves.to_json(),
                 "history": self.history,
-                "mistakes": self.shown_mistakes,
+                "mistakes": [
+                    {name: value for name, value in mistake.items() if name != "parts"}
+                    | {"words": [{"word": word.word, "change": word.change} for word in mistake["words"] or ()]}
+                    for mistake in self.shown_mistakes
+                ],
                 "facts": self.facts,
                 "config": self.config,
             }
@@ -87,7 +94,8 @@ class EvaluationReport:
 
     @property
     def split_words(self) -> str:
-        return {"test": "test review", "validation": "validation review"}.get(self.evaluation.split, "labelled review")
+        words = {"test": "test review", "validation": "validation review", "cross-validation": "cross-validated review"}
+        return words.get(self.evaluation.split, "labelled review")
 
     @property
     def all_notes(self) -> list[str]:
@@ -96,12 +104,34 @@ class EvaluationReport:
 
     @property
     def shown_mistakes(self) -> list[dict[str, Any]]:
-        return [{**mistake, "text": excerpt(str(mistake["text"]))} for mistake in self.mistakes]
+        """Errors with their texts masked and cut, in parts by marks, and the words that decided, or None."""
+        shown = []
+        for mistake in self.mistakes:
+            marks = mistake.get("marks")
+            marked = marked_excerpt(str(mistake["text"]), marks or ())
+            told = {name: value for name, value in mistake.items() if name != "marks"}
+            words = None if marks is None else marked.words
+            shown.append({**told, "text": marked.text, "parts": marked.parts, "words": words})
+        return shown
+
+    @property
+    def explained(self) -> bool:
+        """Whether words of an error are marked."""
+        return any(mistake.get("marks") for mistake in self.mistakes)
 
     def _baseline_title(self, name: str) -> str:
         if name == MAJORITY:
             return f"Majority class of {'the training rows' if self.evaluation.kind == 'training' else 'these rows'}"
         return BASELINE_ROWS.get(name, TITLES.get(name, name))
+
+    def _calibration_charts(self, charts: Charts) -> list[tuple[str, Any, Any]]:
+        """(before or after, reliability on held-out rows, its chart)."""
+        told = self.calibration
+        if told is None or told.before is None or told.after is None:
+            return []
+        return [
+            (name, of, charts.reliability(of.bins)) for name, of in (("Before", told.before), ("After", told.after))
+        ]
 
     def part(self, charts: Charts) -> dict[str, Any]:
         """Values of this evaluation for the templates; `charts` belongs to the whole page."""
@@ -124,6 +154,7 @@ class EvaluationReport:
             "drawn": drawn,
             "reliability_chart": charts.reliability(curves.reliability),
             "scores_chart": charts.scores(right, wrong),
+            "calibration_charts": self._calibration_charts(charts),
             "roc_chart": charts.roc(_of(curves.roc, drawn)) if drawn else None,
             "precision_recall_chart": charts.precision_recall(_of(curves.precision_recall, drawn)) if drawn else None,
             **_learning_charts(self.history, charts),
@@ -154,18 +185,16 @@ def _learning_charts(history: Sequence[Mapping[str, Any]], charts: Charts) -> di
     steps = [(float(row["epoch"]), float(row["loss"])) for row in history if row["kind"] == "step"]
     epochs = [float(row["epoch"]) for row in evals]
     train_loss, validation_loss = losses_by_epoch(history)
-    figures = [name for name in VALIDATION_FIGURES if evals and all(row.get(name) is not None for row in evals)]
+    judged = [point for point in zip(epochs, validation_loss, strict=True) if not math.isnan(point[1])]
+    figures = [name for name in FIGURES if evals and all(row.get(name) is not None for row in evals)]
     seconds = seconds_by_epoch(history)
     series = [[(float(row["epoch"]), float(row[name])) for row in evals] for name in figures]
     return {
-        "losses_chart": charts.losses(
-            steps, list(zip(epochs, train_loss, strict=True)), list(zip(epochs, validation_loss, strict=True))
-        )
-        if history
-        else None,
+        "losses_chart": charts.losses(steps, list(zip(epochs, train_loss, strict=True)), judged) if history else None,
         "validation_chart": charts.validation(series) if series and len(evals) > 1 else None,
-        "validation_figures": [VALIDATION_FIGURES[name] for name in figures],
+        "validation_figures": [FIGURES[name] for name in figures],
         "with_seconds": seconds is not None,
+        "judged": bool(judged),
         "evals": [
             {
                 "epoch": row["epoch"],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from markupsafe import Markup, escape
 
 from bertray.evaluation.intervals import Estimate
 from bertray.reports.plain import visible
+from bertray.wording import count, decimal, duration, percent, points, signed
 
 TEMPLATES = Path(__file__).parent / "templates"
 _CODE = re.compile("`([^`]+)`")
@@ -44,10 +46,11 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.filters |= {
+        "change": signed,
         "count": count,
         "decimal": decimal,
         "points": points,
-        "percent": percent,
+        "percent": lambda share: tight(percent(share)),
         "percent_range": percent_range,
         "range": value_range,
         "seconds": duration,
@@ -59,6 +62,11 @@ def _environment() -> Environment:
 
 def _shown(value: Any) -> Any:
     return visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+
+def created_now() -> str:
+    """`2026-11-30 14:05 UTC`, for `created` of a report."""
+    return f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC"
 
 
 def model_title(model: str) -> str:
@@ -79,33 +87,9 @@ def data_title(paths: Sequence[str]) -> str:
     return "/".join(name.split("/")[-2:]) + (f" and {len(others)} more" if others else "")
 
 
-def count(value: float) -> str:
-    """`12,345`."""
-    return f"{value:,.0f}"
-
-
-def decimal(value: float) -> str:
-    """`0.869`, with a true minus sign."""
-    return f"{value + 0.0:.3f}".replace("-", "−")
-
-
-def points(value: float) -> str:
-    """A difference of two shares in percentage points: `+1.6`."""
-    return f"{100 * value + 0.0:+.1f}".replace("-", "−")
-
-
 def value_range(estimate: Estimate) -> str:
     """`0.864 to 0.874`."""
     return f"{decimal(estimate.low)} to {decimal(estimate.high)}"
-
-
-def percent(share: float) -> str:
-    """`86.9 %`; never rounded to 0 or 100 when it is neither."""
-    if 0 < share < 0.0005:
-        return tight("< 0.1 %")
-    if 0.9995 <= share < 1:
-        return tight("> 99.9 %")
-    return tight(f"{100 * share:.1f} %")
 
 
 def percent_range(estimate: Estimate) -> str:
@@ -122,15 +106,3 @@ def prose(text: str) -> Markup:
 def tight(text: str) -> str:
     """No line break between a number and its per cent sign."""
     return text.replace(" %", "\u00a0%")
-
-
-def duration(seconds: float) -> str:
-    """`8 s`, `3 min 20 s`, `2 h 5 min`."""
-    whole = round(seconds)
-    if seconds < 10:
-        return f"{seconds:.1f} s"
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"

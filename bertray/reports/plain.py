@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
-from collections.abc import Mapping
-from dataclasses import fields, is_dataclass
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass
+from itertools import pairwise
+from typing import Any, NamedTuple
 
 import numpy as np
 
 MAX_TEXT_CHARS = 300
+MAX_WORD_CHARS = 40
+MAX_VALUE_CHARS = 60
 # Control characters, marks that turn the direction of text or hide in it, and lone surrogates that no encoder takes.
 _UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ud800-\udfff]")
 _SPACES = re.compile(r"\s+")
@@ -40,21 +44,121 @@ def plain(value: Any) -> Any:
     return plain(str(value))
 
 
+def json_bytes(content: Any) -> bytes:
+    """JSON as the files of an output hold it: UTF-8, a value a line."""
+    return json.dumps(content, indent=1, ensure_ascii=False).encode()
+
+
 def visible(text: str) -> str:
     """`text` without control characters and lone surrogates."""
     return _UNSEEN.sub("", text)
 
 
+def short(value: str, max_chars: int = MAX_VALUE_CHARS) -> str:
+    """A value of a column in a sentence of a page, log or message: one line, its e-mail addresses masked."""
+    return _cut(_EMAIL.sub("[e-mail]", _SPACES.sub(" ", visible(value))).strip(" "), max_chars)
+
+
 def excerpt(text: str, max_chars: int = MAX_TEXT_CHARS) -> str:
     """The start of a review for a page: one line; e-mails, phone, card and account numbers masked."""
-    line = _SPACES.sub(" ", visible(text)).strip()
-    line = _EMAIL.sub("[e-mail]", line)
-    line = _IBAN.sub("[account]", line)
-    line = _NUMBER.sub(_masked_number, line)
+    line = text
+    for pattern, put in _STEPS:
+        line = pattern.sub(put, line)
+    return _cut(line.strip(" "), max_chars)
+
+
+def _cut(line: str, max_chars: int) -> str:
     return line if len(line) <= max_chars else line[: max_chars - 1].rstrip() + "…"
+
+
+class Mark(NamedTuple):
+    """A word of a review that decides.
+
+    Args:
+        start, end: characters of the review.
+        change: fall of a probability when the word is left out.
+        kind: class of the style sheet.
+    """
+
+    start: int
+    end: int
+    change: float
+    kind: str
+
+
+class ShownWord(NamedTuple):
+    """A marked word as the page shows it."""
+
+    word: str
+    change: float
+    kind: str
+
+
+@dataclass(frozen=True)
+class MarkedExcerpt:
+    """An excerpt in which words are marked.
+
+    Args:
+        parts: (text, kinds of the marks on it), end to end the excerpt; a part without a mark has no kind.
+        words: marked ones, also those behind the end of the excerpt; masked ones are left out.
+    """
+
+    parts: tuple[tuple[str, str], ...]
+    words: tuple[ShownWord, ...]
+
+    @property
+    def text(self) -> str:
+        return "".join(text for text, _ in self.parts)
+
+
+def marked_excerpt(text: str, marks: Sequence[Mark] = (), max_chars: int = MAX_TEXT_CHARS) -> MarkedExcerpt:
+    """`excerpt` of a review with marks on some of its words."""
+    line, places = text, list(range(len(text)))  # places: of each character of the line in the text; -1: put there
+    for pattern, put in _STEPS:
+        line, places = _substituted(pattern, put, line, places)
+    skipped = len(line) - len(line.lstrip(" "))
+    line = line.strip(" ")
+    places = places[skipped : skipped + len(line)]
+    shown = _cut(line, max_chars)
+    kept = len(line) if shown == line else len(shown) - 1
+    kinds: list[tuple[str, ...]] = [()] * len(shown)
+    words = []
+    for mark in marks:
+        at = [n for n, place in enumerate(places) if mark.start <= place < mark.end]
+        if at:
+            word = _cut("".join(line[n] for n in at), MAX_WORD_CHARS)
+            words.append(ShownWord(word, mark.change, mark.kind))
+        for n in at:
+            if n < kept and mark.kind not in kinds[n]:
+                kinds[n] = (*kinds[n], mark.kind)
+    bounds = [n for n in range(len(shown) + 1) if n in (0, len(shown)) or kinds[n] != kinds[n - 1]]
+    return MarkedExcerpt(tuple((shown[lo:hi], " ".join(kinds[lo])) for lo, hi in pairwise(bounds)), tuple(words))
+
+
+def _substituted(
+    pattern: re.Pattern[str], put: str | Callable[[re.Match[str]], str], line: str, places: list[int]
+) -> tuple[str, list[int]]:
+    """`pattern.sub` that knows where each character came from."""
+    pieces, kept, end = [], [], 0
+    for match in pattern.finditer(line):
+        new = put if isinstance(put, str) else put(match)
+        pieces += [line[end : match.start()], new]
+        kept += places[end : match.start()]
+        kept += places[match.start() : match.end()] if new == match.group() else [-1] * len(new)
+        end = match.end()
+    return "".join([*pieces, line[end:]]), [*kept, *places[end:]]
 
 
 def _masked_number(match: re.Match[str]) -> str:
     if _YEARS.fullmatch(match.group()):
         return match.group()
     return "[card]" if 13 <= sum(letter.isdigit() for letter in match.group()) <= 19 else "[phone]"
+
+
+_STEPS: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], ...] = (
+    (_UNSEEN, ""),
+    (_SPACES, " "),
+    (_EMAIL, "[e-mail]"),
+    (_IBAN, "[account]"),
+    (_NUMBER, _masked_number),
+)

@@ -9,7 +9,8 @@ from typing import Any
 
 from bertray.evaluation.learning import losses_by_epoch
 from bertray.reports.charts import Charts
-from bertray.reports.html import percent, render
+from bertray.reports.html import render
+from bertray.wording import percent
 
 
 @dataclass(frozen=True)
@@ -17,18 +18,17 @@ class PretrainingReport:
     """A pretraining run as plain data.
 
     Args:
-        title: of the page.
         before: figures before the first step: `loss`, `accuracy`, `perplexity` with `perplexity_low` and `_high`.
         after: those of the best epoch, and its `epoch`.
         history: rows of `history.parquet`.
-        num_held_out: tokens that they are of, each guessed with all others of its text in sight.
+        num_tokens: tokens that they are of, each guessed with all others of its text in sight.
     """
 
     title: str
     before: Mapping[str, Any]
     after: Mapping[str, Any]
     history: Sequence[Mapping[str, Any]]
-    num_held_out: int
+    num_tokens: int
     notes: Sequence[str] = ()
     facts: Mapping[str, object] = field(default_factory=dict)
     config: str = ""

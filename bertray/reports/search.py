@@ -8,10 +8,12 @@ from statistics import mean, stdev
 from typing import Any
 
 from bertray.evaluation.intervals import Estimate
+from bertray.evaluation.metrics import FIGURES
 from bertray.reports.charts import Charts
-from bertray.reports.html import decimal, render, value_range
+from bertray.reports.html import render, value_range
+from bertray.wording import decimal
 
-WORDS = {"loss": "loss", "accuracy": "accuracy", "macro_f1": "macro F1", "mcc": "MCC"}
+WORDS = {"loss": "loss", **FIGURES}
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,6 @@ class SearchReport:
     """A search as plain data.
 
     Args:
-        title: of the page.
         metric: what was searched for, on validation rows.
         rows: a trial each: `trial`, `status`, `epochs`, `seconds`, `best_epoch`, the metrics with `<metric>_low` and
             `_high`, the ends of their 95 % intervals, `why`, and the keys.
@@ -80,9 +81,7 @@ class SearchReport:
 
     def estimate(self, row: Mapping[str, Any], metric: str) -> Estimate | None:
         """A figure of a trial with its interval over the validation rows; None where the trial has none."""
-        if row[metric] is None:
-            return None
-        return Estimate(row[metric], row[f"{metric}_low"], row[f"{metric}_high"])
+        return None if row[metric] is None else Estimate(*(row[f"{metric}{end}"] for end in ("", "_low", "_high")))
 
     @property
     def over_seeds(self) -> list[OverSeeds]:

@@ -12,7 +12,7 @@ from bertray.reports.charts import MAX_TOPIC_COLOURS, topic_colour, topic_map
 from bertray.reports.html import render
 from bertray.reports.plain import excerpt, plain
 from bertray.schema import SCHEMA_VERSION
-from bertray.wording import counted
+from bertray.wording import counted, percent, signed
 
 WORDS_IN_NAME = 3
 TOPICS_SHOWN = 150  # of the page; topics.parquet and report.json have all
@@ -87,8 +87,8 @@ class GroupComparison:
             difference = agreement.differences[name]
             told.append(
                 f"{title} {agreement.figures[name].value:.3f} against {agreement.baseline[name].value:.3f} of TF-IDF + "
-                f"k-means (difference {_signed(difference.value)}, 95 % interval {_signed(difference.low)} to "
-                f"{_signed(difference.high)})"
+                f"k-means (difference {signed(difference.value)}, 95 % interval {signed(difference.low)} to "
+                f"{signed(difference.high)})"
             )
         return (
             f"{self.agreement.groups} groups of {self.column}, {self.agreement.rows:,} sampled reviews, {which}: "
@@ -101,7 +101,6 @@ class TopicsReport:
     """Topics as plain data.
 
     Args:
-        title: of the page.
         rows: reviews that have a topic or are outliers.
         rows_refused: that could not be read.
         sampled: reviews that topics were found on.
@@ -136,8 +135,8 @@ class TopicsReport:
         largest = self.topics[0]
         topics = counted(len(self.topics), "topic")
         return (
-            f"{self.rows:,} reviews have {topics}; {100 * self.outliers.share:.1f} % are outliers. The largest is "
-            f"“{largest.name}” with {100 * largest.share:.1f} %."
+            f"{self.rows:,} reviews have {topics}; {percent(self.outliers.share)} are outliers. The largest is "
+            f"“{largest.name}” with {percent(largest.share)}."
         )
 
     @property
@@ -227,7 +226,3 @@ def name_of(words: Sequence[tuple[str, float]]) -> str:
         if len(chosen) == WORDS_IN_NAME:
             break
     return ", ".join(chosen)
-
-
-def _signed(difference: float) -> str:
-    return f"{difference + 0.0:+.3f}".replace("-", "−")

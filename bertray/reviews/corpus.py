@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from bertray.config import Common
 from bertray.errors import DataRefused
 from bertray.execution.on_demand import ExecutorFor
+from bertray.io.store import Store, open_store
 from bertray.reviews.clean import Cleaning
-from bertray.reviews.listing import sidecar_remedy
+from bertray.reviews.kept_scans import keep_scans, kept_scans
+from bertray.reviews.listing import list_inputs, sidecar_remedy
 from bertray.reviews.locations import output_that_holds
-from bertray.reviews.reader import (
-    BadFile,
-    InputFile,
-    ReadSpec,
-    Shard,
-    WorkItem,
-    check_columns,
-    list_inputs,
-    plan_shards,
-    work_items,
-)
+from bertray.reviews.reader import check_columns, plan_shards, work_units
+from bertray.reviews.rows import Aspects, BadFile, InputFile, ReadSpec, Shard, WorkUnit
 from bertray.reviews.scan import FileScan, RowCounts, ScanSettings, scan_files, total_counts
 from bertray.wording import counted
+
+SCANS = "control/scans"
 
 
 @dataclass(frozen=True)
@@ -33,6 +28,7 @@ class Inputs:
     Attributes:
         counts: of all files together, where a scan counted them: rows of the spec's period, rows by label.
         without_time: rows that a period puts before its moment because they have no time.
+        scanned: where they come from.
     """
 
     files: list[InputFile]
@@ -40,6 +36,12 @@ class Inputs:
     file_nos: Sequence[int] | None = None  # of each file in a plan that also holds files which cannot be read
     counts: RowCounts | None = None
     without_time: int = 0
+    scanned: ScannedFiles | None = None
+
+    def keep_scan(self, store: Store) -> None:
+        """Store the scan in the output of the run that it belongs to, which then need not scan again."""
+        if self.scanned is not None:
+            keep_scans(store, self.scanned.kept_at, self.scanned.good, self.scanned.settings)
 
     @property
     def num_rows(self) -> int:
@@ -56,8 +58,12 @@ class Inputs:
         """Identity of the files, another one after a change."""
         return [(f.path, f.size_bytes, f.digest or f.modified, f.fingerprint, f.num_rows) for f in self.files]
 
-    def work_items(self, rows_per_shard: int) -> list[WorkItem]:
-        return work_items(self.shards(rows_per_shard), rows_per_shard)
+    def cleaned_as(self, cleaning: Cleaning, max_chars: int) -> Inputs:
+        """The same rows, cleaned otherwise."""
+        return replace(self, spec=replace(self.spec, cleaning=cleaning, max_chars=max_chars))
+
+    def work_units(self, rows_per_shard: int) -> list[WorkUnit]:
+        return work_units(self.shards(rows_per_shard), rows_per_shard)
 
     def shards(self, rows_per_shard: int) -> list[Shard]:
         shards = plan_shards(self.files, rows_per_shard)
@@ -74,16 +80,24 @@ def read_spec(
     wants_label: bool,
     keep_columns: Sequence[str] = (),
     unique_ids: bool = False,
+    trained_for: Mapping[str, str] | None = None,
+    text_columns: Sequence[str] = (),
 ) -> ReadSpec:
-    """Settings for reading an input; `cleaning` and `max_chars` are those of training, whoever reads."""
+    """Settings for reading an input; `cleaning` and `max_chars` are those of training, whoever reads.
+
+    Args:
+        trained_for: aspects of the model with their label columns, where the config names none.
+        text_columns: that the model was trained on, where it reads several and the config names none.
+    """
     return ReadSpec(
-        columns=config.columns,
+        columns=config.columns.trained_for(text_columns),
         reader=config.reader,
         keep_columns=tuple(keep_columns),
         wants_label=wants_label,
         cleaning=cleaning,
         max_chars=max_chars,
         unique_ids=unique_ids,
+        aspects=Aspects.of(config, trained_for),
     )
 
 
@@ -93,6 +107,12 @@ class ScannedFiles:
 
     key: str  # of the config, for messages
     scans: list[FileScan | BadFile]
+    settings: ScanSettings
+
+    @property
+    def kept_at(self) -> str:
+        """Place in the output."""
+        return f"{SCANS}/{self.key}.parquet"
 
     @property
     def bad(self) -> list[BadFile]:
@@ -115,7 +135,7 @@ class ScannedFiles:
         """
         check_columns(self.files, spec)
         counts = total_counts(scan.of(spec.period) for scan in self.good)
-        inputs = Inputs(self.files, spec, file_nos, counts, sum(scan.without_time for scan in self.good))
+        inputs = Inputs(self.files, spec, file_nos, counts, sum(scan.without_time for scan in self.good), self)
         if inputs.num_rows == 0:
             period = f" {spec.period}" if spec.period else ""
             raise DataRefused(
@@ -130,35 +150,35 @@ class ScannedFiles:
         refuse_bad_files(self.key, self.bad, paths, "Repair or remove them.")
 
 
-def settings_for(spec: ReadSpec, *, labels: bool | None = None, id_digests: bool = False) -> ScanSettings:
+def settings_for(spec: ReadSpec, *, labels: bool | None = None) -> ScanSettings:
     """Scan for what a spec needs.
 
     Args:
         spec: how rows will be read.
         labels: count them; by default where the spec wants them.
-        id_digests: of all ids, for repeats between files.
     """
     return ScanSettings(
         reader=spec.reader,
         columns=spec.columns,
         ids=spec.unique_ids,
-        id_digests=id_digests,
         labels=spec.wants_label if labels is None else labels,
         period=spec.period and replace(spec.period, after=False),
+        aspects=spec.aspects,
     )
 
 
 def scan_inputs(
     key: str, paths: Sequence[str], config: Common, settings: ScanSettings, executor_for: ExecutorFor
 ) -> ScannedFiles:
-    """List the files behind some paths and scan each.
+    """List the files behind some paths and scan each, but for those whose scan an earlier run has kept in the output.
 
     Raises:
         ConfigError, DataRefused: as `list_inputs`; the paths and the output of the config must lie apart.
     """
     entries = list_inputs(paths, config.reader, key=key, output=config.output)
-    executor = executor_for(sum(entry.size_bytes for entry in entries))
-    return ScannedFiles(key, scan_files(entries, settings, executor))
+    found = ScannedFiles(key, [], settings)
+    kept = kept_scans(open_store(config.output), [found.kept_at], settings)
+    return replace(found, scans=scan_files(entries, settings, executor_for, kept))
 
 
 def open_inputs(key: str, paths: Sequence[str], config: Common, spec: ReadSpec, executor_for: ExecutorFor) -> Inputs:

@@ -1,4 +1,4 @@
-"""Access to bytes of local files, `s3://` and `gs://`; failures are told apart from faults of the data."""
+"""Access to bytes of local files and of object stores; failures are told apart from faults of the data."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ import io
 import os
 import re
 import zlib
+from collections import deque
 from typing import IO, Any, cast
 from urllib.parse import urlsplit
 
 import pyarrow as pa
-import pyarrow.fs as pafs
 
 from bertray.errors import BertrayError, ConfigError, InfrastructureError
+from bertray.io.connections import OBJECT_STORE_SCHEMES
+from bertray.io.object_store import ObjectStore
+from bertray.io.store_protocol import StoredFile
 from bertray.paths import local_path
 
-REMOTE_SCHEMES = ("s3", "gs")
 _PIECE_BYTES = 1 << 20
-
-# pyarrow gives the refusals of a store no type of their own; what is not known here is a failure that may pass.
-_NOT_ALLOWED = re.compile(
-    r"ACCESS_DENIED|PERMISSION_DENIED|INVALID_ACCESS_KEY|SIGNATURE_DOES_NOT_MATCH|FORBIDDEN", re.I
-)
+_LEAST_BYTES, _MOST_BYTES, _LARGEST_BYTES = 1 << 16, 4 << 20, 32 << 20  # of a request: least, ahead of a reader, any
+_SETTINGS = ("AWS_", "AZURE_", "GOOGLE_", "HOME")  # environment variables that say how a store is reached
+_AZURE_ACCOUNT = re.compile(r"[a-z0-9-]{3,63}@[a-z0-9]{3,24}\.dfs\.core\.windows\.net")  # CONTAINER@ACCOUNT....
 _NO_PATH = (errno.ELOOP, errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR)
 
 
@@ -34,6 +34,11 @@ def scheme_of(path: str) -> str:
         return "file"
     head, separator, _ = path.partition("://")
     return head.lower() if separator and re.fullmatch(r"[A-Za-z][A-Za-z0-9+.-]*", head) else ""
+
+
+def is_remote(path: str) -> bool:
+    """Whether an object store holds what a path names."""
+    return scheme_of(path) in OBJECT_STORE_SCHEMES
 
 
 def printable(path: str) -> str:
@@ -52,12 +57,13 @@ def check_uri(path: str) -> None:
     scheme = scheme_of(path)
     if scheme in ("", "file", "hub"):
         return
-    if scheme not in REMOTE_SCHEMES:
+    if scheme not in OBJECT_STORE_SCHEMES:
         raise ConfigError(
-            f"{scheme}://: expected a local path, s3://, gs:// or hub://, found another kind of address.",
+            f"{scheme}://: expected a local path, s3://, gs://, az:// or hub://, found another kind of address.",
             "Copy the data to one of these.",
         )
-    if "@" in urlsplit(path).netloc:
+    host = urlsplit(path).netloc
+    if "@" in host and not (scheme in ("abfs", "abfss") and _AZURE_ACCOUNT.fullmatch(host)):
         raise ConfigError(
             f"{scheme}://: expected no credentials in the address, found some.",
             "Use the environment, a profile or the machine's role.",
@@ -69,24 +75,32 @@ def check_uri(path: str) -> None:
         )
 
 
+def full_path(path: str) -> str:
+    """A local path as an absolute one; an address of a store as it is."""
+    return path if is_remote(path) else str(local_path(path))
+
+
+def threads_for(path: str) -> int:
+    """Requests at once where each has to wait for a store."""
+    return bucket_of(path)[0].num_threads if is_remote(path) else 1
+
+
+def bucket_of(path: str) -> tuple[ObjectStore, str]:
+    """The bucket of an address, and the key in it.
+
+    Raises:
+        ConfigError: the address has no bucket, or the settings of its provider are incomplete.
+    """
+    scheme, _, inner = path.partition("://")
+    bucket, _, key = inner.partition("/")
+    settings = ((name, value) for name, value in os.environ.items() if name.startswith(_SETTINGS))
+    return _bucket(f"{scheme.lower()}://{bucket}", tuple(sorted(settings))), key
+
+
 @functools.lru_cache(maxsize=64)
-def _bucket_filesystem(scheme: str, bucket: str) -> pafs.FileSystem:
-    # Only the bucket goes through the URI parser: keys may hold spaces, '%' and '#'.
-    filesystem, _ = pafs.FileSystem.from_uri(f"{scheme}://{bucket}")
-    return filesystem
-
-
-def filesystem_of(path: str) -> tuple[pafs.FileSystem, str]:
-    """The pyarrow filesystem of a path, and the path inside it."""
-    scheme = scheme_of(path)
-    if scheme in REMOTE_SCHEMES:
-        inner = path.partition("://")[2]
-        bucket = inner.partition("/")[0]
-        if not bucket:
-            raise ConfigError(f"{path}: expected a bucket name after {scheme}://.", f"Write {scheme}://bucket/folder.")
-        with reading(path, store_only=True):
-            return _bucket_filesystem(scheme, bucket), inner
-    return pafs.LocalFileSystem(), str(local_path(path))
+def _bucket(root: str, _settings: tuple[tuple[str, str], ...]) -> ObjectStore:
+    """One client a bucket, and another once a person has set other credentials."""
+    return ObjectStore(root)
 
 
 def is_store_failure(error: BaseException) -> bool:
@@ -118,7 +132,7 @@ class reading:  # noqa: N801 - reads as a word in a with statement
             return
         named = getattr(error, "filename", None)  # of a folder below the one that was named, for example
         where = printable(os.fsdecode(named)) if isinstance(named, str | bytes) else self._path
-        if isinstance(error, PermissionError) or _NOT_ALLOWED.search(str(error)):
+        if isinstance(error, PermissionError):
             raise ConfigError(
                 f"{where}: expected to be allowed to read it, found: permission denied.",
                 "Give this user or role the right to read it.",
@@ -137,17 +151,22 @@ def _one_line(error: BaseException) -> str:
 
 
 class _RemoteFile(io.RawIOBase):
-    """A file of a remote store whose every failure, of whatever type, is an error of ours and never bad data.
+    """A value of an object store as a file; every failure, of whatever type, is an error of ours and never bad data.
 
-    A reply shorter than the file is one of them: a decoder would take it for a file that was cut.
+    A request asks for more than is read: for the rest of a header or footer, and for more each time while reading goes
+    on where the last request ended. All requests are for the value that the first one found: one that is written
+    meanwhile under the same key is an error.
+
+    Args:
+        path: address of the value.
+        most_ahead: bytes of a request at most, unless more are read at once.
     """
 
-    def __init__(self, path: str) -> None:
-        filesystem, inner = filesystem_of(path)
-        self._path = path
-        with reading(path, store_only=True):
-            self._file = filesystem.open_input_file(inner)
-            self._size = int(self._file.size())
+    def __init__(self, path: str, most_ahead: int) -> None:
+        self._path, self._most_ahead = path, most_ahead
+        self._at, self._end, self._asked = 0, -1, 0  # end and length of the last request
+        self._value: StoredFile | None = None
+        self._kept: deque[tuple[int, bytes]] = deque(maxlen=2)  # (start, bytes) of requests that asked for more
 
     def readable(self) -> bool:
         return True
@@ -155,75 +174,150 @@ class _RemoteFile(io.RawIOBase):
     def seekable(self) -> bool:
         return True
 
-    def size(self) -> int:
-        return self._size
-
     def tell(self) -> int:
-        with reading(self._path, store_only=True):
-            return int(self._file.tell())
+        return self._at
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        with reading(self._path, store_only=True):
-            return int(self._file.seek(offset, whence))
+        self._at = offset + (0, self._at, self._size() if whence == io.SEEK_END else 0)[whence]
+        return self._at
 
     def readinto(self, buffer: Any) -> int:
+        """The next bytes, as many as have come already, or as are wanted."""
+        at = self._at
+        kept = next((memoryview(kept)[at - lo :] for lo, kept in self._kept if lo <= at < lo + len(kept)), None)
+        content = self.read(len(buffer)) if kept is None else kept[: len(buffer)]
+        self._at = at + len(content)
+        memoryview(buffer)[: len(content)] = content
+        return len(content)
+
+    def read(self, size: int | None = -1) -> bytes:
+        """The next bytes; fewer at the end of the file alone."""
+        wanted = self._size() - self._at if size is None or size < 0 else size
+        if self._value is not None:
+            wanted = max(0, min(wanted, self._value.size_bytes - self._at))
+        pieces = []
+        while wanted and (piece := self._some(self._at, min(wanted, _LARGEST_BYTES))):
+            pieces.append(piece)
+            self._at += len(piece)
+            wanted -= len(piece)
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    def readall(self) -> bytes:
+        return self.read()
+
+    def _size(self) -> int:
+        if self._value is None:
+            self._request(0, _LEAST_BYTES)
+        assert self._value is not None
+        return self._value.size_bytes
+
+    def _some(self, start: int, wanted: int) -> bytes:
+        """Bytes [start, start + wanted) of the file, as far as it goes."""
+        for lo, kept in self._kept:
+            if lo <= start and (start + wanted <= lo + len(kept) or lo + len(kept) == self._size()):
+                return kept[start - lo : start - lo + wanted]
+        ahead = min(2 * self._asked, self._most_ahead) if start == self._end else 0
+        stop = start + max(wanted, ahead, _LEAST_BYTES)
+        if self._value is not None and stop >= self._value.size_bytes:  # a footer is read from its end
+            stop = self._value.size_bytes
+            content = self._request(min(start, max(0, stop - _LEAST_BYTES)), stop)
+            return content[len(content) - (stop - start) :][:wanted]
+        return self._request(start, stop)[:wanted]
+
+    def _request(self, start: int, stop: int) -> bytes:
         with reading(self._path, store_only=True):
-            wanted = max(0, min(len(buffer), self._size - self._file.tell()))
-            content = self._file.read(wanted)
+            bucket, key = bucket_of(self._path)
+            try:
+                content, value = bucket.read(key, start, stop, self._value.etag if self._value else None)
+            except FileNotFoundError:
+                raise _gone(self._path) from None
+            except InfrastructureError:  # an empty value has no bytes to ask for
+                if self._value is not None:
+                    raise
+                value, content = bucket.status(key), b""
+                if value.size_bytes:
+                    raise
+        wanted = max(0, min(stop, value.size_bytes) - start)
         if len(content) != wanted:
+            # A decoder would take it for a file that was cut.
             raise InfrastructureError(
                 f"{self._path}: cannot be read now (the store gave {len(content)} of {wanted} bytes).",
                 "Run the same command again.",
             )
-        memoryview(buffer)[:wanted] = content
-        return len(content)
-
-    def close(self) -> None:
-        if not self.closed:
-            self._file.close()
-        super().close()
+        self._value, self._end, self._asked = value, start + len(content), len(content)
+        if stop - start <= max(self._most_ahead, _LEAST_BYTES):
+            self._kept.append((start, content))
+        return content
 
 
 def open_random_access(path: str) -> Any:
     """A pyarrow file that can seek."""
-    if scheme_of(path) in REMOTE_SCHEMES:
-        return pa.PythonFile(_RemoteFile(path), mode="r")
+    if is_remote(path):
+        return pa.PythonFile(_RemoteFile(path, most_ahead=0), mode="r")
     with reading(path, store_only=True):
-        return pafs.LocalFileSystem().open_input_file(str(local_path(path)))
+        return pa.OSFile(str(local_path(path)))
 
 
 def open_bytes(path: str, start_byte: int = 0) -> IO[bytes]:
     """A buffered binary stream that starts at `start_byte`."""
-    if scheme_of(path) in REMOTE_SCHEMES:
-        stream = cast("IO[bytes]", io.BufferedReader(_RemoteFile(path), buffer_size=1 << 20))
-    else:
-        with reading(path, store_only=True):
-            stream = local_path(path).open("rb", buffering=1 << 20)
+    if is_remote(path):
+        remote = _RemoteFile(path, most_ahead=_MOST_BYTES)
+        remote.seek(start_byte)
+        return cast("IO[bytes]", io.BufferedReader(remote, buffer_size=_PIECE_BYTES))
+    with reading(path, store_only=True):
+        stream = local_path(path).open("rb", buffering=_PIECE_BYTES)
     if start_byte:
         stream.seek(start_byte)
     return stream
 
 
 def stamp(path: str) -> tuple[int, str]:
-    """Size in bytes and modification time (ns, as text) of a file now.
+    """Size in bytes, and tag of the content or modification time (ns, as text), of a file now.
 
     Raises:
         InfrastructureError: the file is gone, or the store does not answer.
     """
-    gone = InfrastructureError(f"{path}: was listed, and is gone now.", "Run the same command again.")
-    if scheme_of(path) not in REMOTE_SCHEMES:  # pyarrow knows no time outside of 1677 to 2262
-        with reading(path, store_only=True):
-            try:
-                status = local_path(path).stat()
-            except FileNotFoundError:
-                raise gone from None
-        return status.st_size, str(status.st_mtime_ns)
-    filesystem, inner = filesystem_of(path)
     with reading(path, store_only=True):
-        info = filesystem.get_file_info(inner)
-    if info.type == pafs.FileType.NotFound:
-        raise gone
-    return int(info.size or 0), str(info.mtime_ns)
+        try:
+            if is_remote(path):
+                bucket, key = bucket_of(path)
+                value = bucket.status(key)
+                return value.size_bytes, tag_of(value)
+            status = local_path(path).stat()
+        except FileNotFoundError:
+            raise _gone(path) from None
+    return status.st_size, str(status.st_mtime_ns)
+
+
+def tag_of(value: StoredFile) -> str:
+    """A store's tag of a content; of a store without tags the time of change in ns."""
+    # A listing may give fractions of a second, and a reply about one value never does.
+    return value.etag or str(int(value.modified.timestamp()) * 10**9)
+
+
+def is_file(path: str) -> bool:
+    """Whether there is a file or value, and no folder, under a path."""
+    with reading(path, store_only=True):
+        if is_remote(path):
+            bucket, key = bucket_of(path)
+            return bool(key) and bucket.exists(key)
+        return local_path(path).is_file()
+
+
+def files_in(folder: str) -> list[tuple[str, int]]:
+    """(name, bytes) of the files right in a folder, sorted; none where there is no folder."""
+    with reading(folder, store_only=True):
+        if is_remote(folder):
+            bucket, key = bucket_of(folder)
+            return [(file.key.rpartition("/")[2], file.size_bytes) for file in bucket.folder(key) if file.key != key]
+        path = local_path(folder)
+        if not path.is_dir():
+            return []
+        return sorted((entry.name, entry.stat().st_size) for entry in os.scandir(path) if entry.is_file())
+
+
+def _gone(path: str) -> InfrastructureError:
+    return InfrastructureError(f"{path}: was listed, and is gone now.", "Run the same command again.")
 
 
 def content_digest(path: str) -> str:

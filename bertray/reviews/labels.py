@@ -11,11 +11,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from bertray.errors import ConfigError, DataRefused, did_you_mean
+from bertray.io.tables import decoded
 from bertray.label_text import label_text
 from bertray.wording import counted, setting
 
 UNKNOWN, LEFT_OUT, NO_LABEL = -1, -2, -3  # label ids of values that are not classes
 _SHOWN = 12
+MOST_CLASSES = 1000
+_MANY_VALUES = 50  # from which one row for most of them means that they are no classes
 _FEW_ROWS, _MUCH_LARGER = 5, 20
 _NOT_FINITE = ("inf", "-inf")  # as `label_text` writes them; NaN is no label
 
@@ -32,10 +35,7 @@ def canonical(values: pa.Array) -> pa.Array:
     Raises:
         pa.ArrowNotImplementedError: the values are lists, structs or the like.
     """
-    if isinstance(values, pa.ExtensionArray):
-        values = values.storage
-    if pa.types.is_dictionary(values.type):
-        values = values.dictionary_decode()
+    values = decoded(values)
     kind = values.type
     if pa.types.is_null(kind):
         return values.cast(pa.string())
@@ -47,7 +47,7 @@ def canonical(values: pa.Array) -> pa.Array:
 
 
 def value_counts(labels: pa.Array | pa.ChunkedArray) -> dict[str, int]:
-    """Rows by canonical label value, without nulls."""
+    """Rows by value, without nulls."""
     pairs = pc.value_counts(labels).to_pylist()
     return {pair["values"]: pair["counts"] for pair in pairs if pair["values"] is not None}
 
@@ -119,7 +119,7 @@ class LabelMap:
         return {value: counts[value] for value in sorted_values(counts) if value not in self.values}
 
     def check(self, counts: Mapping[str, int], where: str, *, needs_all_classes: bool = True) -> None:
-        """Refuse data with values that are no class, or with fewer than two classes.
+        """Refuse data with values that are no class, with fewer than two classes, or with more than MOST_CLASSES.
 
         Args:
             counts: rows by canonical value, as `value_counts` gives them.
@@ -130,6 +130,11 @@ class LabelMap:
             DataRefused: names the values, their counts and the remedy.
         """
         self.check_known(counts, where)
+        if len(self.names) > MOST_CLASSES:
+            raise DataRefused(
+                f"{where}: expected at most {MOST_CLASSES:,} classes, found {len(self.names):,}.",
+                "Is `columns.label` the column of the classes? If so, put rare ones together by `labels`.",
+            )
         per_class = dict.fromkeys(self.names, 0)
         for value, count in counts.items():
             name = self.values[value]
@@ -187,7 +192,8 @@ def check_values(counts: Mapping[str, int], column: str, where: str) -> list[str
         A sentence for each value of fewer than five rows beside one of twenty times as many: maybe a slip of the pen.
 
     Raises:
-        DataRefused: a value is the name of the column, as the header of a file put together with others is.
+        DataRefused: a value is the name of the column, as the header of a file put together with others is, or most of
+            many values stand in one row alone.
     """
     named = [value for value in counts if value.strip().casefold() == column.strip().casefold()]
     if named:
@@ -199,6 +205,13 @@ def check_values(counts: Mapping[str, int], column: str, where: str) -> list[str
             f"`{setting('labels', {**{value: value for value in others}, **dict.fromkeys(named)})}`."
             if len(others) > 1
             else "Set `columns.label` to the column that holds the classes.",
+        )
+    once = sum(count == 1 for count in counts.values())
+    if len(counts) > _MANY_VALUES and 2 * once > len(counts):
+        raise DataRefused(
+            f"{where}: expected classes in column {column!r}, found {len(counts):,} values, {once:,} of them in one "
+            "row alone, as ids and texts are.",
+            "Set `columns.label` to the column that holds the classes, or name them as `labels`.",
         )
     most = max(counts.values(), default=0)
     rare = [

@@ -7,19 +7,33 @@ import os
 import posixpath
 import re
 import stat
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-
-import pyarrow.fs as pafs
+from urllib.parse import unquote
 
 from bertray.config import TextFormat
-from bertray.errors import ConfigError, did_you_mean
-from bertray.paths import local_path
-from bertray.reviews.file_access import check_uri, filesystem_of, printable, reading, scheme_of, stamp
-from bertray.reviews.formats import acl_imdb, hub
-from bertray.reviews.locations import MARKING_FOLDERS, Mark, check_apart, mark_of, marks_above, refuse_marked
+from bertray.errors import ConfigError, DataRefused, did_you_mean
+from bertray.io.pool import in_pool
+from bertray.io.store_protocol import StoredFile
+from bertray.reviews.file_access import (
+    bucket_of,
+    check_uri,
+    full_path,
+    is_file,
+    is_remote,
+    open_random_access,
+    printable,
+    reading,
+    scheme_of,
+    stamp,
+    tag_of,
+    threads_for,
+)
+from bertray.reviews.formats import acl_imdb, delta, hub
+from bertray.reviews.locations import DELTA, MARKING_FOLDERS, Mark, check_apart, mark_of, marks_above, refuse_marked
 from bertray.reviews.rows import FileEntry
 from bertray.wording import counted
 
@@ -39,6 +53,11 @@ _BY_EXTENSION = {
     ".json": "jsonl",
 }
 _MAGIC = re.compile(r"[*?\[]")
+_KEY_FOLDER = re.compile(r"([A-Za-z_][\w.-]*)=(.+)", re.DOTALL)
+_HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
+
+
+_Matches = Callable[[str], object]
 
 
 @dataclass(frozen=True)
@@ -49,8 +68,14 @@ class _Found:
     relative: str
     size_bytes: int
     mtime_ns: int
+    modified: str  # time of change, or the tag of a store
     refused: str = ""  # why it is not read
     target: str = ""  # where a link leads
+
+
+# Matching files below a folder without hidden names, and what all names say of the folders they are in.
+# Local links that leave the folder are refused, not followed.
+_Walk = Callable[[_Matches], tuple[list[_Found], list[Mark]]]
 
 
 def list_inputs(
@@ -70,17 +95,35 @@ def list_inputs(
     Raises:
         ConfigError: a path does not exist, is of another kind of storage, or holds only files of unknown formats; the
             output lies in the input, or the other way about; a folder holds the output of an earlier run.
-        DataRefused: files of a Delta, Iceberg or Hudi table.
+        DataRefused: files of an Iceberg or Hudi table, or of a Delta table that is not named itself.
         InfrastructureError: the storage does not answer.
     """
     entries: dict[str, FileEntry] = {}
     for path in paths:
         check_uri(path)
-        found = [hub.to_parquet(path)] if scheme_of(path) == "hub" else _entries_of(path, reader, key, output)
+        if scheme_of(path) == "hub":
+            found = [hub.to_parquet(path)]
+        else:
+            found = [_with_keys(entry, path) for entry in _entries_of(path, reader, key, output)]
         entries.update({entry.path: entry for entry in found})
     listed = _with_distinct_names(sorted(entries.values(), key=lambda entry: entry.path))
     _name_twins(listed)
     return listed
+
+
+def _with_keys(entry: FileEntry, named: str) -> FileEntry:
+    """The file with the keys of folder names (`dt=2026-11-20`), as Hive, Spark and Ray write them, as columns.
+
+    Args:
+        named: path that the user wrote; folders above it are not looked at.
+    """
+    if "=" not in named and "=" not in entry.relative_path:
+        return entry
+    typed = [part for part in named.split("/") if part != posixpath.basename(entry.path) and not _MAGIC.search(part)]
+    folders = [*typed, *entry.relative_path.split("/")[:-1]]
+    keys = {found[1]: unquote(found[2]) for folder in folders if (found := _KEY_FOLDER.fullmatch(folder))}
+    given = {name: None if value == _HIVE_NULL else value for name, value in keys.items()}
+    return replace(entry, given=tuple((given | dict(entry.given)).items())) if given else entry
 
 
 def format_of(name: str, reader: TextFormat) -> str | None:
@@ -121,32 +164,32 @@ def _stem(path: str) -> str:
 
 def _entries_of(path: str, reader: TextFormat, key: str, output: str | None) -> list[FileEntry]:
     """Entries of one path: a file as it is, a folder or glob through the rules for names."""
-    filesystem, inner = filesystem_of(path)
-    prefix = f"{scheme_of(path)}://" if scheme_of(path) not in ("", "file") else ""
-    base, rest = inner.rstrip("/") or inner, ""
-    with reading(path, store_only=True):
-        kind = filesystem.get_file_info(base).type
-        if kind == pafs.FileType.NotFound and (pattern := _MAGIC.search(base)):
-            base = inner[: pattern.start()].rpartition("/")[0] or "/"
-            rest = inner.rstrip("/")[len(base) :].lstrip("/")
-            kind = filesystem.get_file_info(base).type
-    if kind != pafs.FileType.Directory and (rest or kind != pafs.FileType.File):
-        raise _missing(path, filesystem, base)
+    named = full_path(path)
+    base, rest = named.rstrip("/") or named, ""
+    named_itself = is_file(base)
+    walk = None if named_itself else _walk_of(base)
+    if walk is None and not named_itself and (pattern := _MAGIC.search(base)):
+        base = named[: pattern.start()].rpartition("/")[0] or "/"
+        rest = named.rstrip("/")[len(base) :].lstrip("/")
+        walk = _walk_of(base)
+    if walk is None and not named_itself:
+        raise _missing(path, base)
     if output is not None:
         parts = [None if "**" in part else re.compile(_glob_regex(part), re.DOTALL) for part in rest.split("/") if part]
-        check_apart(key, path, prefix + base, parts, output)
-    if kind == pafs.FileType.File:
+        check_apart(key, path, base, parts, output)
+    if walk is None:
         # A file that is named itself may be of an output: `topics` reads committed rows so.
-        folder = posixpath.dirname(base if prefix else os.path.realpath(base))
-        tables = [mark for mark in marks_above(prefix + folder) if mark.is_table]
-        refuse_marked(key, path, [], tables, [prefix + base])
-        return [_named_file(path, prefix + base, reader)]
-    matches = re.compile(f"{_glob_regex(rest)}(?:/.*)?" if rest else ".*", re.DOTALL).fullmatch
-    found, marks = _walk(filesystem, prefix, base, matches)
+        folder = posixpath.dirname(base if is_remote(base) else os.path.realpath(base))
+        tables = [mark for mark in marks_above(folder) if mark.is_table]
+        refuse_marked(key, path, [], tables, [base])
+        return [_named_file(path, base, reader)]
+    found, marks = walk(re.compile(f"{_glob_regex(rest)}(?:/.*)?" if rest else ".*", re.DOTALL).fullmatch)
+    if not rest and delta.is_installed() and Mark(DELTA, base) in marks:
+        return delta.live_files(base, key)
     for file in found:
         if output is not None and file.target and not file.refused:
             check_apart(key, file.path, file.target, [], output)
-    refuse_marked(key, prefix + base, marks, marks_above(prefix + base), [file.path for file in found])
+    refuse_marked(key, base, marks, marks_above(base), [file.path for file in found])
     return _by_rule(path, found, reader)
 
 
@@ -165,8 +208,7 @@ def _named_file(path: str, full: str, reader: TextFormat) -> FileEntry:
 
 
 def _begins_as_parquet(path: str) -> bool:
-    filesystem, inner = filesystem_of(path)
-    with reading(path, store_only=True), filesystem.open_input_stream(inner) as file:
+    with reading(path, store_only=True), open_random_access(path) as file:
         return bytes(file.read(len(PARQUET_MAGIC))) == PARQUET_MAGIC
 
 
@@ -183,7 +225,7 @@ def _by_rule(path: str, found: list[_Found], reader: TextFormat) -> list[FileEnt
                     file.relative,
                     file_format or "parquet",
                     file.size_bytes,
-                    str(file.mtime_ns),
+                    file.modified,
                     file.refused,
                 )
             )
@@ -235,29 +277,41 @@ def _acl_imdb_entries(path: str, found: Iterable[_Found]) -> tuple[list[FileEntr
     return entries, in_folders
 
 
-def _walk(
-    filesystem: pafs.FileSystem, prefix: str, base: str, matches: Callable[[str], object]
-) -> tuple[list[_Found], list[Mark]]:
-    """Matching files below a folder without hidden names, and what all names say of the folders they are in.
+def _walk_of(base: str) -> _Walk | None:
+    """Walk through a folder; None where there is no folder."""
+    with reading(base, store_only=True):
+        if not is_remote(base):
+            return partial(_walk_local, Path(base)) if Path(base).is_dir() else None
+        bucket, key = bucket_of(base)
+        values = bucket.listing(key)
+        return partial(_walk_remote, base, values) if values else None
 
-    Local links that leave the folder are refused, not followed.
-    """
-    if isinstance(filesystem, pafs.LocalFileSystem):
-        return _walk_local(Path(base), matches)
-    with reading(prefix + base, store_only=True):
-        infos = filesystem.get_file_info(pafs.FileSelector(base, recursive=True))
+
+def _walk_remote(base: str, values: Sequence[StoredFile], matches: _Matches) -> tuple[list[_Found], list[Mark]]:
+    key = bucket_of(base)[1]
     found: list[_Found] = []
     marks: dict[Mark, None] = {}
-    for info in infos:
-        relative = info.path[len(base) :].lstrip("/")
-        if mark := mark_of(prefix + base, relative):
+    for value in values:
+        relative = value.key[len(key) :].lstrip("/")
+        if mark := mark_of(base, relative):
             marks[mark] = None
-        if info.type == pafs.FileType.File and not _is_hidden(relative) and matches(relative):
-            found.append(_Found(prefix + info.path, relative, int(info.size or 0), int(info.mtime_ns or 0)))
+        if not _is_hidden(relative) and matches(relative):
+            seconds = int(value.modified.timestamp())
+            found.append(_Found(f"{base}/{relative}", relative, value.size_bytes, seconds * 10**9, tag_of(value)))
+    # A key that ends with a slash, written for an empty folder, is listed without it: no value has that name.
+    empty = [file.path for file in found if not file.size_bytes]
+    folders = {path for path, there in zip(empty, in_pool(is_file, empty, threads_for(base)), strict=True) if not there}
+    found = [file for file in found if file.size_bytes or file.path not in folders]
+    for path, number in Counter(file.path for file in found).items():
+        if number > 1:
+            raise DataRefused(
+                f"{path}: expected one object of this name, found {number}, whose keys differ by a slash at an end.",
+                "Rename all but one.",
+            )
     return found, list(marks)
 
 
-def _walk_local(base: Path, matches: Callable[[str], object]) -> tuple[list[_Found], list[Mark]]:
+def _walk_local(base: Path, matches: _Matches) -> tuple[list[_Found], list[Mark]]:
     root = base.resolve()
     listed: list[_Found] = []
     links: list[tuple[Path, str]] = []
@@ -285,10 +339,10 @@ def _walk_local(base: Path, matches: Callable[[str], object]) -> tuple[list[_Fou
             target = path.resolve()
             if not target.is_relative_to(root):
                 detail = "a link that leads out of the folder that was named"
-                listed.append(_Found(printable(str(path)), printable(relative), 0, 0, detail))
+                listed.append(_Found(printable(str(path)), printable(relative), 0, 0, "0", detail))
             elif not target.exists():
                 detail = "a link to a file that is not there"
-                listed.append(_Found(printable(str(path)), printable(relative), 0, 0, detail))
+                listed.append(_Found(printable(str(path)), printable(relative), 0, 0, "0", detail))
             elif not target.is_dir() and str(target) not in real:
                 real.add(str(target))
                 listed.append(replace(_local_file(path, relative, target.stat()), target=printable(str(target))))
@@ -301,7 +355,8 @@ def _local_file(path: Path, relative: str, status: os.stat_result) -> _Found:
         refused = "a pipe, socket or device, not a file"
     elif printable(str(path)) != str(path):
         refused = "its name is not UTF-8: rename it"
-    return _Found(printable(str(path)), printable(relative), status.st_size, status.st_mtime_ns, refused)
+    modified = status.st_mtime_ns
+    return _Found(printable(str(path)), printable(relative), status.st_size, modified, str(modified), refused)
 
 
 def _raise(error: OSError) -> None:
@@ -326,13 +381,10 @@ def _glob_regex(pattern: str) -> str:
     return out + re.escape(pattern[position:])
 
 
-def _missing(path: str, filesystem: pafs.FileSystem, inner: str) -> ConfigError:
-    near = ""
-    if isinstance(filesystem, pafs.LocalFileSystem):
-        target = local_path(inner)
-        if target.parent.is_dir():
-            names = [printable(entry.name) for entry in os.scandir(target.parent)]
-            near = did_you_mean(target.name, names)
+def _missing(path: str, base: str) -> ConfigError:
+    near, target = "", Path(base)
+    if not is_remote(base) and target.parent.is_dir():
+        near = did_you_mean(target.name, [printable(entry.name) for entry in os.scandir(target.parent)])
     return ConfigError(f"{path}: expected a file, folder or glob, found nothing there.{near}", "Correct the path.")
 
 

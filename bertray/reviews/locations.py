@@ -9,16 +9,16 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-import pyarrow as pa
-import pyarrow.fs as pafs
-
 from bertray.errors import ConfigError, DataRefused
+from bertray.io.pool import in_pool
 from bertray.paths import local_path
-from bertray.reviews.file_access import filesystem_of, scheme_of
+from bertray.reviews.file_access import files_in, full_path, is_remote, scheme_of, threads_for
+from bertray.reviews.formats import delta
 
 _OUTPUT = "an output of bertray"
+DELTA = "a Delta Lake table"
 _MARKS = {
-    "a Delta Lake table": re.compile(r"(.*/)?_delta_log/.+"),
+    DELTA: re.compile(r"(.*/)?_delta_log/.+"),
     "an Apache Hudi table": re.compile(r"(.*/)?\.hoodie/.+"),
     "an Apache Iceberg table": re.compile(
         r"(.*/)?metadata/(?:v?\d+(?:-[\w-]+)?(?:\.gz)?\.metadata\.json(?:\.gz)?|version-hint\.text|snap-\d+-.+\.avro)"
@@ -26,7 +26,7 @@ _MARKS = {
     _OUTPUT: re.compile(r"(.*/)?control/run\.json"),
 }
 MARKING_FOLDERS = ("_delta_log", ".hoodie", "metadata", "control")
-_SCANS = {"a Delta Lake table": "delta_scan", "an Apache Iceberg table": "iceberg_scan"}
+_SCANS = {DELTA: "delta_scan", "an Apache Iceberg table": "iceberg_scan"}
 _NO_REVIEWS = ("control", "quarantine", "reports")  # folders of an output
 
 
@@ -55,18 +55,22 @@ def mark_of(base: str, relative: str) -> Mark | None:
 
 def marks_above(path: str) -> Iterator[Mark]:
     """Marks of a folder and of every folder above it, those of a local one behind its symbolic links."""
-    filesystem, folder = filesystem_of(path)
-    is_local = isinstance(filesystem, pafs.LocalFileSystem)
-    prefix = "" if is_local else f"{scheme_of(path)}://"
-    folder = os.path.realpath(folder) if is_local else folder
-    while folder.strip("/"):
-        for name in MARKING_FOLDERS:
-            with contextlib.suppress(OSError, pa.ArrowException):  # there may be no right to look above the input
-                inside = filesystem.get_file_info(pafs.FileSelector(f"{folder}/{name}", allow_not_found=True))
-                found = (mark_of(prefix + folder, f"{name}/{info.base_name}") for info in inside)
-                if mark := next(filter(None, found), None):
-                    yield mark
+    folder = path.rstrip("/") if is_remote(path) else os.path.realpath(full_path(path))
+    folders = []
+    while folder.strip("/") and not folder.endswith(":/"):
+        folders.append(folder)
         folder = posixpath.dirname(folder)
+    places = [(folder, name) for folder in folders for name in MARKING_FOLDERS]
+    inside = in_pool(lambda place: _names_in("/".join(place)), places, threads_for(path))
+    for (folder, name), names in zip(places, inside, strict=True):
+        if mark := next(filter(None, (mark_of(folder, f"{name}/{file}") for file in names)), None):
+            yield mark
+
+
+def _names_in(folder: str) -> list[str]:
+    with contextlib.suppress(OSError, ConfigError):  # there may be no right to look above the input
+        return [name for name, _ in files_in(folder)]
+    return []
 
 
 def refuse_marked(key: str, path: str, marks: Iterable[Mark], above: Iterable[Mark], files: Sequence[str]) -> None:
@@ -107,10 +111,14 @@ def refuse_marked(key: str, path: str, marks: Iterable[Mark], above: Iterable[Ma
 def _table(key: str, mark: Mark) -> DataRefused:
     scan = _SCANS.get(mark.kind)
     way = f"with DuckDB: COPY (FROM {scan}('{mark.root}')) TO 'rows.parquet'" if scan else "with Spark"
+    remedy = f"Write the live rows as Parquet, {way}, and name that file or its folder."
+    if mark.kind == DELTA:
+        extra = "" if delta.is_installed() else "Run `pip install 'bertray[delta]'`, and name "
+        remedy = f"{extra or 'Name '}the folder of the table itself, whose log is read then. Or w{remedy[1:]}"
     return DataRefused(
         f"{key}: expected files of reviews, found {mark.kind}: {mark.root}. Its files also hold rows that were deleted "
         "or replaced; only its log says which count.",
-        f"Write the live rows as Parquet, {way}, and name that file or its folder.",
+        remedy,
     )
 
 
@@ -158,4 +166,7 @@ def _components(path: str) -> tuple[str, ...]:
     scheme = scheme_of(path)
     if scheme in ("", "file"):
         return ("", *os.path.realpath(local_path(path)).strip("/").split("/"))
-    return (scheme, *filter(None, path.partition("://")[2].split("/")))
+    bucket, *folders = filter(None, path.partition("://")[2].split("/"))
+    if scheme in ("abfs", "abfss"):
+        scheme, bucket = "az", bucket.partition("@")[0]
+    return (scheme, bucket, *folders)

@@ -10,11 +10,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from bertray import schema as s
+from bertray.io.tables import decoded
+from bertray.reviews.aspects import PROBLEMS, expanded_ids
 from bertray.reviews.clean import clean_texts
 from bertray.reviews.labels import canonical
 from bertray.reviews.rows import RawRows, ReadSpec, RowFault, Shard
 from bertray.reviews.writing_system import dominant_script
-from bertray.schema import CUT, ID, KEEP_PREFIX, LABEL, REFUSED_SCHEMA, ROW_NO, SCRIPT, TEXT, TEXT_PAIR, Reason
 
 # Cleaning sees at most this many times `max_chars` characters: mark-up and white space shrink, megabytes do not matter.
 _CLEANED_PER_KEPT = 5
@@ -51,33 +53,44 @@ def screen(raw: RawRows, shard: Shard, spec: ReadSpec) -> tuple[pa.Table, pa.Tab
     """
     if not len(raw.row_nos):
         # Without a readable row there is no column to take a type from: the caller has other batches for that.
-        return pa.table({}), _refused_table(shard, raw.faults)
-    texts = _texts(raw.columns[spec.columns.text], spec)
-    pair_column = spec.columns.text_pair
-    pairs = _texts(raw.columns[pair_column], spec) if pair_column is not None else None
-    ids, id_is_invalid_N = _ids(raw, shard, spec)
+        return pa.table({}), _refused_table(shard, spec, raw.faults)
+    texts = _texts(raw.columns[spec.columns.text_name], spec)
+    pair_name, pairs = _pairs(raw, spec)
+    ids, id_is_invalid_N = row_ids(raw, shard.file.relative_path, spec.columns.id)
 
     verdicts = _Verdicts(len(raw.row_nos))
-    for name, column in ((spec.columns.text, texts), (pair_column, pairs)):
+    if raw.aspects is not None:
+        for problem, (reason, detail) in PROBLEMS.items():
+            verdicts.add(raw.aspects.problem_M == problem, reason, detail)
+    for name, column in ((spec.columns.text_name, texts), (pair_name, pairs)):
         if column is None:
             continue
         about = "" if column is texts else f"column {name!r}"
         too_long_U = column.lengths > spec.max_text_chars
-        verdicts.add(column.rows(column.invalid), Reason.TEXT_ENCODING, about or "not valid Unicode")
-        verdicts.add(column.null_rows(), Reason.TEXT_NULL, about)
-        verdicts.add(column.rows(too_long_U), Reason.TEXT_TOO_LONG, about or f"over {spec.max_text_chars} characters")
-    verdicts.add(id_is_invalid_N, Reason.TEXT_ENCODING, "the id is not valid Unicode")
-    verdicts.add(_null_or_empty(ids), Reason.ID_NULL, "")
+        verdicts.add(column.rows(column.invalid), s.Reason.TEXT_ENCODING, about or "not valid Unicode")
+        verdicts.add(column.null_rows(), s.Reason.TEXT_NULL, about)
+        verdicts.add(column.rows(too_long_U), s.Reason.TEXT_TOO_LONG, about or f"over {spec.max_text_chars} characters")
+    verdicts.add(id_is_invalid_N, s.Reason.TEXT_ENCODING, "the id is not valid Unicode")
+    verdicts.add(_null_or_empty(ids), s.Reason.ID_NULL, "")
     duplicate_N = np.isin(raw.row_nos, np.array(shard.duplicates, np.int64))
-    verdicts.add(duplicate_N, Reason.ID_DUPLICATE, "the id stands earlier in this file")
+    verdicts.add(duplicate_N, s.Reason.ID_DUPLICATE, "the id stands earlier in this file")
     for column in (texts, pairs):
         if column is not None:
-            verdicts.add(column.rows(_is_empty(column.cleaned)), Reason.TEXT_EMPTY, "nothing is left after cleaning")
+            verdicts.add(column.rows(_is_empty(column.cleaned)), s.Reason.TEXT_EMPTY, "nothing is left after cleaning")
 
-    faults = [*raw.faults, *_as_faults(verdicts, raw.row_nos, texts)]
+    faults = [*raw.faults, *_as_faults(verdicts, raw, texts)]
     refused_ids = {int(raw.row_nos[row]): _id_or_none(ids, row) for row in verdicts.refused_rows()}
     kept = _kept_table(raw, shard, spec, verdicts.kept_rows(), texts, pairs, ids)
-    return kept, _refused_table(shard, sorted(faults, key=lambda fault: fault.row_no), refused_ids)
+    return kept, _refused_table(shard, spec, sorted(faults, key=lambda fault: fault.row_no), refused_ids)
+
+
+def _pairs(raw: RawRows, spec: ReadSpec) -> tuple[str, _Texts | None]:
+    """Second texts with the name of their column: aspects, or a column of texts; None without."""
+    if raw.aspects is not None:
+        assert spec.aspects is not None
+        return spec.aspects.column or "aspects", _texts(raw.aspects.names, spec)
+    column = spec.columns.text_pair
+    return column or "", None if column is None else _texts(raw.columns[column], spec)
 
 
 class _Verdicts:
@@ -85,14 +98,14 @@ class _Verdicts:
 
     def __init__(self, num_rows: int) -> None:
         self._codes = np.zeros(num_rows, dtype=np.int16)
-        self._named: list[tuple[Reason, str]] = []
+        self._named: list[tuple[s.Reason, str]] = []
 
-    def add(self, mask_N: np.ndarray, reason: Reason, detail: str) -> None:
+    def add(self, mask_N: np.ndarray, reason: s.Reason, detail: str) -> None:
         if mask_N.any():
             self._named.append((reason, detail))
             self._codes[mask_N & (self._codes == 0)] = len(self._named)
 
-    def of(self, row: int) -> tuple[Reason, str]:
+    def of(self, row: int) -> tuple[s.Reason, str]:
         return self._named[int(self._codes[row]) - 1]
 
     def refused_rows(self) -> np.ndarray:
@@ -153,10 +166,7 @@ def utf8_or_empty(values: pa.Array) -> tuple[pa.Array, np.ndarray]:
 
 def id_text(values: pa.Array) -> pa.Array:
     """Ids as binary text: strings as they are, numbers in decimal, fixed-size bytes (UUIDs) in hexadecimal."""
-    if isinstance(values, pa.ExtensionArray):
-        values = values.storage
-    if pa.types.is_dictionary(values.type):
-        values = values.dictionary_decode()
+    values = decoded(values)
     if pa.types.is_fixed_size_binary(values.type):
         return pa.array([None if value is None else value.hex() for value in values.to_pylist()], pa.string()).view(
             pa.binary()
@@ -171,10 +181,22 @@ def generated_ids(relative_path: str, row_nos_N: np.ndarray) -> pa.Array:
     return pa.array([f"{relative_path}:{row}" for row in row_nos_N.tolist()], pa.string())
 
 
-def _ids(raw: RawRows, shard: Shard, spec: ReadSpec) -> tuple[pa.Array, np.ndarray]:
-    if spec.columns.id not in raw.columns:
-        return generated_ids(shard.file.relative_path, raw.row_nos), np.zeros(len(raw.row_nos), dtype=bool)
-    return utf8_or_empty(id_text(raw.columns[spec.columns.id]))
+def row_ids(raw: RawRows, relative_path: str, column: str) -> tuple[pa.Array, np.ndarray]:
+    """(ids string [N], bool [N] where one is no valid Unicode); a row of an aspect has `<id>#<aspect>`.
+
+    Args:
+        relative_path: of the file, for rows without ids.
+        column: of the ids.
+    """
+    aspects = raw.aspects
+    if column in raw.columns:
+        ids, invalid_N = utf8_or_empty(id_text(raw.columns[column]))
+    else:
+        stored_N = raw.row_nos if aspects is None else aspects.stored_M
+        ids, invalid_N = generated_ids(relative_path, stored_N), np.zeros(len(raw.row_nos), dtype=bool)
+    if aspects is None:
+        return ids, invalid_N
+    return expanded_ids(ids, utf8_or_empty(_as_binary(aspects.names))[0]), invalid_N
 
 
 def _null_or_empty(values: pa.Array) -> np.ndarray:
@@ -189,7 +211,7 @@ def _id_or_none(ids: pa.Array, row: int) -> str | None:
     return ids[int(row)].as_py() or None
 
 
-def _as_faults(verdicts: _Verdicts, row_nos_N: np.ndarray, texts: _Texts) -> list[RowFault]:
+def _as_faults(verdicts: _Verdicts, raw: RawRows, texts: _Texts) -> list[RowFault]:
     faults = []
     traces: dict[int, tuple[str | None, int | None]] = {-1: (None, None)}
     for row in verdicts.refused_rows().tolist():
@@ -197,7 +219,8 @@ def _as_faults(verdicts: _Verdicts, row_nos_N: np.ndarray, texts: _Texts) -> lis
         which = int(texts.which[row])
         if which not in traces:
             traces[which] = _digest_and_length(texts, which)
-        faults.append(RowFault(int(row_nos_N[row]), reason, detail, *traces[which]))
+        input_row = None if raw.aspects is None else int(raw.aspects.stored_M[row])
+        faults.append(RowFault(int(raw.row_nos[row]), reason, detail, *traces[which], input_row))
     return faults
 
 
@@ -208,7 +231,14 @@ def _digest_and_length(texts: _Texts, which: int) -> tuple[str, int]:
     return hashlib.sha256(raw).hexdigest(), length
 
 
-def _refused_table(shard: Shard, faults: Sequence[RowFault], ids: dict[int, str | None] | None = None) -> pa.Table:
+def refused_schema(spec: ReadSpec) -> pa.Schema:
+    """Columns of refused rows."""
+    return s.REFUSED_SCHEMA.append(pa.field(s.INPUT_ROW, pa.int64())) if spec.aspects else s.REFUSED_SCHEMA
+
+
+def _refused_table(
+    shard: Shard, spec: ReadSpec, faults: Sequence[RowFault], ids: dict[int, str | None] | None = None
+) -> pa.Table:
     known = ids or {}
     columns = [
         [shard.file.path] * len(faults),
@@ -218,9 +248,11 @@ def _refused_table(shard: Shard, faults: Sequence[RowFault], ids: dict[int, str 
         [fault.detail[:200] or None for fault in faults],
         [fault.text_sha256 for fault in faults],
         [fault.text_len for fault in faults],
+        *([[fault.input_row for fault in faults]] if spec.aspects else []),
     ]
-    arrays = [pa.array(values, field.type) for values, field in zip(columns, REFUSED_SCHEMA, strict=True)]
-    return pa.Table.from_arrays(arrays, schema=REFUSED_SCHEMA)
+    schema = refused_schema(spec)
+    arrays = [pa.array(values, field.type) for values, field in zip(columns, schema, strict=True)]
+    return pa.Table.from_arrays(arrays, schema=schema)
 
 
 def _kept_table(
@@ -228,19 +260,23 @@ def _kept_table(
 ) -> pa.Table:
     take = pa.array(rows_K)
     columns: dict[str, pa.Array] = {
-        ROW_NO: pa.array(raw.row_nos[rows_K]),
-        ID: ids.take(take),
-        TEXT: texts.take(rows_K),
+        s.ROW_NO: pa.array(raw.row_nos[rows_K]),
+        s.ID: ids.take(take),
+        s.TEXT: texts.take(rows_K),
     }
     if pairs is not None:
-        columns[TEXT_PAIR] = pairs.take(rows_K)
+        columns[s.TEXT_PAIR] = pairs.take(rows_K)
     if spec.wants_label:
-        columns[LABEL] = canonical(raw.columns[spec.columns.label].take(take))
-    columns[CUT] = pa.array(texts.rows(texts.cut)[rows_K])
+        of_aspects = None if raw.aspects is None else raw.aspects.labels
+        labels = raw.columns[spec.columns.label] if of_aspects is None else of_aspects
+        columns[s.LABEL] = canonical(labels.take(take))
+    columns[s.CUT] = pa.array(texts.rows(texts.cut)[rows_K])
     script_U = dominant_script(texts.cleaned)
-    columns[SCRIPT] = script_U.take(pa.array(texts.which[rows_K]))
+    columns[s.SCRIPT] = script_U.take(pa.array(texts.which[rows_K]))
     for name in spec.keep_columns:
-        columns[f"{KEEP_PREFIX}{name}"] = _kept_values(raw.columns[name].take(take), shard.file.format)
+        columns[f"{s.KEEP_PREFIX}{name}"] = _kept_values(raw.columns[name].take(take), shard.file.format)
+    if raw.aspects is not None:
+        columns[s.INPUT_ROW] = pa.array(raw.aspects.stored_M[rows_K])
     return pa.table(columns)
 
 

@@ -114,7 +114,7 @@ def validation_mask(group_hash_N: np.ndarray, label_ids_N: np.ndarray, fraction:
     cells, rows_of_cell = np.unique(group_of_N * num_classes + label_ids_N, return_counts=True)
     cell_group, cell_class = cells // num_classes, cells % num_classes
     is_mixed_G = np.bincount(cell_group, minlength=len(groups_G)) > 1
-    rank_G = _mixed(groups_G, seed)
+    rank_G = mixed(groups_G, seed)
     is_held_out_G = np.zeros(len(groups_G), dtype=bool)
 
     total_C = np.bincount(label_ids_N, minlength=num_classes).astype(float)
@@ -139,7 +139,33 @@ def validation_mask(group_hash_N: np.ndarray, label_ids_N: np.ndarray, fraction:
     return is_held_out_G[group_of_N]
 
 
-def _mixed(hashes_G: np.ndarray, seed: int) -> np.ndarray:
+def folds_of(group_hash_N: np.ndarray, label_ids_N: np.ndarray, num_folds: int, seed: int) -> np.ndarray:
+    """Folds of rows for cross-validation: whole groups, stratified by label as `validation_mask` does it.
+
+    Args:
+        group_hash_N: uint64 [N].
+        label_ids_N: int [N] in 0..C-1.
+        num_folds: at least 2.
+        seed: another seed draws other folds.
+
+    Returns:
+        int [N]: the fold of each row; -1 for rows that are learned from in every fold, since without them a fold would
+        have no row of a class.
+    """
+    fold_N = np.full(len(label_ids_N), -1)
+    for fold in range(num_folds):
+        left = np.flatnonzero(fold_N < 0)
+        share = 1 / (num_folds - fold)
+        taken = left if share == 1 else left[validation_mask(group_hash_N[left], label_ids_N[left], share, seed)]
+        fold_N[taken] = fold
+    for label in np.unique(label_ids_N):
+        held = np.unique(fold_N[label_ids_N == label])
+        if len(held) == 1:
+            fold_N[np.isin(group_hash_N, group_hash_N[label_ids_N == label])] = -1
+    return fold_N
+
+
+def mixed(hashes_G: np.ndarray, seed: int) -> np.ndarray:
     """A random-looking order of groups for this seed (splitmix64's finish)."""
     with np.errstate(over="ignore"):
         x = hashes_G + np.uint64(seed & 0xFFFFFFFFFFFFFFFF) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(1)

@@ -8,6 +8,11 @@ import pyarrow.compute as pc
 
 OTHER = "other"
 UNSPACED_SCRIPTS = ("han", "kana", "hangul")  # words are not separated, or change their endings: characters say more
+# Letters, as a character class, of scripts whose words no space separates: Thai and Lao, Burmese, Khmer, kana, Han.
+UNSPACED_LETTERS = (
+    r"\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u31f0-\u31ff\uff66-\uff9f"
+    r"\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+)
 _CLASSES = {
     "latin": r"\p{Latin}",
     "hangul": r"\p{Hangul}",

@@ -8,7 +8,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +22,13 @@ from bertray.auditing.analysis import AuditRows, candidates, distinct_texts, fin
 from bertray.auditing.duplicates import NearTexts
 from bertray.auditing.near_duplicates import NumberFile, bands_and_rows, components, jaccard
 from bertray.auditing.tables import Audited, Split
-from bertray.auditing.tasks import AuditItem, ScanSettings
-from bertray.config import AuditConfig, Columns, to_yaml
-from bertray.console import Ticker, duration
+from bertray.auditing.tasks import AuditUnit, ScanSettings
+from bertray.config import AuditConfig, Columns, identity_of, to_yaml
+from bertray.console import Ticker
 from bertray.errors import DataRefused
 from bertray.evaluation.label_errors import (
     MIN_MCC,
     LabelErrorSearch,
-    NoTerms,
     Suspects,
     accuracy_and_mcc,
     assign_folds,
@@ -40,34 +38,36 @@ from bertray.evaluation.label_errors import (
     tfidf_features,
 )
 from bertray.execution.executor import Executor
-from bertray.execution.on_demand import ExecutorFor, OnDemand
+from bertray.execution.on_demand import ExecutorFor, Executors, executors_of
 from bertray.io.digests import cache_key
 from bertray.io.store import Store, open_store
 from bertray.io.tables import parquet_bytes
 from bertray.model.bundle import resolve_model, weights_digest
-from bertray.model.pretrained import check_tokenizer
+from bertray.model.pretrained.tokenizer import check_tokenizer
+from bertray.model.terms import NoTerms
 from bertray.outputs.claims import claimed_output, finished_run, mark_finished, remove_folder
 from bertray.reports.audit import WEIGHT_WORDS, AuditReport
+from bertray.reports.html import created_now
+from bertray.reports.plain import json_bytes
 from bertray.reviews.clean import Cleaning
 from bertray.reviews.corpus import read_spec, scan_inputs, settings_for
-from bertray.reviews.fetch import fetch_rows, whole_texts
+from bertray.reviews.fetch import fetch_rows, shard_rows, whole_texts
 from bertray.reviews.labels import NO_LABEL, LabelMap
-from bertray.reviews.rows import ReadSpec
+from bertray.reviews.rows import ROWS_PER_SHARD, ReadSpec
 from bertray.runs.audit_content import Picker, audit_report, with_texts
-from bertray.runs.labelled_data import write_token_shards
+from bertray.runs.fit.labelled_data import write_token_shards
 from bertray.runs.results import AuditFinding, AuditResult
 from bertray.runtime import check_installed
 from bertray.scoring.models import check_length
-from bertray.scoring.read_unit import ReadSettings
+from bertray.scoring.read_unit import ReadAndTokenize, ReadSettings
 from bertray.settings import settings_of
 from bertray.training.features import FOLDER as FEATURES_FOLDER
-from bertray.training.features import embed_token_shards
-from bertray.wording import counted
+from bertray.training.features import FrozenEncoder, embed_token_shards
+from bertray.wording import counted, duration, percent
 
 log = logging.getLogger(__name__)
 
 TOKENS = "control/tokens"
-ROWS_PER_SHARD = 4096
 _DEFAULT_LABEL = Columns.model_fields["label"].default
 
 
@@ -79,18 +79,18 @@ class Scan:
     refused: pa.Table  # REFUSED_SCHEMA and SPLIT
     scripts: dict[int, Counter[str]]
     bands: NumberFile
-    blocks: list[tuple[int, int]]  # (start in `bands`, rows) of each work item, in the order of the rows
+    blocks: list[tuple[int, int]]  # (start in `bands`, rows) of each work unit, in the order of the rows
     num_bands: int
 
 
-def audit(config: AuditConfig) -> AuditResult:
+def audit(config: AuditConfig, executors: Executors | None = None) -> AuditResult:
     """Audit; the same run again gives back what it had found."""
     imports = ["ray.data", *(["cleanlab.filter", "sklearn.linear_model"] if config.label_errors.find else [])]
-    with OnDemand(config.workers, imports=imports) as executors:
-        return _run(config, executors)
+    with executors_of(config.workers, executors, imports=imports) as opened:
+        return _run(config, opened)
 
 
-def _run(config: AuditConfig, executors: OnDemand) -> AuditResult:
+def _run(config: AuditConfig, executors: Executors) -> AuditResult:
     started = time.monotonic()
     _check_installed(config)
     folder = resolve_model(config.model)
@@ -103,22 +103,23 @@ def _run(config: AuditConfig, executors: OnDemand) -> AuditResult:
     if finished_run(store, "audit", run_key):
         return _result(store, json.loads(store.get("report.json")), already_done=True)
     with claimed_output(store, "audit", run_key, to_yaml(config)):
+        for split in splits:
+            split.inputs.keep_scan(store)
         num_rows = sum(split.inputs.num_rows for split in splits)
         with executors.session(num_rows) as executor:
             report, tables = _Audit(config, splits, labels, store, executor).run()
         report = replace(
             report,
             facts={**report.facts, "time": duration(time.monotonic() - started), "bertray": bertray.__version__},
-            created=f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
+            created=created_now(),
             config=to_yaml(config),
         )
         for name, rows in tables.items():
             store.put(f"{name}.parquet", parquet_bytes(rows))
-        content = report.to_json()
-        store.put("report.json", json.dumps(content, indent=1, ensure_ascii=False).encode())
+        store.put("report.json", json_bytes(report.to_json()))
         store.put("report.html", report.to_html().encode())
         mark_finished(store)
-    return _result(store, content, already_done=False)
+    return _result(store, report.to_json(), already_done=False)
 
 
 def _result(store: Store, content: Mapping[str, Any], *, already_done: bool) -> AuditResult:
@@ -169,7 +170,7 @@ def open_splits(config: AuditConfig, executor_for: ExecutorFor) -> list[Split]:
             settings_of(Cleaning, config.cleaning),
             config.max_chars,
             wants_label=wants_label,
-            keep_columns=[config.columns.text],
+            keep_columns=[config.columns.text_name],
         )
         first = sum(len(split.inputs.files) for split in splits)
         inputs = scanned.inputs(spec, range(first, first + len(files)))
@@ -199,8 +200,7 @@ def _run_key(config: AuditConfig, splits: Sequence[Split], model: str) -> str:
     files = [
         [*split.inputs.identity, *((f.path, f.size_bytes, f.modified, f.reason) for f in split.bad)] for split in splits
     ]
-    identity = config.model_dump(mode="json", exclude={"output", "price_per_hour", "registry", "workers"})
-    return cache_key({"config": identity, "files": files, "model": model})
+    return cache_key({"config": identity_of(config), "files": files, "model": model})
 
 
 # --- the audit -------------------------------------------------------------------------------------------------------
@@ -225,9 +225,9 @@ class _Audit:
         with_ids = sum(config.columns.id in file.columns for file in self._files)
         self._has_ids = with_ids > 0  # those that are made up repeat no other
         self._work = [
-            AuditItem(number, item)
+            AuditUnit(number, unit)
             for number, split in enumerate(splits)
-            for item in split.inputs.work_items(ROWS_PER_SHARD)
+            for unit in split.inputs.work_units(ROWS_PER_SHARD)
         ]
         self._notes: list[str] = []
         if 0 < with_ids < len(self._files):
@@ -328,9 +328,10 @@ class _Audit:
     ) -> Iterator[tuple[int, Any]]:
         """(position, value) of some rows, read again; in no particular order."""
         members = np.unique(members)
-        sources = [(split.inputs.shards(ROWS_PER_SHARD), split.inputs.spec) for split in self._splits]
+        inputs = [split.inputs for split in self._splits]
+        units = [unit for one in inputs for unit in shard_rows(one.shards(ROWS_PER_SHARD), one.spec)]
         where = rows.file_no_N[members], rows.row_no_N[members]
-        for positions_W, values in fetch_rows(self._executor, sources, *where, function):
+        for positions_W, values in fetch_rows(self._executor, units, *where, function):
             yield from zip(members[positions_W].tolist(), values, strict=True)
 
     # near-duplicates
@@ -408,8 +409,8 @@ class _Audit:
         doubt = replace(nothing, judged=len(members), accuracy=accuracy, majority=majority, mcc=mcc, means=means)
         if mcc < MIN_MCC:
             said = (
-                f"No list of doubtful labels: {means}, cannot tell the classes apart (right on {100 * accuracy:.1f} %, "
-                f"the largest class: {100 * majority:.1f} %, MCC {mcc:.2f}), so what it doubts would be noise."
+                f"No list of doubtful labels: {means}, cannot tell the classes apart (right on {percent(accuracy)}, "
+                f"the largest class: {percent(majority)}, MCC {mcc:.2f}), so what it doubts would be noise."
             )
             if options.by == "tfidf":
                 said += " Embeddings may do better: label_errors.by=embeddings."
@@ -446,24 +447,16 @@ class _Audit:
                 for file_no in np.unique(rows.file_no_N[here])
             }
             work = [
-                item.item
-                for item in self._work
-                if item.split == number and any(shard.file_no in wanted for shard in item.item)
+                audited.unit
+                for audited in self._work
+                if audited.split == number and any(shard.file_no in wanted for shard in audited.unit)
             ]
             settings = ReadSettings(split.inputs.spec, config.model, config.max_length, "head")
-            written = write_token_shards(
-                work, settings, self._store.root, f"{TOKENS}/{split.name}", self._executor, only_rows=wanted
-            )
+            read = ReadAndTokenize(settings, only_rows=wanted)
+            written = write_token_shards(work, read, self._store.root, f"{TOKENS}/{split.name}", self._executor)
             keys += sorted(summary.key for summary in written if summary.key)
-        features: np.ndarray = embed_token_shards(
-            config.model,
-            weights_digest(resolve_model(config.model)),
-            config.label_errors.pooling,
-            keys,
-            np.arange(len(members)),
-            self._store,
-            self._executor,
-        )
+        encoder = FrozenEncoder(config.model, weights_digest(resolve_model(config.model)), config.label_errors.pooling)
+        features = embed_token_shards(encoder, keys, np.arange(len(members)), self._store, self._executor)
         for folder in (TOKENS, FEATURES_FOLDER):
             remove_folder(self._store, folder)
         return features

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,33 +16,47 @@ import pyarrow as pa
 
 from bertray import schema as s
 from bertray.config import Common, ScoreConfig, TrainConfig
-from bertray.console import duration
 from bertray.errors import DataRefused
+from bertray.evaluation.plausibility import judge_training_texts
 from bertray.execution.on_demand import ExecutorFor, OnDemand, in_this_process
 from bertray.execution.resources import Resources
 from bertray.execution.session import inside_cluster, resources_without_start, without_ray
 from bertray.io.store import open_store
 from bertray.model.bundle import resolve_model
 from bertray.model.new_encoder import write_shallow
+from bertray.model.profile import Reading, add_readings
 from bertray.model.tokenization import ReviewTokenizer, Sequences, ranges, sequences
 from bertray.outputs.claims import check_claim
 from bertray.outputs.ledger import read_ledger
 from bertray.reviews.corpus import Inputs
 from bertray.reviews.reader import read_shard
-from bertray.runs.labelled_data import open_data
+from bertray.reviews.rows import Aspects
+from bertray.runs.fit.automatic import choice_for, folds_for
+from bertray.runs.fit.labelled_data import LabelledData, open_data
+from bertray.runs.fit.scheduled import Task, encoder_size, in_words, judge_steps
+from bertray.runs.fit.training import check_train, run_key_of, seeds_key
 from bertray.runs.results import PlannedFile, PlanResult, Table
-from bertray.runs.training import check_train, run_key_of
-from bertray.scoring.decide import Tonight, decide, scan_input, spec_for, target_of_new_files, unfinished_plan
+from bertray.scoring.decide import Tonight, decide, spec_for
 from bertray.scoring.models import open_model
+from bertray.scoring.next_plan import target_of_new_files, unfinished_plan
 from bertray.scoring.plan import open_plans
+from bertray.scoring.scanned_input import scan_input
 from bertray.settings import ScoringPrecision, settings_of
-from bertray.wording import counted
+from bertray.training import contrast
+from bertray.training.choice import Choice, TrainingRows
+from bertray.training.examples import Examples, LoopSettings, TrainingSettings
+from bertray.training.loop import step_seconds
+from bertray.training.objectives import Classification, Distillation
+from bertray.training.token_shards import TokenShards, reading_of, write_examples
+from bertray.training.tokenized_data import NUM_FOLDS
+from bertray.wording import counted, duration, percent
 
 SAMPLE_ROWS = 1000
 TIMED_ROWS = 64
 TIMED_STEPS = 2  # after one that warms up
 MAX_LINES = 30
 START_UP_S = 15.0  # Ray, imports and model load, seen on two cores
+_HELD_OUT = "the rows that are held out: a cross-validation would take long, or there are rows enough"
 LOADING_S = 6.0  # imports and model load alone
 
 
@@ -52,6 +67,7 @@ class Sample:
     tokens: pa.Table
     rows_read: int
     rows_refused: int
+    reading: Reading = field(default_factory=Reading)
 
     @property
     def seen_tokens_N(self) -> np.ndarray:
@@ -124,7 +140,9 @@ def _plan_score(config: ScoreConfig, page: _Page) -> None:
     known = read_ledger(store)
     plans = open_plans(store, known)
     with _executors(config) as executor_for:
-        tonight = decide(config, info, known, scan_input(config, store, known, plans, executor_for))
+        aspects = Aspects.of(config, info.aspects)
+        scanned = scan_input(config, store, known, plans, executor_for, aspects, ids=False)
+        tonight = decide(config, info, known, scanned)
     _show_files(page, tonight)
     unfinished = unfinished_plan(tonight, plans)
     if unfinished is not None:
@@ -153,7 +171,8 @@ def _plan_score(config: ScoreConfig, page: _Page) -> None:
         page.say(f"no forecast: {error.message}")
         return
     _show_sample(page, sample, inputs.num_rows, max_length)
-    tokens_per_s = _scoring_rate(folder, sample, config.precision)
+    # Of a GPU nothing is measured here, least of all in a format that this CPU may not have.
+    tokens_per_s = _scoring_rate(folder, sample, "auto" if config.workers.use_gpu else config.precision)
     seconds = inputs.num_rows * sample.seen_tokens_N.mean() / tokens_per_s
     basis = f"{tokens_per_s:,.0f} tokens/s measured here"
     _show_forecast(page, config, seconds, basis, without_ray(config.workers, inputs.num_rows))
@@ -163,7 +182,8 @@ def _plan_train(config: TrainConfig, page: _Page) -> None:
     folder = check_train(config)
     with _executors(config) as executor_for:
         data = open_data(config, executor_for)
-    check_claim(open_store(config.output), "train", run_key_of(config, data, folder))
+    key = seeds_key(config) if len(config.training.seeds) > 1 else run_key_of(config, data, folder)
+    check_claim(open_store(config.output), "train", key)
     page.num_rows = data.num_rows
     rows = [
         [key, f"{len(inputs.files):,}", f"{inputs.num_rows:,}"]
@@ -174,18 +194,27 @@ def _plan_train(config: TrainConfig, page: _Page) -> None:
     page.say(f"classes: {', '.join(data.labels.names)}")
     sample = draw_sample(data.train, ReviewTokenizer(folder, config.max_length, config.long_text))
     _show_sample(page, sample, data.train.num_rows, config.max_length)
-    forward_per_s, mean_tokens = _forward_rate(folder, sample), float(sample.seen_tokens_N.mean())
+    mean_tokens = float(sample.seen_tokens_N.mean())
     rows_trained = data.train.num_rows * (1.0 if data.validation else 1 - config.data.validation_fraction)
-    if config.training.method == "features":
+    method: str = config.training.method
+    choice = None
+    if method == "auto":
+        cut = float(sample.tokens[s.TRUNCATED].to_numpy(zero_copy_only=False).mean())
+        rows_there = TrainingRows(data.train.num_rows, len(data.labels.names), cut, sample.reading.unread)
+        choice = choice_for(config, rows_there)
+        method = choice.recipe
+        page.say(f"training.method=auto: {choice.name}, since {choice.why}")
+    reads_encoder = choice.reads if choice else config.training.encoder_weight != 0
+    for finding in judge_training_texts(sample.reading, config.model, left_out=not reads_encoder):
+        page.say(f"{finding.severity}: {finding.sentence}")
+    forward_per_s = _forward_rate(folder, sample) if reads_encoder else math.inf
+    if not reads_encoder:
+        seconds, basis = 0.0, "TF-IDF alone: no row goes through the encoder"
+    elif method in ("features", "stack"):
         seconds = rows_trained * mean_tokens / forward_per_s
         basis = f"{forward_per_s:,.0f} tokens/s of the frozen encoder measured here"
     else:
-        tokens_per_s = _training_rate(config, folder, sample, data.labels.names)
-        trained_tokens = rows_trained * float(sample.first_sequences[s.N_TOKENS].to_numpy().mean())
-        seconds = trained_tokens * config.training.epochs / tokens_per_s
-        steps = -(-int(rows_trained) // config.training.batch_size) * config.training.epochs
-        page.say(f"about {steps:,} optimizer steps of {config.training.batch_size} examples")
-        basis = f"{tokens_per_s:,.0f} tokens/s of training measured here"
+        seconds, basis = _optimization(config, data, choice, folder, sample, rows_trained, page)
     evaluated = data.test.num_rows if data.test else data.train.num_rows - rows_trained
     seconds += evaluated * mean_tokens / forward_per_s
     if data.teacher:  # reads what the student learns from, and is judged beside it
@@ -193,7 +222,44 @@ def _plan_train(config: TrainConfig, page: _Page) -> None:
         seen = draw_sample(data.train, ReviewTokenizer(teacher_folder, info.max_length, info.long_text))
         tokens = (data.train.num_rows + evaluated) * float(seen.seen_tokens_N.mean())
         seconds += tokens / _scoring_rate(teacher_folder, seen)
+    if len(config.training.seeds) > 1:
+        page.say(f"{len(config.training.seeds)} seeds, one after the other: each is a training of its own")
+        seconds *= len(config.training.seeds)
     _show_forecast(page, config, seconds, basis, without_ray(config.workers, data.num_rows, ranks=True))
+
+
+def _optimization(
+    config: TrainConfig,
+    data: LabelledData,
+    choice: Choice | None,
+    folder: Path,
+    sample: Sample,
+    rows_trained: float,
+    page: _Page,
+) -> tuple[float, str]:
+    """Seconds of a method that takes optimizer steps, folds of a cross-validation included, and what they rest on."""
+    task = Task.of(int(rows_trained), len(data.labels.names), folder)
+    schedule, numbers = task.schedule(config), task.numbers(config)
+    tokens_per_s = _training_rate(numbers, folder, sample, data.labels.names)
+    passes = schedule.epochs * rows_trained
+    if (choice.recipe if choice else config.training.method) == "contrast":
+        steps = config.training.steps or contrast.steps_for(int(rows_trained))
+        passes = steps * min(contrast.BATCH_SIZE, rows_trained)
+        page.say(f"{steps} optimizer steps of {contrast.BATCH_SIZE} rows of balanced classes")
+    else:
+        page.say(f"about {in_words(config, schedule)}")
+        for finding in judge_steps(config, schedule):
+            page.say(f"{finding.severity}: {finding.sentence}")
+    trained_tokens = passes * float(sample.first_sequences[s.N_TOKENS].to_numpy().mean())
+    seconds = trained_tokens / tokens_per_s
+    if choice and not choice.is_stated and not data.validation:
+        tokens, tested = trained_tokens * encoder_size(folder), data.test is not None
+        folds = folds_for(data.train.num_rows, tokens, tested=tested)
+        judged = "choice and calibration" if tested else "figures"
+        rows_of = f"{folds} of {NUM_FOLDS} folds of a cross-validation" if folds else _HELD_OUT
+        page.say(f"{judged} from {rows_of}")
+        seconds *= 1 + folds * (1 - 1 / NUM_FOLDS)
+    return seconds, f"{tokens_per_s:,.0f} tokens/s of training measured here"
 
 
 def _scoring_rate(folder: Path, sample: Sample, precision: ScoringPrecision = "auto") -> float:
@@ -206,16 +272,13 @@ def _scoring_rate(folder: Path, sample: Sample, precision: ScoringPrecision = "a
 
 def _training_rate(config: TrainConfig, folder: Path, sample: Sample, labels: tuple[str, ...]) -> float:
     """Tokens a second of optimizer steps over some sampled reviews, taken by the loop that `train` runs."""
-    from bertray.training.examples import Examples, LoopSettings, TrainingSettings
-    from bertray.training.loop import step_seconds
-    from bertray.training.objectives import Classification, Distillation
-    from bertray.training.token_shards import TokenShards, write_examples
-
     tokens = sample.first_sequences.slice(0, TIMED_ROWS)
     rows = np.arange(tokens.num_rows)
     label_ids_N = (rows % len(labels)).astype(np.int32)
-    step = np.resize(rows, min(config.training.batch_size, max(len(rows), TIMED_ROWS)))
     settings = settings_of(TrainingSettings, config.training)
+    if config.workers.use_gpu:
+        settings = replace(settings, precision="auto")
+    step = np.resize(rows, min(settings.batch_size, max(len(rows), TIMED_ROWS)))
     loop = LoopSettings(labels, settings, config.seed, "plan", None)
     is_distilled = config.training.method == "distill"
     with tempfile.TemporaryDirectory() as name:
@@ -255,23 +318,26 @@ def _rate(compute: Callable[[Sequences], object], sample: Sample) -> float:
     return float(timed.lens_S.sum()) / (time.monotonic() - started)
 
 
-def draw_sample(inputs: Inputs, tokenizer: ReviewTokenizer, num_rows: int = SAMPLE_ROWS) -> Sample:
-    """Tokenize about `num_rows` reviews, spread over the files."""
-    work = inputs.work_items(max(1, num_rows // max(1, min(len(inputs.files), 8))))
+def draw_sample(inputs: Inputs, tokenizer: ReviewTokenizer) -> Sample:
+    """Tokenize about SAMPLE_ROWS reviews, spread over the files."""
+    work = inputs.work_units(max(1, SAMPLE_ROWS // max(1, min(len(inputs.files), 8))))
     picked = [work[i] for i in np.unique(np.linspace(0, len(work) - 1, num=min(8, len(work)), dtype=int))]
-    batches = [read_shard(shard, inputs.spec) for item in picked for shard in item]
+    batches = [read_shard(shard, inputs.spec) for unit in picked for shard in unit]
     texts = [batch.kept[s.TEXT].combine_chunks() for batch in batches]
     pairs = [batch.kept[s.TEXT_PAIR].combine_chunks() for batch in batches if s.TEXT_PAIR in batch.kept.column_names]
     tokens = [
         tokenizer.encode(text, pairs[number] if pairs else None) for number, text in enumerate(texts) if len(text)
     ]
+    readings = [reading_of(pa.table(tokenizer.coverage(text))) for text in texts if len(text)]
     rows = sum(batch.rows_in for batch in batches)
     if not tokens:
         raise DataRefused(
             f"none of {counted(rows, 'sampled row')} can be used; first: {batches[0].refused[s.REASON][0].as_py()}.",
             "Look at the file, and at `columns.text`.",
         )
-    return Sample(pa.concat_tables(tokens), rows, sum(batch.refused.num_rows for batch in batches))
+    return Sample(
+        pa.concat_tables(tokens), rows, sum(batch.refused.num_rows for batch in batches), add_readings(readings)
+    )
 
 
 def _show_files(page: _Page, tonight: Tonight) -> None:
@@ -305,13 +371,13 @@ def _show_sample(page: _Page, sample: Sample, num_rows: int, max_length: int) ->
     p50, p90, p99 = np.percentile(n_tokens_N, [50, 90, 99])
     page.say(
         f"tokens of {len(n_tokens_N):,} sampled reviews: median {p50:.0f}, 90 % below {p90:.0f}, 99 % below {p99:.0f}, "
-        f"longest {n_tokens_N.max()}; {(n_tokens_N > max_length).mean():.1%} longer than max_length={max_length}"
+        f"longest {n_tokens_N.max()}; {percent((n_tokens_N > max_length).mean())} longer than max_length={max_length}"
     )
     if sample.rows_refused:
         share = sample.rows_refused / sample.rows_read
         page.say(
             f"of {counted(sample.rows_read, 'sampled row')} {sample.rows_refused:,} would be quarantined "
-            f"({share:.2%}), without those of repeated ids"
+            f"({percent(share)}), without those of repeated ids"
         )
 
 

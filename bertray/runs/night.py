@@ -9,7 +9,7 @@ import hashlib
 import logging
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
@@ -19,11 +19,10 @@ import pyarrow as pa
 
 from bertray import schema as s
 from bertray.config import EmbedConfig, NightConfig, ScoreConfig, to_yaml
-from bertray.console import Ticker, duration
-from bertray.errors import ConflictError, DataRefused
-from bertray.evaluation.summary import Evaluation
+from bertray.errors import ConflictError, DataRefused, DriftFound
+from bertray.execution import metrics
 from bertray.execution.executor import Executor
-from bertray.execution.on_demand import Executors, OnDemand
+from bertray.execution.on_demand import Executors, executors_of
 from bertray.execution.resources import Resources
 from bertray.io import faults
 from bertray.io.pool import in_pool
@@ -34,42 +33,41 @@ from bertray.model.training_texts import read_training_texts
 from bertray.outputs import ledger, publish
 from bertray.outputs.claims import check_free_space, check_publishing, check_put_if_absent, claim_output
 from bertray.outputs.commit import commit, make_entry
-from bertray.outputs.control_files import LedgerEntry, Plan, Receipt, StagedFile
+from bertray.outputs.control_files import LedgerEntry, LedgerRun, Plan, StagedFile
 from bertray.outputs.heartbeat import Heartbeat, live_attempt
 from bertray.outputs.ledger import Ledger
+from bertray.outputs.receipts import staging_folder, verify_cover, verify_staged, without_overlap
+from bertray.reports.night import NightReport
 from bertray.reviews.corpus import Inputs
-from bertray.reviews.reader import (
-    ReadSpec,
-    Shard,
-    WorkItem,
-    kept_schema,
-    plan_shards,
-    work_items,
-)
+from bertray.reviews.reader import kept_schema, plan_shards, work_units
+from bertray.reviews.rows import Aspects, ReadSpec, Shard
 from bertray.reviews.scan import FileScan, repeated_across
-from bertray.runs.evaluated import in_words
+from bertray.runs.acceptance import accept_nights
+from bertray.runs.evaluation_page import in_words
+from bertray.runs.night_quality import record_truth
 from bertray.runs.night_report import (
     has_report,
     past_tense,
+    read_report,
     report_folder,
     scoring_rate,
     write_night_report,
 )
-from bertray.runs.results import CommittedRun, Figures, Report, ScoreResult
+from bertray.runs.night_results import CommittedRun, ScoreResult
+from bertray.runs.nights_overview import write_index
+from bertray.runs.notices import send
+from bertray.runs.results import Figures, Report
+from bertray.runs.tracking import check_tracking, track_nights
 from bertray.scoring import plan as planning
-from bertray.scoring.decide import (
-    Tonight,
-    check_comparable,
-    check_unchanged,
-    decide,
-    next_plan,
-    scan_input,
-    spec_for,
-)
+from bertray.scoring.decide import Tonight, check_comparable, decide, spec_for
 from bertray.scoring.models import check_precision, open_model
+from bertray.scoring.next_plan import check_inputs_as_planned, next_plan
+from bertray.scoring.profiled import ngram_share
 from bertray.scoring.read_unit import ReadSettings, num_rows_of
-from bertray.scoring.stage_part import EmbedSettings, PartSettings, ScoreSettings, stage_parts
-from bertray.wording import counted
+from bertray.scoring.row_makers import EmbedSettings, PartSettings, ScoreSettings
+from bertray.scoring.scanned_input import scan_input
+from bertray.scoring.stage_part import stage_parts, unfinished
+from bertray.wording import counted, duration, percent
 
 log = logging.getLogger(__name__)
 
@@ -78,15 +76,98 @@ OnCommit = Callable[[CommittedRun], None]
 ROWS_BEFORE_RATIO = 100  # quarantined rows up to which max_quarantine_ratio does not apply
 
 
-def score(config: ScoreConfig, on_commit: OnCommit = lambda run: None) -> ScoreResult:
+def score(
+    config: ScoreConfig, on_commit: OnCommit = lambda run: None, executors: Executors | None = None
+) -> ScoreResult:
     """Score what is new; the same run again is always safe.
 
     Args:
         on_commit: called with each run as soon as its rows are published and its report is written.
     """
-    with OnDemand(config.workers, imports=("ray.data",)) as executors:
-        output, runs, num_listed = run_night(config, open_model(config), executors, on_commit)
-    return ScoreResult(output, runs=runs, num_listed=num_listed)
+    check_tracking(config)
+    notes, store = [], open_store(config.output)
+    if config.drift.accept is not None:
+        notes.append(accept_nights(config, store))
+    if config.truth:
+        notes += record_truth(config, store)
+    if not config.input:
+        return ScoreResult(store.root, tuple(notes), runs=(), num_listed=0)
+    with executors_of(config.workers, executors, imports=("ray.data",)) as opened:
+        output, runs, num_listed, told = run_night(config, open_model(config), opened, on_commit)
+    track_nights(config, output, runs)
+    _fail_on_drift(config, told)
+    return ScoreResult(output, tuple(notes), runs=runs, num_listed=num_listed)
+
+
+class ToldNight(NamedTuple):
+    """A night that this run told of.
+
+    Args:
+        drift: state; None of vectors.
+        verdict: on it, in a sentence.
+        report: where its page is.
+    """
+
+    title: str
+    drift: str | None
+    verdict: str
+    report: str
+
+
+def _tell(
+    config: NightConfig, store: Store, known: Ledger, runs: Sequence[LedgerRun], markers: publish.Markers
+) -> tuple[ToldNight, ...]:
+    """Bring reported nights to the index, to Ray's metrics, and to whom `notify` names; then mark them as reported.
+
+    Of a run that is killed before the mark, the next one tells: twice rather than not at all.
+    """
+    write_index(store, known, config.expect_every)
+    told = []
+    for run in runs:
+        try:
+            content = read_report(store, run)
+        except FileNotFoundError:  # a run beside us has replaced it
+            continue
+        address = store.uri(f"{report_folder(run)}/report.html")
+        drift = content.get("drift") or {"state": None, "headline": ""}
+        if drift["state"] == "alarm":
+            metrics.add(metrics.ALARMS, 1)
+        if config.notify is not None:
+            send(config.notify, _notice(run, content, address))
+        told.append(ToldNight(run.title, drift["state"], drift["headline"], address))
+    faults.point("reported.before_put")
+    publish.mark_reported(store, runs, markers)
+    return tuple(told)
+
+
+def _notice(run: LedgerRun, content: Mapping[str, Any], address: str) -> dict[str, Any]:
+    """Headline of a night for `notify`: counts, severity and where its page is.
+
+    Args:
+        content: of its report.json.
+    """
+    drift = content.get("drift")
+    return {
+        "text": f"{run.title}: {content['headline']} {drift['headline'] if drift else ''}".strip(),
+        "slot": run.slot,
+        "run": run.run,
+        "severity": content["findings"][0]["severity"] if content["findings"] else "good",  # the worst stands first
+        "drift": drift and drift["state"],
+        "rows_in": run.rows_in,
+        "rows_scored": run.rows_scored,
+        "rows_quarantined": run.rows_quarantined,
+        "report": address,
+    }
+
+
+def _fail_on_drift(config: ScoreConfig, nights: Sequence[ToldNight]) -> None:
+    """Raise DriftFound where a night drifted and the config asks for it; rows and reports are in place."""
+    drifted = [night for night in nights if night.drift == "alarm"]
+    if drifted and config.on_drift == "fail":
+        raise DriftFound(
+            f"slot {drifted[0].title}: {drifted[0].verdict} Its rows are committed.",
+            f"Look at {drifted[0].report}; if the night is as it should be, accept it by `drift.accept`.",
+        )
 
 
 class Night(NamedTuple):
@@ -95,6 +176,7 @@ class Night(NamedTuple):
     output: str
     runs: tuple[CommittedRun, ...]
     num_listed: int  # files of the input, whether new or in a slot already
+    told: tuple[ToldNight, ...]  # of these runs, and of killed ones before them
 
 
 def run_night(
@@ -104,7 +186,6 @@ def run_night(
 
     Args:
         config: what to score and where to.
-        info: of the model.
         executors: for scans and for work on rows.
         on_commit: as for `score`.
     """
@@ -115,13 +196,14 @@ def run_night(
     markers, num_earlier = publish.read_markers(store, known), len(known)
     known = publish.publish_all(store, known, markers)  # readers see what was committed, whatever came in tonight
     plans = planning.open_plans(store, known)
-    scanned = scan_input(config, store, known, plans, executors.for_bytes)
+    aspects = Aspects.of(config, info.aspects)
+    scanned = scan_input(config, store, known, plans, executors.for_bytes, aspects)
     tonight = decide(config, info, known, scanned)  # a wrong input is told before the output is touched
     if isinstance(config, ScoreConfig) and (tonight.new_files or tonight.rewrites):
         check_precision(config.precision, config.workers)
     claim_output(store, config.verb, config.verb, to_yaml(config))
     check_put_if_absent(store, single_writer=config.single_writer)
-    _write_missing_reports(config, info, store, known, num_earlier, markers)
+    told = _write_missing_reports(config, info, store, known, num_earlier, markers)
     known = ledger.write_due_snapshot(store, known, num_earlier)
     committed: list[CommittedRun] = []
     while pinned := next_plan(config, tonight, store, plans):
@@ -130,31 +212,30 @@ def run_night(
         spec = spec_for(config, info, tonight.readable(plan.files))
         executor = executors.for_rows(sum(file.num_rows or 0 for file in plan.files))
         entry, known = _run_plan(config, tonight, pinned, spec, store, markers, executor)
-        evaluation = write_night_report(
+        report = write_night_report(
             store,
             known,
             entry,
             info,
-            config.report_options,
-            seed=config.seed,
+            config,
             inputs=_inputs_of(plan, tonight, spec),
             executor=executor,
             skipped=_skipped(tonight),
             notes=_unsure(tonight, plan),
             texts=read_training_texts(resolve_model(config.model)) if spec.wants_label else None,
         )
-        publish.mark_reported(store, [entry], markers)
+        told += _tell(config, store, known, [entry], markers)
         known = ledger.write_due_snapshot(store, known, num_earlier)
-        committed.append(_committed(store, entry, evaluation))
+        committed.append(_committed(store, entry, report))
         on_commit(committed[-1])
         tonight = decide(config, info, known, scanned)  # what is left: a plan may hold only some of the files
-    return Night(store.root, tuple(committed), len(tonight.decisions))
+    return Night(store.root, tuple(committed), len(tonight.decisions), told)
 
 
 def _write_missing_reports(
     config: NightConfig, info: BundleInfo, store: Store, known: Ledger, num_earlier: int, markers: publish.Markers
-) -> None:
-    """Write the reports that killed runs did not come to; those of runs beside us are theirs to write."""
+) -> tuple[ToldNight, ...]:
+    """Write the reports that killed runs did not come to, and tell of them; those of runs beside us are theirs."""
     earlier = [run for run in ledger.current(known) if run.seq <= num_earlier]
     unmarked = [run for run in earlier if not markers.is_reported(run)]
     there = in_pool(partial(has_report, store), unmarked, store.num_threads)
@@ -168,8 +249,8 @@ def _write_missing_reports(
             profile=info.profile if same else None,
         )
         texts = read_training_texts(resolve_model(config.model)) if same and entry.evaluation_parts else None
-        write_night_report(store, known, entry, of_then, config.report_options, seed=config.seed, texts=texts)
-    publish.mark_reported(store, unmarked, markers)
+        write_night_report(store, known, entry, of_then, config, texts=texts)
+    return _tell(config, store, known, unmarked, markers) if unmarked else ()
 
 
 # --- one plan --------------------------------------------------------------------------------------------------------
@@ -187,37 +268,33 @@ def _run_plan(
     started, plan = time.monotonic(), pinned.plan
     attempt = uuid.uuid4().hex[:8]
     beside = not (pinned.is_new or config.takeover)
-    if beside and (holder := live_attempt(store, planning.staging_folder(plan))):
+    if beside and (holder := live_attempt(store, staging_folder(plan))):
         raise ConflictError(
             f"slot {plan.slot}: another run is at work on it ({holder}).",
             "Wait for it; if it is dead or lost, set `takeover=true`.",
         )
     check_free_space(store, sum(file.size_bytes for file in plan.files))
-    work = work_items(_shards(config, tonight, plan), plan.rows_per_shard)
-    adopted = [] if pinned.is_new else _adopted(store, plan, work)
-    done_before = {receipt.intervals for receipt in adopted}
-    work = [item for item in work if _intervals(item) not in done_before]
+    work = work_units(_shards(config, tonight, plan), plan.rows_per_shard)
+    adopted, work = ([], work) if pinned.is_new else unfinished(store, staging_folder(plan), work)
     executor = executor.for_rows(num_rows_of(work))
-    read = ReadSettings(spec, config.model, plan.settings["max_length"], plan.settings["long_text"])
+    is_score = isinstance(config, ScoreConfig)
+    read = ReadSettings(
+        spec,
+        config.model,
+        plan.settings["max_length"],
+        plan.settings["long_text"],
+        with_terms=is_score,
+        unit=config.vocabulary_unit if isinstance(config, EmbedConfig) else None,
+        profile_share=ngram_share(sum(file.num_rows or 0 for file in plan.files)) if is_score else None,
+    )
     settings = _part_settings(config, tonight, plan, spec, attempt, executor.resources)
-    receipts = list(adopted)
-    with (
-        Heartbeat(store, settings.staging, plan.run_id),
-        Ticker(
-            {"score": "scoring", "embed": "embedding"}[config.verb],
-            num_rows_of(work),
-            "reviews",
-        ) as ticker,
-    ):
-        done = 0
-        for receipt in stage_parts(work, read, settings, executor):
-            receipts.append(receipt)
-            done += receipt.rows_in
-            ticker.update(done)
+    doing = {"score": "scoring", "embed": "embedding"}[config.verb]
+    with Heartbeat(store, settings.staging, plan.run_id):
+        made = stage_parts(work, [(read, settings)], executor, doing, num_rows_of(work))
+        receipts = without_overlap([*adopted, *(receipt for (receipt,) in made)])
         faults.point("verify.before")
-        receipts = sorted(planning.without_overlap(receipts), key=lambda receipt: receipt.intervals)
-        planning.verify_cover(plan, receipts)
-        check_unchanged(config, plan)
+        verify_cover(plan, receipts)
+        check_inputs_as_planned(config, plan)
         entry = make_entry(
             plan,
             tonight.entries,
@@ -229,7 +306,7 @@ def _run_plan(
             compute_seconds=sum(receipt.seconds for receipt in receipts) / executor.resources.num_workers,
         )
         _check_refused(config, entry)
-        planning.verify_staged(store, plan, entry)
+        verify_staged(store, plan, entry)
         entry, known = commit(store, tonight.entries, entry, beside=plan.beside)
         known = publish.publish(store, known, entry.slot, markers)
     return entry, known
@@ -250,19 +327,6 @@ def _shards(config: NightConfig, tonight: Tonight, plan: Plan) -> list[Shard]:
     return shards
 
 
-def _intervals(item: WorkItem) -> tuple[tuple[int, int, int], ...]:
-    return tuple((shard.file_no, shard.lo, shard.hi) for shard in item)
-
-
-def _adopted(store: Store, plan: Plan, work: Sequence[WorkItem]) -> list[Receipt]:
-    """Finished parts that an earlier attempt left, whole and checked."""
-    stored = planning.whole_receipts(store, planning.staging_folder(plan))
-    adopted = planning.adopt(map(_intervals, work), stored)
-    if adopted:
-        log.info("%d finished parts of an earlier attempt are used", len(adopted))
-    return adopted
-
-
 def _part_settings(
     config: NightConfig, tonight: Tonight, plan: Plan, spec: ReadSpec, attempt: str, resources: Resources
 ) -> PartSettings:
@@ -273,29 +337,31 @@ def _part_settings(
         "model_version": plan.model_version,
         "run_id": plan.run_id,
         "output": store_root(config.output),
-        "staging": f"{planning.staging_folder(plan)}/{attempt}",
+        "staging": f"{staging_folder(plan)}/{attempt}",
         "kept_columns": config.keep_columns,
         "kept_schema": kept,
         "partition_columns": taken,
+        "by_aspect": spec.aspects is not None,
         "write_parts": True,
         "device": resources.device,
         "threads": resources.threads,
     }
     if isinstance(config, EmbedConfig):
-        s.embedded_schema(
-            [pa.list_(pa.float32())], kept, taken=taken
-        )  # two kept columns of one name are told here, not by an actor
+        # Two kept columns of one name are told here, not by an actor.
+        s.embedded_schema([pa.list_(pa.float32())], kept, aspect=spec.aspects is not None, taken=taken)
         return EmbedSettings(**common, pooling=config.pooling, normalize=config.normalize, dtype=config.dtype)
     assert isinstance(config, ScoreConfig)
-    s.scored_schema(plan.labels, kept, taken=taken)
+    s.scored_schema(plan.labels, kept, aspect=spec.aspects is not None, taken=taken)
     return ScoreSettings(
         **common,
         labels=tonight.info.labels,
         temperature=tonight.info.temperature,
         with_labels=spec.wants_label,
         slice_columns=config.report.slices,
-        needs_review_below=config.needs_review_below,
+        needs_review_below=plan.settings["needs_review_below"],
         precision=config.precision,
+        int8_bound=tonight.info.int8_bound,
+        profile_by=config.drift.by,
     )
 
 
@@ -321,7 +387,7 @@ def _quarantine_files(plan: Plan, store: Store, attempt: str) -> list[StagedFile
         for file in bad
     ]
     content = parquet_bytes(pa.Table.from_pylist(rows, schema=s.QUARANTINE_SCHEMA))
-    key = f"{planning.staging_folder(plan)}/{attempt}/q-files.parquet"
+    key = f"{staging_folder(plan)}/{attempt}/q-files.parquet"
     store.put(key, content)
     return [StagedFile(key=key, rows=len(rows), bytes=len(content), sha256=hashlib.sha256(content).hexdigest())]
 
@@ -331,21 +397,21 @@ def _check_refused(config: NightConfig, entry: LedgerEntry) -> None:
     refused = entry.rows_quarantined
     of_nothing = [file for file in entry.files if file.rows_in != 0 and not file.rows_scored]
     if of_nothing and not entry.rows_scored and config.max_quarantine_ratio < 1:
-        worst = max(entry.reasons.items(), key=lambda item: item[1])
+        reason, times = max(entry.reasons.items(), key=lambda item: item[1])
         raise DataRefused(
             f"quarantine: nothing of {counted(len(of_nothing), 'file')} ({counted(entry.rows_in, 'row')}) "
-            f"could be scored, first {of_nothing[0].path}; most often {worst[0]} ({worst[1]}). Nothing was committed.",
+            f"could be scored, first {of_nothing[0].path}; most often {reason} ({times}). Nothing was committed.",
             "Look at the input and at how `reader` and `columns` read it; if it is as it should be, set "
             "max_quarantine_ratio=1.",
         )
     if of_nothing:
         log.warning("%s gave no row to score, such as %s", counted(len(of_nothing), "file"), of_nothing[0].path)
     if refused > ROWS_BEFORE_RATIO and refused > config.max_quarantine_ratio * entry.rows_in:
-        worst = max(entry.reasons.items(), key=lambda item: item[1])
+        reason, times = max(entry.reasons.items(), key=lambda item: item[1])
         raise DataRefused(
-            f"quarantine: {refused:,} of {counted(entry.rows_in, 'row')} ({refused / entry.rows_in:.1%}) would be "
+            f"quarantine: {refused:,} of {counted(entry.rows_in, 'row')} ({percent(refused / entry.rows_in)}) would be "
             f"kept out, above "
-            f"max_quarantine_ratio={config.max_quarantine_ratio}; most often {worst[0]} ({worst[1]}). "
+            f"max_quarantine_ratio={config.max_quarantine_ratio}; most often {reason} ({times}). "
             "Nothing was committed.",
             "Look at the input; if it is as it should be, raise max_quarantine_ratio.",
         )
@@ -376,8 +442,9 @@ def _unsure(tonight: Tonight, plan: Plan) -> list[str]:
     return [f"{decision.file.path}: {decision.why}." for decision in unsure[:20]]
 
 
-def _committed(store: Store, entry: LedgerEntry, evaluation: Evaluation | None) -> CommittedRun:
+def _committed(store: Store, entry: LedgerEntry, report: NightReport) -> CommittedRun:
     """An entry of the ledger as a result shows it."""
+    evaluation = report.evaluation.evaluation if report.evaluation else None
     log.info("slot %s committed in %s", entry.title, duration(entry.seconds))
     return CommittedRun(
         slot=entry.slot,
@@ -396,4 +463,6 @@ def _committed(store: Store, entry: LedgerEntry, evaluation: Evaluation | None) 
         report=Report(store.uri(f"{report_folder(entry)}/report.html")),
         figures=None if evaluation is None else Figures.from_json(evaluation.to_json()),
         summary=() if evaluation is None else tuple(in_words(evaluation).splitlines()),
+        drift=None if report.drift is None else report.drift.drift.state,
+        drift_told="" if report.drift is None else report.drift.headline,
     )

@@ -10,14 +10,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-from bertray.console import duration
 from bertray.evaluation.intervals import Estimate
+from bertray.evaluation.metrics import FIGURES
 from bertray.io.store import Store
 from bertray.outputs.claims import told_when_finished
 from bertray.paths import is_uri
 from bertray.reports.evaluation import EvaluationReport
-from bertray.runs.evaluated import in_words
-from bertray.wording import counted
+from bertray.runs.evaluation_page import in_words
+from bertray.wording import counted, duration, percent
 
 if TYPE_CHECKING:
     import bertray
@@ -98,7 +98,7 @@ class Result:
 
 
 @dataclass(frozen=True, repr=False)
-class _WithPage(Result):
+class ResultWithPage(Result):
     @property
     def report(self) -> Report:
         """The page of the run."""
@@ -157,7 +157,7 @@ def _estimates(content: Any) -> Any:
 
 
 @dataclass(frozen=True, repr=False, kw_only=True)
-class EvaluationResult(_WithPage):
+class EvaluationResult(ResultWithPage):
     """Figures of a model on labelled rows.
 
     Attributes:
@@ -216,14 +216,14 @@ class EvaluationResult(_WithPage):
 
     @property
     def rows_of_table(self) -> list[tuple[str, str]]:
-        shown = [(name.replace("_", " "), str(self.metrics[name])) for name in ("accuracy", "macro_f1", "mcc")]
+        shown = [(words, str(self.metrics[name])) for name, words in FIGURES.items()]
         beside = [(f"accuracy of {name}", str(of["accuracy"])) for name, of in self.figures.baselines.items()]
         return [*shown, *beside, *(("finding", finding) for finding in self.findings)]
 
 
 @dataclass(frozen=True, repr=False, kw_only=True)
 class TrainResult(EvaluationResult):
-    """A trained model and its figures on test rows, or on validation rows where no test was given."""
+    """A trained model and its figures on test rows; without a test on validation rows, or by cross-validation."""
 
     @property
     def model(self) -> str:
@@ -240,115 +240,14 @@ class TrainResult(EvaluationResult):
         """The trained model, loaded to label texts in this process."""
         import bertray
 
-        return bertray.Classifier.load(self.model, kept=self)
-
-
-# --- slots -----------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, kw_only=True)
-class CommittedRun:
-    """One committed run of a slot: the rows of some files, each scored or in quarantine.
-
-    Attributes:
-        slot: partition of the output, such as `dt=2026-11-20`.
-        run: 1, 2, … of those of the slot.
-        title: slot, and run where it is not the first.
-        done: `scored` or `embedded`.
-        num_files: files that were read.
-        rows_in: rows of these files; rows_done + rows_quarantined.
-        row_reasons, file_reasons: quarantined rows and whole files by reason.
-        label_counts: rows by predicted label.
-        rows_per_s: while the model was at work.
-        data: folder or URI of its Parquet files.
-        report: its page.
-        figures: metrics on its labelled rows; None where the input has no labels.
-        summary: lines on these, as the command prints them.
-    """
-
-    slot: str
-    run: int
-    title: str
-    done: str
-    num_files: int
-    rows_in: int
-    rows_done: int
-    rows_quarantined: int
-    row_reasons: Mapping[str, int]
-    file_reasons: Mapping[str, int]
-    label_counts: Mapping[str, int]
-    rows_per_s: float
-    data: str
-    report: Report
-    figures: Figures | None
-    summary: tuple[str, ...]
-
-
-@dataclass(frozen=True, repr=False, kw_only=True)
-class _NightResult(Result):
-    """Committed runs of new files.
-
-    Attributes:
-        runs: what this call committed, in that order; none where nothing was new.
-        num_listed: files of the input, whether new or in a slot already.
-    """
-
-    runs: tuple[CommittedRun, ...]
-    num_listed: int
-
-    @property
-    def rows_in(self) -> int:
-        """Rows of the new files."""
-        return sum(run.rows_in for run in self.runs)
-
-    @property
-    def rows_quarantined(self) -> int:
-        """Rows that were kept out, each with a reason."""
-        return sum(run.rows_quarantined for run in self.runs)
-
-    @property
-    def report(self) -> Report | None:
-        """The page of the last run; each run has its own."""
-        return self.runs[-1].report if self.runs else None
-
-    @property
-    def headline(self) -> str:
-        if not self.runs:
-            return f"nothing new: {counted(self.num_listed, 'file')} listed, all in slots already"
-        done = sum(run.rows_done for run in self.runs)
-        return f"{counted(done, 'row')} {self.runs[0].done}, {self.rows_quarantined:,} quarantined"
-
-    @property
-    def rows_of_table(self) -> list[tuple[str, str]]:
-        return [
-            (run.title, f"{counted(run.rows_done, 'row')} {run.done}, {run.rows_quarantined:,} quarantined, {run.data}")
-            for run in self.runs
-        ]
-
-
-class ScoreResult(_NightResult):
-    """Scored rows, committed."""
-
-    @property
-    def rows_scored(self) -> int:
-        """Rows that have a label now."""
-        return sum(run.rows_done for run in self.runs)
-
-
-class EmbedResult(_NightResult):
-    """Vectors, committed."""
-
-    @property
-    def rows_embedded(self) -> int:
-        """Rows that have a vector now."""
-        return sum(run.rows_done for run in self.runs)
+        return bertray.Classifier.load(self)
 
 
 # --- other runs ------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, repr=False, kw_only=True)
-class _RunOnce(_WithPage):
+class _RunOnce(ResultWithPage):
     """A run that is done once: the same run again gives back what it had found.
 
     Attributes:
@@ -484,7 +383,7 @@ class TopicsResult(_RunOnce):
 
     @property
     def rows_of_table(self) -> list[tuple[str, str]]:
-        return [(f"{topic.share:.1%}", ", ".join(word for word, _ in topic.words[:6])) for topic in self.topics[:10]]
+        return [(percent(topic.share), ", ".join(word for word, _ in topic.words[:6])) for topic in self.topics[:10]]
 
 
 class Table(NamedTuple):

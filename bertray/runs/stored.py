@@ -2,24 +2,48 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 
 from bertray.config import FilesConfig, GcConfig
 from bertray.errors import ConfigError
 from bertray.io.store import open_store
-from bertray.outputs import ledger, publish
+from bertray.outputs import ledger
+from bertray.outputs.control_files import LedgerRun
 from bertray.outputs.garbage import find_garbage, remove
+from bertray.outputs.publish import committed_files
+from bertray.runs.notices import send
 from bertray.runs.results import GarbageResult
 
+log = logging.getLogger(__name__)
 
-def committed_files(config: FilesConfig) -> list[str]:
+
+def list_files(config: FilesConfig) -> list[str]:
     """Paths or URIs of the committed part files, in the order of slots, runs and parts.
 
     Raises:
         ConfigError: nothing is committed there.
     """
     store = open_store(config.output)
-    return list(publish.committed_files(store, ledger.committed_entries(store, config.slot)))
+    runs = ledger.committed_entries(store, config.slot)
+    late = _late(config, runs)
+    if late:
+        log.warning(late)
+        if config.notify is not None:
+            send(config.notify, {"text": f"{store.root}: {late}", "severity": "bad"})
+    return list(committed_files(store, runs))
+
+
+def _late(config: FilesConfig, runs: Sequence[LedgerRun]) -> str:
+    """A sentence where the newest night is older than the config expects; else empty."""
+    if config.expect_every is None:
+        return ""
+    newest = max(datetime.fromisoformat(run.committed_at) for run in runs)
+    hours = (datetime.now(UTC) - newest).total_seconds() / 3600
+    if hours <= config.expect_every:
+        return ""
+    return f"the newest night was committed {hours:,.0f} hours ago, expect_every={config.expect_every:g}."
 
 
 def collect_garbage(config: GcConfig) -> GarbageResult:

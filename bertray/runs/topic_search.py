@@ -10,9 +10,9 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from bertray.config import TopicsConfig, to_yaml
+from bertray.config import TopicsConfig, identity_of, to_yaml
 from bertray.console import timed
-from bertray.execution.on_demand import OnDemand
+from bertray.execution.on_demand import Executors, executors_of
 from bertray.io.digests import cache_key
 from bertray.io.store import Store, open_store
 from bertray.outputs.claims import claimed_output, finished_run, mark_finished, remove_folder, told_when_finished
@@ -29,13 +29,13 @@ from bertray.topic_models.rows import (
 from bertray.topic_models.source import Source, check_enough, open_source
 
 
-def search_topics(config: TopicsConfig) -> TopicsResult:
+def search_topics(config: TopicsConfig, executors: Executors | None = None) -> TopicsResult:
     """Find topics; the same run again gives back what it had found."""
-    with OnDemand(config.workers, imports=("ray.data",)) as executors:
-        return _run(config, executors)
+    with executors_of(config.workers, executors, imports=("ray.data",)) as opened:
+        return _run(config, opened)
 
 
-def _run(config: TopicsConfig, executors: OnDemand) -> TopicsResult:
+def _run(config: TopicsConfig, executors: Executors) -> TopicsResult:
     started = time.monotonic()
     check_installed("topics", ("bertopic", "umap", "hdbscan"))
     source = open_source(config, executors.for_bytes)
@@ -44,6 +44,7 @@ def _run(config: TopicsConfig, executors: OnDemand) -> TopicsResult:
     if finished_run(store, "topics", run_key):
         return _result(store, json.loads(store.get("report.json")), already_done=True)
     with claimed_output(store, "topics", run_key, to_yaml(config), FOLDER, replace=config.replace):
+        source.inputs.keep_scan(store)
         with executors.session(source.inputs.num_rows) as executor:
             embedded = embed_rows(source.inputs, config.model, source.info, config.pooling, store, executor)
             check_enough(config, source, embedded.num_rows)
@@ -81,8 +82,8 @@ def _result(store: Store, content: Mapping[str, Any], *, already_done: bool) -> 
 
 
 def _run_key(config: TopicsConfig, source: Source) -> str:
-    identity = config.model_dump(mode="json", exclude={"output", "price_per_hour", "registry", "workers", "replace"})
     files, model = source.inputs.identity, source.info.model_version
+    identity = identity_of(config, ["replace"])
     return cache_key({"config": identity, "files": files, "model": model, "scored": source.scored})
 
 

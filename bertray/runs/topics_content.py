@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
@@ -13,11 +12,11 @@ import pyarrow.compute as pc
 import bertray
 from bertray import schema as s
 from bertray.config import TopicsConfig, to_yaml
-from bertray.console import duration, timed
+from bertray.console import timed
 from bertray.evaluation.groups import compare_groupings, tfidf_kmeans
 from bertray.io.store import Store
 from bertray.io.tables import one_chunk, parquet_bytes
-from bertray.reports.html import data_title, model_title
+from bertray.reports.html import created_now, data_title, model_title
 from bertray.reports.topics import GroupComparison, Topic, TopicsReport, name_of
 from bertray.reviews.labels import canonical
 from bertray.topic_models.clustering import OUTLIER
@@ -26,6 +25,7 @@ from bertray.topic_models.rows import (
     EmbeddedRows,
 )
 from bertray.topic_models.source import Source, kept_schema_of
+from bertray.wording import duration
 
 
 def topics_report(
@@ -91,7 +91,7 @@ def topics_report(
         facts=facts,
         notes=notes,
         config=to_yaml(config),
-        created=f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
+        created=created_now(),
     )
 
 

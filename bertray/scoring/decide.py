@@ -1,61 +1,40 @@
-"""Decisions of a scoring run, made before any compute: `plan` shows them, `score` follows them.
+"""Decisions of a scoring run, made before any compute: which files are new, which slots are rewritten, and how.
 
-What is done is a sequence of plans, each the files of one version of one slot: first an unfinished plan of an earlier
-run that still fits, then slots to rewrite, then the new files.
+`plan` shows them, `score` follows them: `next_plan` makes each the files of one version of one slot.
 """
 
 from __future__ import annotations
 
 import logging
-import uuid
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from datetime import UTC, datetime
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import pyarrow as pa
 
 from bertray import schema as s
 from bertray.config import EmbedConfig, NightConfig, ScoreConfig
-from bertray.errors import ConfigError, ConflictError, DataRefused, InfrastructureError
-from bertray.execution.on_demand import ExecutorFor
+from bertray.errors import ConfigError, ConflictError
 from bertray.io.store import Store
 from bertray.model.bundle import BundleInfo
 from bertray.outputs import ledger
 from bertray.outputs.claims import check_claim
-from bertray.outputs.control_files import CommittedRun, FileCount, FileRecord, Plan
+from bertray.outputs.control_files import FileRecord, LedgerRun
 from bertray.outputs.ledger import Ledger
 from bertray.reviews.corpus import read_spec, refuse_bad_files
 from bertray.reviews.labels import label_map
-from bertray.reviews.reader import (
-    BadFile,
-    InputFile,
-    ReadSpec,
-    check_columns,
-    check_slices,
-    column_fault,
-    kept_faults,
-    label_is_readable,
-    list_inputs,
-)
-from bertray.reviews.rows import FileEntry
-from bertray.reviews.scan import (
-    FileScan,
-    ScanSettings,
-    digests_of,
-    is_unchanged,
-    scan_files,
-    with_digests_where_alike,
-)
+from bertray.reviews.reader import check_columns, check_slices, column_fault, kept_faults, label_is_readable
+from bertray.reviews.rows import Aspects, BadFile, InputFile, ReadSpec
+from bertray.reviews.scan import FileScan
 from bertray.scoring import plan as planning
+from bertray.scoring.scanned_input import KnownFile, ScannedInput, Seen
 from bertray.wording import counted
 
 log = logging.getLogger(__name__)
 
 # Settings that may differ between vectors that are compared.
 _FREE = ("columns", "reader", "keep_columns", "unique_ids")
-TOKENS_PER_PART = 1 << 17  # where each has a vector: 400 MB of them for BERT-base
 
 
 @dataclass(frozen=True)
@@ -66,23 +45,6 @@ class Rewrite:
     version: int
     files: list[FileRecord]
     why: str
-
-
-@dataclass(frozen=True)
-class Target:
-    """Target of new files: slot, run and version.
-
-    Args:
-        slot: a new one, or that of the day.
-        version: of the slot.
-        run: the next of that version, unless another is committed first.
-        beside: other runs may stand beside it, before and after.
-    """
-
-    slot: str
-    version: int
-    run: int
-    beside: bool
 
 
 @dataclass(frozen=True)
@@ -116,131 +78,6 @@ class Tonight:
         return [scan for scan in found if isinstance(scan, FileScan)]
 
 
-@dataclass(frozen=True)
-class KnownFile:
-    """A listed file that the ledger holds as it is; it is not opened again."""
-
-    record: FileRecord
-
-
-Seen = FileScan | BadFile | KnownFile
-
-
-@dataclass(frozen=True)
-class ScannedInput:
-    """All files of the input, and what has to be known of scored ones to compare contents.
-
-    Args:
-        seen: files by path, in the order of the listing.
-        settings: of the scans.
-        digests: of scored files whose content was read again, by path.
-        gone: scored files, by path, that look like a new one and cannot be read any more: they count as different.
-    """
-
-    seen: dict[str, Seen]
-    settings: ScanSettings
-    digests: dict[str, str] = field(default_factory=dict)
-    gone: frozenset[str] = frozenset()
-
-    def with_faults(self, faults: Mapping[str, BadFile]) -> ScannedInput:
-        """The same with some files that cannot be used after all."""
-        return replace(self, seen=self.seen | dict(faults))
-
-
-def scan_input(
-    config: NightConfig,
-    store: Store,
-    entries: Sequence[CommittedRun],
-    plans: Sequence[Plan],
-    executor_for: ExecutorFor,
-) -> ScannedInput:
-    """List the input and scan what is new; files that the ledger holds are not opened, unless a slot may be rewritten.
-
-    Args:
-        config: the input.
-        store: the output.
-        entries: its ledger.
-        plans: open ones, whose scans are used again.
-        executor_for: scans files.
-
-    Raises:
-        ConfigError: a path is missing.
-        DataRefused: there is no file at all.
-    """
-    listed = list_inputs(config.input, config.reader, output=config.output)
-    if not listed and not config.allow_empty:
-        raise DataRefused(
-            f"input: no review file in {', '.join(config.input)}.", "Check the path, or set `allow_empty=true`."
-        )
-    scored = [file for file, _ in planning.owners(entries).values()]
-    known = {(file.path, file.size_bytes, file.modified): file for file in scored}
-    may_rewrite = config.replace or config.rescore == "replace" or config.on_changed_file == "replace"
-    to_scan = [entry for entry in listed if may_rewrite or entry.stamp not in known]
-    settings = ScanSettings(
-        config.reader,
-        config.columns,
-        ids=config.ids.unique != "off",
-        id_digests=config.ids.unique == "slot",
-    )
-    kept = planning.kept_scans(store, plans, settings) if to_scan else {}
-    missing = [entry for entry in to_scan if entry.stamp not in kept]
-    scans = scan_files(missing, settings, executor_for(sum(entry.size_bytes for entry in missing)))
-    found = kept | {entry.stamp: scan for entry, scan in zip(missing, scans, strict=True)}
-    seen = {entry.path: found.get(entry.stamp) or KnownFile(_known_record(known[entry.stamp])) for entry in listed}
-    return _compared(ScannedInput(seen, settings), known, scored, executor_for)
-
-
-def _compared(
-    scanned: ScannedInput,
-    known: Mapping[tuple[str, int, str], FileCount],
-    scored: Sequence[FileCount],
-    executor_for: ExecutorFor,
-) -> ScannedInput:
-    """Digests of whole contents, where files that are not known have the size and fingerprint of another."""
-    seen = dict(scanned.seen)
-    scans = {path: scan for path, scan in seen.items() if isinstance(scan, FileScan)}
-    new = [scan.file for scan in scans.values() if scan.file.entry.stamp not in known]
-    looks = {(file.size_bytes, file.fingerprint) for file in new}
-    sizes = {file.size_bytes for file in new}
-    # Entries of earlier versions have a digest and no fingerprint.
-    alike = [
-        file
-        for file in scored
-        if (file.size_bytes, file.fingerprint) in looks
-        or (file.fingerprint is None and file.digest is not None and file.size_bytes in sizes)
-    ]
-    again = [file for file in alike if file.digest is None]
-    there = [file for file in again if _is_there(file)]
-    gone = {file.path for file in again} - {file.path for file in there}
-    comparable = [file for file in alike if file.path not in gone]
-    old_sizes = {file.size_bytes for file in comparable if file.fingerprint is None}
-    others = [(file.size_bytes, file.fingerprint) for file in comparable if file.fingerprint is not None]
-    others += [(file.size_bytes, file.fingerprint) for file in new if file.size_bytes in old_sizes]
-    for file in with_digests_where_alike(new, executor_for, others):
-        seen[file.path] = replace(scans[file.path], file=file)
-    for path, scan in scans.items():
-        record = known.get(scan.file.entry.stamp)
-        if record is not None and scan.file.digest is None:
-            seen[path] = replace(scan, file=replace(scan.file, digest=record.digest))
-    entries = [_entry(file) for file in there]
-    digests = dict(zip([entry.path for entry in entries], digests_of(entries, executor_for), strict=True))
-    return replace(scanned, seen=seen, digests=digests, gone=frozenset(gone))
-
-
-def _entry(file: FileCount) -> FileEntry:
-    return FileEntry(file.path, file.relative_path, file.format, file.size_bytes, file.modified)
-
-
-def _is_there(file: FileCount) -> bool:
-    """Whether a scored file can still be read as it was."""
-    return is_unchanged(_entry(file), file.fingerprint)
-
-
-def _known_record(file: FileCount) -> FileRecord:
-    fields = file.model_dump(exclude={"rows_in", "rows_scored", "rows_quarantined"})
-    return FileRecord(**fields, num_rows=file.rows_in)
-
-
 def decide(config: NightConfig, info: BundleInfo, entries: Ledger, scanned: ScannedInput) -> Tonight:
     """Hold the input against the ledger: which files are new, which slots are rewritten.
 
@@ -266,6 +103,7 @@ def decide(config: NightConfig, info: BundleInfo, entries: Ledger, scanned: Scan
     spec = spec_for(config, info, readable)
     check_columns(readable, spec)
     check_slices(readable, spec, config.report_options.slices)
+    check_slices(readable, spec, _profiled(config), "drift.by")
     return tonight
 
 
@@ -305,7 +143,7 @@ def _decided(
 def _rewrites(
     config: NightConfig,
     info: BundleInfo,
-    entries: Sequence[CommittedRun],
+    entries: Sequence[LedgerRun],
     settings: Mapping[str, Any],
     decisions: Sequence[planning.FileDecision],
 ) -> Iterator[Rewrite]:
@@ -314,7 +152,7 @@ def _rewrites(
     owned: defaultdict[str, list[str]] = defaultdict(list)
     for path, (_, entry) in sorted(planning.owners(entries).items()):
         owned[entry.slot].append(path)
-    runs_of: dict[str, list[CommittedRun]] = {}
+    runs_of: dict[str, list[LedgerRun]] = {}
     for entry in ledger.current(entries):
         runs_of.setdefault(entry.slot, []).append(entry)
     for slot, runs in runs_of.items():
@@ -355,7 +193,8 @@ def _check_slot(config: NightConfig, labels: list[str]) -> None:
             "replace=true: expected a slot to replace, found none.", "Name it: `slot=dt=2026-11-20 replace=true`."
         )
     keys = [key.casefold() for key in s.partition_columns(config.slot or "")]
-    ours = {name.casefold() for name in (*s.scored_schema(labels, pa.schema([]), needs_review=True).names, s.EMBEDDING)}
+    names = s.scored_schema(labels, pa.schema([]), needs_review=True, aspect=True).names
+    ours = {name.casefold() for name in (*names, s.EMBEDDING)}
     ours.add(s.TOKENS)
     if len(set(keys)) < len(keys) or not ours.isdisjoint(keys):
         raise ConfigError(
@@ -366,28 +205,40 @@ def _check_slot(config: NightConfig, labels: list[str]) -> None:
 
 def spec_for(config: NightConfig, info: BundleInfo, files: Sequence[InputFile]) -> ReadSpec:
     """Settings for reading some files; labels are used when every file has the column."""
+    aspects = Aspects.of(config, info.aspects)
     looks_at_labels = isinstance(config, ScoreConfig) and bool(files)
     return read_spec(
         config,
         info.cleaning,
         info.max_chars,
-        wants_label=looks_at_labels and all(label_is_readable(file, config.columns) for file in files),
-        keep_columns=list(dict.fromkeys([*config.keep_columns, *config.report_options.slices])),
+        wants_label=looks_at_labels and all(label_is_readable(file, config.columns, aspects) for file in files),
+        keep_columns=list(dict.fromkeys([*config.keep_columns, *config.report_options.slices, *_profiled(config)])),
         unique_ids=config.ids.unique != "off",
+        trained_for=info.aspects,
+        text_columns=info.text_columns,
     )
+
+
+def _profiled(config: NightConfig) -> tuple[str, ...]:
+    """Input columns whose values the profile counts apart."""
+    return config.drift.by if isinstance(config, ScoreConfig) else ()
 
 
 def night_settings(config: NightConfig, info: BundleInfo) -> dict[str, Any]:
     """The part of the config that decides what is written."""
     settings = {
-        "columns": config.columns.model_dump(),
+        "columns": config.columns.trained_for(info.text_columns).model_dump(),
         "reader": config.reader.model_dump(),
         "keep_columns": list(config.keep_columns),
         "max_length": config.max_length or info.max_length,
         "long_text": config.long_text or info.long_text,
         "unique_ids": config.ids.unique,
     }
+    if (aspects := Aspects.of(config, info.aspects)) is not None:
+        settings["aspects"] = aspects.column or aspects.label_columns
     if isinstance(config, EmbedConfig):
+        if config.vocabulary_unit is not None:
+            settings["unit"] = config.vocabulary_unit
         return settings | {
             "pooling": config.pooling,
             "normalize": config.normalize,
@@ -398,14 +249,16 @@ def night_settings(config: NightConfig, info: BundleInfo) -> dict[str, Any]:
     assert isinstance(config, ScoreConfig)
     if config.precision != "auto":
         settings["precision"] = config.precision
+    if config.drift.by:
+        settings["drift_by"] = list(config.drift.by)
     return settings | {
-        "needs_review_below": config.needs_review_below,
+        "needs_review_below": config.needs_review_below or info.needs_review_below,
         "labels": label_map(config.labels, info.label_map).to_json(),
         "slices": list(config.report.slices),
     }
 
 
-def check_comparable(config: EmbedConfig, info: BundleInfo, store: Store, entries: Sequence[CommittedRun]) -> None:
+def check_comparable(config: EmbedConfig, info: BundleInfo, store: Store, entries: Sequence[LedgerRun]) -> None:
     """Refuse to put vectors of two kinds into one output, where they are meant to be compared with each other.
 
     Raises:
@@ -446,123 +299,3 @@ def _record(seen: Seen) -> FileRecord:
         reason=None if bad is None else str(bad.reason),
         detail=None if bad is None else bad.detail,
     )
-
-
-# --- the next plan ---------------------------------------------------------------------------------------------------
-
-
-def unfinished_plan(tonight: Tonight, plans: Sequence[Plan]) -> Plan | None:
-    """The newest plan of an earlier run that nobody committed and that is still to be done as it stands."""
-    new = {file.path: file for file in tonight.new_files}
-    rewrites = {(rewrite.slot, rewrite.version): rewrite.files for rewrite in tonight.rewrites}
-    versions = planning.versions(tonight.entries)
-    committed = {(entry.slot, entry.plan_key) for entry in tonight.entries}
-    for plan in reversed(plans):
-        if (plan.slot, plan.plan_key) in committed:
-            continue
-        if plan.model_version != tonight.info.model_version or plan.settings != tonight.settings:
-            continue
-        version = versions.get(plan.slot)
-        if version is not None and plan.version > version:
-            fits = _same(plan.files, rewrites.get((plan.slot, plan.version), []))
-        else:
-            free = version is None or (plan.beside and plan.version == version)
-            fits = free and bool(plan.files) and _same(plan.files, [new.get(f.path) for f in plan.files])
-        if fits:
-            return plan
-    return None
-
-
-def _same(planned: Sequence[FileRecord], now: Sequence[FileRecord | None]) -> bool:
-    """Whether two lists name the same files as they are; a digest may have been made since."""
-    return [file.identity for file in planned] == [file and file.identity for file in now]
-
-
-def next_plan(config: NightConfig, tonight: Tonight, store: Store, plans: Sequence[Plan]) -> planning.PinnedPlan | None:
-    """The next plan, pinned in the store; None when everything is done.
-
-    Args:
-        plans: open ones, newest last, as this run found them when it began.
-    """
-    plan = unfinished_plan(tonight, plans)
-    if plan is not None:
-        log.info("resuming slot %s", plan.slot)
-        return planning.PinnedPlan(plan, is_new=False)
-    if tonight.rewrites:
-        rewrite = tonight.rewrites[0]
-        log.info("rewriting slot %s as version %d: %s", rewrite.slot, rewrite.version, rewrite.why)
-        target = Target(rewrite.slot, rewrite.version, run=1, beside=False)
-        return _pinned(config, tonight, store, target, rewrite.files)
-    found = target_of_new_files(config, tonight)
-    return None if found is None else _pinned(config, tonight, store, found, tonight.new_files)
-
-
-def target_of_new_files(config: NightConfig, tonight: Tonight) -> Target | None:
-    """Slot and run that the new files become; None when there is nothing to commit.
-
-    Raises:
-        ConflictError: `slot` is committed, and holds other files.
-    """
-    new, versions = tonight.new_files, planning.versions(tonight.entries)
-    slot = config.slot or f"dt={datetime.now(UTC):%Y-%m-%d}"
-    if not new and (tonight.decisions or slot in versions):
-        return None  # without any file at all, allow_empty commits one empty slot
-    if config.slot in versions:
-        raise ConflictError(
-            f"slot={slot}: committed from other inputs; "
-            f"{counted(len(new), 'listed file is', 'listed files are')} not among them.",
-            "Leave `slot` out to commit them as a run of today, choose another slot, or set `replace=true`.",
-        )
-    version = versions.get(slot, 1)
-    run = 1 + ledger.num_runs(tonight.entries, slot, version)
-    return Target(slot, version, run, beside=config.slot is None)
-
-
-def _pinned(
-    config: NightConfig, tonight: Tonight, store: Store, target: Target, files: list[FileRecord]
-) -> planning.PinnedPlan:
-    model_version = tonight.info.model_version
-    pinned = planning.pin_plan(
-        store,
-        Plan(
-            plan_key=planning.plan_key(files, model_version, tonight.settings, version=target.version),
-            slot=target.slot,
-            version=target.version,
-            beside=target.beside,
-            seq=len(tonight.entries) + 1,
-            run_id=uuid.uuid4().hex,
-            created_at=datetime.now(UTC).isoformat(),
-            model=config.model,
-            model_version=model_version,
-            labels=list(tonight.info.labels),
-            settings=tonight.settings,
-            files=files,
-            rows_per_shard=config.rows_per_shard or _rows_per_part(config, tonight, files),
-        ),
-    )
-    if pinned.is_new:
-        planning.keep_scans(store, pinned.plan, tonight.scans(pinned.plan.files), tonight.scanned.settings)
-    return pinned
-
-
-def _rows_per_part(config: NightConfig, tonight: Tonight, files: Sequence[FileRecord]) -> int:
-    rows = planning.rows_per_part(sum(file.num_rows or 0 for file in files))
-    if isinstance(config, EmbedConfig) and config.pooling == "tokens":
-        return min(rows, max(1, TOKENS_PER_PART // int(tonight.settings["max_length"])))
-    return rows
-
-
-def check_unchanged(config: NightConfig, plan: Plan) -> None:
-    """The input files are still those that were planned: what was read is what was pinned.
-
-    Raises:
-        InfrastructureError: one was changed or removed meanwhile.
-    """
-    now = {entry.path: (entry.size_bytes, entry.modified) for entry in list_inputs(config.input, config.reader)}
-    for file in plan.files:
-        if now.get(file.path) != (file.size_bytes, file.modified):
-            what = "changed" if file.path in now else "removed"
-            raise InfrastructureError(
-                f"{file.path}: {what} while it was being read; nothing was committed.",
-                "Run the same command again when the delivery is complete.",
-            )

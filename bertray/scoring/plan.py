@@ -1,46 +1,39 @@
-"""Plan of a run: listed files against the ledger, the key that pins a plan, and its unfinished rows."""
+"""Plan of a run: listed files against the ledger, the key that pins a plan, and the plans that are not committed."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import logging
-from bisect import bisect_left, insort
 from collections.abc import Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from functools import partial
-from itertools import pairwise
 from typing import Any, Literal
 
-from bertray.errors import ConflictError, InfrastructureError
+from bertray.errors import InfrastructureError
 from bertray.io import faults
 from bertray.io.pool import in_pool
-from bertray.io.store import Store
-from bertray.io.store_protocol import StoredFile
+from bertray.io.store import Store, get_if_there
 from bertray.outputs.control_files import (
     PLANS,
-    RUNS,
-    CommittedRun,
     FileCount,
     FileRecord,
-    LedgerEntry,
+    LedgerRun,
     Plan,
-    Receipt,
-    StagedFile,
 )
 from bertray.outputs.ledger import current
-from bertray.reviews.scan import FileScan, ScanSettings, scans_from_bytes, scans_to_bytes
+from bertray.outputs.receipts import staging_folder
+from bertray.reviews.rows import ROWS_PER_SHARD, FileEntry
 
 log = logging.getLogger(__name__)
 
-RECEIPT_SUFFIX = ".receipt.json"
-
 Verdict = Literal["score", "scored", "duplicate", "changed"]
 
-ROWS_PER_PART = 4096  # enough reviews to sort by length before they are packed
+ROWS_PER_PART = ROWS_PER_SHARD
 MOST_ROWS_PER_PART = 16 * ROWS_PER_PART  # a part has to fit into the memory of a worker, tokens and all
 MANY_PARTS = 20_000  # from here on parts grow instead
+GPU_ROWS_PER_PART, PARTS_PER_GPU = 8 * ROWS_PER_PART, 8
 
 
 @dataclass(frozen=True)
@@ -57,7 +50,7 @@ class FileDecision:
 
 def decide_files(
     files: Sequence[FileRecord],
-    entries: Sequence[CommittedRun],
+    entries: Sequence[LedgerRun],
     *,
     digests: Mapping[str, str] | None = None,
     gone: AbstractSet[str] = frozenset(),
@@ -131,7 +124,18 @@ def _is_same(before: FileCount, file: FileRecord) -> bool:
     )
 
 
-def owners(entries: Sequence[CommittedRun]) -> dict[str, tuple[FileCount, CommittedRun]]:
+def replaced_in_tables(listed: Iterable[FileEntry], scored: Iterable[FileCount]) -> list[str]:
+    """Scored files of listed Delta tables that the table's log names no more, sorted.
+
+    An update, a delete or a compaction writes their rows again into new files, which would be scored twice.
+    """
+    listed = list(listed)
+    roots = tuple({f"{entry.table}/" for entry in listed if entry.table})
+    there = {entry.path for entry in listed}
+    return sorted(file.path for file in scored if roots and file.path.startswith(roots) and file.path not in there)
+
+
+def owners(entries: Sequence[LedgerRun]) -> dict[str, tuple[FileCount, LedgerRun]]:
     """For every path the file as it was scored last, and the entry that did: a repaired file moves to another slot."""
     in_order = sorted(current(entries), key=lambda entry: entry.seq)
     return {file.path: (file, entry) for entry in in_order for file in entry.files}
@@ -144,14 +148,20 @@ def plan_key(files: Iterable[FileRecord], model_version: str, settings: Mapping[
     return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
-def versions(entries: Sequence[CommittedRun]) -> dict[str, int]:
+def versions(entries: Sequence[LedgerRun]) -> dict[str, int]:
     """The newest version of each committed slot."""
     return {entry.slot: entry.version for entry in current(entries)}
 
 
-def rows_per_part(num_rows: int) -> int:
-    """Rows of one unit of work and one part: more where a plan would otherwise have very many."""
+def rows_per_part(num_rows: int, num_gpus: int = 0) -> int:
+    """Rows of one unit of work and one part: more where a plan would otherwise have very many.
+
+    A GPU scores the rows of a small part in a tenth of a second, less than it takes to store them. It gets larger ones,
+    as long as each has PARTS_PER_GPU of them.
+    """
     steps = -(-num_rows // (MANY_PARTS * ROWS_PER_PART))
+    if num_gpus:
+        steps = max(steps, min(num_rows // (PARTS_PER_GPU * num_gpus), GPU_ROWS_PER_PART) // ROWS_PER_PART)
     return min(max(steps, 1) * ROWS_PER_PART, MOST_ROWS_PER_PART)
 
 
@@ -188,177 +198,15 @@ def pin_plan(store: Store, plan: Plan) -> PinnedPlan:
         ) from error
 
 
-def open_plans(store: Store, entries: Sequence[CommittedRun]) -> list[Plan]:
+def open_plans(store: Store, entries: Sequence[LedgerRun]) -> list[Plan]:
     """Plans that no ledger entry has committed, newest last; those that are committed are not read."""
     committed = {f"{PLANS}/{entry.slot}/{entry.plan_key}.json" for entry in entries}
     keys = [key for key in store.keys(PLANS) if key not in committed]
-    contents = in_pool(partial(_get_if_there, store), keys, store.num_threads)
+    contents = in_pool(partial(get_if_there, store), keys, store.num_threads)
     plans = [Plan.from_bytes(c, store.uri(key)) for key, c in zip(keys, contents, strict=True) if c is not None]
     return sorted(plans, key=lambda plan: plan.created_at)
 
 
-def _get_if_there(store: Store, key: str) -> bytes | None:
-    """A value; None where gc has cleared it away since it was listed: its plan is committed, or nobody resumes it."""
-    try:
-        return store.get(key)
-    except FileNotFoundError:
-        return None
-
-
-SCANS = "scans.parquet"  # in the staging folder of a plan
-KEPT_ABOVE_BYTES = 1 << 20  # of input; less is scanned again sooner than a request is answered
-
-
-def keep_scans(store: Store, plan: Plan, scans: Sequence[FileScan], settings: ScanSettings) -> None:
-    """Store the scans of a plan's files, so that a run that resumes it need not scan them again."""
-    if sum(scan.file.size_bytes for scan in scans) < KEPT_ABOVE_BYTES:
-        return
-    store.put(f"{staging_folder(plan)}/{SCANS}", scans_to_bytes(scans, settings))
-
-
-def kept_scans(store: Store, plans: Sequence[Plan], settings: ScanSettings) -> dict[tuple[str, int, str], FileScan]:
-    """Scans that unfinished plans keep and that were made with the same settings, by `FileEntry.stamp`."""
-    found: dict[tuple[str, int, str], FileScan] = {}
-    keys = [f"{staging_folder(plan)}/{SCANS}" for plan in plans]
-    for content in in_pool(partial(_get_if_there, store), keys, store.num_threads):
-        if content is not None:
-            found |= {scan.file.entry.stamp: scan for scan in scans_from_bytes(content, settings)}
-    return found
-
-
-# --- receipts as intervals --------------------------------------------------------------------------------------------
-
-
-def staging_folder(plan: Plan) -> str:
-    """Folder of all attempts at a plan."""
-    return f"{RUNS}/{plan.slot}/{plan.plan_key}"
-
-
-def whole_receipts(store: Store, folder: str) -> list[Receipt]:
-    """Receipts below a folder whose files are there, byte for byte, in the order of their names.
-
-    One listing, and at most two requests a receipt, in a pool: the receipt, and its files where the store has no tag
-    of their content, or another than it gave for what was written. Damaged ones are left out, and logged.
-    """
-    found = {file.key: file for file in store.listing(folder)}
-    keys = [key for key in found if key.endswith(RECEIPT_SUFFIX)]
-    receipts = in_pool(partial(_whole_receipt, store, found), keys, store.num_threads)
-    return [receipt for receipt in receipts if receipt is not None]
-
-
-def _whole_receipt(store: Store, found: Mapping[str, StoredFile], key: str) -> Receipt | None:
-    content = _get_if_there(store, key)
-    if content is None:
-        return None
-    try:
-        receipt = Receipt.from_bytes(content, store.uri(key))
-    except ConflictError:
-        log.warning("%s: damaged; its rows are scored again", store.uri(key))
-        return None
-    staged = filter(None, (receipt.part, receipt.quarantine, receipt.evaluation))
-    return receipt if all(_is_whole(store, found.get(file.key), file) for file in staged) else None
-
-
-def _is_whole(store: Store, found: StoredFile | None, staged: StagedFile) -> bool:
-    """Whether a staged file is what its receipt says, by the store's tag of its content, or else by its sha256."""
-    if found is None:
-        return False
-    if staged.etag is not None and (found.etag, found.size_bytes) == (staged.etag, staged.bytes):
-        return True
-    try:
-        whole = store.digest(staged.key) == staged.sha256
-    except FileNotFoundError:
-        return False
-    if not whole:
-        log.warning("%s: damaged; its rows are scored again", store.uri(staged.key))
-    return whole
-
-
-def without_overlap(receipts: Iterable[Receipt]) -> list[Receipt]:
-    """Keep a receipt only if no earlier one covers any of its rows: a retried task leaves two of the same rows."""
-    kept: list[Receipt] = []
-    taken: dict[int, list[tuple[int, int]]] = {}  # of each file, apart from each other and ascending
-    for receipt in receipts:
-        if all(_is_free(taken.get(span.file_no, []), span.lo, span.hi) for span in receipt.spans):
-            for span in receipt.spans:
-                insort(taken.setdefault(span.file_no, []), (span.lo, span.hi))
-            kept.append(receipt)
-    return kept
-
-
-def _is_free(taken: list[tuple[int, int]], lo: int, hi: int) -> bool:
-    """Does [lo, hi) meet none of some ascending intervals? Only its two neighbours can tell."""
-    after = bisect_left(taken, (lo, lo))
-    return (after == 0 or taken[after - 1][1] <= lo) and (after == len(taken) or hi <= taken[after][0])
-
-
-def uncovered(num_rows: int, intervals: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Row ranges of [0, num_rows) that no interval covers, ascending."""
-    gaps: list[tuple[int, int]] = []
-    position = 0
-    for lo, hi in sorted(intervals):
-        if lo > position:
-            gaps.append((position, lo))
-        position = max(position, hi)
-    if position < num_rows:
-        gaps.append((position, num_rows))
-    return gaps
-
-
-def adopt(work: Iterable[tuple[tuple[int, int, int], ...]], receipts: Iterable[Receipt]) -> list[Receipt]:
-    """Receipts of earlier attempts that cover exactly one piece of this plan's work, one each.
-
-    Args:
-        work: (file_no, lo, hi) of the shards of each piece, ascending.
-        receipts: whole ones, of this plan.
-    """
-    waiting = set(work)
-    adopted = []
-    for receipt in receipts:
-        if receipt.intervals in waiting:
-            waiting.remove(receipt.intervals)
-            adopted.append(receipt)
-    return adopted
-
-
-def verify_cover(plan: Plan, receipts: Sequence[Receipt]) -> None:
-    """Every row of every readable file stands in exactly one receipt, and every receipt adds up.
-
-    Raises:
-        ConflictError: a row is missing or stands twice; nothing may be committed.
-    """
-    intervals: dict[int, list[tuple[int, int]]] = {}
-    for span in (span for receipt in receipts for span in receipt.spans):
-        if span.hi - span.lo != span.rows_scored + span.rows_quarantined:
-            raise ConflictError(
-                f"{plan.files[span.file_no].path} rows {span.lo}-{span.hi}: {span.hi - span.lo} rows in, but "
-                f"{span.rows_scored} scored and {span.rows_quarantined} quarantined; nothing was committed.",
-                "This is a bug: please report it with the control/ folder.",
-            )
-        intervals.setdefault(span.file_no, []).append((span.lo, span.hi))
-    for file_no, file in enumerate(plan.files):
-        if file.reason is not None or file.num_rows is None:
-            continue
-        spans = sorted(intervals.get(file_no, []))
-        twice = any(hi > next_lo for (_, hi), (next_lo, _) in pairwise(spans))
-        gaps = uncovered(file.num_rows, spans)
-        if twice or gaps or (spans and spans[-1][1] > file.num_rows):
-            raise ConflictError(
-                f"{file.path}: rows {gaps or spans} are missing or stand twice; nothing was committed.",
-                "Run the same command again; it rescored what is missing.",
-            )
-
-
-def verify_staged(store: Store, plan: Plan, entry: LedgerEntry) -> None:
-    """Everything that an entry is about to name is still there.
-
-    Raises:
-        InfrastructureError: somebody took files away under the run; nothing may be committed.
-    """
-    there = set(store.keys(staging_folder(plan)))
-    for part in (*entry.parts, *entry.quarantine_parts, *entry.evaluation_parts):
-        if part.key not in there:
-            raise InfrastructureError(
-                f"{store.uri(part.key)}: was staged, and is no longer there; nothing was committed.",
-                "Run the same command again; it scores what is missing.",
-            )
+def scan_key(plan: Plan) -> str:
+    """Place of the scans of a plan's files, in the output."""
+    return f"{staging_folder(plan)}/scans.parquet"

@@ -17,11 +17,11 @@ from bertray.errors import DataRefused
 from bertray.execution.executor import Executor
 from bertray.io.store import Store
 from bertray.io.tables import one_chunk
-from bertray.reviews.fetch import fetch_texts
+from bertray.reviews.fetch import fetch_texts, shard_rows
 from bertray.reviews.labels import LabelMap
+from bertray.reviews.rows import ROWS_PER_SHARD
 from bertray.topic_models.clustering import FoundTopics, NoWords, TopicSettings, find_topics, new_numbers
 from bertray.topic_models.rows import (
-    ROWS_PER_SHARD,
     EmbeddedRows,
     assign_rows,
     read_sample,
@@ -57,8 +57,8 @@ def find_on_sample(
     order = np.random.default_rng(config.seed).permutation(embedded.num_rows)
     sampled = np.sort(order[: source.num_sampled])
     sample = read_sample(embedded, sampled, store, executor)
-    shards, spec = source.inputs.shards(ROWS_PER_SHARD), source.inputs.spec
-    texts = fetch_texts(executor, shards, spec, sample[s.FILE_NO].to_numpy(), sample[s.ROW_NO].to_numpy())
+    units = shard_rows(source.inputs.shards(ROWS_PER_SHARD), source.inputs.spec)
+    texts = fetch_texts(executor, units, sample[s.FILE_NO].to_numpy(), sample[s.ROW_NO].to_numpy())
     words = words_of(texts, options.stop_words)
     log.info("looking for topics in %d reviews", len(texts))
     started = time.monotonic()

@@ -1,6 +1,6 @@
 """The passes of `topics` over reviews, by Ray Data or in this process: embed once, read a sample, assign the rest.
 
-work items → read + clean + tokenize (tasks) → vectors (actors) → parts, kept for the next run
+work units → read + clean + tokenize (tasks) → vectors (actors) → parts, kept for the next run
 parts → sampled vectors (tasks);  shards → sampled texts (tasks);  parts → topics of all rows (tasks)
 """
 
@@ -17,7 +17,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from bertray import schema as s
-from bertray.console import Ticker
 from bertray.errors import DataRefused, InfrastructureError
 from bertray.execution.executor import Executor, Progress, in_order
 from bertray.io.digests import cache_key
@@ -25,18 +24,19 @@ from bertray.io.store import Store, open_store
 from bertray.io.tables import one_chunk
 from bertray.model.bundle import BundleInfo
 from bertray.outputs.control_files import Record, StagedFile, add_counts
+from bertray.outputs.receipts import without_overlap
 from bertray.reviews.corpus import Inputs
 from bertray.reviews.reader import kept_schema
-from bertray.scoring import plan as planning
+from bertray.reviews.rows import ROWS_PER_SHARD
 from bertray.scoring.read_unit import ReadSettings, num_rows_of
-from bertray.scoring.stage_part import EmbedSettings, Made, Maker, VectorMaker, stage_parts
+from bertray.scoring.row_makers import EmbedSettings, Made, Maker, VectorMaker
+from bertray.scoring.stage_part import stage_parts, unfinished
 from bertray.topic_models.clustering import Assigner
 from bertray.wording import counted
 
 log = logging.getLogger(__name__)
 
 FOLDER = "control/embeddings"
-ROWS_PER_SHARD = 4096
 
 PARTS = Progress("topics", "part")
 
@@ -79,6 +79,10 @@ class PlacedVectorMaker(Maker):
     def __init__(self, settings: PlacedVectorSettings, maker: VectorMaker) -> None:
         self._settings, self._maker = settings, maker
 
+    @property
+    def precision(self) -> str:
+        return self._maker.precision
+
     def make(self, kept: pa.Table) -> Made:
         made = self._maker.make(kept)
         kept = kept.filter(pa.array(made.finite_N))
@@ -99,8 +103,6 @@ def embed_rows(
         model: the encoder, as `resolve_model` takes it.
         info: how reviews are read, and the version of the encoder.
         pooling: mean or cls.
-        store: the output.
-        executor: runs the work.
 
     Raises:
         DataRefused: no row is usable.
@@ -110,14 +112,9 @@ def embed_rows(
     if store.exists(manifest):
         return EmbeddedRows.from_bytes(store.get(manifest), store.uri(manifest))
     spec = inputs.spec
-    work = inputs.work_items(ROWS_PER_SHARD)
-    pieces = [tuple((shard.file_no, shard.lo, shard.hi) for shard in item) for item in work]
-    receipts = planning.adopt(pieces, planning.whole_receipts(store, folder))
-    if receipts:
-        log.info("%d finished parts of an earlier run are used", len(receipts))
-    done = {receipt.intervals for receipt in receipts}
-    todo = [item for item, piece in zip(work, pieces, strict=True) if piece not in done]
-    executor = executor.for_rows(num_rows_of(todo))
+    work = inputs.work_units(ROWS_PER_SHARD)
+    adopted, work = unfinished(store, folder, work)
+    executor = executor.for_rows(num_rows_of(work))
     settings = PlacedVectorSettings(
         model=model,
         model_version=info.model_version,
@@ -135,14 +132,12 @@ def embed_rows(
         with_labels=spec.wants_label,
     )
     read = ReadSettings(spec, model, info.max_length, info.long_text)
-    with Ticker("embedding", inputs.num_rows, "reviews") as ticker:
-        for receipt in stage_parts(todo, read, settings, executor):
-            receipts.append(receipt)
-            ticker.update(sum(receipt.rows_in for receipt in receipts))
-    receipts = sorted(planning.without_overlap(receipts), key=lambda receipt: receipt.intervals)
-    if sum(receipt.rows_in for receipt in receipts) != inputs.num_rows:
+    made = stage_parts(work, [(read, settings)], executor, "embedding", num_rows_of(work))
+    receipts = without_overlap([*adopted, *(receipt for (receipt,) in made)])
+    found = sum(receipt.rows_in for receipt in receipts)
+    if found != inputs.num_rows:
         raise InfrastructureError(
-            f"embedding: expected {inputs.num_rows} rows, found {sum(receipt.rows_in for receipt in receipts)}.",
+            f"embedding: expected {inputs.num_rows} rows, found {found}.",
             "Run the same command again; it embeds what is missing.",
         )
     embedded = EmbeddedRows(

@@ -19,17 +19,15 @@ from bertray.io.store import open_store
 from bertray.io.tables import one_chunk
 from bertray.model.bundle import BundleInfo
 from bertray.outputs import ledger
-from bertray.outputs.control_files import CommittedRun
+from bertray.outputs.control_files import LedgerRun
 from bertray.outputs.publish import committed_files
 from bertray.reviews.corpus import Inputs, read_spec, scan_inputs
 from bertray.reviews.file_access import open_random_access, reading
 from bertray.reviews.labels import LabelMap, sorted_values
-from bertray.reviews.reader import InputFile, ReadSpec, Shard, kept_schema, label_is_readable, read_shard
+from bertray.reviews.reader import kept_schema, label_is_readable, read_shard
+from bertray.reviews.rows import ROWS_PER_SHARD, InputFile, ReadSpec, Shard
 from bertray.reviews.scan import ScanSettings
-from bertray.scoring.models import open_encoder
-from bertray.topic_models.rows import (
-    ROWS_PER_SHARD,
-)
+from bertray.scoring.models import check_reads_once, open_encoder
 from bertray.wording import setting
 
 MIN_TOPIC_SIZE = 10
@@ -86,6 +84,7 @@ def open_source(config: TopicsConfig, executor_for: ExecutorFor) -> Source:
         else {}
     )
     info = open_encoder(_as_embed(reading))
+    check_reads_once(reading, info)
     info = replace(info, max_length=config.max_length or info.max_length, long_text=config.long_text or info.long_text)
     spec = read_spec(reading, info.cleaning, info.max_chars, wants_label=False)
     key, paths = ("scored", scored) if from_scored else ("input", config.input)
@@ -93,7 +92,7 @@ def open_source(config: TopicsConfig, executor_for: ExecutorFor) -> Source:
     settings = ScanSettings(reading.reader, reading.columns, labels=True)
     scanned = scan_inputs(key, paths, reading, settings, executor_for)
     files = scanned.files
-    text = config.columns.text
+    text = config.columns.text_name
     if from_scored and any(text not in file.columns for file in files):
         raise ConfigError(
             f"scored: the rows of {config.scored} hold no column {text!r}; scoring keeps a text only where "
@@ -140,7 +139,7 @@ def _as_embed(config: TopicsConfig) -> EmbedConfig:
     return EmbedConfig(input=config.input or (config.scored or "",), **{name: getattr(config, name) for name in same})
 
 
-def _scored_entries(config: TopicsConfig) -> Sequence[CommittedRun] | None:
+def _scored_entries(config: TopicsConfig) -> Sequence[LedgerRun] | None:
     """Entries of the scored output; None where none is given."""
     if config.scored is None:
         return None
@@ -178,7 +177,7 @@ def _check_known_groups(config: TopicsConfig, files: Sequence[InputFile]) -> Non
 
 
 def _labels(
-    config: TopicsConfig, inputs: Inputs, entries: Sequence[CommittedRun] | None
+    config: TopicsConfig, inputs: Inputs, entries: Sequence[LedgerRun] | None
 ) -> tuple[LabelMap | None, list[str]]:
     """Classes of the rows' labels in their order, and notes."""
     if entries is not None:

@@ -36,19 +36,21 @@ class AdamW(torch.optim.AdamW):
 
     def gradient_norm(self) -> Tensor:
         """2-norm of all gradients together."""
-        gradients = []
-        for weight in self._with_gradient():
-            assert weight.grad is not None
-            if weight.grad.is_sparse:
-                weight.grad = weight.grad.coalesce()  # sums what the same token has at several places
-            gradients.append(weight.grad.values() if weight.grad.is_sparse else weight.grad)
-        return torch.nn.utils.get_total_norm(gradients)
+        return torch.nn.utils.get_total_norm([_values(weight) for weight in self._with_gradient()])
 
-    def clipped_step(self, most: float, norm: Tensor) -> None:
-        """One step with gradients scaled so that their norm, now `norm`, is at most `most`."""
-        if _clipping_scale(most, norm) < 1:  # else clipping would multiply every gradient by 1
-            torch.nn.utils.clip_grads_with_norm_(self._with_gradient(), most, norm)
+    def clipped_step(self, most: float, norm: Tensor, loss_scale: float = 1.0) -> None:
+        """One step with gradients scaled so that their norm is at most `most`.
+
+        Args:
+            norm: of the gradients, divided by `loss_scale`; on the host where nothing is to wait for a GPU.
+            loss_scale: that the loss was multiplied by.
+        """
+        factor = _clipping_scale(most, norm) / loss_scale
+        if factor != 1:
+            torch._foreach_mul_([_values(weight) for weight in self._with_gradient()], factor)
         self.step()
+        # torch's fused step does not count as a change, by which our kernels see that weights are to be laid out anew.
+        torch.autograd.graph.increment_version(self._with_gradient())
 
     def _with_gradient(self) -> list[Tensor]:
         return [weight for group in self.param_groups for weight in group["params"] if weight.grad is not None]
@@ -74,9 +76,9 @@ class KernelAdamW(AdamW):
         self._gradient_scale = 1.0
         self._moved: dict[Tensor, Tensor] = {}
 
-    def clipped_step(self, most: float, norm: Tensor) -> None:
+    def clipped_step(self, most: float, norm: Tensor, loss_scale: float = 1.0) -> None:
         """One step that scales each gradient as it is read."""
-        self._gradient_scale = _clipping_scale(most, norm)
+        self._gradient_scale = _clipping_scale(most, norm) / loss_scale
         try:
             self.step()
         finally:
@@ -152,6 +154,15 @@ class KernelAdamW(AdamW):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         super().load_state_dict(state_dict)
         self._moved = {}
+
+
+def _values(weight: Tensor) -> Tensor:
+    """The numbers of a weight's gradient; of one that is rows of an embedding, those rows."""
+    assert weight.grad is not None
+    if not weight.grad.is_sparse:
+        return weight.grad
+    weight.grad = weight.grad.coalesce()  # sums what the same token has at several places
+    return weight.grad.values()
 
 
 def _clipping_scale(most: float, norm: Tensor) -> float:

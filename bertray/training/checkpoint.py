@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from bertray.errors import ConflictError
 from bertray.io.store import Store
+from bertray.training.loss_scale import FIRST
 
 if TYPE_CHECKING:
     import torch
@@ -40,6 +41,8 @@ class Progress:
     window_loss: float = 0.0  # since the last row of history
     window_steps: int = 0
     tokens: int = 0
+    loss_scale: float = FIRST  # of fp16
+    scaled_steps: int = 0  # since it changed
     finished: bool = False
     history: list[dict[str, Any]] = field(default_factory=list)
 
@@ -135,10 +138,10 @@ def forget_after(store: Store, step: int) -> None:
             _remove(store, folder)
 
 
-def prune(store: Store, keep_steps: set[int], *, num_latest: int = 2) -> None:
+def prune(store: Store, keep_steps: set[int]) -> None:
     """Delete checkpoints beyond the latest two and those in `keep_steps`; manifest first, so none is left half."""
     folders = checkpoint_folders(store)
-    for folder in folders[:-num_latest]:
+    for folder in folders[:-2]:
         if _step_of(folder) not in keep_steps:
             _remove(store, folder)
 
@@ -153,10 +156,18 @@ def _remove(store: Store, folder: str) -> None:
         store.delete(key)
 
 
-def model_tensors(model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """Weights by name on the CPU; one that stands under several names, as tied ones do, is kept under the first."""
+def model_tensors(model: torch.nn.Module, *, copied: bool = False) -> dict[str, torch.Tensor]:
+    """Weights by name on the CPU; one that stands under several names, as tied ones do, is kept under the first.
+
+    Args:
+        copied: none of them is a weight itself, which would change with the next step.
+    """
     state, shared = model.state_dict(), _shared_names(model)
-    return {name: tensor.detach().cpu().contiguous() for name, tensor in state.items() if name not in shared}
+    return {name: _on_host(tensor, copied) for name, tensor in state.items() if name not in shared}
+
+
+def _on_host(tensor: torch.Tensor, copied: bool) -> torch.Tensor:
+    return tensor.detach().to("cpu", copy=copied).contiguous()
 
 
 def load_model_tensors(model: torch.nn.Module, tensors: dict[str, torch.Tensor]) -> None:
@@ -176,12 +187,12 @@ def _shared_names(model: torch.nn.Module) -> dict[str, str]:
     return shared
 
 
-def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    """State of an optimizer as flat tensors `<parameter number>.<name>` on the CPU."""
+def optimizer_tensors(optimizer: torch.optim.Optimizer, *, copied: bool = False) -> dict[str, torch.Tensor]:
+    """State of an optimizer as flat tensors `<parameter number>.<name>` on the CPU; `copied` as of `model_tensors`."""
     import torch
 
     return {
-        f"{number}.{name}": torch.as_tensor(value).detach().cpu().contiguous()
+        f"{number}.{name}": _on_host(torch.as_tensor(value), copied)
         for number, state in optimizer.state_dict()["state"].items()
         for name, value in state.items()
     }

@@ -1,7 +1,7 @@
 """The training loop of one worker: plain torch, the same on one process and on many, whatever is learned.
 
 Every rank computes the same plan from the token shards and does its share; only gradients and a few sums travel.
-Shape letters: N examples, V what is held out, K numbers kept of each.
+Shape letters: N examples, V validation rows, K numbers kept of each.
 """
 
 from __future__ import annotations
@@ -11,8 +11,10 @@ import gc
 import logging
 import tempfile
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +22,8 @@ import numpy as np
 
 from bertray.errors import BertrayError, DataRefused, Diverged, InfrastructureError
 from bertray.io.store import LocalStore, Store
+from bertray.training.adapters import parameter_groups
+from bertray.training.background import Background
 from bertray.training.checkpoint import (
     Checkpoint,
     Progress,
@@ -34,8 +38,10 @@ from bertray.training.checkpoint import (
     save_checkpoint,
 )
 from bertray.training.examples import Examples, LoopSettings
+from bertray.training.loss_scale import after_overflow, after_step
 from bertray.training.objectives import Classification, Objective
-from bertray.training.order import epoch_steps, num_steps, rank_share, step_seed
+from bertray.training.order import rank_share, step_seed
+from bertray.training.ranks import Ranks, in_ddp
 
 if TYPE_CHECKING:
     import torch
@@ -52,10 +58,17 @@ class Outcome:
     best_step: int
     num_steps: int
     history: list[dict[str, Any]]
-    held_out_VK: np.ndarray
-    """Held-out results of the best epoch: float64; of a classifier the logits of the validation split."""
+    validation_VK: np.ndarray
+    """Results on the validation rows at the best epoch: float64; a classifier's are logits."""
     resumed_from: int | None
     seconds: float
+
+    @property
+    def notes(self) -> list[str]:
+        """Sentences for the report on how the run went."""
+        if self.resumed_from is None:
+            return []
+        return [f"The run was interrupted and resumed at step {self.resumed_from}."]
 
 
 def run_loop(
@@ -99,7 +112,6 @@ def step_seconds(
     steps: Sequence[np.ndarray],
     *,
     objective: Callable[..., Objective] = Classification,
-    device: str = "cpu",
 ) -> list[float]:
     """Seconds of optimizer steps as `run_loop` takes them: packed or padded, by the same kernels, clipping included.
 
@@ -107,15 +119,26 @@ def step_seconds(
         steps: example numbers of each step.
     """
     with tempfile.TemporaryDirectory() as nowhere:  # a step writes nothing
-        loop = _Loop(examples, model_folder, pad_id, settings, LocalStore(Path(nowhere)), device, None, None, objective)
+        loop = _Loop(examples, model_folder, pad_id, settings, LocalStore(Path(nowhere)), "cpu", None, None, objective)
         loop.model.train()
         seconds = []
         for members in steps:
             started = time.monotonic()
-            loop._step(members, settings.training.learning_rate)  # its loss is read, so that a GPU is waited for
+            prepared = loop._prepared(members, 0)
+            loop._step(prepared, settings.training.learning_rate)  # its loss is read, so that a GPU is waited for
             seconds.append(time.monotonic() - started)
             loop.progress.step += 1
     return seconds
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """One rank's share of a step, on the host."""
+
+    total_weight: float  # of all ranks
+    passes: list[Any]
+    is_idle: bool  # a rank without examples still takes part in what ranks exchange: one example, which does not count
+    tokens: float
 
 
 class _Loop:
@@ -132,12 +155,12 @@ class _Loop:
         objective: Callable[..., Objective] = Classification,
     ) -> None:
         import torch
-        import torch.distributed as dist
 
+        from bertray.model.engine import FORMATS
         from bertray.model.kernels import kernels
         from bertray.training.adamw import AdamW, KernelAdamW, give_rows_gradients
 
-        if len(examples.train) == 0 or len(examples.validation) == 0:
+        if len(examples.train) == 0 or (len(examples.validation) == 0 and settings.kept_epoch == "best"):
             raise DataRefused(
                 f"data.train: {len(examples.train)} train and {len(examples.validation)} validation examples; "
                 "both need at least one.",
@@ -145,42 +168,55 @@ class _Loop:
             )
         self.examples, self.settings, self.store = examples, settings, store
         self.device, self.on_progress, self.on_epoch = device, on_progress, on_epoch
-        self.distributed = dist.is_available() and dist.is_initialized()
-        self.rank = dist.get_rank() if self.distributed else 0
-        self.world_size = dist.get_world_size() if self.distributed else 1
+        self.ranks = Ranks(device)
+        self.rank, self.world_size = self.ranks.number, self.ranks.world_size
         if settings.threads and device == "cpu":
             torch.set_num_threads(settings.threads)
+        self.settings = settings = self.ranks.agreed(settings)
         training = settings.training
         self.objective = objective(examples, model_folder, pad_id, settings, device, says=self.rank == 0)
         self.raw_model: torch.nn.Module = self.objective.model
         self.net: torch.nn.Module = self.objective.net
         self.model = self.net  # or, on several workers, that in DDP
-        own = kernels() if device == "cpu" else None
-        if self._sum_over_ranks(float(own is not None)) != (self.world_size,):
-            own = None  # all of them or none, lest weights drift apart by rounding
-        groups = _parameter_groups(self.raw_model, training.weight_decay)
+        # AdamW is in fp32 in either.
+        own = kernels(torch.bfloat16) or kernels(torch.float32) if device == "cpu" else None
+        least, most = self.ranks.least_and_most(0 if own is None else list(FORMATS).index(own.dtype) + 1)
+        if least != most:
+            own = None  # all of them the same or none, lest weights drift apart by rounding
+        groups = parameter_groups(self.raw_model, training.weight_decay, getattr(training, "layer_decay", 1.0))
         rate = training.learning_rate
         self.optimizer = AdamW(groups, rate) if own is None else KernelAdamW(groups, rate, own)
         if own is not None and self.world_size == 1:  # workers sum whole gradients
             give_rows_gradients(self.raw_model)
-        self.steps_per_epoch = num_steps(len(examples.train), training.batch_size)
+        self.steps_per_epoch = self.objective.steps_per_epoch
         self.total_steps = self.steps_per_epoch * training.epochs
         self.log_every = -(-self.total_steps // MAX_HISTORY_ROWS)
         self.progress = Progress()
         self.resumed_from: int | None = None
-        self.best_held_out_VK: np.ndarray | None = None
+        self.best_validation_VK: np.ndarray | None = None
         self._last_save = self._started = time.monotonic()
         self._last_report = 0.0
         self._report_failed = self._prune_failed = False
+        # Storage takes its time, in which a GPU and all other ranks would wait; on a CPU a thread would take theirs.
+        on_gpu = self.objective.on_gpu
+        self._reports, self._checkpoints = (Background(name, in_thread=on_gpu) for name in ("report", "checkpoint"))
 
     def run(self) -> Outcome:
-        self._resume()
+        try:
+            return self._run()
+        finally:
+            self._reports.close()
+            self._checkpoints.close()
+
+    def _run(self) -> Outcome:
+        if not self.settings.in_one_go:
+            self._resume()
         if self.world_size == 1:
             return self._train()
         import torch
 
         ids = [torch.cuda.current_device()] if self.device.startswith("cuda") else None
-        self.model = torch.nn.parallel.DistributedDataParallel(self.net, device_ids=ids)
+        self.model = in_ddp(self.net, ids, compress=self.settings.training.gradient_compression == "bf16")
         try:
             return self._train()
         finally:
@@ -205,7 +241,7 @@ class _Loop:
             best_step=best,
             num_steps=self.progress.step,
             history=self.progress.history,
-            held_out_VK=self._best_held_out(best),
+            validation_VK=self._best_validation(best),
             resumed_from=self.resumed_from,
             seconds=self.progress.seconds,
         )
@@ -213,19 +249,13 @@ class _Loop:
     # --- one epoch ---------------------------------------------------------------------------------------------------
 
     def _epoch(self) -> None:
-        training, progress = self.settings.training, self.progress
-        steps = epoch_steps(
-            self.examples.shards.lens_N[self.examples.train],
-            batch_size=training.batch_size,
-            seed=self.settings.seed,
-            epoch=progress.epoch,
-        )
+        progress = self.progress
+        steps = self.objective.members_of_steps(progress.epoch)
         self.model.train()
         window_tokens, window_start = 0, time.monotonic()
-        for step_examples in steps[progress.step_in_epoch :]:
-            members = self.examples.train[step_examples]
+        for prepared in self._prepared_steps(steps[progress.step_in_epoch :], progress.epoch):
             learning_rate = self._learning_rate(progress.step)
-            loss, save_now, tokens = self._step(members, learning_rate)
+            loss, save_now, tokens = self._step(prepared, learning_rate)
             progress.step += 1
             progress.step_in_epoch += 1
             progress.tokens += tokens
@@ -252,42 +282,90 @@ class _Loop:
                 self._save()
         self._end_epoch()
 
-    def _step(self, members: np.ndarray, learning_rate: float) -> tuple[float, bool, int]:
-        """One optimizer step over all ranks; returns (mean loss, save now, tokens)."""
+    def _prepared_steps(self, steps: Sequence[np.ndarray], epoch: int) -> Generator[_Prepared, None, None]:
+        """Shares of some steps; on a GPU a thread prepares the next one while this one is computed."""
+        if not self.objective.on_gpu:
+            yield from (self._prepared(members, epoch) for members in steps)
+            return
+        with ThreadPoolExecutor(1, "prepare") as pool:
+            coming = pool.submit(self._prepared, steps[0], epoch)
+            for members in steps[1:]:
+                prepared = coming.result()
+                coming = pool.submit(self._prepared, members, epoch)
+                yield prepared
+            yield coming.result()
+
+    def _prepared(self, members: np.ndarray, epoch: int) -> _Prepared:
+        objective, lens_N = self.objective, self.examples.shards.lens_N
+        # Every rank knows the whole step, so the global sum of weights needs no message.
+        total_weight = objective.begin_step(members, epoch)
+        share = rank_share(members, rank=self.rank, world_size=self.world_size)
+        idle = len(share) == 0
+        batches = [members[:1]] if idle else [share[positions] for positions in objective.microbatches(lens_N[share])]
+        passes = [objective.pinned(objective.inputs(batch)) for batch in batches]
+        return _Prepared(total_weight, passes, idle, tokens=float(lens_N[share].sum()))
+
+    def _step(self, prepared: _Prepared, learning_rate: float) -> tuple[float, bool, int]:
+        """One optimizer step over all ranks; returns (mean loss, save now, tokens). The host waits for a GPU once."""
         import torch
 
-        training, shards = self.settings.training, self.examples.shards
+        training, objective, scale = self.settings.training, self.objective, self._loss_scale()
         torch.manual_seed(step_seed(self.settings.seed, self.progress.step, self.rank))
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate
-        # Every rank knows the whole step, so the global sum of weights needs no message.
-        total_weight = self.objective.begin_step(members, self.progress.epoch)
-        share = rank_share(members, rank=self.rank, world_size=self.world_size)
-        # A rank without examples still takes part in the all-reduce: one example, weight zero.
-        idle = len(share) == 0
-        batches = self.objective.microbatches(shards.lens_N[share])
-        passes = [members[:1]] if idle else [share[positions] for positions in batches]
-        loss_sum = 0.0
-        for number, batch in enumerate(passes):
-            last = number == len(passes) - 1
+            group["lr"] = learning_rate * group["rate_scale"]
+        loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
+        for number, inputs in enumerate(prepared.passes):
+            last = number == len(prepared.passes) - 1
             with contextlib.nullcontext() if last or self.world_size == 1 else self._no_sync():
-                loss = self.objective.loss(self.model, batch) * (0.0 if idle else 1.0)
+                loss = objective.loss(self.model, objective.on_device(inputs))
+                if prepared.is_idle:
+                    loss = self._nothing()
                 # DDP averages gradients over ranks; times world_size makes the average a sum over the step.
-                (loss * (self.world_size / total_weight)).backward()  # type: ignore[no-untyped-call]  # torch gives it no types
-                loss_sum += float(loss.detach())
-        save_due = time.monotonic() - self._last_save >= training.checkpoint_every_s
-        loss_sum, save_votes, tokens = self._sum_over_ranks(
-            loss_sum, float(save_due and self.rank == 0), float(shards.lens_N[share].sum())
-        )
-        mean_loss = loss_sum / total_weight
+                part = loss * (self.world_size * scale / prepared.total_weight)
+                part.backward()  # type: ignore[no-untyped-call]  # torch gives it no types
+                loss_sum += loss.detach()
+        save_due = time.monotonic() - self._last_save >= training.checkpoint_every_s and not self.settings.in_one_go
+        counts = (float(save_due and self.rank == 0), prepared.tokens)
+        sums = torch.stack([loss_sum, *(loss_sum.new_full((), count) for count in counts)])
+        if self.world_size > 1:
+            torch.distributed.all_reduce(sums)
+        # After the all-reduce every rank has the same norm.
+        norm = self.optimizer.gradient_norm() / scale
+        total, save_votes, tokens, norm_value = torch.cat([sums, norm.double()[None]]).tolist()
+        mean_loss = total / prepared.total_weight
         self._check_finite("loss", mean_loss)
-        # A finite loss may have a gradient that is not; clipping would spread it over all weights. After the
-        # all-reduce every rank has the same norm.
-        norm = self.optimizer.gradient_norm()
-        self._check_finite("gradient", float(norm))
-        self.optimizer.clipped_step(training.max_grad_norm, norm)
+        self._optimizer_step(norm_value, scale)
         self.optimizer.zero_grad(set_to_none=True)
         return mean_loss, save_votes > 0, int(tokens)
+
+    def _nothing(self) -> torch.Tensor:
+        """The loss of a rank without examples: zero, as is its gradient, of which DDP waits for one of every weight.
+
+        Not the loss of some example times zero: where that is not finite, neither is the product or its gradient.
+        """
+        import torch
+
+        weights = [weight for weight in self.raw_model.parameters() if weight.requires_grad]
+        return torch.stack([weight.flatten()[:1].sum() * 0.0 for weight in weights]).sum()
+
+    def _optimizer_step(self, norm: float, scale: float) -> None:
+        """Clip and step; in fp16 a step whose gradient overflowed is left out, and the next loss is scaled by less."""
+        import torch
+
+        progress, in_fp16 = self.progress, self.objective.dtype == torch.float16
+        if in_fp16 and not np.isfinite(norm) and progress.loss_scale > 1:
+            progress.loss_scale, progress.scaled_steps = after_overflow(progress.loss_scale), 0
+            return
+        # A finite loss may have a gradient that is not; clipping would spread it over all weights.
+        self._check_finite("gradient", norm)
+        self.optimizer.clipped_step(self.settings.training.max_grad_norm, torch.tensor(norm), scale)
+        if in_fp16:
+            progress.loss_scale, progress.scaled_steps = after_step(progress.loss_scale, progress.scaled_steps)
+
+    def _loss_scale(self) -> float:
+        import torch
+
+        return self.progress.loss_scale if self.objective.dtype == torch.float16 else 1.0
 
     def _check_finite(self, what: str, value: float) -> None:
         if not np.isfinite(value):
@@ -313,9 +391,12 @@ class _Loop:
 
     def _end_epoch(self) -> None:
         training, progress = self.settings.training, self.progress
-        held_out_VK = self._held_out()
-        figures = self.objective.figures(held_out_VK)
         progress.epoch += 1
+        judged = len(self.objective.validation_lens_V) > 0 and not (
+            self.settings.in_one_go and progress.epoch < training.epochs
+        )
+        validation_VK = self._validate() if judged else np.empty((0, self.objective.width))
+        figures = self.ranks.as_rank_0_has_them(self.objective.figures(validation_VK)) if judged else {}
         progress.step_in_epoch = 0
         progress.history.append(
             {
@@ -328,16 +409,9 @@ class _Loop:
             }
         )
         progress.loss_sum = 0.0
-        metric = self.objective.best_metric
-        value = -figures["loss"] if metric == "loss" else figures[metric]
-        if not np.isfinite([value, figures["loss"]]).all():
-            raise Diverged(
-                "training: the validation loss is not finite; the last checkpoint before it is kept.",
-                "Lower `training.learning_rate` or set `training.precision=fp32`, in a new output.",
-            )
-        if progress.best_value is None or value > progress.best_value:
-            progress.best_value, progress.best_step, progress.epochs_without_gain = value, progress.step, 0
-            self.best_held_out_VK = held_out_VK
+        if self.settings.kept_epoch == "last" or self._is_best(figures):
+            progress.best_step, progress.epochs_without_gain = progress.step, 0
+            self.best_validation_VK = validation_VK
         else:
             progress.epochs_without_gain += 1
         patience = training.early_stopping_patience
@@ -345,78 +419,109 @@ class _Loop:
         progress.finished = stopped or progress.epoch >= training.epochs
         if self.rank == 0:
             log.info(
-                "epoch %d of %d: train loss %.4f, validation loss %.4f, accuracy %.4f%s",
+                "epoch %d of %d: train loss %.4f%s%s",
                 progress.epoch,
                 training.epochs,
                 progress.history[-1]["train_loss"],
-                figures["loss"],
-                figures["accuracy"],
+                f", validation loss {figures['loss']:.4f}, accuracy {figures['accuracy']:.4f}" if figures else "",
                 "; stopped early" if stopped and progress.epoch < training.epochs else "",
             )
-        self._save()
+        if not self.settings.in_one_go:
+            self._save()
         self._tell_epoch(progress.history[-1])
+
+    def _is_best(self, figures: Mapping[str, float]) -> bool:
+        """Whether an epoch is better than those before it, and remembers it then.
+
+        Raises:
+            Diverged: its figures are not finite.
+        """
+        metric, progress = self.objective.best_metric, self.progress
+        value = -figures["loss"] if metric == "loss" else figures[metric]
+        if not np.isfinite([value, figures["loss"]]).all():
+            raise Diverged(
+                "training: the validation loss is not finite; the last checkpoint before it is kept.",
+                "Lower `training.learning_rate` or set `training.precision=fp32`, in a new output.",
+            )
+        if progress.best_value is not None and value <= progress.best_value:
+            return False
+        progress.best_value = value
+        return True
 
     def _tell_epoch(self, row: dict[str, Any]) -> None:
         if self.on_epoch is not None and self.rank == 0:
             self.on_epoch(row)
 
     def _judge_untrained(self) -> None:
-        figures = self.objective.figures(self._held_out())
+        figures = self.objective.figures(self._validate())
         self.progress.history.append({"kind": "eval", "step": 0, "epoch": 0.0, "seconds": 0.0, **figures})
 
-    def _held_out(self) -> np.ndarray:
-        """Held-out results of the model as it is, on every rank: float64 [V, K]."""
+    def _validate(self) -> np.ndarray:
+        """Results of the model as it is on the validation rows, on every rank: float64 [V, K]."""
         import torch
 
         objective = self.objective
-        rows_VK = torch.zeros(len(objective.held_out_lens_V), objective.width, dtype=torch.float64)
+        rows_VK = torch.zeros(len(objective.validation_lens_V), objective.width, dtype=torch.float64)
         mine = np.arange(self.rank, len(rows_VK), self.world_size)
         self.net.eval()
         with torch.inference_mode():
-            for numbers in objective.held_out_microbatches(mine):
-                rows_VK[torch.from_numpy(numbers)] = torch.from_numpy(objective.held_out(numbers))
+            for numbers in objective.validation_microbatches(mine):
+                rows_VK[torch.from_numpy(numbers)] = torch.from_numpy(objective.validate(numbers))
         if self.world_size > 1:
             rows_VK = rows_VK.to(self.device)
             torch.distributed.all_reduce(rows_VK)
         self.model.train()
         return rows_VK.cpu().numpy()
 
-    def _best_held_out(self, best_step: int) -> np.ndarray:
-        """Held-out results of the best epoch; computed again when this process did not see that epoch."""
-        if self.best_held_out_VK is None:
+    def _best_validation(self, best_step: int) -> np.ndarray:
+        """Results on the validation rows at the best epoch; computed again when this process did not see that epoch."""
+        if self.best_validation_VK is None:
             best = load_best(self.store, best_step, self.settings.run_key)
             load_model_tensors(self.raw_model, best.model)
-            self.best_held_out_VK = self._held_out()
-        return self.best_held_out_VK
+            self.best_validation_VK = self._validate()
+        return self.best_validation_VK
 
     # --- checkpoints and messages ------------------------------------------------------------------------------------
 
     def _save(self) -> None:
-        """Rank 0 writes; all ranks learn how that went, so that none waits for one that has given up."""
+        """Rank 0 writes; all ranks learn how that went, so that none waits for one that has given up.
+
+        Beside a GPU a thread writes: what fails is told at the next checkpoint, and of the last one at once.
+        """
         self.progress.seconds = time.monotonic() - self._started
         failure: Exception | None = None
         if self.rank == 0:
             try:
-                self._write_checkpoint()
+                self._checkpoints.wait()  # before there are copies for another one
+                self._checkpoints.run(partial(self._write, self._checkpoint()))
+                if self.progress.finished:
+                    self._checkpoints.wait()
             except Exception as error:
                 failure = error
-        (num_failures,) = self._sum_over_ranks(float(failure is not None))
-        if failure is not None and not isinstance(failure, BertrayError | OSError):
-            raise failure  # a bug keeps its own name and trace
+        (num_failures,) = self.ranks.sums(float(failure is not None))
+        if failure is not None:
+            raise failure
         if num_failures:
-            reason = ", on rank 0." if failure is None else f": {getattr(failure, 'message', failure)}"
-            raise InfrastructureError(
-                f"training: the checkpoint of step {self.progress.step} cannot be written{reason}",
-                "Check the storage, then run the same command again: it resumes from the checkpoint before.",
-            ) from failure
+            raise _not_written(f"a checkpoint up to step {self.progress.step}", ", on rank 0.")
         self._last_save = time.monotonic()
 
-    def _write_checkpoint(self) -> None:
+    def _checkpoint(self) -> Checkpoint:
+        """The run as it is: copies, where it goes on while they are written."""
+        copied = self.objective.on_gpu
         # After the last step the optimizer's state, twice as large as the model, is not needed.
-        optimizer = {} if self.progress.finished else optimizer_tensors(self.optimizer)
-        checkpoint = Checkpoint(self.progress, model_tensors(self.raw_model), optimizer, self.settings.run_key)
-        save_checkpoint(self.store, checkpoint)
-        best = {self.progress.best_step} if self.progress.best_step is not None else set()
+        optimizer = {} if self.progress.finished else optimizer_tensors(self.optimizer, copied=copied)
+        progress = replace(self.progress, history=list(self.progress.history))
+        return Checkpoint(progress, model_tensors(self.raw_model, copied=copied), optimizer, self.settings.run_key)
+
+    def _write(self, checkpoint: Checkpoint) -> None:
+        """Raises InfrastructureError where the storage fails; a bug keeps its own name and trace."""
+        progress = checkpoint.progress
+        try:
+            save_checkpoint(self.store, checkpoint)
+        except (BertrayError, OSError) as error:
+            reason = f": {getattr(error, 'message', error)}"
+            raise _not_written(f"the checkpoint of step {progress.step}", reason) from error
+        best = {progress.best_step} if progress.best_step is not None else set()
         self._remove_old(lambda: prune(self.store, best))
 
     def _remove_old(self, remove: Callable[[], None]) -> None:
@@ -431,7 +536,7 @@ class _Loop:
         """Go on from the latest checkpoint, the same one on every rank."""
         checkpoint = load_latest(self.store, self.settings.run_key)
         step = checkpoint.progress.step if checkpoint is not None else -1
-        lowest, highest = self._least_and_most(step)
+        lowest, highest = self.ranks.least_and_most(step)
         if lowest != highest:
             raise InfrastructureError(
                 f"training: workers see different checkpoints (steps {lowest} and {highest}; -1: none), as on a file "
@@ -452,28 +557,9 @@ class _Loop:
             restore_optimizer(self.optimizer, checkpoint.optimizer)
         self.progress = checkpoint.progress
 
-    def _least_and_most(self, number: int) -> tuple[int, int]:
-        """Minimum and maximum over all ranks."""
-        if self.world_size == 1:
-            return number, number
-        import torch
-
-        extremes = torch.tensor([-number, number], dtype=torch.int64, device=self.device)
-        torch.distributed.all_reduce(extremes, op=torch.distributed.ReduceOp.MAX)
-        return -int(extremes[0]), int(extremes[1])
-
-    def _sum_over_ranks(self, *values: float) -> tuple[float, ...]:
-        if self.world_size == 1:
-            return values
-        import torch
-
-        sums = torch.tensor(values, dtype=torch.float64, device=self.device)
-        torch.distributed.all_reduce(sums)
-        return tuple(sums.tolist())
-
     def _report(self, loss: float, learning_rate: float) -> None:
         now = time.monotonic()
-        if self.rank != 0 or self.on_progress is None or now - self._last_report < 1.0:
+        if self.rank != 0 or self.on_progress is None or now - self._last_report < 1.0 or self._reports.busy:
             return
         self._last_report = now
         progress = self.progress
@@ -487,7 +573,7 @@ class _Loop:
             "tokens_per_s": progress.tokens / max(seconds, 1e-9),
         }
         try:
-            self.on_progress(state)
+            self._reports.run(partial(self.on_progress, state))
         except (BertrayError, OSError) as error:
             # Only someone's view of the run suffers; the other ranks would wait for this one.
             if not self._report_failed:
@@ -495,8 +581,8 @@ class _Loop:
             self._report_failed = True
 
 
-def _parameter_groups(model: torch.nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Weight decay on matrices only: not on biases and norms."""
-    matrices = [p for p in model.parameters() if p.requires_grad and p.ndim >= 2]
-    vectors = [p for p in model.parameters() if p.requires_grad and p.ndim < 2]
-    return [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+def _not_written(what: str, reason: str) -> InfrastructureError:
+    return InfrastructureError(
+        f"training: {what} cannot be written{reason}",
+        "Check the storage, then run the same command again: it resumes from the checkpoint before.",
+    )

@@ -1,6 +1,6 @@
 """Masked tokens of a text: a function of the tokens, the seed, the epoch and the example.
 
-Shape letters: T tokens of a text, M masked ones, W words of the vocabulary, V tokens held out.
+Shape letters: T tokens of a text, M masked ones, W words of the vocabulary, V tokens to score.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from bertray.errors import ConfigError
-from bertray.model.pretrained import load_transformers_tokenizer
+from bertray.model.pretrained.tokenizer import load_transformers_tokenizer
 
 MASKED_SHARE, RANDOM_SHARE = 0.8, 0.1  # of what is to be guessed; the rest is left as it is
 
@@ -114,10 +114,10 @@ class Masker:
         return places if len(places) else np.sort(random.permutation(len(ids))[:wanted])
 
 
-def held_out_places(
+def places_to_score(
     texts: Sequence[np.ndarray], vocabulary: Vocabulary, *, most: int, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Held-out tokens, scored one at a time: drawn from all ordinary tokens of some texts with equal chances.
+    """Tokens to score one at a time: drawn from all ordinary tokens of some texts with equal chances.
 
     Returns:
         The number of the text and the place in it of each, int64 [V], V at most `most`, ascending.

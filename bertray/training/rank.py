@@ -11,13 +11,14 @@ from typing import Any
 
 from bertray.errors import BertrayError, DataRefused, Diverged
 from bertray.execution.executor import Rank
-from bertray.io.store import open_store
+from bertray.io.store import check_seen, open_store
 from bertray.model.bundle import resolve_model
 from bertray.model.tokenization import ReviewTokenizer
 from bertray.runtime import without_collection
 from bertray.training.examples import LoopSettings
 from bertray.training.loop import Outcome, run_loop
 from bertray.training.objectives import Classification, Objective
+from bertray.training.ranks import RefusedByAll
 from bertray.training.tokenized_data import TokenizedData
 
 PROGRESS = "control/progress.json"
@@ -31,7 +32,7 @@ class TrainJob:
     model: str
     loop: LoopSettings
     objective: Callable[..., Objective] = Classification
-    max_failures: int = 3  # lost workers that are replaced before the run ends
+    max_failures: int = 3  # lost workers that are replaced before the run ends, without a checkpoint in between
 
 
 def train_rank(job: TrainJob, rank: Rank) -> Outcome | BertrayError:
@@ -51,6 +52,7 @@ def train_rank(job: TrainJob, rank: Rank) -> Outcome | BertrayError:
         store.put(PROGRESS, json.dumps({**state, "start": start, "messages": list(rank.messages)}).encode())
 
     try:
+        check_seen(store, job.data.keys[0])
         with without_collection():
             import transformers.modeling_utils  # noqa: F401 - four seconds, most of what comes before the first step
         folder = resolve_model(job.model)
@@ -65,9 +67,10 @@ def train_rank(job: TrainJob, rank: Rank) -> Outcome | BertrayError:
             on_progress=on_progress if rank.number == 0 else None,
         )
     except BertrayError as error:
-        if rank.world_size > 1 and not isinstance(error, Diverged | DataRefused):
+        if rank.world_size > 1 and not isinstance(error, Diverged | DataRefused | RefusedByAll):
             raise
         return error
+    job.data.forget_copies()
     if rank.number == 0:
         with contextlib.suppress(BertrayError):  # the run is whole; only its last message is at stake
             on_progress({"step": outcome.num_steps, "total_steps": outcome.num_steps, "done": True})

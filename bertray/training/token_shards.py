@@ -13,43 +13,26 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from bertray import schema as s
 from bertray.io.store import Store, open_store
 from bertray.io.tables import from_ipc, to_ipc
 from bertray.model.profile import Reading
-from bertray.schema import (
-    FEATURES,
-    FILE_NO,
-    GROUP_HASH,
-    ID,
-    INPUT_HASH,
-    INPUT_IDS,
-    LABEL,
-    LATIN_TOKENS,
-    LATIN_WORDS,
-    LETTERS,
-    LETTERS_UNREAD,
-    N_TOKENS,
-    REASON,
-    ROW_NO,
-    SCRIPT,
-    SECOND_LEN,
-    TEXT_HASH,
-)
+from bertray.model.tokenization import Sequences
 
-_READING = (LETTERS, LETTERS_UNREAD, LATIN_WORDS, LATIN_TOKENS)
+_READING = (s.LETTERS, s.LETTERS_UNREAD, s.LATIN_WORDS, s.LATIN_TOKENS)
 COLUMNS = (
-    ID,
-    LABEL,
-    TEXT_HASH,
-    INPUT_HASH,
-    GROUP_HASH,
-    INPUT_IDS,
-    SECOND_LEN,
-    N_TOKENS,
-    SCRIPT,
+    s.ID,
+    s.LABEL,
+    s.TEXT_HASH,
+    s.INPUT_HASH,
+    s.GROUP_HASH,
+    s.INPUT_IDS,
+    s.SECOND_LEN,
+    s.N_TOKENS,
+    s.SCRIPT,
     *_READING,
-    ROW_NO,
-    FILE_NO,
+    s.ROW_NO,
+    s.FILE_NO,
 )
 
 
@@ -77,16 +60,17 @@ class WriteTokenShard:
 
     def __call__(self, table: pa.Table) -> TokenShardSummary:
         """Write the reviews that are fit for use, kept and refused ones given together."""
-        if LABEL not in table.column_names:
-            table = table.append_column(LABEL, pa.nulls(table.num_rows, pa.string()))
-        refused = pc.is_valid(table[REASON])
-        examples = table.filter(pc.invert(refused)).select(list(COLUMNS))
+        if s.LABEL not in table.column_names:
+            table = table.append_column(s.LABEL, pa.nulls(table.num_rows, pa.string()))
+        refused = pc.is_valid(table[s.REASON])
+        names = [*COLUMNS, *({s.TERM_LOGITS} & set(table.column_names))]  # of a teacher that is a stack
+        examples = table.filter(pc.invert(refused)).select(names)
         key = None
         if examples.num_rows:
             first = examples.slice(0, 1).to_pylist()[0]
-            key = f"{self.folder}/tokens-{first[FILE_NO]:05d}-{first[ROW_NO]:012d}.arrow"
+            key = f"{self.folder}/tokens-{first[s.FILE_NO]:05d}-{first[s.ROW_NO]:012d}.arrow"
             open_store(self.output).put(key, to_ipc(examples))
-        counts = pc.value_counts(table[REASON].filter(refused)).to_pylist()
+        counts = pc.value_counts(table[s.REASON].filter(refused)).to_pylist()
         return TokenShardSummary(key, table.num_rows, {count["values"]: count["counts"] for count in counts})
 
 
@@ -94,7 +78,7 @@ def load_rows(store: Store, keys: Sequence[str], wanted_W: np.ndarray | None = N
     """Stored rows (embeddings, logits) of examples, float32 [W, D]: of all, or of some numbers, ascending."""
     parts, first = [], 0
     for key in keys:
-        column = from_ipc(store.get(key))[FEATURES].combine_chunks()
+        column = from_ipc(store.get(key))[s.FEATURES].combine_chunks()
         rows_ND = column.flatten().to_numpy().reshape(len(column), -1)
         if wanted_W is not None:
             inside = wanted_W[np.searchsorted(wanted_W, first) : np.searchsorted(wanted_W, first + len(column))]
@@ -108,17 +92,17 @@ def write_examples(path: Path, tokens: pa.Table, labels: Sequence[str]) -> None:
     """A token shard of tokenized texts and their labels, for examples that come from nowhere in particular."""
     rows = np.arange(tokens.num_rows)
     columns = {
-        ID: pa.array(rows).cast(pa.string()),
-        LABEL: pa.array(labels, pa.string()),
-        TEXT_HASH: pa.array(rows.astype(np.uint64)),
-        INPUT_HASH: pa.array(rows.astype(np.uint64)),
-        SCRIPT: pa.nulls(len(rows), pa.string()),
+        s.ID: pa.array(rows).cast(pa.string()),
+        s.LABEL: pa.array(labels, pa.string()),
+        s.TEXT_HASH: pa.array(rows.astype(np.uint64)),
+        s.INPUT_HASH: pa.array(rows.astype(np.uint64)),
+        s.SCRIPT: pa.nulls(len(rows), pa.string()),
         **{name: pa.nulls(len(rows), pa.int32()) for name in _READING},
-        GROUP_HASH: pa.array(rows.astype(np.uint64)),
-        ROW_NO: pa.array(rows),
-        FILE_NO: pa.array(np.zeros(len(rows), np.int32)),
+        s.GROUP_HASH: pa.array(rows.astype(np.uint64)),
+        s.ROW_NO: pa.array(rows),
+        s.FILE_NO: pa.array(np.zeros(len(rows), np.int32)),
     }
-    columns |= {name: tokens[name] for name in (INPUT_IDS, SECOND_LEN, N_TOKENS)}
+    columns |= {name: tokens[name] for name in (s.INPUT_IDS, s.SECOND_LEN, s.N_TOKENS)}
     path.write_bytes(to_ipc(pa.table({name: columns[name] for name in COLUMNS})))
 
 
@@ -143,23 +127,23 @@ class TokenShards:
         self._offsets: list[np.ndarray] = []
         for table in tables:
             # A table of one IPC file may have several chunks; flat arrays per chunk keep the memory map.
-            for chunk in table[INPUT_IDS].chunks:
+            for chunk in table[s.INPUT_IDS].chunks:
                 self._ids.append(chunk.values.to_numpy())
                 self._offsets.append(chunk.offsets.to_numpy().astype(np.int64))
         chunk_sizes = [len(offsets) - 1 for offsets in self._offsets]
         self._first = np.concatenate([[0], np.cumsum(chunk_sizes)])
-        rows = pa.concat_tables([table.select([c for c in COLUMNS if c != INPUT_IDS]) for table in tables])
+        rows = pa.concat_tables([table.select([c for c in COLUMNS if c != s.INPUT_IDS]) for table in tables])
         self.lens_N = np.concatenate([np.diff(offsets) for offsets in self._offsets])
-        self.n_tokens_N: np.ndarray = rows[N_TOKENS].to_numpy()
-        self.second_lens_N: np.ndarray = rows[SECOND_LEN].to_numpy()
-        self.text_hash_N: np.ndarray = rows[TEXT_HASH].to_numpy()
-        self.input_hash_N: np.ndarray = rows[INPUT_HASH].to_numpy()
-        self.scripts: pa.ChunkedArray = rows[SCRIPT]
+        self.n_tokens_N: np.ndarray = rows[s.N_TOKENS].to_numpy()
+        self.second_lens_N: np.ndarray = rows[s.SECOND_LEN].to_numpy()
+        self.text_hash_N: np.ndarray = rows[s.TEXT_HASH].to_numpy()
+        self.input_hash_N: np.ndarray = rows[s.INPUT_HASH].to_numpy()
+        self.scripts: pa.ChunkedArray = rows[s.SCRIPT]
         self._readings = rows.select(_READING)
-        self.group_hash_N: np.ndarray = rows[GROUP_HASH].to_numpy()
-        self.row_no_N: np.ndarray = rows[ROW_NO].to_numpy()
-        self.file_no_N: np.ndarray = rows[FILE_NO].to_numpy()
-        self.labels: pa.ChunkedArray = rows[LABEL]
+        self.group_hash_N: np.ndarray = rows[s.GROUP_HASH].to_numpy()
+        self.row_no_N: np.ndarray = rows[s.ROW_NO].to_numpy()
+        self.file_no_N: np.ndarray = rows[s.FILE_NO].to_numpy()
+        self.labels: pa.ChunkedArray = rows[s.LABEL]
 
     def __len__(self) -> int:
         return len(self.lens_N)
@@ -180,6 +164,14 @@ class TokenShards:
     def sequences(self, examples_B: np.ndarray) -> list[np.ndarray]:
         """Token ids of some examples."""
         return [self._example(int(example)) for example in examples_B]
+
+    def end_to_end(self, examples_B: np.ndarray) -> Sequences:
+        """Some examples as input of an engine, each a row."""
+        ids = self.sequences(examples_B)
+        lens_B = np.array([len(tokens) for tokens in ids], np.int64)
+        ids_T = np.concatenate([*ids, np.empty(0, np.int32)])
+        rows_B = np.arange(len(ids))
+        return Sequences(ids_T, lens_B, self.second_lens_N[examples_B].astype(np.int32), rows_B, len(ids))
 
     def _example(self, example: int) -> np.ndarray:
         chunk = int(np.searchsorted(self._first, example, side="right")) - 1

@@ -19,13 +19,13 @@ from bertray.evaluation.paired import (
     one_sided_low,
     p_in_words,
     power,
-    signed_points,
     worse_midp,
 )
-from bertray.wording import counted
+from bertray.wording import counted, points
 
 MIN_SLICE_ROWS = 100  # below, a slice that is 10 points worse is missed in most cases
 SLICE_ERROR = 0.05
+MAX_NAMED = 10  # slices that a sentence names
 
 
 @dataclass(frozen=True)
@@ -99,9 +99,9 @@ class GateDecision:
         """The decision and everything that bears on it, the decision first."""
         other = "the majority class" if self.first else "the model in use"
         bound = (
-            f"accuracy {signed_points(self.gain)} points over {other}, lower bound {signed_points(self.low)} "
+            f"accuracy {points(self.gain)} points over {other}, lower bound {points(self.low)} "
             f"(one-sided, {100 * (1 - self.error):.4g} %), needed above "
-            f"{signed_points(-self.tolerance) if self.tolerance else 0}"
+            f"{points(-self.tolerance) if self.tolerance else 0}"
         )
         said = [f"{'Passed' if self.passed else 'Refused'}: {bound}."]
         if self.tolerance:
@@ -111,12 +111,13 @@ class GateDecision:
             )
         for judged in self.worse_slices:
             said.append(
-                f"Worse on {judged.name}: {signed_points(judged.gain.gain.value)} points on "
+                f"Worse on {judged.name}: {points(judged.gain.gain.value)} points on "
                 f"{counted(judged.gain.rows, 'row')} (adjusted p {p_in_words(judged.adjusted_p or 0.0)})."
             )
         few = [f"{judged.name} ({judged.gain.rows:,})" for judged in self.slices if judged.adjusted_p is None]
         if few:
-            said.append(f"Cannot be judged, with fewer than {MIN_SLICE_ROWS} rows: {', '.join(few)}.")
+            more = f" and {len(few) - MAX_NAMED:,} more" if len(few) > MAX_NAMED else ""
+            said.append(f"Cannot be judged, with fewer than {MIN_SLICE_ROWS} rows: {', '.join(few[:MAX_NAMED])}{more}.")
         if self.use > 1:
             said.append(
                 f"Use {self.use} of this test set for this name: judged at 1/{self.use} of the error. "

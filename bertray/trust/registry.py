@@ -7,13 +7,10 @@ wins. Nothing is ever rewritten or removed: a promotion killed at any point leav
 
 from __future__ import annotations
 
-import getpass
 import hashlib
 import re
-import socket
 import uuid
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,13 +20,17 @@ from bertray.errors import ConfigError, ConflictError, did_you_mean
 from bertray.io import faults
 from bertray.io.store import open_store
 from bertray.outputs.control_files import Record
+from bertray.outputs.decisions import now, user
 from bertray.paths import is_uri, local_path
+from bertray.reviews.split import mixed
 
 SCHEME = "registry:"
 HISTORY, VERSIONS, COMPARISON = "history", "versions", "comparison"
 CONFIG_FILE = "config.json"  # of a model; written last, so that a version without it is not whole
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 MAX_REFUSAL_RACES = 20
+SKETCH_ROWS = 128  # the share of common rows is known to 4 points (standard error) at a half
+SAME_SHARE = 0.5  # of the rows of two test sets that are in both, from which on they count as one
 _ENTRY = re.compile(rf"(?P<name>[^/]+)/{HISTORY}/(?P<seq>\d{{8}})\.json")
 
 Kind = Literal["promote", "refuse", "rollback"]
@@ -46,6 +47,7 @@ class HistoryEntry(Record):
         at, by: UTC time, and user@machine.
         forced: let in against the gate, for `reason`.
         test_digest: of the rows that the candidate was judged on; "" of a rollback.
+        test_sketch: `rows_sketch` of them.
         gate: the decision (see `gate.GateDecision.to_json`); None of a rollback.
         entry_id: differs between writers, so that equal content does not pass for one's own.
     """
@@ -60,6 +62,7 @@ class HistoryEntry(Record):
     forced: bool = False
     reason: str = ""
     test_digest: str = ""
+    test_sketch: tuple[str, ...] = ()
     rows: int = 0
     gate: dict[str, Any] | None = None
     entry_id: str
@@ -77,8 +80,8 @@ def new_entry(kind: Kind, history: Sequence[HistoryEntry], version: str, **field
         kind=kind,
         version=version,
         previous=pointer.version if pointer else None,
-        at=f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}",
-        by=f"{_user()}@{socket.gethostname()}",
+        at=now(),
+        by=user(),
         entry_id=uuid.uuid4().hex,
         **fields,
     )
@@ -89,9 +92,10 @@ def current(history: Sequence[HistoryEntry]) -> HistoryEntry | None:
     return next((entry for entry in reversed(history) if entry.moves_pointer), None)
 
 
-def uses_of(history: Sequence[HistoryEntry], test_digest: str) -> int:
-    """Number of candidates that these rows have judged."""
-    return sum(entry.test_digest == test_digest for entry in history if entry.kind != "rollback")
+def uses_of(history: Sequence[HistoryEntry], test_digest: str, test_sketch: Sequence[str] = ()) -> int:
+    """Number of candidates that these rows, or mostly these, have judged."""
+    judged = [entry for entry in history if entry.kind != "rollback"]
+    return sum(entry.test_digest == test_digest or _mostly_same(entry.test_sketch, test_sketch) for entry in judged)
 
 
 def rollback_target(name: str, history: Sequence[HistoryEntry], to: str | None = None) -> str:
@@ -133,12 +137,34 @@ def rows_digest(input_hash_N: np.ndarray, label_ids_N: np.ndarray, labels: Seque
         label_ids_N: int [N].
         labels: names by label id.
     """
-    name_hashes_C = np.array(
-        [int.from_bytes(hashlib.sha256(label.encode()).digest()[:8], "little") for label in labels], np.uint64
-    )
-    rows_N2 = np.column_stack([input_hash_N.astype(np.uint64), name_hashes_C[label_ids_N]])
+    rows_N2 = np.column_stack([input_hash_N.astype(np.uint64), _name_hashes(labels)[label_ids_N]])
     ordered_N2 = rows_N2[np.lexsort((rows_N2[:, 1], rows_N2[:, 0]))]
     return hashlib.sha256(np.ascontiguousarray(ordered_N2).astype("<u8").tobytes()).hexdigest()[:16]
+
+
+def rows_sketch(input_hash_N: np.ndarray, label_ids_N: np.ndarray, labels: Sequence[str]) -> tuple[str, ...]:
+    """The smallest hashes of labelled rows: of test sets that share most rows, these are mostly the same.
+
+    A row taken out, a label corrected or a model that cleans otherwise does not make a test set a fresh one.
+
+    Args:
+        input_hash_N, label_ids_N, labels: as for `rows_digest`.
+
+    Source: Broder 1997, "On the resemblance and containment of documents" (one permutation, the smallest kept).
+    """
+    rows_N = mixed(mixed(input_hash_N.astype(np.uint64), 0) ^ _name_hashes(labels)[label_ids_N], 0)
+    return tuple(f"{row:016x}" for row in np.unique(rows_N)[:SKETCH_ROWS].tolist())
+
+
+def _mostly_same(one: Sequence[str], other: Sequence[str]) -> bool:
+    """Whether two test sets share at least half of all their rows, by their sketches."""
+    smallest = sorted({*one, *other})[:SKETCH_ROWS]
+    return len({*one} & {*other} & {*smallest}) >= SAME_SHARE * len(smallest) > 0
+
+
+def _name_hashes(labels: Sequence[str]) -> np.ndarray:
+    """uint64 [C]: of the names of classes."""
+    return np.array([int.from_bytes(hashlib.sha256(x.encode()).digest()[:8], "little") for x in labels], np.uint64)
 
 
 def check_name(name: str) -> str:
@@ -156,7 +182,7 @@ def check_name(name: str) -> str:
 
 
 class Registry:
-    """Names and versions below a folder, or an `s3://` or `gs://` prefix.
+    """Names and versions below a folder, or an `s3://`, `gs://` or `az://` prefix.
 
     Raises:
         ConfigError: a local folder that is not there; with `create`, one whose parent folder is not there.
@@ -304,10 +330,3 @@ def resolve_registered(model: str, registry: str | None) -> str:
             "Restore it from a copy, or roll back to another version.",
         )
     return opened.version_path(name, pointer.version)
-
-
-def _user() -> str:
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):  # a user without a name, as in a container
-        return "unknown"

@@ -109,7 +109,17 @@ def test_no_texts_give_no_labels(classifier):
 
 @pytest.mark.parametrize(
     ("texts", "found"),
-    [("good", "one text"), (b"good", "one text"), (3, "int"), ([1, 2], "values of type int64"), ([["a"]], "list")],
+    [
+        ("good", "one text"),
+        (b"good", "one text"),
+        (3, "int"),
+        ([1, 2], "values of type int64"),
+        ([["a"]], "list"),
+        ({"a": "good"}, "dict"),
+        ({"good", "bad"}, "set"),
+        (pa.table({"text": ["good"], "label": ["pos"]}), "a table of text, label"),
+        ([{"text": "good"}], "a table of text"),
+    ],
 )
 def test_what_is_no_list_of_texts_is_refused(classifier, texts, found):
     with pytest.raises(bertray.ConfigError, match=f"expected .*texts, found {found}|found values of type {found}"):
@@ -165,11 +175,40 @@ def test_evaluation_of_a_classifier_is_that_of_the_command(classifier, bundle, c
     assert result.output == str(tmp_path / "api")
 
 
+BOTH = (bertray.Classifier, bertray.Embedder)
+
+
+@pytest.mark.parametrize(
+    ("kinds", "keys", "message"),
+    [
+        (BOTH, {"model": None}, "model: expected text, found nothing"),
+        (BOTH, {"columns": "body"}, "columns: expected keys below it, such as columns.id, found 'body'"),
+        (BOTH, {"columns": {"txt": "body"}}, "columns.txt: no such key. Did you mean 'columns.text'?"),
+        (BOTH[:1], {"aspects": "food"}, "aspects: expected a list of aspects"),
+        (BOTH[:1], {"precision": "fp64"}, "precision: expected"),
+        (BOTH[1:], {"cleaning": "none"}, "cleaning: expected keys below it"),
+        (BOTH[1:], {"pooling": "max"}, "pooling: expected"),
+    ],
+)
+def test_a_wrong_argument_is_told_as_a_wrong_key(bundle, kinds, keys, message):
+    for kind in kinds:
+        with pytest.raises(bertray.ConfigError) as caught:
+            kind.load(**{"model": bundle, **keys})
+        assert message in str(caught.value)
+
+
+def test_another_word_for_refused_texts_is_told(classifier):
+    for texts in (["good"], [""]):
+        with pytest.raises(bertray.ConfigError, match="on_refused: expected raise or null, found 'skip'"):
+            classifier.predict(texts, on_refused="skip")
+
+
 def test_a_name_of_a_registry_is_told_as_by_score():
     with pytest.raises(bertray.ConfigError, match="model=registry:reviews: expected the key registry, found none"):
         bertray.Classifier.load("registry:reviews")
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_actors_of_ray_data_label_a_data_set(bundle, classifier, ray_cluster):
     import ray

@@ -13,8 +13,8 @@ import pytest
 import bertray
 
 FUNCTIONS = (
-    *("audit", "compare", "embed", "evaluate", "files", "gc", "plan", "pretrain"),
-    *("promote", "registry", "rollback", "score", "topics", "train", "tune"),
+    *("answers", "audit", "compare", "embed", "evaluate", "fetch", "files", "gc", "plan", "pretrain"),
+    *("promote", "queue", "registry", "rollback", "score", "shares", "topics", "train", "tune"),
 )
 CLASSES = ("Classifier", "Embedder")
 ERRORS = (
@@ -23,6 +23,7 @@ ERRORS = (
     "ConflictError",
     "DataRefused",
     "Diverged",
+    "DriftFound",
     "GateRefused",
     "InfrastructureError",
 )
@@ -57,6 +58,7 @@ def test_importing_is_quick_and_light():
     assert min(float(run[0]) for run in runs) <= 0.15
 
 
+@pytest.mark.slow
 def test_no_module_takes_the_place_of_a_public_name():
     """Importing a submodule sets it as an attribute of the package: `bertray.train` must stay a function."""
     code = """

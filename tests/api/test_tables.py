@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import multiprocessing
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -79,6 +80,44 @@ def test_numbers_and_times_of_pandas_keep_their_types():
 def test_a_column_of_several_types_is_named():
     with pytest.raises(DataRefused, match=r"data\.train: column 'label' of the table holds values of several types"):
         arrow_of(pd.DataFrame({"text": ["a", "b"], "label": ["neg", 1]}), "data.train")
+
+
+def test_a_column_of_several_types_that_no_key_names_is_left_out():
+    frame = pd.DataFrame({"text": ["a", "b"], "label": ["neg", "pos"], "note": ["x", 1], "mine": ["y", 2]})
+    with as_files({"data": {"train": frame}}, "train") as files:
+        assert pq.read_table(files["data"]["train"]).column_names == ["text", "label"]
+    for keys, is_whole in (({"columns": {"label": "mine"}}, True), ({"report": {"by": ["mine"]}}, True), ({}, False)):
+        with (
+            pytest.raises(DataRefused, match=r"data\.train: column '(mine|note)' of the table holds values of several"),
+            as_files({"data": {"train": frame}, **keys}, "train", is_whole=is_whole),
+        ):
+            pass
+
+
+def test_an_error_names_the_key_of_a_table_and_not_its_file():
+    with (
+        pytest.raises(DataRefused) as refused,
+        as_files({"data": {"train": pa.table({"text": ["a"]})}}, "train") as files,
+    ):
+        raise DataRefused(f"{files['data']['train']}: found nothing.", f"Look at {files['data']['train']}.")
+    assert (refused.value.message, refused.value.remedy) == (
+        "table of data.train: found nothing.",
+        "Look at table of data.train.",
+    )
+
+
+@pytest.mark.parametrize("columns", [{"text": ["a"], "label": ["b"]}, {"text": np.array(["a"])}])
+@pytest.mark.parametrize("key", ["data", "input"])
+def test_a_dict_of_columns_is_no_table(columns, key):
+    refusal = f"{key}: expected paths or one table, found dict of {', '.join(columns)}."
+    with pytest.raises(ConfigError, match=re.escape(refusal)), as_files({key: columns}, ""):
+        pass
+
+
+def test_a_mistyped_split_is_left_to_the_config():
+    given = {"data": {"trian": "a.parquet"}}
+    with as_files(given, "train") as files:
+        assert files == given
 
 
 def test_two_columns_of_one_name_are_refused():

@@ -6,9 +6,11 @@ import json
 import logging
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
@@ -16,6 +18,7 @@ import pytest
 import bertray
 from bertray.cli import run
 from tests.corpus import sentences, write
+from tests.nightly import without_ray
 
 KEYS: dict[str, Any] = {
     "max_length": 24,
@@ -32,7 +35,9 @@ def frame(num_rows: int, seed: int) -> pd.DataFrame:
 @pytest.fixture(scope="module")
 def result(tiny_encoder, tmp_path_factory):
     output = tmp_path_factory.mktemp("train") / "run"
-    return bertray.train(frame(120, 1), test=frame(60, 2), model=tiny_encoder, output=output, **KEYS)
+    with pytest.MonkeyPatch.context() as patch:
+        without_ray(patch)
+        return bertray.train(frame(120, 1), test=frame(60, 2), model=tiny_encoder, output=output, **KEYS)
 
 
 def test_a_result_says_what_the_files_say(result):
@@ -45,6 +50,7 @@ def test_a_result_says_what_the_files_say(result):
         assert Path(path).is_file()
 
 
+@pytest.mark.slow
 def test_rows_without_an_id_column_are_numbered(result):
     assert pq.read_table(result.predictions)["id"].to_pylist()[:2] == ["table:0", "table:1"]
 
@@ -80,6 +86,7 @@ def test_three_lines_train_and_three_label(result):
     assert result.classifier.predict(["the film was great"]) == ["pos"]
 
 
+@pytest.mark.slow
 def test_evaluate_takes_a_result_a_classifier_or_a_path_for_a_model(result, tmp_path):
     test = frame(60, 2)
     figures = [
@@ -87,6 +94,19 @@ def test_evaluate_takes_a_result_a_classifier_or_a_path_for_a_model(result, tmp_
         for model in (result, result.classifier, result.model, Path(result.model))
     ]
     assert figures == [result.figures.confusion_matrix] * 4
+
+
+@pytest.mark.slow
+def test_the_result_of_a_call_stands_for_its_model_and_its_output(result, tmp_path):
+    write(tmp_path / "in" / "a.parquet", 30, 3, "a")
+    scored = bertray.score(model=result, input=tmp_path / "in", output=tmp_path / "scored", keep_columns=["text"])
+    assert bertray.files(scored) == bertray.files(tmp_path / "scored")
+    assert bertray.compare(scored, scored).output
+    assert bertray.Classifier.load(result).model == result.model
+    found = bertray.train(
+        frame(60, 5), test=frame(40, 6), training={"method": "distill", "teacher": result}, max_length=24, model=result
+    )
+    assert found.split == "test"
 
 
 def test_a_temporary_output_lives_as_long_as_its_result(result):
@@ -123,6 +143,11 @@ def test_score_embed_files_and_gc_work_on_one_output(result, tmp_path):
     assert bertray.gc(tmp_path / "out", grace_days=0).num_files == 0
     vectors = bertray.embed(frame(20, 4), model=result, output=tmp_path / "vectors")
     assert vectors.rows_embedded == 20
+    assert vectors.vectors is None
+    words = bertray.embed(frame(20, 4), model=result, pooling="vocabulary", unit="word", output=tmp_path / "words")
+    counts = Counter(word for text in frame(20, 4)["text"] for word in text.split())
+    found = pq.read_table(words.vectors)
+    assert dict(zip(found["unit"].to_pylist(), found["count"].to_pylist(), strict=True)) == counts
 
 
 def test_score_refuses_a_table(result, tmp_path):
@@ -147,6 +172,11 @@ def test_a_config_file_gives_keys_that_keywords_overrule(result, tiny_encoder, c
     assert found.rows == 90
 
 
+def wrong(value: Any) -> Any:
+    """A value of a type that no caller should give."""
+    return value
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -158,6 +188,23 @@ def test_a_config_file_gives_keys_that_keywords_overrule(result, tiny_encoder, c
         (lambda: bertray.train({"train": "a.csv", "test": "b.csv"}, test="c.csv"), "data.test: given twice"),
         (lambda: bertray.plan(), "plan: expected a train config"),
         (lambda: bertray.gc(), "output: missing"),
+        (lambda: bertray.evaluate(frame(3, 1), "bundled"), "model: expected no table, found a DataFrame"),
+        (lambda: bertray.train(frame(3, 1), model=frame(3, 1)), "model: expected no table, found a DataFrame"),
+        (lambda: bertray.train(frame(3, 1), config=wrong(5)), "config: expected a path or a list of paths, found int"),
+        (lambda: bertray.plan(config=wrong([5])), "config: expected a path or a list of paths, found list"),
+        (lambda: bertray.train(frame(3, 1)["text"]), "data.train: expected paths or one table, found Series"),
+        (lambda: bertray.train(frame(3, 1).to_numpy()), "data.train: expected paths or one table, found ndarray"),
+        (
+            lambda: bertray.train(frame(3, 1).to_dict("records")),
+            "data.train: expected paths or one table, found dict",
+        ),
+        (
+            lambda: bertray.audit([frame(3, 1), frame(3, 1)]),
+            "data.train: expected paths or one table, found DataFrame",
+        ),
+        (lambda: bertray.topics(iter(["good"])), "input: expected paths or one table, found list_iterator"),
+        (lambda: bertray.train("a.csv", **wrong({"training.epochs": 2})), "Write it as a key below 'training'."),
+        (lambda: bertray.train("a.csv", training=wrong(np.zeros(3))), "training: expected keys below it"),
     ],
 )
 def test_a_wrong_call_is_an_error_of_the_package(call, message, tmp_path, monkeypatch):
@@ -213,6 +260,7 @@ print(ray.is_initialized())
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_a_script_without_a_guard_runs_on_ray_and_leaves_none(tiny_encoder, tmp_path):
     """As in a fresh interpreter: no `if __name__ == "__main__"`, Ray started and ended by the call, nothing printed."""
     (tmp_path / "script.py").write_text(SCRIPT)
@@ -222,6 +270,7 @@ def test_a_script_without_a_guard_runs_on_ray_and_leaves_none(tiny_encoder, tmp_
     assert (found.returncode, found.stdout.split(), found.stderr) == (0, ["2", "False"], "")
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_a_ray_of_the_user_is_used_and_left_running(result, corpus, ray_cluster):
     import ray

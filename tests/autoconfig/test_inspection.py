@@ -40,8 +40,8 @@ def config_for(path: Path | str, reader: TextFormat = AUTO) -> tuple[dict[str, A
         ("airline_tweets/sample/Tweets.head20.csv", "text", "airline_sentiment", 64),
         ("cola/sample/in_domain_train.head20.tsv", "3", "1", 32),
         ("emotion/sample/train.head20.txt", "0", "1", 32),
-        ("online_shopping_10_cats/sample/head20.csv", "review", "label", 256),
-        ("imdb/sample/aclImdb", "text", "label", 256),
+        ("online_shopping_10_cats/sample/head20.csv", "review", "label", 128),
+        ("imdb/sample/aclImdb", "text", "label", 128),
     ],
 )
 def test_real_data_is_recognised(real_data: Path, name: str, text: str, label: str, max_length: int):
@@ -185,3 +185,20 @@ def test_no_encoder_is_named_whose_tokenizer_needs_a_package(tmp_path):
     assert "mostly kana" in text
     assert "bert-base-multilingual-cased" in text
     assert "tohoku" not in text
+
+
+def test_columns_that_may_hold_aspects_are_named_in_a_comment(tmp_path):
+    moods = ["good", "bad", None, "good", "so so"] * 6
+    wide = {
+        "text": [f"some review {n}" for n in range(30)],
+        "food": moods,
+        "price": ["good", "bad"] * 15,
+        "shop": list("ab") * 15,
+    }
+    pq.write_table(pa.table(wide), tmp_path / "wide.parquet")
+    text = config_for(tmp_path / "wide.parquet")[1]
+    assert "columns food, price have the same values" in text
+    assert "aspects: [food, price] in place of columns.label" in text
+    listed = {"text": wide["text"], "label": ["a", "b"] * 15, "topics": [["food"]] * 30}
+    pq.write_table(pa.table(listed), tmp_path / "listed.parquet")
+    assert "with columns.aspects=topics each of them is a row" in config_for(tmp_path / "listed.parquet")[1]

@@ -29,12 +29,19 @@ def argv(tiny_encoder, tmp_path):
     ]
 
 
-@pytest.mark.slow
-def test_every_way_is_measured_and_told(argv, tmp_path, ray_cluster, capsys):
-    assert run([*argv, "beside=[pipeline,ray,ray_spread,padded]", "training=true", "price_per_hour=3"]) == 0
+@pytest.mark.parametrize(
+    "beside",
+    [
+        pytest.param(["pipeline", "padded"], marks=pytest.mark.slow),
+        pytest.param(
+            ["pipeline", "ray", "ray_spread", "padded"], marks=[pytest.mark.soak, pytest.mark.timeout(900)], id="all"
+        ),
+    ],
+)
+def test_every_way_is_measured_and_told(beside, argv, tmp_path, ray_cluster, capsys):
+    assert run([*argv, f"beside={beside}", "training=true", "price_per_hour=3"]) == 0
     found = json.loads((tmp_path / "bench" / "benchmark.json").read_text())
     ways = found["ways"]
-    beside = ["pipeline", "ray", "ray_spread", "padded"]
     assert list(ways) == ["bertray", "engine", *beside, "train_bertray", "train_tutorial"]
     assert {name: way["rows"] for name, way in ways.items()} == {
         **dict.fromkeys(ways, 24),
@@ -57,10 +64,10 @@ def test_every_way_is_measured_and_told(argv, tmp_path, ray_cluster, capsys):
     assert "1 million reviews like these take" in printed
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_without_ray_the_engine_is_measured_beside_its_rivals(trained, tmp_path):
     reviews = write(tmp_path / "reviews.parquet", 60, 5, "r")
-    keys = {"model": trained / "model", "max_length": 16, "rows": 40, "few_rows": 20, "rounds": 1, "training": "true"}
+    keys = {"model": trained / "model", "max_length": 16, "rows": 40, "rival_rows": 20, "rounds": 1, "training": "true"}
     words = [f"{key}={value}" for key, value in {**keys, "output": tmp_path / "found.json"}.items()]
     argv = [sys.executable, "-m", "bertray.benchmark", str(reviews), *words]
     printed = subprocess.run(argv, capture_output=True, text=True, check=True, timeout=300).stdout

@@ -31,6 +31,7 @@ sys.exit(main(["check", "device=cpu", "output={output}", *{words!r}]))
     return found
 
 
+@pytest.mark.slow
 def test_numbers_are_right_on_cpu_with_the_reference_attention(tmp_path):
     found = check_in_a_bare_process(tmp_path / "check.json", f"sections={FAST}")
     assert list(found) == FAST.split(",")

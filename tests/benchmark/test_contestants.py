@@ -31,19 +31,19 @@ def outcome(name, trained, reviews, folder):
 
 
 @pytest.mark.slow
-def test_all_ways_of_scoring_agree(trained, reviews, tmp_path):
-    expected = outcome("pipeline", trained, reviews, tmp_path)
+def test_all_ways_of_scoring_agree(trained_alone, reviews, tmp_path):
+    expected = outcome("pipeline", trained_alone, reviews, tmp_path)
     assert expected.num_rows == ROWS
     for name in ("padded", "engine", "openvino"):
-        table = outcome(name, trained, reviews, tmp_path)
+        table = outcome(name, trained_alone, reviews, tmp_path)
         assert table["label"].equals(expected["label"])
         np.testing.assert_allclose(table["score"], expected["score"], atol=1e-4)
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not can_quantize(torch.device("cpu")), reason="this CPU has neither VNNI nor AMX")
-def test_int8_comes_near(trained, reviews, tmp_path):
-    expected, table = (outcome(name, trained, reviews, tmp_path) for name in ("engine", "int8"))
+def test_int8_comes_near(trained_alone, reviews, tmp_path):
+    expected, table = (outcome(name, trained_alone, reviews, tmp_path) for name in ("engine", "int8"))
     assert table["label"].equals(expected["label"])
     np.testing.assert_allclose(table["score"], expected["score"], atol=0.1)
 
@@ -61,6 +61,7 @@ def test_training_runs_an_epoch_each_time(name, tiny_encoder, reviews, tmp_path)
     hook.remove()
 
 
+@pytest.mark.slow
 def test_what_a_library_prints_is_no_answer(tiny_encoder, reviews, tmp_path):
     (tmp_path / "sitecustomize.py").write_text("print('a greeting', flush=True)\n")
     task = Task("limit", str(tiny_encoder), str(reviews), str(tmp_path / "out.parquet"), 16)
@@ -68,6 +69,7 @@ def test_what_a_library_prints_is_no_answer(tiny_encoder, reviews, tmp_path):
         assert contestant.seconds() > 0
 
 
+@pytest.mark.slow
 def test_a_contestant_that_cannot_start_says_why(tmp_path, reviews):
     task = Task("engine", str(tmp_path / "nothing"), str(reviews), str(tmp_path / "out.parquet"), 16)
     with pytest.raises(RuntimeError, match=r"benchmark: engine ended: [\s\S]*nothing"):

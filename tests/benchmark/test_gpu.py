@@ -60,6 +60,7 @@ def test_without_a_driver_or_a_gpu_nothing_is_asked(driver, tmp_path, monkeypatc
     assert visible_gpus("cpu") == []
 
 
+@pytest.mark.slow
 def test_each_run_of_a_way_tells_how_busy_the_gpu_was(driver, tiny_encoder, tmp_path, monkeypatch):
     driver(*["40"] * 3)
     monkeypatch.setattr(measure, "visible_gpus", lambda _: ["GPU-a", "GPU-b", "GPU-c"])
@@ -89,10 +90,10 @@ def test_an_untrained_bert_base_is_drawn_by_the_seed(tmp_path, monkeypatch):
     import transformers
 
     small = transformers.BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8)
-    monkeypatch.setattr(transformers, "BertConfig", lambda: small)
+    monkeypatch.setattr(transformers, "BertConfig", lambda **_: small)
     weights = []
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
-        folder = measure.classifier_of(tmp_path / name, measure.UNTRAINED, 16, seed)
+        folder = measure.classifier_of(tmp_path / name, "untrained-bert-base", 16, seed)
         model = transformers.AutoModelForSequenceClassification.from_pretrained(folder)
         assert model.config.id2label == {0: "negative", 1: "positive"}
         assert len(transformers.AutoTokenizer.from_pretrained(folder)) <= model.config.vocab_size
@@ -100,12 +101,12 @@ def test_an_untrained_bert_base_is_drawn_by_the_seed(tmp_path, monkeypatch):
     assert weights[0] == weights[1] != weights[2]
 
 
-@pytest.mark.parametrize(("gpu", "cells"), [("H200", ["GPU busy", "75%", ""]), (None, [])])
+@pytest.mark.parametrize(("gpu", "cells"), [("H200", ["GPU busy", "75%", ""]), (None, ["peak MB", "", ""])])
 def test_the_table_has_a_column_for_it_on_a_gpu_alone(gpu, cells):
-    figures = dict.fromkeys(("rows_per_s", "tokens_per_s", "bertray_is_faster_by", "share_of_limit"), 1.0)
+    figures = dict.fromkeys(("rows_per_s", "tokens_per_s", "bertray_is_faster_by", "share_of_limit", "tflops"), 1.0)
     way = {"title": "engine", "start_up_s": [], "peak_mb": None, "gpu_busy": [0.7, 0.8], **figures}
     ways = {"engine": way, "pipeline": way | {"gpu_busy": []}}
     content = {"machine": {"gpu": gpu}, "ways": ways}
     rows = [measure.columns(content), *measure.table_rows(content)]
-    assert {len(row) for row in rows} == {8 if gpu else 7}
-    assert [row[6] for row in rows] == (cells or ["peak MB", "", ""])
+    assert {len(row) for row in rows} == {9 if gpu else 7}
+    assert [row[7 if gpu else 6] for row in rows] == cells

@@ -2,28 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from bertray.config import build_config
-from bertray.config import load_config as load_section
 from bertray.errors import ConfigError
-
-TRAIN = ["data.train=a.parquet", "output=run"]
-SCORE = ["input=in", "output=out"]
-
-
-def load_config(verb: str, *sources: Any) -> Any:
-    """The config with the keys of its verb, whatever class that is."""
-    return load_section(verb, *sources)
-
-
-def file(tmp_path: Path, text: str, name: str = "a.yaml") -> str:
-    path = tmp_path / name
-    path.write_text(text, encoding="utf-8")
-    return str(path)
+from tests.config_files import SCORE, TRAIN, load_config
 
 
 def test_a_config_is_frozen():
@@ -65,3 +50,23 @@ def test_labels_that_become_one_or_none_are_a_config_error(labels, message):
 def test_a_column_is_kept_once():
     with pytest.raises(ConfigError, match="keep_columns: names a column twice: 'x'"):
         load_config("score", [], [*SCORE, "keep_columns=[x, y, x]"])
+
+
+@pytest.mark.parametrize(
+    ("verb", "words", "said"),
+    [
+        ("pretrain", ["input=in", "output=out"], "columns.aspects: pretrain reads a review once; leave the key out"),
+        ("topics", ["input=in", "output=out"], "columns.aspects: topics reads a review once; leave the key out"),
+        ("audit", ["data.train=in", "output=out"], "columns.aspects: audit reads a review once; leave the key out"),
+        ("benchmark", ["input=in"], "columns.aspects: benchmark reads a review once; leave the key out"),
+        (
+            "train",
+            [*TRAIN, "training.method=distill", "training.teacher=teacher", "data.test=b.parquet"],
+            "columns.aspects: training.method=distill reads a review once; leave the key out",
+        ),
+    ],
+)
+def test_a_column_of_aspects_is_refused_where_a_review_is_read_once(verb, words, said):
+    load_config(verb, [], words)
+    with pytest.raises(ConfigError, match=said):
+        load_config(verb, [], [*words, "columns.aspects=about"])

@@ -4,23 +4,14 @@ from __future__ import annotations
 
 import json
 import re
-from pathlib import Path
 
 import pytest
 
 from bertray.cli import run
-from bertray.config import CONFIGS, json_schema, key_help, keys, load_config, to_yaml
+from bertray.config import CONFIGS, json_schema, key_help, keys, to_yaml
 from bertray.config.describe import SYNONYMS
 from bertray.errors import ConfigError
-
-TRAIN = ["data.train=a.parquet", "output=run"]
-SCORE = ["input=in", "output=out"]
-
-
-def file(tmp_path: Path, text: str, name: str = "a.yaml") -> str:
-    path = tmp_path / name
-    path.write_text(text, encoding="utf-8")
-    return str(path)
+from tests.config_files import SCORE, TRAIN, file, load_config
 
 
 @pytest.mark.parametrize(
@@ -65,7 +56,7 @@ def test_every_synonym_is_of_a_key_that_a_verb_has():
 
 def test_every_wrong_key_is_named_at_once():
     with pytest.raises(ConfigError) as caught:
-        load_config("score", [], ["inptu=a", "slot=../x"])
+        load_config("embed", [], ["inptu=a", "slot=../x"])
     text = str(caught.value)
     assert "output: missing" in text
     assert "input: missing" in text

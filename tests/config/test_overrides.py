@@ -1,27 +1,10 @@
 """Configs: what files and overrides become, and what a typo is told."""
 
-from pathlib import Path
-from typing import Any
-
 import pytest
 
 from bertray.config import guess_verb
-from bertray.config import load_config as load_section
 from bertray.errors import ConfigError
-
-TRAIN = ["data.train=a.parquet", "output=run"]
-SCORE = ["input=in", "output=out"]
-
-
-def load_config(verb: str, *sources: Any) -> Any:
-    """The config with the keys of its verb, whatever class that is."""
-    return load_section(verb, *sources)
-
-
-def file(tmp_path: Path, text: str, name: str = "a.yaml") -> str:
-    path = tmp_path / name
-    path.write_text(text, encoding="utf-8")
-    return str(path)
+from tests.config_files import SCORE, TRAIN, file, load_config
 
 
 def test_later_sources_win_and_mappings_merge(tmp_path):
@@ -93,8 +76,8 @@ def test_words_that_were_booleans_in_yaml_1_1_are_class_names():
         (["labels={a: b, c: d}\n---\n{}"], "found another document"),
         (["seed=" + "[" * 5000], "values nested too deeply"),
         (["labels=[a, a]"], "needs at least two class names"),
-        (["training.epochs=two"], "training.epochs: expected a whole number, found 'two'"),
-        (["training.epochs=0"], "training.epochs: expected 1 or more, found 0"),
+        (["training.epochs=two"], "training.epochs: expected a whole number, or auto, found 'two'"),
+        (["training.epochs=0"], "training.epochs: expected 1 or more, or auto, found 0"),
         (["--epochs"], "expected key=value"),
         (["labels"], "expected key=value"),
         (["seed.x=1", "seed=2", "seed.y=1"], "so it has no key below it"),

@@ -2,30 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
-
 import pytest
 import yaml
 
 from bertray.cli import run
-from bertray.config import load_config as load_section
 from bertray.config import to_yaml
 from bertray.errors import ConfigError
-
-TRAIN = ["data.train=a.parquet", "output=run"]
-SCORE = ["input=in", "output=out"]
-
-
-def load_config(verb: str, *sources: Any) -> Any:
-    """The config with the keys of its verb, whatever class that is."""
-    return load_section(verb, *sources)
-
-
-def file(tmp_path: Path, text: str, name: str = "a.yaml") -> str:
-    path = tmp_path / name
-    path.write_text(text, encoding="utf-8")
-    return str(path)
+from tests.config_files import SCORE, TRAIN, file, load_config
 
 
 @pytest.mark.parametrize(
@@ -124,6 +107,7 @@ def test_a_reference_to_anything_but_the_environment_is_a_config_error(text):
         load_config("score", [], [f"input={text}", "output=o"])
 
 
+@pytest.mark.slow
 def test_a_file_of_brackets_fails_in_one_screen(tmp_path, capsys):
     assert run(["score", "-c", file(tmp_path, "input: " + "[" * 50_000), "output=o"]) == 2
     err = capsys.readouterr().err

@@ -51,7 +51,7 @@ def test_a_night_counts_alike_in_plan_summary_ledger_report_page_and_files(train
     planned = capsys.readouterr().out
     assert "slot dt=" in planned
     assert "4 new files" in planned
-    assert "of 41 sampled rows 3 would be quarantined (7.32%), without those of repeated ids" in planned
+    assert "of 41 sampled rows 3 would be quarantined (7.3 %), without those of repeated ids" in planned
 
     assert run(["score", *words, "slot=night"]) == 0
     printed = capsys.readouterr().out

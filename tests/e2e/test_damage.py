@@ -114,12 +114,14 @@ def damage_inputs(encoder: Path, folder: Path, times: int, seed: int) -> Counter
     return codes
 
 
+@pytest.mark.slow
 def test_a_damaged_control_file_is_refused_or_changes_nothing(finished):
     template, incoming = finished
     outcomes = damage_control_files(template, incoming, times=60, seed=2)
     assert sum(n for name, n in outcomes.items() if name.endswith("4")) > 10, outcomes
 
 
+@pytest.mark.slow
 def test_a_damaged_input_is_refused_or_costs_what_it_says(tiny_encoder, tmp_path):
     codes = damage_inputs(tiny_encoder, tmp_path, times=60, seed=3)
     assert codes.total() == 60

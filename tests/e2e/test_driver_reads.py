@@ -48,10 +48,11 @@ def write_inputs(folder: Path) -> None:
 
 def repeated(folder: Path, executor_for: ExecutorFor) -> list[tuple[int, ...]]:
     entries = list_inputs([str(folder)], TextFormat())
-    scans = scan_files(entries, ScanSettings(ids=True), executor_for(sum(entry.size_bytes for entry in entries)))
+    scans = scan_files(entries, ScanSettings(ids=True), executor_for)
     return [scan.repeated_ids for scan in scans if isinstance(scan, FileScan)]
 
 
+@pytest.mark.soak
 @pytest.mark.ray
 def test_the_driver_opens_no_input_to_scan_it_when_ray_runs(tmp_path, ray_cluster, opened_here):
     write_inputs(tmp_path)
@@ -66,6 +67,7 @@ def test_without_ray_this_process_opens_them(tmp_path, opened_here):
     assert {"f.parquet", "f.csv", "f.jsonl"} <= set(opened_here)
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_the_driver_opens_no_input_in_a_whole_score(tmp_path, corpus, ray_cluster, trained, opened_here):
     opened_here.clear()  # of the training behind the fixture
@@ -75,6 +77,7 @@ def test_the_driver_opens_no_input_in_a_whole_score(tmp_path, corpus, ray_cluste
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_the_driver_opens_no_input_in_a_whole_training(tmp_path, tiny_encoder, corpus, ray_cluster, opened_here):
     assert run(train_argv(tiny_encoder, corpus, tmp_path / "run")) == 0
     assert opened_here == []

@@ -16,7 +16,9 @@ from bertray.execution.executor import Task
 from bertray.execution.resources import Resources
 from bertray.io.tables import ipc_buffer
 from bertray.model.packing import plan_packs
-from bertray.reviews.reader import InputFile, ReadSpec, list_inputs, plan_shards, work_items
+from bertray.reviews.listing import list_inputs
+from bertray.reviews.reader import plan_shards, work_units
+from bertray.reviews.rows import InputFile, ReadSpec
 from bertray.scoring.read_unit import ReadAndTokenize, ReadSettings
 from tests.scanning import inspect
 
@@ -74,7 +76,7 @@ def test_a_review_goes_through_the_object_store_as_its_token_ids_and_little_else
     (entry,) = list_inputs([str(tmp_path)], TextFormat())
     file = inspect(entry, TextFormat())
     assert isinstance(file, InputFile)
-    work = work_items(plan_shards([file], ROWS), ROWS)
+    work = work_units(plan_shards([file], ROWS), ROWS)
     settings = ReadSettings(ReadSpec(), str(tiny_encoder), 128, "head")
     (table,) = map(ReadAndTokenize(settings), work)
     tokens = 1000 * 122

@@ -68,12 +68,14 @@ def train(name: str, encoder: Path, folder: Path) -> Path:
     return folder / "run"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", LABELS)
 def test_a_config_trains_on_a_sample_in_the_form_of_its_data(name, tiny_encoder, tmp_path):
     check(name, tiny_encoder, tmp_path)
 
 
-@pytest.mark.slow
+@pytest.mark.soak
+@pytest.mark.ray
 def test_a_config_trains_on_workers(tiny_encoder, tmp_path, ray_cluster):
     check("aspects", tiny_encoder, tmp_path)
 
@@ -86,7 +88,7 @@ def check(name: str, tiny_encoder: Path, tmp_path: Path) -> None:
     assert set(metrics["labels"]) == {names.get(value, value) for value in LABELS[name]}
     assert sum(map(sum, metrics["confusion_matrix"])) == metrics["rows"] == (46 if name == "tweets" else 36)
     assert info["text_pair"] == (name == "aspects")
-    assert info["head"] == ("linear_on_mean" if name == "features" else "sequence_classification")
+    assert info["head"] == ("linear_on_normalized_mean" if name == "features" else "sequence_classification")
     slices = {"cola": {"source"}, "tweets": {"airline", "date"}, "chinese": {"category_en"}}.get(name, set())
     assert slices <= set(metrics["slices"])
     if name == "tweets":
@@ -126,6 +128,7 @@ def test_the_config_of_audit(tiny_encoder, tmp_path):
 
 
 @pytest.mark.ray
+@pytest.mark.soak
 def test_the_config_of_tune_after_that_of_a_run(tiny_encoder, tmp_path, ray_cluster):
     files = [f"data.train={write_sample('emotion', tmp_path / 'train.parquet', 96, 1)}"]
     words = [f"model={tiny_encoder}", f"output={tmp_path / 'out'}", "max_length=24", "training.epochs=1"]
@@ -158,6 +161,7 @@ def test_the_config_of_distill(trained_alone, corpus, tmp_path):
     assert set(metrics["baselines"]) == {"majority", "tfidf_logreg", "teacher"}
 
 
+@pytest.mark.slow
 def test_the_config_of_topics(tiny_encoder, tmp_path):
     words = [f"model={tiny_encoder}", f"input={write_reviews(tmp_path / 'in')}", f"output={tmp_path / 'out'}"]
     assert run(["topics", "-c", str(CONFIGS / "topics.yaml"), *words, "max_length=24", "topics.map_rows=0"]) == 0

@@ -11,7 +11,7 @@ import pytest
 from bertray.cli import run
 from bertray.errors import InfrastructureError
 from bertray.model.heads import fit_head
-from bertray.training.features import _sample, to_tensors
+from bertray.training.features import Embedded, HeadSettings, _sample, fit_on_features, in_words
 from tests.corpus import train_argv, write
 from tests.nightly import without_ray
 
@@ -49,21 +49,36 @@ def test_a_head_on_frozen_features_is_trained_evaluated_and_scores(
     assert "already trained" in capsys.readouterr().out
 
 
-@pytest.mark.slow
-def test_a_run_killed_after_its_embeddings_uses_them(tiny_encoder, corpus, tmp_path, ray_cluster, monkeypatch):
+def test_a_run_killed_after_its_embeddings_uses_them(tiny_encoder, corpus, tmp_path, monkeypatch):
     from bertray.training import features
+
+    without_ray(monkeypatch)
 
     def end(*_, **__):
         raise InfrastructureError("the machine went away.")
 
     output = tmp_path / "run"
     with monkeypatch.context() as patch:
-        patch.setattr(features, "fit_head", end)
+        patch.setattr(features, "fit_linear", end)
         assert run(features_argv(tiny_encoder, corpus, output)) == 7
     assert list((output / "control" / "features").rglob("*.arrow"))
     monkeypatch.setattr(features, "actors", lambda *_: pytest.fail("embedded again"))
     assert run(features_argv(tiny_encoder, corpus, output)) == 0
     assert not (output / "control" / "features").exists()
+
+
+@pytest.mark.parametrize(("num_validation", "strength", "normalized"), [(99, 4.0, True), (100, 10.0, False)])
+def test_few_validation_rows_choose_no_regularisation(num_validation, strength, normalized):
+    random = np.random.default_rng(0)
+    label_ids = np.arange(200 + num_validation) % 2
+    vectors = random.normal(size=(len(label_ids), 4)) + 9 * label_ids[:, None]
+    train, validation = np.arange(200), np.arange(200, len(label_ids))
+    embedded = Embedded(train, validation, vectors[train], vectors[validation])
+    fitted = fit_on_features(embedded, label_ids, "mean", HeadSettings(), 0)
+    assert (fitted.head.strength, fitted.form.normalized) == (strength, normalized)
+    given = vectors[validation] / (np.linalg.norm(vectors[validation], axis=1, keepdims=True) if normalized else 1)
+    np.testing.assert_allclose(fitted.validation_VC, fitted.head.logits(given), atol=1e-5)
+    assert in_words(fitted, "logreg")["regularisation"].startswith("C = 4;" if normalized else "10 was best of")
 
 
 def test_a_sample_is_bounded_and_holds_every_class():
@@ -85,7 +100,7 @@ def test_the_head_of_several_classes_comes_back_as_it_was_fitted(kind):
     labels_N = np.repeat(np.arange(4), 30)
     features_ND = random.normal(size=(4, 7))[labels_N] * 3 + random.normal(size=(120, 7))
     head = fit_head(features_ND, labels_N, features_ND, labels_N, 4, kind)
-    stored = load(to_tensors(head))
+    stored = load(head.to_tensors())
     np.testing.assert_array_equal(stored["weight"], head.weight_CD)
     np.testing.assert_array_equal(stored["bias"], head.bias_C)
     assert ((features_ND @ stored["weight"].T + stored["bias"]).argmax(axis=1) == labels_N).mean() > 0.95

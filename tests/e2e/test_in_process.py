@@ -27,6 +27,7 @@ sys.exit(max(codes))
 """
 
 
+@pytest.mark.slow
 def test_small_work_needs_no_ray_and_gives_what_it_gives_on_ray(trained, tiny_encoder, corpus, tmp_path, ray_cluster):
     write(tmp_path / "in" / "a.parquet", 40, 5, "n")
 

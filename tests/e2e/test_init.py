@@ -69,6 +69,7 @@ def test_several_formats_are_read_together_or_named(tmp_path, reviews, same_colu
         assert train == (str(folder / "a.csv"),)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("argv", [["init", "nowhere.csv"], ["files", "output=nowhere"], ["config", "show", "train"]])
 @pytest.mark.parametrize(("how", "stays"), [(">", False), (">>", True)])
 def test_a_failed_command_leaves_no_empty_file(tmp_path, argv, how, stays):
@@ -81,6 +82,7 @@ def test_a_failed_command_leaves_no_empty_file(tmp_path, argv, how, stays):
     assert ("the empty " in found.stderr) != stays
 
 
+@pytest.mark.slow
 def test_a_file_with_two_names_or_with_content_stays(tmp_path):
     line = f'"{sys.executable}" -c "from bertray.cli import main; main()" init nowhere.csv'
     (tmp_path / "f").touch()
@@ -88,3 +90,41 @@ def test_a_file_with_two_names_or_with_content_stays(tmp_path):
     subprocess.run(["sh", "-c", f"{line} > f; {line} > h 2>&1"], cwd=tmp_path, check=False, capture_output=True)
     assert (tmp_path / "f").exists()
     assert "nowhere.csv" in (tmp_path / "h").read_text()
+
+
+def test_the_method_and_its_steps_stand_in_the_config(tmp_path, capsys):
+    path = tmp_path / "reviews.csv"
+    path.write_text("text,label\n" + "".join(f"a film of words {n},{['bad', 'good'][n % 2]}\n" for n in range(320)))
+    assert run(["init", str(path)]) == 0
+    text = capsys.readouterr().out
+    assert "# no data.test: figures by cross-validation in 5 folds, and all rows are learned from" in text
+    assert "#  auto is here: fine-tuning (320 rows, 150 or more)" in text
+    assert "#  about 160 optimizer steps: 8 epochs of 320 rows, 16 rows a step; learning rate 1e-4" in text
+    (tmp_path / "train.yaml").write_text(text)
+    training = config_of("train", tmp_path / "train.yaml")["training"]
+    assert {name: training[name] for name in ("method", "epochs", "learning_rate", "batch_size")} == dict.fromkeys(
+        ("method", "epochs", "learning_rate", "batch_size"), "auto"
+    )
+
+
+def test_an_encoder_that_cannot_read_is_told_with_the_ways_out(tmp_path, capsys):
+    path = tmp_path / "reviews.csv"
+    path.write_text("text,label\n" + "".join(f"정말 재미있는 영화였다 {n},{n % 2}\n" for n in range(40)))
+    assert run(["init", str(path)]) == 0
+    text = " ".join(capsys.readouterr().out.replace("\n# ", " ").split())
+    assert "the bundled encoder cannot read these texts (100% of their letters, hangul)" in text
+    assert "bertray fetch NAME output=FOLDER on another one, copy the folder, model=FOLDER" in text
+    assert "`model: klue/bert-base`" in text
+    assert "auto is here: TF-IDF in a logistic regression" in text
+
+
+@pytest.mark.parametrize(("rows", "max_length", "longer"), [(300, 128, 256), (1200, 256, 512)])
+def test_long_texts_of_few_rows_are_cut_sooner(tmp_path, capsys, rows, max_length, longer):
+    path = tmp_path / "reviews.csv"
+    words = "a film of many words that go on and on " * 30
+    path.write_text("text,label\n" + "".join(f"{words}{n},{n % 2}\n" for n in range(rows)))
+    assert run(["init", str(path)]) == 0
+    text = capsys.readouterr().out
+    assert f"max_length: {max_length}  # tokens; " in text
+    assert f"; {longer} sees more and is slower" in text
+    assert ("auto is here: TF-IDF and encoder in one logistic regression" in text) == (rows < 1000)

@@ -10,136 +10,49 @@ import base64
 import decimal
 import json
 import logging
-import os
-import threading
-import time
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bertray.errors import DataRefused
-from bertray.io import faults
-from bertray.io.store import Store, open_store
+from bertray.io.store import open_store
 from bertray.outputs import ledger
-from bertray.outputs.control_files import LedgerEntry
 from bertray.reviews.corpus import refuse_bad_files
 from bertray.reviews.formats import parquet
-from bertray.reviews.reader import BadFile, InputFile, ReadSpec, list_inputs, plan_shards, read_shard
+from bertray.reviews.listing import list_inputs
+from bertray.reviews.reader import plan_shards, read_shard
+from bertray.reviews.rows import BadFile, InputFile, ReadSpec
 from bertray.schema import Reason
-from tests.nightly import RESOURCES, StubExecutor, night_config, run_night, visible
+from tests.e2e.inbox import (
+    GOOD_IDS,
+    NUM_GOOD,
+    WRITERS,
+    Night,
+    as_csv,
+    as_parquet,
+    assert_nothing_committed,
+    parquet_file,
+    reviews,
+    with_one_good_file,
+    with_text,
+)
+from tests.nightly import run_night
+from tests.properties import examples
 from tests.scanning import inspect
-
-NUM_GOOD = 20
-GOOD_IDS = [f"good:{i}" for i in range(NUM_GOOD)]
-
-
-def reviews(name: str, num_rows: int = 10) -> pa.Table:
-    ids = [f"{name}:{i}" for i in range(num_rows)]
-    return pa.table({"id": ids, "text": [f"the film was good and {name} {i}" for i in range(num_rows)]})
-
-
-def parquet_file(table: pa.Table, **options: Any) -> bytes:
-    sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, **options)
-    return sink.getvalue().to_pybytes()
-
-
-@dataclass
-class Night:
-    """An inbox with one good file, and runs over it; every commit is checked against what readers find."""
-
-    folder: Path
-    encoder: Path
-    keys: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def inbox(self) -> Path:
-        return self.folder / "in"
-
-    @property
-    def store(self) -> Store:
-        return open_store(str(self.folder / "out"))
-
-    def add(self, name: str, content: bytes | pa.Table) -> Path:
-        path = self.inbox / name
-        path.write_bytes(parquet_file(content) if isinstance(content, pa.Table) else content)
-        return path
-
-    def run(self, **keys: Any) -> int:
-        code = run_night(self.config(**keys), **self.keys)
-        for entry in self.entries:
-            check_accounts(self.store, entry)
-        return code
-
-    def config(self, **keys: Any) -> Any:
-        return night_config(self.encoder, self.inbox, str(self.folder / keys.pop("output", "out")), **keys)
-
-    @property
-    def entries(self) -> list[LedgerEntry]:
-        return ledger.with_parts(self.store, ledger.current(ledger.read_ledger(self.store)))
-
-    @property
-    def scored(self) -> list[str]:
-        return sorted(sum(visible(self.store, "data").values(), Counter()).elements())
-
-    def rows(self, root: str = "data") -> list[dict[str, Any]]:
-        keys = [key for key in self.store.keys(root) if key.endswith(".parquet")]
-        return [row for key in keys for row in pq.read_table(pa.BufferReader(self.store.get(key))).to_pylist()]
-
-    def refused(self) -> list[tuple[str, int | None, str]]:
-        """(file name, row, reason) of everything in quarantine."""
-        rows = [(Path(r["input_path"]).name, r["row_no"], r["reason"]) for r in self.rows("quarantine")]
-        return sorted(rows, key=lambda row: (row[0], -1 if row[1] is None else row[1]))
-
-    def counts(self) -> dict[str, tuple[int | None, int, int]]:
-        """File name -> (rows in, scored, quarantined)."""
-        files = [file for entry in self.entries for file in entry.files]
-        return {Path(f.path).name: (f.rows_in, f.rows_scored, f.rows_quarantined) for f in files}
-
-
-def check_accounts(store: Store, entry: LedgerEntry) -> None:
-    """What the ledger says is what lies there, and every row that came in stands on one side."""
-    paths = Counter(
-        row["input_path"] for row in _rows(store, f"quarantine/{entry.folder}") if row["row_no"] is not None
-    )
-    for file in entry.files:
-        assert (file.rows_in or 0) == file.rows_scored + file.rows_quarantined, file.path
-        if file.reason is None:
-            assert paths[file.path] == file.rows_quarantined
-    assert len(_rows(store, f"data/{entry.folder}")) == entry.rows_scored == sum(f.rows_scored for f in entry.files)
-    assert entry.rows_in == entry.rows_scored + entry.rows_quarantined
-    reasons = Counter(row["reason"] for row in _rows(store, f"quarantine/{entry.folder}"))
-    assert dict(reasons) == entry.reasons
-
-
-def _rows(store: Store, folder: str) -> list[dict[str, Any]]:
-    keys = [key for key in store.keys(folder) if key.endswith(".parquet")]
-    return [row for key in keys for row in pq.read_table(pa.BufferReader(store.get(key))).to_pylist()]
 
 
 @pytest.fixture
 def night(tmp_path, tiny_encoder) -> Night:
-    (tmp_path / "in").mkdir()
-    night = Night(tmp_path, tiny_encoder)
-    night.add("good.parquet", reviews("good", NUM_GOOD))
-    return night
-
-
-def assert_nothing_committed(night: Night) -> None:
-    assert night.entries == []
-    assert night.store.keys("data") == []
-    assert night.store.keys("quarantine") == []
+    return with_one_good_file(tmp_path, tiny_encoder)
 
 
 # --- files that cannot be read at all --------------------------------------------------------------------------------
@@ -320,10 +233,6 @@ def test_a_flipped_bit_in_a_page_with_a_checksum_costs_its_row_group_alone(night
 # --- columns ---------------------------------------------------------------------------------------------------------
 
 
-def with_text(values: pa.Array) -> pa.Table:
-    return pa.table({"id": [f"bad:{i}" for i in range(len(values))], "text": values})
-
-
 def with_id(values: pa.Array) -> pa.Table:
     return pa.table({"id": values, "text": ["a good film"] * len(values)})
 
@@ -452,43 +361,6 @@ BAD_ROWS: list[Any] = [
 ]
 
 
-def as_parquet(rows: list[dict[str, Any]]) -> bytes:
-    def column(name: str) -> pa.Array:
-        values = [row[name] for row in rows]
-        raw = [v.encode("utf-8", "surrogatepass") if isinstance(v, str) else v for v in values]
-        return pa.array(raw, pa.binary()).view(pa.string())  # as a writer without checks would do
-
-    return parquet_file(pa.table({"id": column("id"), "text": column("text")}))
-
-
-def as_jsonl(rows: list[dict[str, Any]]) -> bytes:
-    def line(row: dict[str, Any]) -> bytes:
-        marks = {f"bytes of {name}": value for name, value in row.items() if isinstance(value, bytes)}
-        named = {name: f"bytes of {name}" if isinstance(value, bytes) else value for name, value in row.items()}
-        out = json.dumps(named).encode()
-        for mark, value in marks.items():
-            out = out.replace(mark.encode(), value)
-        return out
-
-    return b"".join(line(row) + b"\n" for row in rows)
-
-
-def as_csv(rows: list[dict[str, Any]]) -> bytes:
-    def value(found: Any) -> bytes:
-        raw = found if isinstance(found, bytes) else (found or "").encode("utf-8", "surrogatepass")
-        return b'"' + raw.replace(b'"', b'""') + b'"'
-
-    lines = [b",".join(value(found) for found in row.values()) for row in rows]
-    return b"\n".join([",".join(rows[0]).encode(), *lines, b""])
-
-
-WRITERS: dict[str, Callable[[list[dict[str, Any]]], bytes]] = {
-    "parquet": as_parquet,
-    "jsonl": as_jsonl,
-    "csv": as_csv,
-}
-
-
 @pytest.mark.parametrize(("fault", "reason"), BAD_ROWS)
 def test_a_bad_row_costs_itself_in_every_format_and_a_strange_one_nothing(night, fault, reason):
     rows = [{"id": f"bad:{i}", "text": f"the film was good and bad {i}"} for i in range(9)]
@@ -588,7 +460,7 @@ def test_too_many_bad_rows_are_refused_before_the_commit(night, capsys):
     night.add("bad.parquet", pa.table({"id": [f"bad:{i}" for i in range(400)], "text": texts}))
     assert night.run() == 6
     assert_nothing_committed(night)
-    assert "101 of 420 rows (24.0%) would be kept out, above max_quarantine_ratio=0.01" in capsys.readouterr().err
+    assert "101 of 420 rows (24.0 %) would be kept out, above max_quarantine_ratio=0.01" in capsys.readouterr().err
     assert night.run(max_quarantine_ratio=0.25) == 0
     assert night.counts()["bad.parquet"] == (400, 299, 101)
 
@@ -640,11 +512,12 @@ def test_nobody_is_told_to_remove_what_a_ledger_needs(night):
         refuse_bad_files("input", [bad], [bad.path], "Repair or remove them.")
 
 
-def test_a_key_in_folder_names_is_said_not_to_be_read(night, capsys):
+def test_a_key_in_folder_names_is_a_column_of_the_scored_rows(night):
     (night.inbox / "day=2026-11-01").mkdir()
     (night.inbox / "good.parquet").rename(night.inbox / "day=2026-11-01" / "good.parquet")
-    assert night.run(keep_columns=["day"]) == 2
-    assert "Keys in folder names (day=…) are not read as columns." in capsys.readouterr().err
+    assert night.run(keep_columns=["day"]) == 0
+    parts = [pq.read_table(path, columns=["day"]) for path in (night.folder / "out" / "data").rglob("*.parquet")]
+    assert pa.concat_tables(parts)["day"].to_pylist() == ["2026-11-01"] * NUM_GOOD
 
 
 def test_a_hundred_bad_rows_pass_whatever_their_share(night):
@@ -705,71 +578,6 @@ def test_other_columns_delivered_under_two_names_are_quarantined_twice(night):
         assert night.refused() == [(name, None, "schema_missing_column") for name in names]
 
 
-@dataclass(frozen=True)
-class Meddling(StubExecutor):
-    """Does something to the inbox once, before the shard with the given number is read."""
-
-    meddle: Callable[[], object]
-    before: int
-
-    def run(self, shards: Any, *rest: Any) -> Iterator[Any]:
-        for number, shard in enumerate(shards):
-            if number == self.before:
-                self.meddle()
-            yield from super().run([shard], *rest)
-        if self.before >= len(shards):
-            self.meddle()
-
-
-def run_meddled(night: Night, meddle: Callable[[], object], before: int, monkeypatch: Any, **keys: Any) -> int:
-    with monkeypatch.context() as patch:
-        patch.setattr("tests.nightly.stub_executor", lambda: Meddling(RESOURCES, meddle, before))
-        return night.run(**keys)
-
-
-@pytest.mark.parametrize("before", [0, 1, 2, 99])
-def test_a_file_that_comes_late_is_of_the_next_slot(night, monkeypatch, before):
-    """27"""
-    night.add("more.parquet", reviews("more"))
-    late = reviews("late")
-    assert run_meddled(night, lambda: night.add("late.parquet", late), before, monkeypatch) == 0
-    assert "late.parquet" not in night.counts()
-    assert night.run() == 0
-    assert [entry.rows_in for entry in night.entries] == [NUM_GOOD + 10, 10]
-    assert night.scored == sorted([*GOOD_IDS, *reviews("more")["id"].to_pylist(), *late["id"].to_pylist()])
-
-
-@pytest.mark.parametrize("before", [0, 1, 2, 99])
-@pytest.mark.parametrize("form", ["longer", "cut", "touched"])
-def test_a_file_that_changes_while_it_is_read_is_no_data_fault(night, monkeypatch, form, before):
-    """28"""
-    path = night.add("bad.parquet", reviews("bad", 32))
-
-    def meddle() -> None:
-        if form == "longer":
-            night.add("bad.parquet", reviews("bad", 33))
-        elif form == "cut":
-            night.add("bad.parquet", path.read_bytes()[:-20])
-        else:
-            os.utime(path, (1, 1))
-
-    assert run_meddled(night, meddle, before, monkeypatch) == 7
-    assert_nothing_committed(night)
-    night.add("bad.parquet", reviews("bad", 40))
-    assert night.run() == 0
-    assert night.counts()["bad.parquet"] == (40, 40, 0)
-
-
-@pytest.mark.parametrize("before", [0, 1, 2, 99])
-def test_a_file_that_vanishes_while_it_is_read_is_no_data_fault(night, monkeypatch, before):
-    """29"""
-    path = night.add("bad.parquet", reviews("bad", 32))
-    assert run_meddled(night, path.unlink, before, monkeypatch) == 7
-    assert_nothing_committed(night)
-    assert night.run() == 0
-    assert night.counts() == {"good.parquet": (NUM_GOOD, NUM_GOOD, 0)}
-
-
 # --- sizes -----------------------------------------------------------------------------------------------------------
 
 
@@ -795,6 +603,7 @@ def test_ten_gigabytes_of_text_in_a_small_file_are_refused_row_by_row_in_little_
     assert night.scored == sorted(GOOD_IDS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("column", ["id", "label", "note"])
 def test_gigabytes_of_ids_labels_or_kept_values_in_a_small_file_are_refused_in_little_memory(night, column):
     """31: of a column that is no text."""
@@ -817,6 +626,7 @@ def peak_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
 
 
+@pytest.mark.slow
 def test_three_hundred_tiny_files_are_one_slot(night):
     """36"""
     for number in range(300):
@@ -945,98 +755,6 @@ def test_an_empty_inbox_is_refused_unless_it_is_allowed(night, capsys):
     assert len(night.entries) == 1
 
 
-# --- failures of the world, which are no faults of data --------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "fault", ["put.half_written:4:enospc", "put.half_written:5:lost_reply", "part.after_put:2:raise"]
-)
-def test_a_full_disk_or_a_lost_reply_is_no_data_fault(night, fault):
-    night.add("bad.parquet", with_text(pa.array(["a good film", None])))
-    faults.arm(fault)
-    try:
-        assert night.run(on_bad_file="quarantine") == 7
-    finally:
-        faults.arm("")
-    assert_nothing_committed(night)
-    assert night.run(on_bad_file="quarantine") == 0
-    assert night.counts() == {"good.parquet": (NUM_GOOD, NUM_GOOD, 0), "bad.parquet": (2, 1, 1)}
-
-
-REQUEST_TIMEOUT_S = 0.5
-
-
-class UnreliableS3:
-    """A server that speaks S3 until it is told to fail."""
-
-    def __init__(self) -> None:
-        from moto.server import DomainDispatcherApplication, create_backend_app
-        from werkzeug.serving import make_server
-
-        self.failure = ""
-        self._app = DomainDispatcherApplication(create_backend_app)
-        self._server = make_server("127.0.0.1", 0, self._answer, threaded=True)
-        self.url = f"http://127.0.0.1:{self._server.server_port}"
-
-    def _answer(self, environ: Any, start_response: Any) -> Any:
-        if self.failure == "hang up":
-            environ["werkzeug.socket"].shutdown(2)
-            return []
-        if self.failure == "no answer":
-            time.sleep(2 * REQUEST_TIMEOUT_S)
-            return []
-        if self.failure:
-            start_response(self.failure, [("Content-Length", "0")])
-            return [b""]
-        return self._app(environ, start_response)
-
-    @contextmanager
-    def serving(self) -> Iterator[UnreliableS3]:
-        thread = threading.Thread(target=self._server.serve_forever, daemon=True)
-        thread.start()
-        yield self
-        self._server.shutdown()
-        thread.join()
-        self._server.server_close()
-
-
-@pytest.fixture(scope="module")
-def s3() -> Iterator[UnreliableS3]:
-    import boto3
-
-    with UnreliableS3().serving() as server, pytest.MonkeyPatch.context() as patch:
-        for name, value in {"ACCESS_KEY_ID": "testing", "SECRET_ACCESS_KEY": "testing", "REGION": "us-east-1"}.items():
-            patch.setenv(f"AWS_{name}", value)
-        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-        patch.setenv("AWS_ENDPOINT_URL", server.url)
-        client = boto3.client("s3")
-        client.create_bucket(Bucket="faults")
-        table = reviews("s3", 40)
-        for form, content in WRITERS.items():
-            client.put_object(Bucket="faults", Key=f"{form}/a.{form}", Body=content(table.to_pylist()))
-        impatient = pafs.S3FileSystem(
-            endpoint_override=server.url,
-            retry_strategy=pafs.AwsStandardS3RetryStrategy(max_attempts=1),
-            request_timeout=REQUEST_TIMEOUT_S,
-        )
-        patch.setattr("bertray.reviews.file_access._bucket_filesystem", lambda *_: impatient)
-        yield server
-
-
-@pytest.mark.parametrize("form", WRITERS)
-@pytest.mark.parametrize("failure", ["503 Slow Down", "500 Internal Server Error", "hang up", "no answer"])
-def test_a_store_that_fails_while_it_is_read_is_no_data_fault(night, s3, monkeypatch, form, failure):
-    keys = {"input": [f"s3://faults/{form}/"], "on_bad_file": "quarantine", "max_quarantine_ratio": 1}
-    try:
-        assert run_meddled(night, lambda: setattr(s3, "failure", failure), 1, monkeypatch, **keys) == 7
-        assert night.run(**keys) == 7  # nor while it is listed
-    finally:
-        s3.failure = ""
-    assert_nothing_committed(night)
-    assert night.run(**keys) == 0
-    assert night.counts() == {f"a.{form}": (40, 40, 0)}
-
-
 # --- any damage, any mix ---------------------------------------------------------------------------------------------
 
 
@@ -1125,7 +843,7 @@ def is_unicode(value: Any) -> bool:
     return not isinstance(value, bytes) and (value is None or not any("\ud800" <= char <= "\udfff" for char in value))
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(25))
 @given(files=st.lists(st.tuples(MIXED_ROWS, st.booleans(), st.booleans()), min_size=1, max_size=2))
 def test_any_mix_of_good_and_bad_rows_and_files_adds_up_and_scores_exactly_the_good_ones(tmp_path, tiny_encoder, files):
     night = Night(tmp_path / uuid.uuid4().hex, tiny_encoder)

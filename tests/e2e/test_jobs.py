@@ -39,6 +39,7 @@ def test_train_writes_the_whole_run(trained):
         "config.yaml",
         "history.parquet",
         "metrics.json",
+        "mistakes.parquet",
         "predictions.parquet",
         "report.html",
     ]
@@ -127,7 +128,7 @@ def test_token_shards_hold_every_row_once(corpus, tiny_encoder, tmp_path, monkey
         kept.extend(row for path in keys for row in pa.ipc.open_file(path).read_all()["id"].to_pylist())
         raise InfrastructureError("seen enough.")
 
-    monkeypatch.setattr("bertray.runs.methods.run_workers", look)
+    monkeypatch.setattr("bertray.runs.fit.methods.run_workers", look)
     assert run(train_argv(tiny_encoder, corpus, tmp_path / "run")) == 7
     assert kept == [f"t{i}" for i in range(240)]
 
@@ -135,6 +136,7 @@ def test_token_shards_hold_every_row_once(corpus, tiny_encoder, tmp_path, monkey
 # --- evaluate --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_evaluate_repeats_the_figures_of_training(trained, corpus, tmp_path):
     argv = ["evaluate", f"model={trained / 'model'}", f"input={corpus / 'test.parquet'}", f"output={tmp_path / 'e'}"]
     assert run(argv) == 0
@@ -195,6 +197,7 @@ def test_score_commits_every_row_once_with_its_columns(night_on_ray):
     }
 
 
+@pytest.mark.slow
 def test_labelled_rows_give_the_same_figures_as_evaluate(night_on_ray, trained, corpus, tmp_path):
     incoming, out, score = night_on_ray
     shutil.rmtree(incoming)
@@ -324,7 +327,7 @@ def test_too_many_quarantined_rows_refuse_the_commit(night, capsys):
         pa.table({"id": ids, "text": pa.array([None] * 200, pa.string()), "shop": ids}), incoming / "n.parquet"
     )
     assert score("slot=s") == 6
-    assert "200 of 280 rows (71.4%) would be kept out" in capsys.readouterr().err
+    assert "200 of 280 rows (71.4 %) would be kept out" in capsys.readouterr().err
     assert not (out / "data").exists()
     assert score("slot=s", "max_quarantine_ratio=0.8") == 0
 
@@ -435,7 +438,7 @@ def test_plan_of_a_training_counts_rows_and_steps(tiny_encoder, corpus, tmp_path
     assert run(["plan", *train_argv(tiny_encoder, corpus, tmp_path / "never")[1:]]) == 0
     text = capsys.readouterr().out
     assert "classes: neg, pos" in text
-    assert "about 84 optimizer steps of 16 examples" in text  # 216 of 240 rows in 14 steps, six times
+    assert "about 84 optimizer steps: 6 epochs of 216 rows, 16 rows a step; learning rate 3e-3" in text
     assert not (tmp_path / "never").exists()
 
 

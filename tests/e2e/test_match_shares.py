@@ -32,6 +32,7 @@ def folder(tmp_path):
     return tmp_path
 
 
+@pytest.mark.slow
 def test_the_bundle_says_each_class_as_often_as_validation_has_it(folder, tiny_encoder, monkeypatch):
     monkeypatch.setattr(torch.cpu, "get_capabilities", dict)  # in fp32: so small a model decides by a hair
     said, accuracy = {}, {}
@@ -57,4 +58,4 @@ def test_the_bundle_says_each_class_as_often_as_validation_has_it(folder, tiny_e
 def test_other_methods_refuse_it(method, folder, tiny_encoder, capsys):
     argv = train_argv(tiny_encoder, folder, folder / "out", "training.match_shares=true", f"training.method={method}")
     assert run(argv) == 2
-    assert "training.match_shares applies to training.method=finetune" in capsys.readouterr().err
+    assert "training.match_shares applies to training.method=auto and finetune" in capsys.readouterr().err

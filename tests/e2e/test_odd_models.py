@@ -162,6 +162,7 @@ def test_a_teacher_that_cannot_be_trusted_is_refused(classifier, tiny_encoder, c
     assert "problem_type" in text
 
 
+@pytest.mark.slow
 def test_an_answer_to_the_question_of_a_library_runs_no_code(classifier, reviews, tmp_path):
     edit(classifier, "config.json", model_type="new", auto_map={"AutoConfig": "code.C", "AutoModel": "code.C"})
     (classifier / "code.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w').close()\n")
@@ -174,7 +175,10 @@ def test_an_answer_to_the_question_of_a_library_runs_no_code(classifier, reviews
     assert not (tmp_path / "ran").exists()
 
 
-@pytest.mark.parametrize("problem_type", ["multi_label_classification", "regression"])
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "problem_type", ["multi_label_classification", pytest.param("regression", marks=pytest.mark.slow)]
+)
 def test_a_head_of_another_kind_is_replaced_and_others_read_the_new_one_as_we_do(
     problem_type, classifier, corpus, tmp_path, capsys
 ):
@@ -197,12 +201,11 @@ def test_a_head_of_another_kind_is_replaced_and_others_read_the_new_one_as_we_do
 
 
 def test_a_head_of_several_labels_is_no_start_for_one_of_the_same_classes(classifier):
-    from bertray.training.examples import TrainingSettings
-    from bertray.training.objectives import load_classifier
+    from bertray.training.loading import load_classifier
 
     def head() -> torch.Tensor:
         torch.manual_seed(1)
-        model = load_classifier(classifier, ("neg", "pos"), TrainingSettings(), bf16=False, device="cpu")
+        model = load_classifier(classifier, ("neg", "pos"))
         return model.classifier.weight.detach()
 
     before = load_file(classifier / "model.safetensors")["classifier.weight"]
@@ -212,6 +215,7 @@ def test_a_head_of_several_labels_is_no_start_for_one_of_the_same_classes(classi
     torch.testing.assert_close(head(), head())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["train", "features", "pretrain"])
 def test_the_tokenizer_of_the_result_is_that_of_training_file_for_file(way, encoder, corpus, tmp_path):
     from transformers import AutoTokenizer
@@ -229,8 +233,9 @@ def test_the_tokenizer_of_the_result_is_that_of_training_file_for_file(way, enco
     assert AutoTokenizer.from_pretrained(model)(ACCENTED)["input_ids"] == used["input_ids"][0].as_py()
 
 
+@pytest.mark.slow
 def test_a_skew_that_arises_while_training_runs_is_no_silent_one(encoder, corpus, tmp_path, monkeypatch, capsys):
-    from bertray.runs.methods import Finetune
+    from bertray.runs.fit.finetuning import Finetune
 
     decide = Finetune.decide
 
@@ -245,7 +250,8 @@ def test_a_skew_that_arises_while_training_runs_is_no_silent_one(encoder, corpus
     assert not (tmp_path / "run" / "model").exists()
 
 
-@pytest.mark.parametrize("family", ["mpnet", "roberta", "fnet", "xlnet"])
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["mpnet", "roberta", "fnet", pytest.param("xlnet", marks=pytest.mark.slow)])
 def test_long_reviews_fit_whatever_the_positions_of_a_family_begin_with(family, tiny_encoder, tmp_path, capsys):
     from transformers import AutoConfig, AutoModelForSequenceClassification
 

@@ -65,9 +65,14 @@ def test_a_folder_that_cannot_be_made_is_named(monkeypatch):
 HOMES = {"not there": "/proc/nohome", "not writable": "/proc", "a file": "/dev/null", "unset": None}
 
 
-@pytest.mark.parametrize("home", HOMES)
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    "rows", [2500, pytest.param(0, marks=[pytest.mark.ray, pytest.mark.slow])], ids=["in process", "on Ray"]
+    ("home", "rows"),
+    [
+        pytest.param("unset", 2500, id="in process-unset"),
+        *(pytest.param(home, 2500, marks=pytest.mark.soak, id=f"in process-{home}") for home in list(HOMES)[:-1]),
+        *(pytest.param(home, 0, marks=[pytest.mark.ray, pytest.mark.soak], id=f"on Ray-{home}") for home in HOMES),
+    ],
 )
 def test_a_home_folder_that_cannot_be_used_is_not_needed(home, rows, trained_alone, tmp_path):
     write(tmp_path / "in" / "a.parquet", 12, 3, "a")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import random
 import shutil
 import signal
 import socket
@@ -22,42 +23,41 @@ from bertray.execution.session import LOCAL_TRAIN_ENV
 from bertray.runtime import COMPUTE_ENV
 from tests.corpus import write
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
 ROOT = Path(__file__).resolve().parents[2]
 RAY = Path(sys.executable).parent / "ray"
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+# Below the ports that the system hands out by itself, of which Ray's own processes take dozens between our look and
+# their start, and above those of Ray's workers (10002 to 19999).
+PORTS = range(20_000, 32_000)
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports of loopback that nobody listens at, each different."""
+    found: list[int] = []
+    for port in random.sample(PORTS, len(PORTS)):
+        with contextlib.suppress(OSError), socket.socket() as probe:
+            probe.bind(("127.0.0.1", port))
+            found.append(port)
+        if len(found) == count:
+            return found
+    raise AssertionError(f"fewer than {count} of {PORTS} are free")
 
 
 @pytest.fixture(scope="module")
 def head() -> Iterator[tuple[str, dict[str, str]]]:
-    with head_of(4) as found:
-        yield found
-
-
-@pytest.fixture(scope="module")
-def small_head() -> Iterator[tuple[str, dict[str, str]]]:
-    with head_of(2) as found:
-        yield found
-
-
-@contextlib.contextmanager
-def head_of(cpus: int) -> Iterator[tuple[str, dict[str, str]]]:
-    """A Ray head on loopback with a job server; (its address, the environment of its clients)."""
+    """A Ray head of two CPUs on loopback with a job server; (its address, the environment of its clients)."""
     temporary = Path(tempfile.mkdtemp(prefix="rj-"))  # short: Ray's sockets lie below it
-    port, dashboard = free_port(), free_port()
+    port, dashboard, agent, client = free_ports(4)
     env = {**os.environ, "RAY_TMPDIR": str(temporary), "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
     for name in ("RAY_ADDRESS", *LOCAL_TRAIN_ENV, *COMPUTE_ENV):  # of the cluster that other tests use
         env.pop(name, None)
     command = [
-        str(RAY), "start", "--head", "--block", f"--num-cpus={cpus}", f"--port={port}", "--node-ip-address=127.0.0.1",
+        str(RAY), "start", "--head", "--block", "--num-cpus=2", f"--port={port}", "--node-ip-address=127.0.0.1",
         "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}", "--object-store-memory=300000000",
         # Ray's fixed default port of the job agent may belong to another cluster of this machine.
-        f"--dashboard-agent-listen-port={free_port()}", f"--ray-client-server-port={free_port()}",
+        f"--dashboard-agent-listen-port={agent}", f"--ray-client-server-port={client}",
     ]  # fmt: skip
     log = (temporary / "head.log").open("wb")
     process = subprocess.Popen(command, env=env, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
@@ -72,7 +72,8 @@ def head_of(cpus: int) -> Iterator[tuple[str, dict[str, str]]]:
             time.sleep(0.5)
         # The job agent comes up some time after the dashboard; until then a submission is refused.
         while (answer := submit((address, env), "-c", "pass")).returncode != 0:
-            assert time.monotonic() < deadline, f"the head takes no job: {answer.stdout}{answer.stderr}"
+            said = f"{answer.stdout}{answer.stderr}\n{(temporary / 'head.log').read_text()}"
+            assert time.monotonic() < deadline, f"the head takes no job: {said}"
             time.sleep(1)
         yield address, env
     finally:
@@ -158,21 +159,20 @@ def test_train_and_score_run_as_submitted_jobs_and_a_failing_one_tells_its_code(
     assert "bertray: exit 2 (configuration): Give a trained run's `model` folder, a hub id, or `bundled`." in log
 
 
-@pytest.mark.parametrize("held", ["", "--entrypoint-num-cpus=1"])
-def test_a_job_on_a_head_of_two_cpus_scores_also_where_it_holds_one_of_them(held, small_head, trained_alone, tmp_path):
+def test_a_job_on_a_head_of_two_cpus_scores_also_where_it_holds_one_of_them(head, trained_alone, tmp_path):
     """By default workers have two threads, which would fill the head."""
     write(tmp_path / "in" / "a.parquet", 12, 3, "a")
     words = [f"model={trained_alone / 'model'}", f"input={tmp_path / 'in'}", f"output={tmp_path / 'out'}", "slot=s"]
-    run = submit(small_head, "jobs/score.py", *words, options=[held] if held else [])
+    run = submit(head, "jobs/score.py", *words, options=["--entrypoint-num-cpus=1"])
     assert run.returncode == 0, run.stdout + run.stderr
     assert len(pq.read_table(tmp_path / "out" / "data" / "s", partitioning=None)) == 12
 
 
-def test_a_job_whose_workers_can_never_fit_is_refused_within_half_a_minute(small_head, trained_alone, tmp_path):
+def test_a_job_whose_workers_can_never_fit_is_refused_within_half_a_minute(head, trained_alone, tmp_path):
     write(tmp_path / "in" / "a.parquet", 12, 3, "a")
     words = [f"model={trained_alone / 'model'}", f"input={tmp_path / 'in'}", f"output={tmp_path / 'out'}"]
     start = time.monotonic()
-    run = submit(small_head, "jobs/score.py", *words, "workers.threads=3")
+    run = submit(head, "jobs/score.py", *words, "workers.threads=3")
     assert run.returncode == 1
     assert "are needed, the cluster has 2 CPUs" in run.stdout
     assert "bertray: exit 2 (configuration): Lower `workers.num_workers` or `workers.threads`" in run.stdout

@@ -65,7 +65,7 @@ READERS = [
     with_pyarrow,
     with_duckdb,
     with_polars,
-    pytest.param(with_ray, marks=[pytest.mark.ray, pytest.mark.slow]),
+    pytest.param(with_ray, marks=[pytest.mark.ray, pytest.mark.soak]),
 ]
 
 
@@ -73,6 +73,7 @@ def expected_rows(day: str, run: int, files: dict[str, int]) -> Counter[tuple[st
     return Counter((day.removeprefix("dt="), run, i) for i in expected_ids(files)[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("read", READERS)
 def test_every_reader_sees_committed_nights_and_nothing_of_one_that_died(read, tiny_encoder, tmp_path, request):
     if read is with_ray:

@@ -17,7 +17,7 @@ from bertray.execution.on_demand import in_this_process
 from bertray.model.bundle import BundleInfo, write_bundle
 from bertray.reviews.clean import Cleaning
 from bertray.reviews.corpus import open_inputs
-from bertray.reviews.reader import ReadSpec
+from bertray.reviews.rows import ReadSpec
 from bertray.scoring.models import open_model
 from bertray.scoring.read_unit import ReadAndTokenize, ReadSettings
 from bertray.scoring.stage_part import stage_parts
@@ -47,7 +47,7 @@ def test_the_second_text_of_a_pair_reaches_the_model(tiny_encoder, tmp_path):
     config = EvaluateConfig(model=str(tiny_encoder), input=[str(path)], output=str(tmp_path / "out"), columns=columns)
     inputs = open_inputs("input", config.input, config, ReadSpec(columns=columns), in_this_process)
     read = ReadSettings(inputs.spec, str(tiny_encoder), 16, "head")
-    [rows] = map(ReadAndTokenize(read), inputs.work_items(16))
+    [rows] = map(ReadAndTokenize(read), inputs.work_units(16))
     tokenizer = AutoTokenizer.from_pretrained(tiny_encoder)
     assert rows["input_ids"].to_pylist() == tokenizer(texts, aspects)["input_ids"]
     assert rows["second_len"].to_pylist() == [2, 3, 2]  # with its [SEP]
@@ -75,6 +75,7 @@ def test_a_model_of_pairs_wants_pairs_and_another_does_not(of_pairs, column, sai
     assert opened("aspect").text_pair is False
 
 
+@pytest.mark.slow
 def test_scored_and_evaluated_reviews_are_tokenized_as_they_were_for_training(tiny_encoder, tmp_path, monkeypatch):
     learned: list[list[int]] = []
     read: dict[str, list[list[int]]] = {}
@@ -90,7 +91,8 @@ def test_scored_and_evaluated_reviews_are_tokenized_as_they_were_for_training(ti
         return train_rank(job, *rest)
 
     def spied(name: str):
-        def staged(work, settings, *rest, **only):
+        def staged(work, models, *rest, **only):
+            [(settings, _)] = models
             read[name] = ids(work, settings)
             spec = settings.spec
             for other in (
@@ -99,12 +101,12 @@ def test_scored_and_evaluated_reviews_are_tokenized_as_they_were_for_training(ti
                 replace(settings, long_text="head"),
             ):
                 others.append(ids(work, other))
-            return stage_parts(work, settings, *rest, **only)
+            return stage_parts(work, models, *rest, **only)
 
         return staged
 
     without_ray(monkeypatch)
-    monkeypatch.setattr("bertray.runs.training_workers.train_rank", rank)
+    monkeypatch.setattr("bertray.runs.fit.training_workers.train_rank", rank)
     monkeypatch.setattr("bertray.runs.evaluated.stage_parts", spied("evaluate"))
     monkeypatch.setattr("bertray.runs.night.stage_parts", spied("score"))
     path = write(

@@ -78,6 +78,7 @@ def fault_of(span: str) -> str:
     return ""
 
 
+@pytest.mark.slow
 def test_commands_and_keys_in_messages_exist():
     spans = [(where, span) for where, text in messages() for span in in_backticks(text)]
     told = [(where, span) for where, span in spans if re.match(r"(bertray |'?[a-z_]+(\.[a-z_]+)*(=|$))", span)]
@@ -180,7 +181,7 @@ def test_a_disk_that_is_full_names_the_output(tmp_path, monkeypatch, name):
         (["train", "-c", "{tmp}/a.csv"], "expected YAML of keys and values, found text"),
         (
             ["train", "data.train=x", "output=o", "training=3"],
-            "expected keys below it, such as training.epochs",
+            "expected keys below it, such as training.weight_decay",
         ),
         (["train", "data.train=x", "output=", "seed=x"], "output: expected a value, found nothing"),
         (["train", "data.train=x", "output=o", "labels=a,b"], "expected a list of class names"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import math
@@ -26,6 +27,7 @@ from bertray.execution.remote_errors import as_known
 from bertray.execution.resources import READER_CPUS, Machine, Resources, plan_resources
 from tests.corpus import write
 from tests.processes import environment_beside_the_cluster
+from tests.properties import examples
 
 UNIT = 10_000  # Ray counts in ten-thousandths
 
@@ -40,7 +42,7 @@ def clusters(draw) -> list[float]:
     return draw(st.lists(sizes, max_size=6))
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=examples(400))
 @given(
     cpus=clusters(),
     num_workers=st.integers(1, 40),
@@ -68,7 +70,7 @@ def test_wherever_ray_places_the_workers_one_reading_task_has_room(cpus, num_wor
     assert num_workers < fewest_without_room
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200))
 @given(
     machines=st.lists(st.builds(Machine, st.integers(0, 32).map(float), st.integers(0, 8).map(float)), max_size=5),
     num_workers=st.integers(1, 20),
@@ -192,9 +194,12 @@ def test_a_stage_without_progress_names_the_items_that_wait_and_the_free_cpus(ra
         made = list(RayData(resources).run(["a", "b", "c"], [Task(slowly)], Progress("trying")))
     assert sorted(made) == ["a", "b", "c"]
     lines = [record.getMessage() for record in caplog.records if "no progress" in record.getMessage()]
-    assert re.fullmatch(r"trying: no progress for \d+ s; 1 of 3 items wait: c \(3\.5 of 4 CPUs are free\)", lines[-1])
+    # The task holds half a CPU; Ray may keep half a one more for the next task of that kind.
+    line = r"trying: no progress for \d+ s; 1 of 3 items wait: c \(3(\.5)? of 4 CPUs are free\)"
+    assert re.fullmatch(line, lines[-1])
 
 
+@pytest.mark.slow
 def test_a_watch_waits_longer_each_time_and_begins_again_after_progress(monkeypatch, caplog):
     monkeypatch.setattr(stalls, "FIRST_S", 1.0)
     monkeypatch.setattr(stalls, "_free_cpus", str)
@@ -245,7 +250,8 @@ def on_cluster_of(cpus: int, *argv: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize("cpus", [1, pytest.param(2, marks=pytest.mark.slow), pytest.param(3, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("cpus", [1, *(pytest.param(cpus, marks=pytest.mark.soak) for cpus in (2, 3))])
 def test_a_cluster_of_few_cpus_scores(cpus, trained_alone, tmp_path):
     write(tmp_path / "in" / "a.parquet", 12, 3, "a")
     run = on_cluster_of(
@@ -257,8 +263,17 @@ def test_a_cluster_of_few_cpus_scores(cpus, trained_alone, tmp_path):
 
 @pytest.mark.ray
 @pytest.mark.slow
-@pytest.mark.parametrize("cpus", [1, 2, 3])
-@pytest.mark.parametrize("method", ["finetune", "features"])
+@pytest.mark.parametrize(
+    ("method", "cpus"),
+    [
+        ("finetune", 1),
+        *(
+            pytest.param(method, cpus, marks=pytest.mark.soak)
+            for method, cpus in itertools.product(("finetune", "features"), (1, 2, 3))
+            if (method, cpus) != ("finetune", 1)
+        ),
+    ],
+)
 def test_a_cluster_of_few_cpus_trains(cpus, method, tiny_encoder, corpus, tmp_path):
     run = on_cluster_of(
         cpus,
@@ -305,7 +320,7 @@ NAMES = ["statistics", "random", "queue", "types", "json", "logging", "socket", 
 
 
 @pytest.mark.ray
-@pytest.mark.slow
+@pytest.mark.soak
 def test_files_of_the_user_that_have_names_of_pythons_modules_do_no_harm_on_ray(trained_alone, tmp_path):
     write(tmp_path / "in" / "a.parquet", 12, 3, "a")
     for name in NAMES:

@@ -9,14 +9,15 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import pickle
 import resource
 import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,8 @@ import pytest
 
 from bertray.benchmark.memory import private_mb
 from bertray.cli import run
+from bertray.config import TextFormat
+from bertray.execution.executor import DEFAULT, THIS_PROCESS, InProcess, Progress, Stage
 from bertray.io.store import open_store
 from bertray.outputs import ledger
 from bertray.outputs.commit import make_entry
@@ -40,8 +43,12 @@ from bertray.outputs.control_files import (
     Span,
     StagedFile,
 )
-from bertray.reviews.reader import InputFile, plan_shards, work_items
-from bertray.reviews.scan import FileScan, RowCounts, ScanSettings, scans_from_bytes, scans_to_bytes
+from bertray.outputs.receipts import verify_cover, without_overlap
+from bertray.reviews.kept_scans import scans_from_bytes, scans_to_bytes
+from bertray.reviews.listing import list_inputs
+from bertray.reviews.reader import plan_shards, work_units
+from bertray.reviews.rows import InputFile
+from bertray.reviews.scan import FileScan, RowCounts, ScanSettings, scan_file, scan_files
 from bertray.scoring import plan as planning
 from tests.processes import descendants, run_beside_the_cluster
 
@@ -82,18 +89,53 @@ def receipt(spans: list[Span]) -> Receipt:
     )
 
 
+def scan_one_file(folder: Path) -> None:
+    """A file of 200,000 rows and 100 MB: what a task reads of it, and what the driver gets."""
+    path, random = folder / "f.parquet", np.random.default_rng(0)
+    letters = random.integers(97, 123, (ROWS_PER_FILE, 500), dtype=np.uint8)
+    texts = pa.FixedSizeBinaryArray.from_buffers(pa.binary(500), len(letters), [None, pa.py_buffer(letters)])
+    ids = pa.array([f"review-{number:012d}" for number in range(ROWS_PER_FILE)])
+    pq.write_table(
+        pa.table({"id": ids, "text": texts.cast(pa.binary()).cast(pa.string())}), path, row_group_size=25_000
+    )
+    [entry] = list_inputs([str(path)], TextFormat())
+    scan_file(entry, ScanSettings(ids=True))  # imports
+    for settings in (ScanSettings(), ScanSettings(ids=True)):
+        read, used, begun = read_so_far(), time.process_time(), time.perf_counter()
+        scan = scan_file(entry, settings)
+        cpu_s, wall_s = time.process_time() - used, time.perf_counter() - begun
+        print(
+            f"scale: a file of {entry.size_bytes / 1e6:.0f} MB scanned, ids={settings.ids}: {wall_s:.2f} s, "
+            f"{cpu_s:.2f} s of CPU, {(read_so_far() - read) / 1e6:.1f} MB read, {len(pickle.dumps(scan)):,} bytes "
+            "for the driver",
+            flush=True,
+        )
+        assert isinstance(scan, FileScan)
+        assert scan.file.num_rows == ROWS_PER_FILE
+
+
+def read_so_far() -> int:
+    """Bytes that this process has read."""
+    return int(dict(line.split(": ") for line in Path("/proc/self/io").read_text().splitlines())["rchar"])
+
+
 def plan_and_commit() -> None:
     columns = {"id": "string", "text": "string", "product": "string", "date": "string"}
     paths = [f"s3://reviews/incoming/dt=2026-11-21/part-{number:05d}.parquet" for number in range(NUM_FILES)]
     files = [InputFile(path, path[24:], "parquet", 10**8, "0" * 19, ROWS_PER_FILE, columns) for path in paths]
     rows_per_part = planning.rows_per_part(NUM_FILES * ROWS_PER_FILE)
+    entries = [file.entry for file in files]
+    found = Scanned(THIS_PROCESS.resources, {file.path: pickle.dumps(FileScan(file)) for file in files})
+    with told("scans of all files put together as tasks return them"):
+        returned = scan_files(entries, ScanSettings(), lambda _: found)
+    assert [scan.file for scan in returned if isinstance(scan, FileScan)] == files
     with told("scans kept and read back"):
         scans = [FileScan(replace(file, fingerprint="0" * 64), counts=RowCounts(ROWS_PER_FILE)) for file in files]
         content = scans_to_bytes(scans, ScanSettings())
         assert scans_from_bytes(content, ScanSettings()) == scans
     print(f"scale: scans of {len(content) / 1e6:.0f} MB", flush=True)
-    with told(f"{NUM_FILES * ROWS_PER_FILE:,} rows in {NUM_FILES:,} files cut into work items"):
-        work = work_items(plan_shards(files, rows_per_part), rows_per_part)
+    with told(f"{NUM_FILES * ROWS_PER_FILE:,} rows in {NUM_FILES:,} files cut into work units"):
+        work = work_units(plan_shards(files, rows_per_part), rows_per_part)
     records = [
         FileRecord(path=f.path, relative_path=f.relative_path, format=f.format, size_bytes=f.size_bytes,
                    modified=f.modified, num_rows=f.num_rows, digest=None, fingerprint="0" * 64)
@@ -107,7 +149,7 @@ def plan_and_commit() -> None:
     with told("plan written and read back"):
         content = plan.to_bytes()
         assert Plan.from_bytes(content, "plan") == plan
-    print(f"scale: plan of {len(content) / 1e6:.0f} MB, {len(work):,} work items of {rows_per_part:,} rows", flush=True)
+    print(f"scale: plan of {len(content) / 1e6:.0f} MB, {len(work):,} work units of {rows_per_part:,} rows", flush=True)
     with told("receipts read"):
         contents = [
             receipt([Span(file_no=s.file_no, lo=s.lo, hi=s.hi, rows_scored=s.hi - s.lo - 1, rows_quarantined=1)
@@ -116,8 +158,8 @@ def plan_and_commit() -> None:
         ]  # fmt: skip
         receipts = [Receipt.from_bytes(one, "receipt") for one in contents]
     with told("receipts without overlap, and their cover verified"):
-        kept = sorted(planning.without_overlap(receipts), key=lambda one: one.intervals)
-        planning.verify_cover(plan, kept)
+        kept = without_overlap(receipts)
+        verify_cover(plan, kept)
     with told("ledger entry made, written and read back"):
         entry = make_entry(plan, [], kept, [], adopted=0, seconds=1.0, compute_seconds=1.0)
         content = entry.to_bytes()
@@ -125,12 +167,31 @@ def plan_and_commit() -> None:
     print(f"scale: ledger entry of {len(content) / 1e6:.0f} MB, {len(entry.parts):,} parts", flush=True)
 
 
-def test_ten_billion_rows_are_planned_and_committed_by_one_driver():
-    process = multiprocessing.get_context("spawn").Process(target=plan_and_commit)
-    begun = time.monotonic()
+@dataclass(frozen=True)
+class Scanned(InProcess):
+    """Stands for tasks that have scanned: the driver's share of the work is left."""
+
+    scans: Mapping[str, bytes] = field(default_factory=dict)
+
+    def run(self, items: Iterable[Any], stages: Sequence[Stage], progress: Progress = DEFAULT) -> Iterator[Any]:
+        for number, batch in items:
+            yield number, [pickle.loads(self.scans[entry.path]) for entry in batch]
+
+
+def in_a_process(function: Callable[..., None], *given: object) -> None:
+    process = multiprocessing.get_context("spawn").Process(target=function, args=given)
     process.start()
     process.join()
     assert process.exitcode == 0
+
+
+def test_a_scan_reads_a_share_of_a_file_and_gives_the_driver_little(tmp_path):
+    in_a_process(scan_one_file, tmp_path)
+
+
+def test_ten_billion_rows_are_planned_and_committed_by_one_driver():
+    begun = time.monotonic()
+    in_a_process(plan_and_commit)
     assert time.monotonic() - begun < 300
 
 

@@ -45,6 +45,7 @@ def page(path: Path) -> str:
     return path.read_text().replace("\u00a0", " ").replace("\u202f", " ")
 
 
+@pytest.mark.slow
 def test_a_bundle_remembers_validation_rows_and_training_texts(bundle, corpus):
     profile = read_info(bundle).profile
     assert 20 <= profile.rows <= 28
@@ -93,6 +94,7 @@ def test_of_a_model_of_the_hub_it_is_not_known(bundle, corpus, tmp_path):
     assert "not known" in page(tmp_path / "evaluated" / "report.html")
 
 
+@pytest.mark.slow
 def test_texts_of_the_model_that_was_trained_further_count(bundle, corpus, tmp_path):
     write(tmp_path / "more" / "train.parquet", 120, 7, "m")
     shutil.copy(corpus / "test.parquet", tmp_path / "more" / "test.parquet")
@@ -102,6 +104,7 @@ def test_texts_of_the_model_that_was_trained_further_count(bundle, corpus, tmp_p
     assert found["leakage"]["seen"] == 240
 
 
+@pytest.mark.slow
 def test_of_pairs_both_texts_have_to_be_the_same(tiny_encoder, tmp_path):
     random = np.random.default_rng(0)
     texts = [" ".join(random.choice(["film", "plot", "actor", "good", "bad"], size=9)) for _ in range(60)]
@@ -174,6 +177,7 @@ def test_a_shuffled_copy_as_validation_is_refused(corpus, tiny_encoder, tmp_path
     assert "found all 100 in both" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_empty_files_are_no_copies_of_each_other(corpus, tiny_encoder, tmp_path):
     empty = pq.read_table(corpus / "train.parquet").slice(0, 0)
     for name in ("train", "test"):
@@ -225,6 +229,7 @@ def test_evaluate_and_embed_say_it_too(bundle, tmp_path, capsys):
     assert capsys.readouterr().err.count("The model cannot read these texts") == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["finetune", "features"])
 def test_training_on_what_the_encoder_cannot_read_says_so_before_the_first_step(method, tiny_encoder, tmp_path, capsys):
     rows = korean(tmp_path / "train.parquet", 80)

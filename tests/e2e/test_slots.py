@@ -24,9 +24,12 @@ from bertray.outputs import ledger
 from bertray.outputs.garbage import find_garbage, remove
 from bertray.outputs.heartbeat import Heartbeat
 from bertray.outputs.publish import publish, read_markers
-from bertray.reviews import scan as scans
-from bertray.scoring.decide import decide, next_plan, scan_input
-from bertray.scoring.plan import open_plans, staging_folder
+from bertray.outputs.receipts import staging_folder
+from bertray.reviews import file_identity
+from bertray.scoring.decide import decide
+from bertray.scoring.next_plan import next_plan
+from bertray.scoring.plan import open_plans
+from bertray.scoring.scanned_input import scan_input
 from tests.nightly import INFO, check_exact, expected_ids, night_config, run_night, start_night, visible, write_inbox
 from tests.processes import wait_for
 
@@ -117,8 +120,10 @@ def large(word: str) -> list[str]:
 def test_contents_are_compared_where_size_beginning_and_end_are_equal(night, tmp_path, monkeypatch, caplog):
     store, config = night
     read: list[str] = []
-    digest_file = scans.digest_file
-    monkeypatch.setattr(scans, "digest_file", lambda file: read.append(Path(file.path).name) or digest_file(file))
+    digest_file = file_identity.digest_file
+    monkeypatch.setattr(
+        file_identity, "digest_file", lambda file: read.append(Path(file.path).name) or digest_file(file)
+    )
     write_plain(tmp_path / "in" / "first.parquet", large("lovely"))
     assert run_night(config()) == 0
     assert read == []  # nothing looks like it
@@ -334,7 +339,7 @@ def test_a_staged_part_that_was_damaged_is_scored_again(night, tmp_path):
 def test_a_resumed_run_does_not_scan_again(night, tmp_path, monkeypatch):
     store, config = night
     write_inbox(tmp_path / "in", {"c.parquet": 40})
-    monkeypatch.setattr("bertray.scoring.plan.KEPT_ABOVE_BYTES", 0)
+    monkeypatch.setattr("bertray.reviews.kept_scans.KEPT_ABOVE_BYTES", 0)
     with monkeypatch.context() as patch:
         patch.setattr("bertray.runs.night._run_plan", Mock(side_effect=KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
@@ -345,6 +350,7 @@ def test_a_resumed_run_does_not_scan_again(night, tmp_path, monkeypatch):
     check_exact(store, ROWS | {"c.parquet": 40}, slots=2)
 
 
+@pytest.mark.slow
 def test_two_runs_with_different_slots_and_the_same_files_commit_them_once(night, tmp_path):
     store, config = night
     write_inbox(tmp_path / "in", {"c.parquet": 40})
@@ -355,6 +361,7 @@ def test_two_runs_with_different_slots_and_the_same_files_commit_them_once(night
     check_exact(store, ROWS | {"c.parquet": 40}, slots=2)
 
 
+@pytest.mark.slow
 def test_the_same_content_under_two_names_is_committed_once_by_two_runs_at_once(night, tmp_path):
     store, config = night
     write_inbox(tmp_path / "in", {"c.parquet": 40})
@@ -370,6 +377,7 @@ def test_the_same_content_under_two_names_is_committed_once_by_two_runs_at_once(
     assert sum(visible(store, "data").values(), Counter()) == expected_ids(ROWS | {"c.parquet": 40})[0]
 
 
+@pytest.mark.slow
 def test_an_input_that_changes_while_it_is_read_is_not_committed(night, tmp_path):
     store, config = night
     write_inbox(tmp_path / "in", {"c.parquet": 40})
@@ -386,6 +394,7 @@ def test_an_input_that_changes_while_it_is_read_is_not_committed(night, tmp_path
     check_exact(store, ROWS | {"c.parquet": 44}, slots=2)
 
 
+@pytest.mark.slow
 def test_a_live_run_is_left_to_its_work_unless_it_is_taken_over(night, tmp_path, capsys):
     store, config = night
     write_inbox(tmp_path / "in", {"c.parquet": 40})
@@ -447,6 +456,7 @@ def test_a_further_run_of_a_day_rewrites_nothing(day, tmp_path):
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "data").rglob("*")} == before
 
 
+@pytest.mark.slow
 def test_two_runs_at_once_on_a_day_with_files_of_their_own_become_two_runs(day, tmp_path):
     store, config, rows = day
     racers = []
@@ -460,6 +470,7 @@ def test_two_runs_at_once_on_a_day_with_files_of_their_own_become_two_runs(day, 
     check_exact(store, rows | {"x.parquet": 40, "y.parquet": 40}, slots=2)
 
 
+@pytest.mark.slow
 def test_a_run_beside_a_replacement_of_its_day_commits_nothing_and_the_next_is_exact(day, tmp_path):
     store, config, rows = day
     write_inbox(tmp_path / "in", {"e.parquet": 40})
@@ -479,11 +490,17 @@ def test_a_run_beside_a_replacement_of_its_day_commits_nothing_and_the_next_is_e
     check_exact(store, rows | {"c.parquet": 7, "e.parquet": 40}, slots=2)
 
 
-def test_a_killed_second_run_is_resumed_after_midnight_under_its_own_day(day, tmp_path):
-    store, config, rows = day
+@pytest.fixture
+def killed_second_run(day, tmp_path):
+    """A day whose second run died when two parts had their receipts."""
     write_inbox(tmp_path / "in", {"e.parquet": 40})
-    killed = start_night(config(), "receipt.after_put:2:kill", day="2026-11-29")
+    killed = start_night(day[1](), "receipt.after_put:2:kill", day="2026-11-29")
     killed.join(60)
+    return day
+
+
+def test_a_killed_second_run_is_resumed_after_midnight_under_its_own_day(killed_second_run, tmp_path):
+    store, config, rows = killed_second_run
     write_inbox(tmp_path / "in", {"f.parquet": 6})
     assert run_night(config(), day="2026-11-30") == 0
     assert runs(store)[3:] == [
@@ -494,11 +511,8 @@ def test_a_killed_second_run_is_resumed_after_midnight_under_its_own_day(day, tm
     check_exact(store, rows | {"e.parquet": 40, "f.parquet": 6}, slots=3)
 
 
-def test_a_killed_run_of_a_day_that_was_replaced_meanwhile_is_planned_anew(day, tmp_path):
-    store, config, rows = day
-    write_inbox(tmp_path / "in", {"e.parquet": 40})
-    killed = start_night(config(), "receipt.after_put:2:kill", day="2026-11-29")
-    killed.join(60)
+def test_a_killed_run_of_a_day_that_was_replaced_meanwhile_is_planned_anew(killed_second_run, tmp_path):
+    store, config, rows = killed_second_run
     write_later(tmp_path / "in", {"c.parquet": 7})
     only = [str(tmp_path / "in" / f"{name}.parquet") for name in "cd"]
     assert run_night(config(input=only, on_changed_file="replace"), day="2026-11-29") == 0
@@ -677,6 +691,7 @@ def test_files_prints_the_committed_parts_of_an_output_or_a_slot(night, tmp_path
     assert folders == [store.uri(f"data/dt=2026-11-29/run={n}") for n in (1, 2)]
 
 
+@pytest.mark.slow
 def test_files_names_staged_parts_while_a_committed_slot_is_not_published(night, tmp_path, capsys):
     store, config = night
     write_inbox(tmp_path / "in", {"c.parquet": 5})
@@ -731,7 +746,7 @@ def test_gc_leaves_alone_what_a_live_run_works_on(night, tmp_path):
     killed.join(60)
     known = ledger.read_ledger(store)
     plans = open_plans(store, known)
-    seen = decide(config(slot="dt=2"), INFO, known, scan_input(config(), store, known, plans, in_this_process))
+    seen = decide(config(slot="dt=2"), INFO, known, scan_input(config(), store, known, plans, in_this_process, None))
     plan = next_plan(config(slot="dt=2"), seen, store, plans).plan
     of_plan = {key for key in store.keys("control") if plan.plan_key in key}
     parts = {key for key in of_plan if key.endswith(".parquet")}
@@ -749,6 +764,7 @@ def test_gc_leaves_alone_what_a_live_run_works_on(night, tmp_path):
     assert parts <= {item.file.key for item in found}
 
 
+@pytest.mark.slow
 def test_a_run_whose_staged_parts_were_taken_away_commits_nothing_and_the_next_is_exact(night, tmp_path):
     store, config = night
     write_inbox(tmp_path / "in", {"c.parquet": 40})

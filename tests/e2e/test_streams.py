@@ -38,7 +38,8 @@ def scored(trained_alone, tmp_path_factory) -> Path:
     return folder
 
 
-VERBS = ["files", "score", "plan", "config show", "--help", "score --help", "gc", "--version"]
+QUICK = ["files", "--help"]
+SLOW = ["score", "plan", "config show", "score --help", "gc", "--version"]
 
 
 def argv_of(verb: str, folder: Path, model: Path) -> list[str]:
@@ -52,15 +53,22 @@ def argv_of(verb: str, folder: Path, model: Path) -> list[str]:
     return [*verb.split(), *keys.get(verb, [])]
 
 
-@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "ascii:strict", "cp1252:strict"])
-@pytest.mark.parametrize("verb", ["files", "score", "plan", "config show"])
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "encoding",
+    ["ascii", *(pytest.param(e, marks=pytest.mark.soak) for e in ("cp1252:strict", "latin-1", "ascii:strict"))],
+)
+@pytest.mark.parametrize(
+    "verb", ["score", *(pytest.param(v, marks=pytest.mark.slow) for v in ("files", "plan", "config show"))]
+)
 def test_characters_that_the_encoding_lacks_are_escaped(verb, encoding, scored, trained_alone):
     done = bertray(*argv_of(verb, scored, trained_alone / "model"), PYTHONIOENCODING=encoding, PYTHONUTF8="0")
     assert done.returncode == 0, done.stderr
     assert done.stdout
 
 
-@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.slow
+@pytest.mark.parametrize("verb", [*QUICK, *(pytest.param(verb, marks=pytest.mark.slow) for verb in SLOW)])
 def test_a_reader_that_has_gone_is_no_error(verb, scored, trained_alone):
     writer = pipe_of_nobody()
     try:
@@ -70,8 +78,9 @@ def test_a_reader_that_has_gone_is_no_error(verb, scored, trained_alone):
     assert (done.returncode, b"Traceback" in done.stderr, b"Broken" in done.stderr) == (0, False, False)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not FULL.exists(), reason="no /dev/full here")
-@pytest.mark.parametrize("verb", ["files", "score", "--help"])
+@pytest.mark.parametrize("verb", ["files", pytest.param("score", marks=pytest.mark.slow), "--help"])
 def test_a_full_disk_under_stdout_is_told_and_a_list_that_was_cut_is_no_success(verb, scored, trained_alone):
     with FULL.open("wb") as full:
         done = bertray(*argv_of(verb, scored, trained_alone / "model"), stdout=full)
@@ -80,8 +89,17 @@ def test_a_full_disk_under_stdout_is_told_and_a_list_that_was_cut_is_no_success(
     assert b"Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("verb", ["score", "files"])
-@pytest.mark.parametrize("broken", ["full", "closed pipe"])
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("broken", "verb"),
+    [
+        ("full", "score"),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in (("closed pipe", "files"), ("full", "files"), ("closed pipe", "score"))
+        ),
+    ],
+)
 def test_nobody_can_be_told_on_stderr_and_the_work_goes_on(verb, broken, scored, trained_alone):
     stderr = os.open(FULL, os.O_WRONLY) if broken == "full" else pipe_of_nobody()
     try:
@@ -92,13 +110,16 @@ def test_nobody_can_be_told_on_stderr_and_the_work_goes_on(verb, broken, scored,
     assert (done.returncode, wrong.returncode) == (0, 2)
 
 
-@pytest.mark.parametrize("streams", [">&-", "2>&-", ">&- 2>&-", "<&- >&- 2>&-"])
+@pytest.mark.parametrize(
+    "streams", ["<&- >&- 2>&-", *(pytest.param(words, marks=pytest.mark.slow) for words in (">&-", "2>&-", ">&- 2>&-"))]
+)
 def test_closed_streams_are_no_error(streams, scored, trained_alone):
     command = f'exec "$@" {streams}'
     argv = argv_of("score", scored, trained_alone / "model")
     assert subprocess.run(["sh", "-c", command, "sh", BERTRAY, *argv], timeout=120, check=False).returncode == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "content"), [("statistics.py", "raise RuntimeError"), ("queue.py", ""), ("random", None)]
 )

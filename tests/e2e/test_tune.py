@@ -20,18 +20,20 @@ from bertray.config import TuneConfig, build_config, to_yaml
 from bertray.console import Ticker
 from bertray.errors import ConfigError, InfrastructureError
 from bertray.evaluation.metrics import all_metrics, confusion_matrix
-from bertray.execution import trials
+from bertray.execution import ray_tune
 from bertray.io.store import LocalStore
 from bertray.outputs import claims
 from bertray.outputs.claims import FINISHED_FILE
 from bertray.reports.search import SearchReport
-from bertray.runs import searched_config as searched
-from bertray.runs import tuning
+from bertray.runs.fit import searched_config as searched
+from bertray.runs.fit import tuning
+from bertray.runs.fit.scheduled import Task
+from bertray.runs.fit.tuning import TRIALS, stored_trials
 from bertray.runs.results import TuneResult
-from bertray.runs.tuning import TRIALS, stored_trials
 from bertray.training.examples import TrainingSettings
 from bertray.training.search_space import Sampler, Tried, every_point, name_of, num_trials
 
+TASK = Task(num_rows=800, num_classes=2, hidden_size=384)  # 3 epochs
 SPACE = "search.space={training.learning_rate: [1e-6, 3e-3, 4e-3]}"
 
 
@@ -111,7 +113,7 @@ def test_a_search_ends_with_a_table_and_a_config_that_train_takes(
 
 
 @pytest.mark.ray
-@pytest.mark.slow
+@pytest.mark.soak
 def test_a_failing_store_ends_the_search_and_the_same_command_goes_on(
     tiny_encoder, corpus, tmp_path, ray_cluster, monkeypatch
 ):
@@ -210,7 +212,7 @@ def test_listed_values_are_searched_as_train_has_them(key, written, held):
     choices = config.search.space[key]
     assert choices == held
     assert [type(value) for value in choices] == [type(value) for value in held]
-    assert searched.most_epochs(config) == (max(held) if key == "training.epochs" else 3)
+    assert searched.most_epochs(config, TASK) == (max(held) if key == "training.epochs" else 3)
     assert build_config("tune", yaml.safe_load(to_yaml(config))) == config  # as the output keeps it
     points = every_point(searched.space_of(config))
     assert [point[key] for point in points] == list(held)
@@ -220,7 +222,9 @@ def test_listed_values_are_searched_as_train_has_them(key, written, held):
 
 
 def test_most_epochs_of_a_range_is_its_upper_end():
-    assert searched.most_epochs(tune_config(space={"training.epochs": {"low": 2, "high": 7}})) == 7
+    assert searched.most_epochs(tune_config(space={"training.epochs": {"low": 2, "high": 7}}), TASK) == 7
+    by_size = tune_config(space={"training.batch_size": [8, 32]})  # 150 steps of 32 in epochs of 25
+    assert searched.most_epochs(by_size, TASK) == 6
 
 
 @pytest.mark.parametrize(
@@ -317,10 +321,12 @@ def test_what_was_tried_before_teaches_the_sampler():
 
 def test_the_config_itself_is_tried_first_where_it_lies_in_the_space():
     inside = tune_config(space={"training.learning_rate": {"low": 1e-5, "high": 1e-4}, "seed": [0, 1]})
-    assert searched.start_of(inside) == {"training.learning_rate": 5e-5, "seed": 0}
+    assert searched.start_of(inside) == {}  # `auto` is no point of it, but the number that it comes to is
+    inside = TASK.numbers(inside)
+    assert searched.start_of(inside) == {"training.learning_rate": 1e-4, "seed": 0}
     assert searched.start_of(tune_config(space={"seed": [1, 2]})) == {}
     sampler = Sampler(searched.space_of(inside), 0, [], [searched.start_of(inside)])
-    assert sampler.next("a") == {"training.learning_rate": 5e-5, "seed": 0}
+    assert sampler.next("a") == {"training.learning_rate": 1e-4, "seed": 0}
 
 
 def test_a_missing_extra_names_the_install_command(tiny_encoder, corpus, tmp_path, monkeypatch, capsys):
@@ -374,12 +380,12 @@ def trial_job(tiny_encoder, tmp_path):
     config = tune_config(keys, space={"training.learning_rate": [1e-3, 1e30]})
     found = examples(tmp_path)
     data: Any = SimpleNamespace(examples=lambda: found, classes=("bad", "good"), output=str(tmp_path / "out"))
-    return tuning._TrialJob(config, data, "run", "cpu", 1)
+    return tuning._TrialJob(config, TASK, data, "run", "cpu", 1)
 
 
 @pytest.mark.parametrize(("match_shares", "accuracy", "mcc"), [(False, 0.6, 0.0), (True, 1.0, 1.0)])
 def test_a_trial_is_judged_by_the_decision_that_its_model_would_make(match_shares, accuracy, mcc):
-    training = TrainingSettings(match_shares=match_shares)
+    training = TrainingSettings(1, 1e-3, 8, 0.1, match_shares=match_shares)
     label_ids_V = np.array([0, 0, 1, 1, 1])
     judged: Any = object.__new__(tuning._Judged)
     judged.examples = SimpleNamespace(label_ids_N=label_ids_V, validation=np.arange(5))
@@ -420,7 +426,7 @@ def test_every_epoch_of_a_trial_tells_its_figures_with_intervals_over_the_valida
     # As Ray Tune would hand it on: into the trial's file, the table and the page.
     with Ticker("searching", 1, "trials") as ticker:
         sampler = Sampler(searched.space_of(trial_job.config), 0, [], [])
-        book = tuning._Book(LocalStore(tmp_path / "book"), [], ticker, trial_job.config, sampler)
+        book = tuning._Book(LocalStore(tmp_path / "book"), [], ticker, trial_job.config, TASK, sampler)
         book.begin(point)
         for row in told:
             book.epoch(point, row)
@@ -443,8 +449,8 @@ def test_a_trial_whose_process_dies_ends_the_search_and_is_taken_up_again(tmp_pa
     config = tune_config(space={"seed": [5, 6, 7]}, sampler="grid")
     store = LocalStore(tmp_path)
     with Ticker("searching", 3, "trials") as ticker:
-        book = tuning._Book(store, [], ticker, config, Sampler(searched.space_of(config), 0, [], []))
-        searcher, stopper = trials._searcher(book), trials._stopper(book)
+        book = tuning._Book(store, [], ticker, config, TASK, Sampler(searched.space_of(config), 0, [], []))
+        searcher, stopper = ray_tune._searcher(book), ray_tune._stopper(book)
         points = {name: searcher.suggest(name)["point"] for name in ("a", "b", "c")}
         for epoch in (1, 2, 3):
             book.epoch(points["a"], epoch_row(epoch))

@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from bertray.evaluation.baselines import fit_tfidf_logreg, majority, tfidf_logreg
+from bertray.evaluation.baselines import fit_tfidf_logreg, majority
 
 
 def test_majority_predicts_the_largest_class_of_train_with_its_shares():
@@ -45,7 +45,7 @@ def test_tfidf_takes_words_where_a_few_texts_are_korean():
 
 
 def test_tfidf_gives_an_unseen_class_no_probability():
-    probs_NC = tfidf_logreg(["good", "bad"] * 5, np.array([0, 2] * 5), ["good"], num_classes=3, seed=0)
+    probs_NC = fit_tfidf_logreg(["good", "bad"] * 5, np.array([0, 2] * 5), num_classes=3, seed=0).probs(["good"])
     assert probs_NC.shape == (1, 3)
     assert probs_NC[0, 1] == 0
     assert probs_NC[0].argmax() == 0
@@ -58,7 +58,9 @@ def test_tfidf_gives_an_unseen_class_no_probability():
 )
 def test_tfidf_falls_back_on_class_shares_when_there_is_nothing_to_learn(texts, labels):
     shares_C = np.bincount(labels, minlength=2) / 3
-    assert tfidf_logreg(texts, np.array(labels), ["good", "bad"], 2, seed=0).tolist() == [shares_C.tolist()] * 2
+    assert (
+        fit_tfidf_logreg(texts, np.array(labels), 2, seed=0).probs(["good", "bad"]).tolist() == [shares_C.tolist()] * 2
+    )
 
 
 def test_tfidf_gives_the_same_for_the_same_seed_whatever_the_batches():
@@ -68,4 +70,4 @@ def test_tfidf_gives_the_same_for_the_same_seed_whatever_the_batches():
     model = fit_tfidf_logreg(texts, labels_N, 3, seed=1)
     whole = model.probs(texts)
     assert (np.concatenate([model.probs(texts[:70]), model.probs(texts[70:])]) == whole).all()
-    assert (tfidf_logreg(texts, labels_N, texts, 3, seed=1) == whole).all()
+    assert (fit_tfidf_logreg(texts, labels_N, 3, seed=1).probs(texts) == whole).all()

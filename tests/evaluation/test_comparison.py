@@ -28,6 +28,7 @@ def right_on(shares, num_rows, seed):
     return given_N, *(np.where(rng.random(num_rows) < share, given_N, 1 - given_N) for share in shares)
 
 
+@pytest.mark.slow
 def test_differences_equal_scikit_learn_and_a_paired_row_bootstrap():
     rng = np.random.default_rng(1)
     given_N, a_N, b_N = rng.integers(0, 3, (3, 300))

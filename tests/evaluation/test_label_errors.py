@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from bertray.evaluation.label_errors import (
-    NoTerms,
     accuracy_and_mcc,
     assign_folds,
     find_suspects,
@@ -14,6 +13,7 @@ from bertray.evaluation.label_errors import (
     out_of_sample_probs,
     tfidf_features,
 )
+from bertray.model.terms import NoTerms
 from tests.corpus import sentences
 
 

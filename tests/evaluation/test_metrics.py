@@ -10,11 +10,12 @@ from sklearn import metrics as sk
 
 from bertray.evaluation.metrics import (
     AVERAGES,
+    NUM_BINS,
     all_metrics,
+    calibration_error,
     check_rows,
     class_metrics,
     confusion_matrix,
-    expected_calibration_error,
     matrix_metrics,
     row_metrics,
 )
@@ -73,6 +74,7 @@ def test_confusion_matrix_has_given_labels_as_rows():
     assert confusion_matrix(np.array([0, 0, 1]), np.array([0, 1, 1]), 2).tolist() == [[1, 1], [0, 1]]
 
 
+@pytest.mark.slow
 def test_intervals_of_averages_equal_a_row_bootstrap():
     label_ids_N, probs_NC = noisy(400, 3, 1)
     predictions_N = probs_NC.argmax(axis=1)
@@ -128,14 +130,14 @@ def test_calibration_error_equals_a_hand_calculation():
     label_ids_N = np.array([0, 1, 1, 0])
     # Bins of 1/15: (14/15, 1] holds 0.95 right and 0.94 wrong; (8/15, 9/15] holds 0.60 right; (7/15, 8/15] 0.50 right.
     expected = (2 * abs(0.945 - 0.5) + abs(0.60 - 1) + abs(0.50 - 1)) / 4
-    assert expected_calibration_error(probs_NC, label_ids_N) == pytest.approx(expected, abs=1e-12)
-    assert expected_calibration_error(probs_NC, label_ids_N, num_bins=1) == pytest.approx(abs(2.99 / 4 - 0.75))
+    assert calibration_error(probs_NC, label_ids_N, NUM_BINS, 0).value == pytest.approx(expected, abs=1e-12)
+    assert calibration_error(probs_NC, label_ids_N, 1, 0).value == pytest.approx(abs(2.99 / 4 - 0.75))
 
 
 def test_a_confidence_on_the_edge_of_two_bins_belongs_to_the_lower_one():
     probs_NC = np.array([[0.5, 0.5], [0.625, 0.375]])
     # Bins of 1/4: 0.5 (right) in (0.25, 0.5], 0.625 (wrong) in (0.5, 0.75].
-    assert expected_calibration_error(probs_NC, np.array([0, 1]), num_bins=4) == (0.5 + 0.625) / 2
+    assert calibration_error(probs_NC, np.array([0, 1]), 4, 0).value == (0.5 + 0.625) / 2
 
 
 def test_calibration_interval_holds_the_value_and_shrinks_with_rows():

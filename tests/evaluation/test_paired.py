@@ -94,7 +94,7 @@ def two_models(rows: int, seed: int, accuracy_a: float, accuracy_b: float):
 
 def test_differences_are_those_of_scikit_learn():
     given_N, a_N3, b_N3 = two_models(400, 1, 0.7, 0.8)
-    found = compare_paired(given_N, a_N3, b_N3, ["x", "y", "z"], name_a="A", name_b="B", seed=0)
+    found = compare_paired(given_N, a_N3, b_N3, ["x", "y", "z"], seed=0)
     a_N, b_N = a_N3.argmax(axis=1), b_N3.argmax(axis=1)
     expected = {
         "accuracy": (b_N == given_N).mean() - (a_N == given_N).mean(),
@@ -112,6 +112,7 @@ def test_differences_are_those_of_scikit_learn():
         assert estimate.low <= estimate.value <= estimate.high
 
 
+@pytest.mark.slow
 def test_paired_bootstrap_of_macro_f1_covers_the_true_gain():
     truth_N, *both = two_models(200_000, 9, 0.7, 0.72)
     a_N, b_N = (probs_N3.argmax(axis=1) for probs_N3 in both)
@@ -119,16 +120,14 @@ def test_paired_bootstrap_of_macro_f1_covers_the_true_gain():
     inside = 0
     for seed in range(120):
         given_N, a_N3, b_N3 = two_models(300, 1000 + seed, 0.7, 0.72)
-        gain = compare_paired(given_N, a_N3, b_N3, list("xyz"), name_a="A", name_b="B", seed=seed).difference[
-            "macro_f1"
-        ]
+        gain = compare_paired(given_N, a_N3, b_N3, list("xyz"), seed=seed).difference["macro_f1"]
         inside += gain.low <= truth <= gain.high
     assert 0.88 <= inside / 120 <= 0.99  # measured before on real pairs: 92-97 %
 
 
 def test_two_models_with_the_same_predictions_are_undecided_and_not_certain():
     given_N, a_N3, _ = two_models(300, 3, 0.8, 0.8)
-    found = compare_paired(given_N, a_N3, a_N3, ["x", "y", "z"], name_a="A", name_b="B", seed=0)
+    found = compare_paired(given_N, a_N3, a_N3, ["x", "y", "z"], seed=0)
     assert (found.verdict, found.mcnemar_p, found.counts.discordant) == ("undecided", 1.0, 0)
     assert found.difference["macro_f1"].low < 0 < found.difference["macro_f1"].high
     assert "cannot be told apart" in found.sentence
@@ -142,7 +141,7 @@ def test_slices_count_their_own_rows():
         np.array([right, wrong, right, right, right, wrong]),
     )
     found = compare_paired(
-        given_N, a_N2, b_N2, ["x", "y"], name_a="A", name_b="B", seed=0, slices={"shop": ["n", "n", "n", "s", "s", "s"]}
+        given_N, a_N2, b_N2, ["x", "y"], seed=0, slices={"shop": ["n", "n", "n", "s", "s", "s"]}
     ).slices["shop"]
     assert {name: (gain.rows, gain.only_a, gain.only_b) for name, gain in found.items()} == {
         "n": (3, 1, 1),

@@ -119,6 +119,15 @@ def test_a_model_that_was_trained_on_what_its_encoder_cannot_read():
     assert finding.severity == "warning"
 
 
+def test_what_an_encoder_cannot_read_says_nothing_of_a_model_that_leaves_it_out():
+    profile = replace(VALIDATION, reading=UNREAD)
+    assert judge_rows(night(reading=UNREAD, truncated=0.99), profile, left_out=True) == []
+    (finding,) = judge_rows(night(reading=UNREAD, scripts={"hangul": 1.0}), profile, left_out=True)
+    assert finding.sentence.startswith(
+        "These rows are unlike those that the model was validated on: 100.0 % of the rows are in a script"
+    )
+
+
 @pytest.mark.parametrize(
     ("reading", "severity"),
     [

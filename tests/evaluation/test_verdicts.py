@@ -8,7 +8,7 @@ import pytest
 from bertray.evaluation.comparison import compare
 from bertray.evaluation.intervals import Estimate
 from bertray.evaluation.summary import evaluate_predictions
-from bertray.evaluation.verdicts import Finding, judge, kept_sentence, worst, worst_first
+from bertray.evaluation.verdicts import INSTEAD, Finding, judge, kept_sentence, worst, worst_first
 
 HALF = {"neg": 100, "pos": 100}
 GOOD = Estimate(0.8, 0.7, 0.9)
@@ -37,16 +37,6 @@ def found(mcc=GOOD, comparisons=None, given=None, predicted=None, kind="evaluati
     ("mcc", "predicted", "kind", "finding"),
     [
         (Estimate(0.8, 0.7, 0.9), HALF, "training", None),
-        (
-            Estimate(0.0, 0.0, 0.0),
-            {"neg": 0, "pos": 200},
-            "training",
-            Finding(
-                "bad",
-                "The model cannot be told apart from guessing (MCC 0.000, 95 % interval 0.000 to 0.000). It predicts "
-                f"pos for every row. {LEARN}",
-            ),
-        ),
         (
             Estimate(0.05, -0.06, 0.16),
             HALF,
@@ -86,6 +76,19 @@ def test_a_model_whose_mcc_may_be_zero_is_never_good(mcc, predicted, kind, findi
         assert findings == [finding, Finding("note", better["majority"].sentence)]
 
 
+def test_one_label_for_all_is_told_once():
+    """Where it is said far too often that comes first; where it has most rows, too, guessing is told with it."""
+    guessing = "The model cannot be told apart from guessing (MCC 0.000, 95 % interval 0.000 to 0.000)."
+    findings = found(Estimate(0.0, 0.0, 0.0), predicted={"neg": 0, "pos": 200}, kind="training")
+    assert findings == [
+        Finding("bad", "The model says pos of 100 % of the rows; 50 % have that label."),
+        Finding("bad", f"{guessing} {LEARN}"),
+    ]
+    given, predicted = {"neg": 4, "pos": 96}, {"neg": 0, "pos": 100}
+    findings = found(Estimate(0.0, 0.0, 0.0), given=given, predicted=predicted, kind="training")
+    assert findings == [Finding("bad", f"{guessing} It predicts pos for every row. {LEARN}")]
+
+
 @pytest.mark.parametrize(("tfidf", "severity"), [(0.5, "good"), (0.795, "warning"), (0.8, "warning"), (0.95, "bad")])
 def test_the_worst_verdict_comes_first_whatever_else_is_beaten(tfidf, severity):
     comparisons = {"majority": beside(0.8, 0.5, name_b="the majority baseline"), "tfidf_logreg": beside(0.8, tfidf)}
@@ -93,7 +96,7 @@ def test_the_worst_verdict_comes_first_whatever_else_is_beaten(tfidf, severity):
     sentences = {f.sentence: f.severity for f in findings}
     assert sentences == {
         comparisons["majority"].sentence: "good",
-        comparisons["tfidf_logreg"].sentence: severity,
+        f"{comparisons['tfidf_logreg'].sentence}{f' {INSTEAD}' if severity == 'bad' else ''}": severity,
     }
     assert worst(findings) == findings[0].severity == severity
 
@@ -190,3 +193,31 @@ def test_a_model_that_answers_at_random_is_bad_beside_the_majority_of_the_rows()
     assert [f.severity for f in evaluation.findings] == ["bad"]
     assert evaluation.findings[0].sentence.startswith("The model cannot be told apart from guessing (MCC ")
     assert evaluation.findings[0].sentence.endswith(CHECK)
+
+
+@pytest.mark.parametrize(
+    ("given", "predicted", "finding"),
+    [
+        ({"neg": 100, "pos": 100}, {"neg": 161, "pos": 39}, "says neg of 80 % of the rows; 50 % have that label."),
+        ({"neg": 100, "pos": 100}, {"neg": 160, "pos": 40}, None),  # 30 points and no more
+        ({"a": 60, "b": 31, "c": 9}, {"a": 62, "b": 38, "c": 0}, "never says c, the label of 9 % of the rows."),
+        ({"a": 60, "b": 37, "c": 3}, {"a": 62, "b": 38, "c": 0}, None),  # below 5 %
+        ({"a": 20, "b": 16, "c": 4}, {"a": 22, "b": 18, "c": 0}, None),  # too few of it
+        ({"neg": 8, "pos": 8}, {"neg": 16, "pos": 0}, None),  # too few rows
+    ],
+)
+def test_a_label_that_is_said_far_too_often_or_never_is_told_first(given, predicted, finding):
+    findings = found(given=given, predicted=predicted)
+    told = Finding("bad" if finding and "says neg" in finding else "warning", f"The model {finding}")
+    assert findings == ([told] if finding else [])
+
+
+def test_signs_come_in_the_order_of_what_they_catch():
+    comparisons = {"tfidf_logreg": beside(0.5, 0.9)}
+    predicted = {"neg": 0, "pos": 200}
+    findings = found(Estimate(0.0, -0.1, 0.1), comparisons, predicted=predicted, kind="training")
+    assert [finding.severity for finding in findings] == ["bad"] * 3
+    first, second, third = (finding.sentence for finding in findings)
+    assert first.startswith("The model says pos of 100 % of the rows")
+    assert second == (f"{comparisons['tfidf_logreg'].sentence} {INSTEAD}")
+    assert third.startswith("The model cannot be told apart from guessing")

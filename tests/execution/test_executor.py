@@ -40,6 +40,10 @@ def rows_up_to(number: int) -> pa.Table:
     return pa.table({"row": np.arange(number)})
 
 
+def reversed_list(tables: list[pa.Table]) -> list[pa.Table]:
+    return tables[::-1]
+
+
 def num_rows(table: pa.Table) -> int:
     return int(table.num_rows)
 
@@ -81,6 +85,26 @@ def a_slice(number: int) -> Slice:
     return Slice(number, pa.table({"row": np.arange(1_000_000)}).slice(10 * number, 3))
 
 
+class Folders:
+    """The folder that relative paths begin at, here and in the stage before."""
+
+    def __call__(self, before: str) -> list[str]:
+        return [before, str(Path.cwd())]
+
+
+def here(_: Any) -> str:
+    return str(Path.cwd())
+
+
+def test_relative_paths_begin_at_the_folder_of_the_driver(executor, tmp_path, monkeypatch):
+    for name in ("a", "b"):  # a notebook that changes its folder after Ray has started
+        (tmp_path / name).mkdir()
+        monkeypatch.chdir(tmp_path / name)
+        assert list(executor.run([1], [Task(here), Actors(Folders)])) == [[str(tmp_path / name)] * 2]
+    (tmp_path / "b").rmdir()
+    assert list(executor.run([1], [Task(double)])) == [2]
+
+
 def test_every_item_gives_one_result_in_any_order(executor):
     assert sorted(executor.run(range(10), [Task(double)])) == [0, 2, 4, 6, 8, 10, 12, 14, 16, 18]
 
@@ -120,6 +144,13 @@ def test_results_in_order_are_in_the_order_of_the_items(executor):
 def test_tables_within_results_travel_as_their_rows(executor):
     found = sorted(executor.run(range(3), [Task(a_slice)]), key=lambda one: one.number)
     assert [one.rows["row"].to_pylist() for one in found] == [[0, 1, 2], [10, 11, 12], [20, 21, 22]]
+
+
+def test_lists_of_tables_are_handed_on_whole(executor):
+    stages = [Task(lambda number: [rows_up_to(number), rows_up_to(0)]), Actors(lambda: reversed_list)]
+    found = sorted(executor.run([2, 1], stages), key=lambda tables: tables[1].num_rows)
+    assert [[table["row"].to_pylist() for table in tables] for tables in found] == [[[], [0]], [[], [0, 1]]]
+    assert list(executor.run([0], [Task(lambda _: [])])) == [[]]
 
 
 def test_values_that_are_nothing_and_empty_tables_are_results(executor):
@@ -196,7 +227,18 @@ def places_of(fault: Callable[[], None]) -> dict[str, list[Any]]:
     }
 
 
-@pytest.mark.parametrize(("fault", "kind", "said"), OURS, ids=lambda value: getattr(value, "__name__", ""))
+@pytest.mark.parametrize(
+    ("executor", "fault", "kind", "said"),
+    [
+        pytest.param(name, *case, id=f"{name}-{case[0].__name__}", marks=marks)
+        for case in OURS
+        for name, marks in (
+            ("in process", []),
+            ("ray", [pytest.mark.ray, *([] if case[0] in (no_memory_of_numpy, refused) else [pytest.mark.soak])]),
+        )
+    ],
+    indirect=["executor"],
+)
 def test_an_error_of_a_stage_arrives_as_one_of_ours(executor, fault, kind, said):
     with pytest.raises(BertrayError) as caught:
         list(executor.run([1, 2], places_of(fault)["task"]))
@@ -256,6 +298,7 @@ def test_results_before_an_error_are_given(executor):
         next(results)
 
 
+@pytest.mark.slow
 def test_whoever_wants_no_more_results_ends_the_work(executor, tmp_path):
     def note(number: int) -> int:
         time.sleep(0.2)
@@ -294,6 +337,7 @@ def impatient(stall_timeout_s: float) -> Resources:
     return replace(RESOURCES, stall_timeout_s=stall_timeout_s)
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_a_worker_that_lacks_a_module_is_a_matter_of_installing(ray_cluster):
     from bertray.execution.ray_data import RayData

@@ -69,7 +69,33 @@ def test_what_fails_leaves_nothing(cache):
     assert list(cache.folder.iterdir()) == []
 
 
-def test_of_two_that_make_an_entry_at_once_one_is_kept(cache):
+def test_of_several_that_want_an_entry_at_once_one_makes_it_and_the_others_wait(cache):
+    made: list[Path] = []
+
+    def make(path: Path) -> None:
+        made.append(path)
+        time.sleep(0.05)
+        folder_of(b"same")(path)
+
+    paths: list[Path] = []
+    threads = [threading.Thread(target=lambda: paths.append(cache.entry("a", make))) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(made) == 1
+    assert paths == [cache.folder / "a"] * 4
+    assert list(cache.folder.iterdir()) == [cache.folder / "a"]
+    cache.remove("a")
+    assert list(cache.folder.iterdir()) == []
+    cache.remove("a")
+
+
+def test_of_two_that_make_an_entry_at_once_where_there_are_no_locks_one_is_kept(cache, monkeypatch):
+    def no_locks(*_: object) -> None:
+        raise OSError(37, "No locks available")
+
+    monkeypatch.setattr("bertray.io.cache.fcntl.flock", no_locks)
     barrier = threading.Barrier(2)
 
     def make(path: Path) -> None:
@@ -83,6 +109,14 @@ def test_of_two_that_make_an_entry_at_once_one_is_kept(cache):
         thread.join()
     assert (cache.folder / "a" / "inner" / "file").read_bytes() == b"same"
     assert len(list(cache.folder.iterdir())) == 1
+
+
+def test_what_other_processes_remove_while_this_one_looks_for_room_is_no_error(cache):
+    cache.entry("a", folder_of(b"x"))
+    for name in (".making-gone", "gone"):  # listed, and nothing is there any more
+        (cache.folder / name).symlink_to("nowhere")
+    (cache.folder / "a" / "gone").symlink_to("nowhere")
+    assert cache.entry("b", writes(b"y")).read_bytes() == b"y"
 
 
 @pytest.mark.parametrize("what", ["root", "folder", "entry"])

@@ -266,7 +266,7 @@ def test_an_object_store_that_lets_nobody_write_is_a_matter_of_configuration(kin
 def test_an_azure_prefix_is_a_store_and_without_an_account_a_config_error(monkeypatch):
     for name in ("AZURE_STORAGE_ACCOUNT_NAME", "AZURE_ACCOUNT_NAME"):
         monkeypatch.delenv(name, raising=False)
-    with pytest.raises(ConfigError, match="Account must be specified"):
+    with pytest.raises(ConfigError, match="expected the storage account in AZURE_STORAGE_ACCOUNT_NAME, found none"):
         open_store("az://reviews/scored")
     monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_NAME", "acme")
     assert open_store("az://reviews/scored/").uri("data") == "az://reviews/scored/data"
@@ -279,3 +279,32 @@ def test_a_server_without_tls_that_the_environment_names_is_talked_to(s3_environ
     store = open_store(f"s3://bertray/{tmp_path.name}")
     store.put("a", b"1")
     assert store.get("a") == b"1"
+
+
+@pytest.mark.parametrize("put", [LocalStore.put, LocalStore.put_new])
+def test_a_value_is_on_the_disk_before_its_name_and_its_name_before_the_call_returns(put, tmp_path, monkeypatch):
+    target, synced = tmp_path / "output" / "folder" / "key", []
+
+    def fsync(descriptor: int) -> None:
+        path = Path(f"/proc/self/fd/{descriptor}").readlink()
+        synced.append((path.is_dir(), path.parent, target.exists(), path.is_dir() or path.read_bytes() == b"value"))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    put(LocalStore(tmp_path / "output"), "folder/key", b"value")
+    assert synced == [(False, target.parent, False, True), (True, tmp_path / "output", True, True)]
+
+
+def test_keys_begin_where_they_were_asked_for_whatever_a_store_lists(monkeypatch):
+    """Asked to begin at the last key of a folder, Azure's emulator lists all of it: a ledger would grow for ever."""
+    import obstore
+    from obstore.store import MemoryStore
+
+    from bertray.io import object_store
+
+    memory, listed = MemoryStore(), obstore.list
+    monkeypatch.setattr(object_store, "connect", lambda _root: memory)
+    monkeypatch.setattr(obstore, "list", lambda store, prefix, offset: listed(store, prefix=prefix))
+    store = open_store("s3://bucket/out")
+    for key in ("c/1", "c/2", "c/3"):
+        store.put(key, b"")
+    assert [store.keys("c", after=key) for key in ("", "c/1", "c/3")] == [["c/1", "c/2", "c/3"], ["c/2", "c/3"], []]

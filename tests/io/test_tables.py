@@ -9,7 +9,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from bertray.io.tables import csv_bytes, from_ipc, one_chunk, parquet_bytes, to_ipc
+from bertray.io.tables import (
+    csv_bytes,
+    from_ipc,
+    from_streams,
+    one_chunk,
+    parquet_bytes,
+    stream_buffer,
+    to_ipc,
+    unguarded,
+)
 
 TABLE = pa.concat_tables([pa.table({"id": ["a", None], "ids": [[1, 2], []]}), pa.table({"id": ["b"], "ids": [[3]]})])
 
@@ -25,6 +34,14 @@ def test_a_table_is_read_from_a_buffer_without_a_copy():
     buffer = pa.py_buffer(to_ipc(pa.table({"n": pa.array(range(1000), pa.int64())})))
     address = from_ipc(buffer)["n"].chunk(0).buffers()[1].address
     assert buffer.address <= address < buffer.address + buffer.size
+
+
+def test_several_tables_travel_in_one_buffer_without_a_copy():
+    tables = [TABLE, pa.table({"n": pa.array(range(1000), pa.int64())}), TABLE.slice(0, 0)]
+    buffer = stream_buffer(tables)
+    found = from_streams(buffer)
+    assert found == tables
+    assert buffer.address <= found[1]["n"].chunk(0).buffers()[1].address < buffer.address + buffer.size
 
 
 def test_parquet_is_zstd_with_a_checksum_on_every_page():
@@ -53,3 +70,24 @@ def test_csv_has_no_cell_that_a_spreadsheet_computes():
         *("'=1+1", "'+1", "'-1", "'@x", "'\tx", "'\rx", 'fine, "quoted"\nline', "", "질량"),
     ]
     assert [row[1] for row in rows[1:]] == [str(number) for number in range(9)]
+
+
+@pytest.mark.parametrize(
+    ("cell", "guarded"),
+    [
+        ("＝1+1", "'＝1+1"),
+        ("＋1", "'＋1"),
+        ("－1", "'－1"),
+        ("＠x", "'＠x"),
+        ("fine;=1+1;fine", "fine;'=1+1;fine"),  # where semicolons cut cells
+        ("fine\n@x", "fine\n'@x"),
+        ("fine\t+1", "fine\t'+1"),
+        ("fine; a = b", "fine; a = b"),
+        ("\nfine", "'\nfine"),
+        ("'quoted'", "'quoted'"),
+    ],
+)
+def test_what_another_spreadsheet_would_compute_is_guarded_and_comes_back_as_it_was(cell, guarded):
+    rows = list(csv.reader(io.StringIO(csv_bytes(pa.table({"text": [cell]})).decode("utf-8-sig"), newline="")))
+    assert rows == [["text"], [guarded]]
+    assert unguarded(guarded) == cell

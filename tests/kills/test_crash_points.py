@@ -6,7 +6,9 @@ Three kinds of storage: a file system, one without hard links, and an S3 server 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Container
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -47,8 +49,38 @@ CRASHES = {
     "snapshot.after_put:1": WHOLE,
 }
 
+BEFORE_AND_AFTER = ("put.half_written:6", "receipt.after_put:3", "commit.after_put:1", "publish.half:6")
 
-@pytest.fixture(params=["local", "no hard links", "s3"])
+
+def nights(quick: Container[str]) -> list[Any]:
+    """(place, another run beside it, crash); quick are these points alone on a file system, and four of the rest.
+
+    Beside another run and without hard links all points but these four belong to `make soak`.
+    """
+
+    def marks(place: str, beside: bool, crash: str) -> list[pytest.MarkDecorator]:
+        if place != "s3" and (crash in BEFORE_AND_AFTER or (crash in quick and place == "local" and not beside)):
+            return []
+        is_sibling = (beside or place == "no hard links") and crash not in BEFORE_AND_AFTER
+        return [pytest.mark.soak if is_sibling else pytest.mark.slow]
+
+    return [
+        pytest.param(
+            place,
+            beside,
+            crash,
+            id=f"{place}-{'beside another run' if beside else 'alone'}-{crash}",
+            marks=marks(place, beside, crash),
+        )
+        for place in ("local", "no hard links", "s3")
+        for beside in (False, True)
+        for crash in CRASHES
+        # single_writer promises that there is no other run; an object is uploaded in one request: there is no half.
+        if not (place == "no hard links" and beside) and not (place == "s3" and crash.startswith("put."))
+    ]
+
+
+@pytest.fixture
 def place(request, tmp_path, monkeypatch):
     """(output, keys of the config, environment of the run, whether hard links work)."""
     if request.param == "s3":
@@ -61,14 +93,9 @@ def place(request, tmp_path, monkeypatch):
     return str(tmp_path / "out"), {}, {}, True
 
 
-@pytest.mark.parametrize("crash", CRASHES)
-@pytest.mark.parametrize("beside", [False, True], ids=["alone", "beside another run"])
+@pytest.mark.parametrize(("place", "beside", "crash"), nights(quick=CRASHES), indirect=["place"])
 def test_the_same_command_makes_a_killed_run_whole(crash, beside, place, tiny_encoder, tmp_path):
     output, keys, environment, hard_links = place
-    if crash.startswith("put.") and output.startswith("s3://"):
-        pytest.skip("an object is uploaded in one request: there is no half")
-    if beside and keys.get("single_writer"):
-        pytest.skip("single_writer promises that there is no other run")
     write_inbox(tmp_path / "in", ROWS)
     config = night_config(tiny_encoder, tmp_path / "in", output, takeover=True, **keys)
     killed = start_night(config, f"{crash}:kill", environment, hard_links=hard_links)
@@ -135,14 +162,10 @@ def test_a_failing_store_ends_with_7_and_the_same_command_finishes(fault, code, 
     check_exact(open_store(str(tmp_path / "out")), ROWS)
 
 
-@pytest.mark.parametrize("crash", CRASHES)
-@pytest.mark.parametrize("beside", [False, True], ids=["alone", "beside another run"])
+@pytest.mark.slow
+@pytest.mark.parametrize(("place", "beside", "crash"), nights(quick=()), indirect=["place"])
 def test_a_killed_second_run_of_a_day_leaves_the_first_as_it_is(crash, beside, place, tiny_encoder, tmp_path):
     output, keys, environment, hard_links = place
-    if crash.startswith("put.") and output.startswith("s3://"):
-        pytest.skip("an object is uploaded in one request: there is no half")
-    if beside and keys.get("single_writer"):
-        pytest.skip("single_writer promises that there is no other run")
     write_inbox(tmp_path / "in", FIRST)
     config = night_config(tiny_encoder, tmp_path / "in", output, takeover=True, **keys)
     first = start_night(config, "", environment, hard_links=hard_links, day="2026-11-29")
@@ -209,8 +232,15 @@ WHILE_REPLACING = [
 ]
 
 
-@pytest.mark.parametrize("why", REPLACEMENTS)
-@pytest.mark.parametrize("crash", WHILE_REPLACING)
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("why", "crash"),
+    [
+        pytest.param(why, crash, marks=[] if (i + j) % len(REPLACEMENTS) == 0 else pytest.mark.slow)
+        for i, why in enumerate(REPLACEMENTS)
+        for j, crash in enumerate(WHILE_REPLACING)
+    ],
+)
 def test_a_killed_replacement_of_three_runs_shows_the_old_ones_or_the_new_one(why, crash, three_runs, tmp_path):
     keys, info, delivered = REPLACEMENTS[why]
     store = open_store(three_runs.output)

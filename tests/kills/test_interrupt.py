@@ -16,7 +16,7 @@ import pytest
 from tests.corpus import train_argv, write
 from tests.processes import descendants, environment_beside_the_cluster, is_alive, wait_for
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(300)]
 
 
 @pytest.fixture
@@ -52,7 +52,9 @@ def stop(argv: list[str], env: dict[str, str], number: int, ready: Callable[[], 
     wait_for(lambda: not any(map(is_alive, started)), seconds=60)
 
 
-@pytest.mark.parametrize(("on_ray", "number"), [(True, signal.SIGINT), (False, signal.SIGTERM)])
+@pytest.mark.parametrize(
+    ("on_ray", "number"), [pytest.param(True, signal.SIGINT, marks=pytest.mark.soak), (False, signal.SIGTERM)]
+)
 def test_a_training_that_is_stopped_leaves_with_130_and_goes_on_where_it_was(
     on_ray, number, tiny_encoder, corpus, tmp_path, scratch
 ):

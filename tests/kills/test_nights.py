@@ -87,11 +87,13 @@ def kill_nights(
     return seen
 
 
+@pytest.mark.slow
 def test_forty_kills_lose_and_double_nothing(tmp_path, tiny_encoder):
     seen = kill_nights(tmp_path, tiny_encoder, kills=40, seed=1)
     assert seen["kills"] >= 40
 
 
+@pytest.mark.slow
 def test_kills_and_pairs_while_all_runs_of_a_day_are_replaced_show_the_old_ones_or_the_new(tmp_path, tiny_encoder):
     """Each round changes a file and adds one, so that the runs of the day become one, and then two."""
     chance, kills = random.Random(3), 0

@@ -108,11 +108,12 @@ def lose_the_driver(trained, folder, *afters: int) -> tuple[float, float]:
     return died - begun, rest_s
 
 
+@pytest.mark.slow
 def test_a_killed_scoring_worker_is_replaced_and_no_row_is_lost_or_doubled(trained, inbox, ray_cluster):
     assert lose_workers(trained, inbox, 5) == 1
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.parametrize("after", [1, 60])
 def test_a_worker_is_killed_early_and_late(after, trained, inbox, ray_cluster):
     assert lose_workers(trained, inbox, after) == 1
@@ -123,7 +124,7 @@ def test_a_killed_driver_leaves_parts_that_the_same_command_uses(trained, inbox,
     lose_the_driver(trained, inbox, 20)
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.parametrize("after", [1, 60])
 def test_a_driver_is_killed_early_and_late(after, trained, inbox, ray_cluster):
     lose_the_driver(trained, inbox, after)

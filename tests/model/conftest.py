@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -58,7 +59,7 @@ def make_classifier(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., P
         key = json.dumps([family, num_labels, overrides], sort_keys=True)
         if key not in made:
             config_class, kwargs = _configs()[family]
-            config = config_class(vocab_size=VOCAB_SIZE, num_labels=num_labels, **{**kwargs, **overrides})
+            config = config_class(num_labels=num_labels, **{"vocab_size": VOCAB_SIZE, **kwargs, **overrides})
             torch.manual_seed(0)
             model = AutoModelForSequenceClassification.from_config(config)
             # Far from the usual initialisation, where biases are 0, norms are 1 and every row gets the same logits.
@@ -137,3 +138,18 @@ def tokenizer_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pat
         folders[family] = tmp_path_factory.mktemp(f"tokenizer-{family}")
         tokenizer.save_pretrained(folders[family])
     return folders
+
+
+@pytest.fixture
+def plain_classifier(
+    make_classifier: Callable[..., Path], tokenizer_folders: dict[str, Path], tmp_path: Path
+) -> Callable[[int], Path]:
+    """Makes a BERT classifier of so many classes with its tokenizer, as it comes from the hub."""
+
+    def make(num_labels: int) -> Path:
+        target = tmp_path / "plain"
+        shutil.copytree(make_classifier("bert", num_labels), target)
+        shutil.copytree(tokenizer_folders["bert"], target, dirs_exist_ok=True)
+        return target
+
+    return make

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import json
+import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,7 +23,7 @@ from bertray.model.bundle import (
     weights_digest,
     write_bundle,
 )
-from bertray.model.pretrained import longest_input
+from bertray.model.pretrained.weights import longest_input
 from bertray.reviews.clean import Cleaning
 
 INFO = BundleInfo(
@@ -38,12 +41,8 @@ INFO = BundleInfo(
 
 
 @pytest.fixture
-def folder(make_classifier, tokenizer_folders, tmp_path) -> Path:
-    """A plain classifier with its tokenizer, as it comes from the hub."""
-    target = tmp_path / "plain"
-    shutil.copytree(make_classifier("bert", 2), target)
-    shutil.copytree(tokenizer_folders["bert"], target, dirs_exist_ok=True)
-    return target
+def folder(plain_classifier) -> Path:
+    return plain_classifier(2)
 
 
 def write(target: Path, source: Path, info: BundleInfo = INFO) -> BundleInfo:
@@ -55,6 +54,23 @@ def write(target: Path, source: Path, info: BundleInfo = INFO) -> BundleInfo:
 
 def rewrite(path: Path, **fields: object) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text("utf-8")), **fields}), "utf-8")
+
+
+def test_what_is_measured_on_the_folder_is_part_of_the_bundle(folder, tmp_path):
+    from transformers import AutoModelForSequenceClassification
+
+    model = AutoModelForSequenceClassification.from_pretrained(folder)
+    seen = []
+
+    def measured(path: Path) -> float:
+        seen.append(read_info(path))  # whole but for this
+        return 0.07
+
+    stored = write_bundle(tmp_path / "model", model, folder, INFO, "version {model_version}\n", measured=measured)
+    assert stored == read_info(tmp_path / "model") == replace(INFO, int8_bound=0.07, model_version=stored.model_version)
+    assert [info.int8_bound for info in seen] == [None]
+    assert seen[0].model_version != stored.model_version
+    assert (tmp_path / "model" / "README.md").read_text() == f"version {stored.model_version}\n"
 
 
 # --- where a model value points ---------------------------------------------------------------------------------------
@@ -137,6 +153,47 @@ def test_the_bundled_encoder_is_the_one_that_was_tested_and_another_is_refused(m
     monkeypatch.setitem(bundle.BUNDLED_SHA256, "tokenizer.json", "0" * 64)
     with pytest.raises(ConfigError, match=r"tokenizer\.json in .* is not the file that was tested"):
         bundled_model()
+
+
+@pytest.mark.parametrize("name", ["vocab.txt", "1_Pooling/config.json", "more.json", "less.json"])
+def test_every_file_of_the_bundled_encoder_is_known_by_digest_and_no_other_is_beside_them(tmp_path, monkeypatch, name):
+    files = {"config.json": b"{}", "vocab.txt": b"a", "1_Pooling/config.json": b"{}", "less.json": b"1"}
+    for path, content in {"__init__.py": b"", **{f"model/{file}": content for file, content in files.items()}}.items():
+        (tmp_path / "stand_in" / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "stand_in" / path).write_bytes(content)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(bundle, "BUNDLED_PACKAGE", "stand_in")
+    digests = {file: hashlib.sha256(content).hexdigest() for file, content in files.items()}
+    monkeypatch.setattr(bundle, "BUNDLED_SHA256", digests)
+    assert bundled_model() == tmp_path / "stand_in" / "model"
+    if name == "less.json":
+        (tmp_path / "stand_in/model" / name).unlink()
+    else:
+        (tmp_path / "stand_in/model" / name).write_bytes(b"other")
+    with pytest.raises(ConfigError, match=f"{re.escape(name)} in .* is not the file that was tested"):
+        bundled_model()
+
+
+def test_what_was_read_of_a_model_is_kept_until_its_files_change(folder, tmp_path, monkeypatch):
+    read: list[tuple[Path, int]] = []
+
+    def reading(path: Path, length: int) -> int:
+        read.append((path, length))
+        return length
+
+    kept = bundle.kept_of_model(reading)
+    for name in ("a", "b"):
+        shutil.copytree(folder, tmp_path / name / "model")
+    monkeypatch.chdir(tmp_path / "a")
+    assert [kept("model", length) for length in (8, 16, 8, 16)] == [8, 16, 8, 16]
+    assert read == [(tmp_path / "a" / "model", 8), (tmp_path / "a" / "model", 16)]
+    monkeypatch.chdir(tmp_path / "b")  # the same name, another folder
+    assert kept("model", 8) == 8
+    (tmp_path / "b" / "model" / "config.json").write_bytes((folder / "config.json").read_bytes() + b" ")
+    assert kept("model", 8) == 8
+    assert read[2:] == [(tmp_path / "b" / "model", 8)] * 2
+    assert kept("bundled", 8) == kept("bundled", 8) == 8
+    assert len(read) == 5
 
 
 def test_a_missing_bundled_encoder_names_the_extra(monkeypatch):

@@ -23,15 +23,6 @@ def test_temperature_below_one_makes_a_timid_model_surer():
     assert fitted == pytest.approx(0.5 / math.log(9), rel=1e-4)
 
 
-def test_temperature_over_windows_fits_the_mean_of_their_probabilities():
-    # Each review has one window that says nothing (1/2) and one with a margin of 2; seven of ten are right:
-    # (1/2 + p) / 2 = 7/10, so p = 9/10 and 2 / T = ln(9).
-    logits_SC = np.array([[0.0, 0.0], [2.0, 0.0]] * 10)
-    rows_S = np.repeat(np.arange(10), 2)
-    fitted = fit_temperature(logits_SC, np.array([0] * 7 + [1] * 3), rows_S=rows_S)
-    assert fitted == pytest.approx(2 / math.log(9), rel=1e-4)
-
-
 def test_temperature_stays_within_its_bounds():
     logits_NC = np.array([[3.0, 0.0]] * 5)
     assert fit_temperature(logits_NC, np.array([1] * 5)) == pytest.approx(20, rel=1e-3)

@@ -13,7 +13,7 @@ from bertray.model.kernels.training import TrainingKernels
 
 HEADS, SIZE, TOKENS = 2, 32, 5
 HIDDEN = HEADS * SIZE
-BF16 = torch.bfloat16
+BF16, FP32 = torch.bfloat16, torch.float32
 
 
 @pytest.fixture
@@ -25,6 +25,7 @@ def called() -> list[str]:
 def kernels(called) -> Kernels:
     """Kernels whose C functions only note that they were reached."""
     found = object.__new__(Kernels)
+    found.dtype = BF16
     for name in ("attention", "self_attention", "linear", "feed_forward"):
         setattr(found, f"_{name}", lambda *_, name=name: called.append(name) or 0)
     return found
@@ -128,7 +129,9 @@ def test_layers_that_do_not_fit_are_refused_when_they_are_built(kernels):
         kernels.feed_forward(square, torch.nn.LayerNorm(32), up, down, norm)
     with pytest.raises(ValueError, match="in multiples of 32, found 48 and 32"):
         TiledLinear(torch.zeros(32 * 48, dtype=BF16), None, 48, 32)
-    with pytest.raises(ValueError, match=re.escape("tiles of a linear layer: expected contiguous bfloat16 [2048]")):
+    with pytest.raises(
+        ValueError, match=re.escape("tiles of a linear layer: expected contiguous bfloat16 or float32 [")
+    ):
         TiledLinear(torch.zeros(1024, dtype=BF16), None, 64, 32)
     with pytest.raises(ValueError, match=re.escape("bias of a linear layer: expected contiguous float32 [32]")):
         TiledLinear(torch.zeros(1024, dtype=BF16), torch.zeros(31), 32, 32)
@@ -152,6 +155,34 @@ def test_linear_and_feed_forward_refuse(kernels, called, x_TI):
     assert called == []
 
 
+def test_layers_in_another_number_format_are_refused(kernels, called):
+    norm, other = torch.nn.LayerNorm(HIDDEN), TiledLinear.of(torch.zeros(HIDDEN, HIDDEN), torch.zeros(HIDDEN), FP32)
+    assert other.dtype == FP32
+    square, projection = linear_of(HIDDEN, HIDDEN), TiledLinear.of(torch.zeros(192, HIDDEN), torch.zeros(192), FP32)
+    for refused in (
+        lambda: kernels.linear(torch.zeros(TOKENS, HIDDEN), other),
+        lambda: kernels.feed_forward(square, norm, square, other, norm),
+        lambda: kernels.self_attention(projection, HEADS),
+    ):
+        with pytest.raises(ValueError, match="its tiles are not in bf16, as these kernels are"):
+            refused()
+    assert called == []
+
+
+def test_kernels_in_fp32_take_nothing_else(kernels, called):
+    kernels.dtype = FP32
+    layer = TiledLinear.of(torch.zeros(96, HIDDEN), torch.zeros(96), FP32)
+    with pytest.raises(ValueError, match="input of a linear layer: expected contiguous float32"):
+        kernels.linear(torch.zeros(TOKENS, HIDDEN, dtype=BF16), layer)
+    with pytest.raises(ValueError, match="output of a linear layer: expected contiguous float32"):
+        kernels.linear(torch.zeros(TOKENS, HIDDEN), layer, BF16)
+    q_THE = torch.zeros(TOKENS, HEADS, SIZE, dtype=BF16)
+    with pytest.raises(ValueError, match=re.escape("queries: expected float32 [5, 2, 32]")):
+        kernels.attention(q_THE, q_THE, q_THE, offsets(0, 5), offsets(0, 5))
+    assert called == []
+    assert kernels.linear(torch.zeros(TOKENS, HIDDEN), layer).dtype == FP32
+
+
 def test_training_refuses(training, called):
     with pytest.raises(ValueError, match="weights of a linear layer: expected contiguous float32"):
         training.lay_out(torch.zeros(32, 64).T, torch.zeros(64), backward=False)
@@ -159,6 +190,14 @@ def test_training_refuses(training, called):
         ValueError, match=re.escape("input of a linear layer: expected contiguous bfloat16 or float32 [5")
     ):
         training.weight_gradient(torch.zeros(5, 32), torch.zeros(4, 64))
+    for refused in (
+        lambda: training.lay_out(torch.zeros(40, 64), torch.zeros(40), backward=False),
+        lambda: training.weight_gradient(torch.zeros(4, 64), torch.zeros(4, 40)),
+        lambda: training.gelu(torch.zeros(5, 8, dtype=BF16)),
+        lambda: training.add_norm(torch.zeros(4, 40), torch.zeros(4, 40), torch.nn.LayerNorm(40), 0.0),
+    ):
+        with pytest.raises(ValueError, match=r"expected sizes in multiples of 32, found .*40"):
+            refused()
     with pytest.raises(ValueError, match="input of GELU: expected contiguous bfloat16"):
         training.gelu(torch.zeros(4, 32))
     norm = torch.nn.LayerNorm(32)
@@ -195,3 +234,14 @@ def test_offsets_that_passed_are_looked_at_again_for_fewer_tokens():
     check_cu_seqlens("offsets", cu_seqlens, 5)
     with pytest.raises(ValueError, match="at most 4"):
         check_cu_seqlens("offsets", cu_seqlens, 4)
+
+
+def test_attention_in_training_refuses_what_it_would_misread(training, called):
+    qkv, cu_seqlens = torch.randn(40, 3, HEADS, SIZE).bfloat16(), torch.tensor([0, 40], dtype=torch.int32)
+    q, k, v = qkv.unbind(1)
+    found = re.escape("expected 40 tokens with equal strides, found 40 at strides of (192, 32, 1), (64, 32, 1)")
+    with pytest.raises(ValueError, match=found):
+        training.attention(q, k.contiguous(), v, cu_seqlens)
+    with pytest.raises(ValueError, match="expected 39 tokens with equal strides, found 40"):
+        training.attention(q, k, v, cu_seqlens - torch.tensor([0, 1], dtype=torch.int32))
+    assert called == []

@@ -1,4 +1,4 @@
-"""Our kernels for AMX: what torch computes in fp32, but for rounding; built once, done without where they cannot be."""
+"""Our kernels: what torch computes in fp32, but for rounding; built once, done without where they cannot be."""
 
 from __future__ import annotations
 
@@ -9,34 +9,29 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
 
+from bertray.model import backend
 from bertray.model import kernels as module
-from bertray.model.engine import Engine
-from bertray.model.kernels import TiledLinear, fits, kernels
+from bertray.model.engine import FORMATS, Engine
+from bertray.model.kernels import TiledLinear, build, choose_kernels, fits, kernels
+from bertray.model.kernels.build import INSTRUCTION_SETS, flags_of
 from bertray.model.pooling import PooledReadout
 from bertray.model.tokenization import Sequences
+from tests.kernel_libraries import EVERY_SET, kernels_of, needs_compiler
 
-turned_off = os.environ.get("BERTRAY_KERNELS", "").lower() in ("off", "0", "false")
-needs_tiles = pytest.mark.skipif(
-    turned_off or not module._supported(), reason="this CPU has no AMX, or BERTRAY_KERNELS is off"
-)
-needs_compiler = pytest.mark.skipif(
-    sys.platform != "linux" or platform.machine() != "x86_64" or not shutil.which("g++"),
-    reason="no g++ for x86-64 on Linux here",
-)
-ROUNDING = 0.004  # of bf16 and its products, in proportion to the whole
+# Of numbers and their products, in proportion to the whole.
+ROUNDING = {torch.bfloat16: 0.004, torch.float32: 2e-6}
 
 
-@pytest.fixture
-def ours():
-    found = kernels()
-    assert found is not None, "AMX is here, but the kernels could not be built"
-    return found
+@pytest.fixture(params=EVERY_SET)
+def ours(request):
+    return kernels_of(request.param)
 
 
 def distance(found: torch.Tensor, expected: torch.Tensor) -> float:
@@ -61,40 +56,36 @@ def attention_of(*given: torch.Tensor) -> torch.Tensor:
     return torch.cat(out)
 
 
-@needs_tiles
 @pytest.mark.parametrize(("num_heads", "head"), [(12, 32), (12, 64), (3, 96), (2, 128)])
 def test_attention_within_sequences_of_any_length(ours, num_heads, head):
     torch.manual_seed(0)
     bounds = torch.tensor(np.cumsum([0, *LENGTHS]), dtype=torch.int32)
-    qkv = (2 * torch.randn(int(bounds[-1]), 3, num_heads, head)).bfloat16()
+    qkv = (2 * torch.randn(int(bounds[-1]), 3, num_heads, head)).to(ours.dtype)
     found = ours.attention(*qkv.unbind(1), bounds, bounds)
-    assert distance(found, attention_of(*qkv.unbind(1), bounds, bounds)) < ROUNDING
+    assert distance(found, attention_of(*qkv.unbind(1), bounds, bounds)) < ROUNDING[ours.dtype]
 
 
-@needs_tiles
 def test_attention_of_first_tokens_alone(ours):
     torch.manual_seed(0)
     bounds = torch.tensor(np.cumsum([0, *LENGTHS]), dtype=torch.int32)
-    kv = torch.randn(int(bounds[-1]), 2, 12, 32).bfloat16()
-    q = torch.randn(len(LENGTHS), 12, 32).bfloat16()
+    kv = torch.randn(int(bounds[-1]), 2, 12, 32).to(ours.dtype)
+    q = torch.randn(len(LENGTHS), 12, 32).to(ours.dtype)
     ones = torch.arange(len(LENGTHS) + 1, dtype=torch.int32)
     found = ours.attention(q, *kv.unbind(1), ones, bounds)
-    assert distance(found, attention_of(q, *kv.unbind(1), ones, bounds)) < ROUNDING
+    assert distance(found, attention_of(q, *kv.unbind(1), ones, bounds)) < ROUNDING[ours.dtype]
 
 
-@needs_tiles
 def test_attention_to_one_key_far_above_the_others_is_its_value(ours):
-    q, k, v = (torch.randn(40, 1, 32).bfloat16() for _ in range(3))
+    q, k, v = (torch.randn(40, 1, 32).to(ours.dtype) for _ in range(3))
     q[:], k[:], k[33] = 1, -100, 100
     bounds = torch.tensor([0, 40], dtype=torch.int32)
     assert torch.equal(ours.attention(q, k, v, bounds, bounds), v[33].expand(40, 32))
 
 
-@needs_tiles
 def test_what_is_not_finite_stays_in_its_own_sequence(ours):
     torch.manual_seed(0)
     bounds = torch.tensor(np.cumsum([0, 17, 40, 9]), dtype=torch.int32)
-    qkv = torch.randn(66, 3, 2, 32).bfloat16()
+    qkv = torch.randn(66, 3, 2, 32).to(ours.dtype)
     without = ours.attention(*qkv.unbind(1), bounds, bounds)
     poisoned = qkv.clone()
     poisoned[30, 1, 0, 5] = float("nan")
@@ -107,31 +98,29 @@ def test_what_is_not_finite_stays_in_its_own_sequence(ours):
 # --- linear layers ---------------------------------------------------------------------------------------------------
 
 
-@needs_tiles
 @pytest.mark.parametrize("inputs", [64, 384, 672])  # the last in turns of 256, 256 and 160
 @pytest.mark.parametrize("num_tokens", [1, 31, 32, 33, 128, 200, 900])
 def test_a_linear_layer_for_any_number_of_tokens(ours, num_tokens, inputs):
     torch.manual_seed(0)
-    weight, bias = torch.randn(96, inputs).bfloat16(), torch.randn(96)
-    x = torch.randn(num_tokens, inputs).bfloat16()
+    weight, bias = torch.randn(96, inputs).to(ours.dtype), torch.randn(96)
+    x = torch.randn(num_tokens, inputs).to(ours.dtype)
     expected = F.linear(x.float(), weight.float(), bias)
-    assert distance(ours.linear(x, TiledLinear.of(weight, bias)), expected) < ROUNDING
+    assert distance(ours.linear(x, TiledLinear.of(weight, bias, ours.dtype)), expected) < ROUNDING[ours.dtype]
 
 
-@needs_tiles
 @pytest.mark.parametrize(("hidden", "inner"), [(64, 160), (96, 64), (416, 992)])
 @pytest.mark.parametrize("num_tokens", [1, 31, 200, 1300])
 def test_a_layer_behind_attention(ours, num_tokens, hidden, inner):
     torch.manual_seed(0)
     sizes = ((hidden, hidden), (inner, hidden), (hidden, inner))
-    weights = [(torch.randn(size) / size[1] ** 0.5).bfloat16() for size in sizes]
+    weights = [(torch.randn(size) / size[1] ** 0.5).to(ours.dtype) for size in sizes]
     biases = [torch.randn(size[0]) for size in sizes]
     norms = [torch.nn.LayerNorm(hidden, eps=1e-3) for _ in range(2)]
     for norm in norms:
         torch.nn.init.normal_(norm.weight)
         torch.nn.init.normal_(norm.bias)
-    attended, x = (torch.randn(num_tokens, hidden).bfloat16() for _ in range(2))
-    attended_linear, up, down = (TiledLinear.of(*pair) for pair in zip(weights, biases, strict=True))
+    attended, x = (torch.randn(num_tokens, hidden).to(ours.dtype) for _ in range(2))
+    attended_linear, up, down = (TiledLinear.of(*pair, ours.dtype) for pair in zip(weights, biases, strict=True))
     with torch.inference_mode():
         found = ours.feed_forward(attended_linear, norms[0], up, down, norms[1])(attended, x)
         linear = [
@@ -139,10 +128,9 @@ def test_a_layer_behind_attention(ours, num_tokens, hidden, inner):
         ]
         y = norms[0](linear[0](attended.float()) + x.float())
         expected = norms[1](linear[2](F.gelu(linear[1](y))) + y)
-    assert distance(found, expected) < ROUNDING
+    assert distance(found, expected) < ROUNDING[ours.dtype]
 
 
-@needs_tiles
 @pytest.mark.parametrize(("num_heads", "head"), [(3, 32), (2, 64), (7, 96)])
 @pytest.mark.parametrize("lens", [[1], [5, 40, 1, 31, 32, 33, 64], [700, 3, 3], [30] * 60])
 def test_attention_with_the_linear_layer_before_it(ours, num_heads, head, lens):
@@ -154,22 +142,62 @@ def test_attention_with_the_linear_layer_before_it(ours, num_heads, head, lens):
         for kind in zip(*parts, strict=True)
     ]
     bounds = torch.tensor(np.cumsum([0, *lens]), dtype=torch.int32)
-    x = torch.randn(sum(lens), hidden).bfloat16()
-    found = ours.self_attention(TiledLinear.of(by_head[0], by_head[1]), num_heads)(x, bounds)
-    apart = [ours.linear(x, TiledLinear.of(*part)).view(-1, num_heads, head) for part in parts]
+    x = torch.randn(sum(lens), hidden).to(ours.dtype)
+    found = ours.self_attention(TiledLinear.of(by_head[0], by_head[1], ours.dtype), num_heads)(x, bounds)
+    apart = [ours.linear(x, TiledLinear.of(*part, ours.dtype)).view(-1, num_heads, head) for part in parts]
     assert torch.equal(found, ours.attention(*apart, bounds, bounds))
 
 
-@needs_tiles
-def test_the_threads_make_no_difference(ours, monkeypatch):
+@pytest.mark.parametrize("num_tokens", [1, 7, 333])
+def test_neither_threads_nor_other_rows_make_a_difference(ours, monkeypatch, num_tokens):
     torch.manual_seed(0)
-    layer, x = TiledLinear.of(torch.randn(64, 64).bfloat16(), torch.randn(64)), torch.randn(333, 64).bfloat16()
-    several = ours.linear(x, layer)
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
-    assert torch.equal(ours.linear(x, layer), several)
+    layers = [TiledLinear.of(torch.randn(64, 64), torch.randn(64), ours.dtype) for _ in range(3)]
+    x, norm = torch.randn(num_tokens, 64).to(ours.dtype), torch.nn.LayerNorm(64)
+    feed_forward = ours.feed_forward(layers[0], norm, layers[1], layers[2], norm)
+    found = []
+    for threads in (1, 3):
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        found.append((ours.linear(x, layers[0]), feed_forward(x, x)))
+    alone = [
+        torch.cat(parts)
+        for parts in zip(*((ours.linear(row, layers[0]), feed_forward(row, row)) for row in x.split(1)), strict=True)
+    ]
+    for whole, other, by_row in zip(*found, alone, strict=True):
+        assert torch.equal(whole, other)
+        assert torch.equal(whole, by_row)
+
+
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf"), -float("inf")])
+def test_what_is_not_finite_stays_in_its_own_row(ours, wrong):
+    torch.manual_seed(0)
+    layers = [TiledLinear.of(torch.randn(64, 64), torch.randn(64), ours.dtype) for _ in range(3)]
+    x, norm = torch.randn(20, 64).to(ours.dtype), torch.nn.LayerNorm(64)
+    feed_forward = ours.feed_forward(layers[0], norm, layers[1], layers[2], norm)
+    without = ours.linear(x, layers[0]), feed_forward(x, x)
+    x[9, 5] = wrong
+    others = [*range(9), *range(10, 20)]
+    for found, expected in zip((ours.linear(x, layers[0]), feed_forward(x, x)), without, strict=True):
+        assert not found[9].isfinite().any()
+        assert torch.equal(found[others], expected[others])
 
 
 # --- in the engine ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=EVERY_SET)
+def in_engine(request, monkeypatch):
+    """The precision of engines that run on the kernels of an instruction set."""
+    ours = kernels_of(request.param)
+    monkeypatch.setattr(backend, "kernels", lambda dtype: ours if dtype == ours.dtype else None)
+    return FORMATS[ours.dtype]
+
+
+def logits_by_torch(folder: Path, seqs: Sequences) -> np.ndarray:
+    """In fp32, without our kernels."""
+    with mock.patch.object(backend, "kernels", return_value=None):
+        engine = Engine(folder, precision="fp32")
+    assert not engine.own_kernels
+    return engine.logits(seqs)
 
 
 @pytest.fixture(scope="module")
@@ -199,19 +227,19 @@ def some_sequences() -> Sequences:
     return of_lengths(random.integers(3, 60, size=lens.sum()).astype(np.uint16), lens)
 
 
-@needs_tiles
 @pytest.mark.parametrize("family", ["bert", "roberta", "distilbert", "electra", "albert"])
-def test_every_family_is_computed_by_them(models, family):
+def test_every_family_is_computed_by_them(models, family, in_engine):
     folder, seqs = models(family), some_sequences()
-    engine = Engine(folder)
+    engine = Engine(folder, precision=in_engine)
     assert engine.own_kernels
-    np.testing.assert_allclose(engine.logits(seqs), Engine(folder, precision="fp32").logits(seqs), atol=0.02)
+    atol = {"bf16": 0.02, "fp32": 2e-6}[in_engine]
+    np.testing.assert_allclose(engine.logits(seqs), logits_by_torch(folder, seqs), atol=atol)
 
 
-@needs_tiles
-def test_what_a_review_gets_does_not_depend_on_those_beside_it(models):
+def test_what_a_review_gets_does_not_depend_on_those_beside_it(models, in_engine):
     seqs = some_sequences()
-    engine = Engine(models("bert"), readout=PooledReadout())
+    engine = Engine(models("bert"), precision=in_engine, readout=PooledReadout())
+    assert engine.own_kernels
     together = engine.token_vectors(seqs)
     ends = np.cumsum(seqs.lens_S)
     for number in (0, 7, 39):
@@ -220,8 +248,7 @@ def test_what_a_review_gets_does_not_depend_on_those_beside_it(models):
         assert np.array_equal(engine.token_vectors(alone), together[start:stop]), number
 
 
-@needs_tiles
-def test_kernels_that_compute_something_else_are_not_used(models, monkeypatch, caplog):
+def test_kernels_that_compute_something_else_are_not_used(models, monkeypatch, caplog, in_engine):
     from safetensors.torch import load_file, save_file
 
     folder, seqs = models("bert"), some_sequences()
@@ -231,16 +258,15 @@ def test_kernels_that_compute_something_else_are_not_used(models, monkeypatch, c
     right = module.Kernels.attention
     monkeypatch.setattr(module.Kernels, "attention", lambda *given: right(*given).roll(1, dims=1) * 100)
     with caplog.at_level(logging.WARNING):
-        engine = Engine(folder)
+        engine = Engine(folder, precision=in_engine)
     assert not engine.own_kernels
     assert engine.packed
     assert "Our kernels are not used: their logits differ" in caplog.text
-    np.testing.assert_allclose(engine.logits(seqs), Engine(folder, precision="fp32").logits(seqs), atol=0.1)
+    np.testing.assert_allclose(engine.logits(seqs), logits_by_torch(folder, seqs), atol=0.1)
 
 
-@needs_tiles
-def test_a_model_of_other_sizes_goes_without(make_classifier):
-    assert not Engine(make_classifier("bert", 2), precision="bf16").own_kernels
+def test_a_model_of_other_sizes_goes_without(make_classifier, in_engine):
+    assert not Engine(make_classifier("bert", 2), precision=in_engine).own_kernels
 
 
 def test_sizes_that_fit():
@@ -253,10 +279,66 @@ def test_sizes_that_fit():
 
 
 @pytest.mark.skipif(sys.platform != "linux" or platform.machine() != "x86_64", reason="no Linux on x86-64")
-def test_what_linux_says_of_amx_is_what_torch_says():
+def test_what_linux_says_of_the_cpu_is_what_torch_says():
     said = Path("/proc/cpuinfo").read_text().split()
-    names = {"avx512_f": "avx512f", "avx512_bw": "avx512bw", "avx512_dq": "avx512dq", "avx512_vl": "avx512vl"}
-    assert module._supported() == all(names.get(need, need) in said for need in module._NEEDS)
+    names = {f"avx512_{part}": f"avx512{part}" for part in ("f", "bw", "dq", "vl")} | {"fma3": "fma"}
+    has = {name: all(names.get(need, need) in said for need in needs) for name, needs in INSTRUCTION_SETS.items()}
+    assert module._supported() == [name for name in INSTRUCTION_SETS if has[name]]
+
+
+@pytest.mark.parametrize(
+    ("here", "chosen", "found"),
+    [
+        (["amx", "avx512bf16"], "", ("amx", False)),
+        (["amx", "avx512bf16"], "build", ("amx", True)),
+        (["amx", "avx512bf16"], "AVX512BF16", ("avx512bf16", False)),
+        (["amx", "avx512bf16"], "build, avx512bf16", ("avx512bf16", True)),
+        (["avx512bf16"], "", ("avx512bf16", False)),
+        (["avx512bf16"], "off", (None, False)),
+        ([], "", (None, False)),
+        ([], "build", (None, True)),
+    ],
+)
+def test_the_fastest_instructions_of_the_cpu_or_those_chosen(monkeypatch, caplog, here, chosen, found):
+    monkeypatch.setattr(module, "_supported", lambda: here)
+    monkeypatch.setenv("BERTRAY_KERNELS", chosen)
+    assert choose_kernels(torch.bfloat16) == found
+    assert caplog.messages == []
+
+
+@pytest.mark.parametrize(
+    ("here", "chosen", "has_avx512", "found"),
+    [
+        (["avx2"], "", False, ("avx2", False)),
+        (["avx2"], "build", False, ("avx2", True)),
+        (["avx2"], "off", False, (None, False)),
+        (["avx512bf16", "avx2"], "", True, (None, False)),
+        (["avx512bf16", "avx2"], "avx512bf16", True, (None, False)),
+        (["avx512bf16", "avx2"], "avx2", True, ("avx2", False)),
+        ([], "", False, (None, False)),
+    ],
+)
+def test_in_fp32_kernels_are_used_where_torch_has_no_wider_registers(monkeypatch, here, chosen, has_avx512, found):
+    monkeypatch.setattr(module, "_supported", lambda: here)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_f": has_avx512})
+    monkeypatch.setenv("BERTRAY_KERNELS", chosen)
+    assert choose_kernels(torch.float32) == found
+
+
+def test_no_kernels_are_in_fp16(monkeypatch):
+    monkeypatch.setattr(module, "_supported", lambda: list(INSTRUCTION_SETS))
+    monkeypatch.delenv("BERTRAY_KERNELS", raising=False)
+    assert choose_kernels(torch.float16) == (None, False)
+
+
+@pytest.mark.parametrize("chosen", ["amx", "avx"])
+def test_instructions_that_this_cpu_lacks_are_told_of(monkeypatch, caplog, chosen):
+    monkeypatch.setattr(module, "_supported", lambda: ["avx512bf16"])
+    monkeypatch.setenv("BERTRAY_KERNELS", chosen)
+    assert choose_kernels(torch.bfloat16) == (None, False)
+    assert caplog.messages == [
+        f"BERTRAY_KERNELS: expected one of avx512bf16, build, off on this machine, found {chosen}. None are used."
+    ]
 
 
 # --- building them ---------------------------------------------------------------------------------------------------
@@ -264,19 +346,21 @@ def test_what_linux_says_of_amx_is_what_torch_says():
 
 @pytest.fixture
 def building(monkeypatch, tmp_path):
-    """As on a machine with AMX and an empty cache; gives the compilers that were called."""
+    """As on a machine with AVX512-BF16, where nothing is built; gives the compilers that were called."""
     called = []
-    compile_ = module._compile
+    compile_ = build.compile_library
 
-    def compile_and_tell(compiler, sources, to):
+    def compile_and_tell(compiler, *how):
         called.append(compiler)
-        return compile_(compiler, sources, to)
+        return compile_(compiler, *how)
 
-    monkeypatch.setattr(module, "_supported", lambda: True)
-    monkeypatch.setattr(module, "_compile", compile_and_tell)
+    monkeypatch.setattr(module, "_supported", lambda: ["avx512bf16"])
+    for room in (module, build):
+        monkeypatch.setattr(room, "compile_library", compile_and_tell)
+    monkeypatch.setattr(build, "LIBRARIES", tmp_path / "libraries")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.delenv("CXX", raising=False)
-    monkeypatch.delenv("BERTRAY_KERNELS", raising=False)
+    monkeypatch.setenv("BERTRAY_KERNELS", "build")
     return called
 
 
@@ -284,12 +368,14 @@ def building(monkeypatch, tmp_path):
 def instant(building, monkeypatch):
     """As `building`, with a compiler that takes no time."""
 
-    def write(compiler, sources, to):
+    def write(compiler, instructions, flags, to):
         building.append(compiler)
         to.write_bytes(b"a library")
         return to
 
-    monkeypatch.setattr(module, "_compile", write)
+    monkeypatch.setenv("CXX", "instant")
+    for room in (module, build):
+        monkeypatch.setattr(room, "compile_library", write)
     return building
 
 
@@ -297,97 +383,175 @@ def instant(building, monkeypatch):
 def loading(building, monkeypatch):
     """The libraries that were loaded, each with its size then; nothing of them runs."""
     loaded = []
-    monkeypatch.setattr(module, "Kernels", lambda path: loaded.append((path, path.stat().st_size)))
+    monkeypatch.setattr(module, "Kernels", lambda path, dtype: loaded.append((path, path.stat().st_size, dtype)))
     return loaded
 
 
-@needs_compiler
-def test_they_are_built_once_a_machine(building, loading, tmp_path):
-    compiler = [shutil.which("g++")]
+def test_they_are_built_once_a_machine(instant, loading, tmp_path):
     for _ in range(2):
-        module._loaded(compiler)
+        kernels.__wrapped__(torch.bfloat16)
     first, second = loading
     assert first == second
-    assert first[1] > 0
+    assert first[1:] == (len(b"a library"), torch.bfloat16)
     assert list((tmp_path / "cache" / "bertray" / "kernels").iterdir()) == [first[0]]
-    assert building == [compiler]
+    assert instant == [["instant"]]
 
 
-@needs_compiler
-def test_what_another_has_built_needs_no_compiler_and_no_right_to_write(loading, monkeypatch):
-    module._loaded([shutil.which("g++")])
+@pytest.mark.parametrize("is_installed", [True, False])
+def test_those_in_fp32_are_loaded_as_such(instant, loading, monkeypatch, is_installed):
+    monkeypatch.setattr(module, "_supported", lambda: ["avx512bf16", "avx2"])
+    monkeypatch.setattr(torch.cpu, "get_capabilities", dict)
+    if is_installed:
+        build.build_all()
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        kernels.__wrapped__(dtype)
+    (of_fp32, _, fp32), (of_bf16, _, bf16) = loading
+    assert (fp32, bf16) == (torch.float32, torch.bfloat16)
+    assert of_fp32 != of_bf16
+    assert of_fp32.name.startswith("avx2-") == of_bf16.name.startswith("avx512bf16-") == is_installed
+
+
+def test_what_another_has_built_needs_no_compiler_and_no_right_to_write(instant, loading, monkeypatch):
+    kernels.__wrapped__(torch.bfloat16)
+    monkeypatch.delenv("CXX")
+    monkeypatch.setattr(shutil, "which", lambda _: None)
     monkeypatch.setattr(Path, "mkdir", lambda *_, **__: pytest.fail("nothing is written"))
-    module._loaded(None)
+    kernels.__wrapped__(torch.bfloat16)
     assert loading[0] == loading[1]
 
 
 @pytest.mark.parametrize("fault", ["a library that others can write", "a folder that others can write", "a link"])
 def test_a_library_that_another_user_may_have_put_there_is_not_loaded(instant, loading, tmp_path, caplog, fault):
-    compiler = ["c++"]
-    module._loaded(compiler)
+    kernels.__wrapped__(torch.bfloat16)
     library = loading[0][0]
     if fault == "a link":
         library.rename(tmp_path / "planted.so")
         library.symlink_to(tmp_path / "planted.so")
     else:
         (library if "library" in fault else library.parent).chmod(0o777)
-    module._loaded(compiler)
+    kernels.__wrapped__(torch.bfloat16)
     assert loading[1][0] != library
     assert len(instant) == 2
     assert "is a link" in caplog.text if fault == "a link" else "can be written by others" in caplog.text
 
 
 def test_a_library_of_another_owner_is_not_loaded(instant, loading, monkeypatch, caplog):
-    compiler = ["c++"]
-    module._loaded(compiler)
+    kernels.__wrapped__(torch.bfloat16)
     monkeypatch.setattr(os, "geteuid", lambda: 12345)
-    module._loaded(compiler)
+    kernels.__wrapped__(torch.bfloat16)
     assert loading[1][0] != loading[0][0]
     assert "this is user 12345" in caplog.text
 
 
-@needs_compiler
-def test_where_there_is_no_home_to_write_to_they_are_built_for_the_process(building, loading, tmp_path):
+def test_where_there_is_no_home_to_write_to_they_are_built_for_the_process(instant, loading, tmp_path):
     (tmp_path / "cache").write_text("a file, in which no folder can be")
-    module._loaded([shutil.which("g++")])
-    ((path, size),) = loading
+    kernels.__wrapped__(torch.bfloat16)
+    ((path, size, _),) = loading
     assert size > 0
     assert tmp_path not in path.parents
     assert not path.exists()
 
 
 @needs_compiler
-def test_their_source_has_no_warnings():
-    sources = sorted(Path(module.__file__).parent.glob("*.cpp"))
+@pytest.mark.slow
+@pytest.mark.parametrize("instructions", INSTRUCTION_SETS)
+def test_their_source_has_no_warnings(instructions):
     # gcc takes what its own header leaves undefined on purpose for a mistake of whoever includes it.
-    flags = ["-Wall", "-Wextra", "-Werror", "-Wno-uninitialized", "-Wno-maybe-uninitialized", "-o", "/dev/null"]
+    strict = ["-Wall", "-Wextra", "-Werror", "-Wno-uninitialized", "-Wno-maybe-uninitialized", "-o", "/dev/null"]
+    sources = map(str, build.source_of(instructions))
     done = subprocess.run(
-        ["g++", *module._FLAGS, *flags, *map(str, sources)], capture_output=True, text=True, check=False
+        ["g++", *flags_of(instructions), *strict, *sources], capture_output=True, text=True, check=False
     )
     assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_without_a_compiler_torch_does_without_them(building, monkeypatch, caplog):
-    monkeypatch.setattr(shutil, "which", lambda name: None)
-    with caplog.at_level(logging.INFO):
-        assert kernels.__wrapped__() is None
-    assert "No C++ compiler" in caplog.text
+    monkeypatch.setattr(shutil, "which", lambda _: None)
+    assert kernels.__wrapped__(torch.bfloat16) is None
+    assert "more slowly: BERTRAY_KERNELS=build, but there is no C++ compiler" in caplog.text
     assert building == []
 
 
 def test_a_compiler_that_fails_is_told_of_and_torch_does_without(building, monkeypatch, caplog, tmp_path):
-    compiler = tmp_path / "compiler"
-    compiler.write_text("#!/bin/sh\necho 'this is no compiler' >&2\nexit 3\n")
-    compiler.chmod(0o755)
+    compiler = failing_compiler(tmp_path)
     monkeypatch.setenv("CXX", str(compiler))
-    with caplog.at_level(logging.WARNING):
-        assert kernels.__wrapped__() is None
-    assert "The model runs without our kernels for AMX, more slowly: this is no compiler" in caplog.text
+    assert kernels.__wrapped__(torch.bfloat16) is None
+    assert "The model runs without our kernels, more slowly: this is no compiler" in caplog.text
     assert building == [[str(compiler)]]
 
 
+def failing_compiler(folder: Path) -> Path:
+    compiler = folder / "compiler"
+    compiler.write_text("#!/bin/sh\necho 'this is no compiler' >&2\nexit 3\n")
+    compiler.chmod(0o755)
+    return compiler
+
+
 @pytest.mark.parametrize("value", ["off", "0", "False"])
-def test_the_environment_turns_them_off(building, monkeypatch, value):
+def test_the_environment_turns_them_off(instant, loading, monkeypatch, value):
+    build.build_all()
+    instant.clear()
     monkeypatch.setenv("BERTRAY_KERNELS", value)
-    assert kernels.__wrapped__() is None
-    assert building == []
+    assert kernels.__wrapped__(torch.bfloat16) is None
+    assert (instant, loading) == ([], [])
+
+
+# --- as bertray is installed -----------------------------------------------------------------------------------------
+
+
+def test_an_installation_builds_a_library_for_each_instruction_set_and_no_process_another(
+    instant, loading, monkeypatch, tmp_path
+):
+    (tmp_path / "libraries").mkdir()
+    (tmp_path / "libraries" / "amx-0123456789abcdef.so").write_bytes(b"of another version")
+    libraries, why_not = build.build_all()
+    assert why_not == ""
+    assert [library.name.split("-")[0] for library in libraries] == list(INSTRUCTION_SETS)
+    assert sorted((tmp_path / "libraries").iterdir()) == sorted(libraries)
+    assert build.build_all() == (libraries, "")
+    assert len(instant) == len(libraries)
+    for value in ("", "build"):
+        monkeypatch.setenv("BERTRAY_KERNELS", value)
+        kernels.__wrapped__(torch.bfloat16)
+    assert [path.name for path, *_ in loading] == [build.library_of("avx512bf16").name] * 2
+    assert len(instant) == len(libraries)
+    assert not (tmp_path / "cache").exists()
+
+
+def test_a_library_of_another_source_is_not_loaded_and_no_cache_is_read(instant, loading, monkeypatch, caplog):
+    kernels.__wrapped__(torch.bfloat16)  # into the cache
+    build.build_all()
+    monkeypatch.setattr(build, "digest_of", lambda *_: "as of another version")
+    monkeypatch.setenv("BERTRAY_KERNELS", "")
+    assert kernels.__wrapped__(torch.bfloat16) is None
+    assert len(loading) == 1
+    assert "they were not compiled when bertray was installed. Install it again" in caplog.text
+
+
+def test_a_compiler_that_knows_one_instruction_set_builds_that(instant, monkeypatch):
+    write = build.compile_library
+
+    def write_without_tiles(compiler, instructions, flags, to):
+        if "-mamx-tile" in flags:
+            raise subprocess.CalledProcessError(1, compiler, stderr="unrecognized option '-mamx-tile'.")
+        return write(compiler, instructions, flags, to)
+
+    monkeypatch.setattr(build, "compile_library", write_without_tiles)
+    libraries = [build.library_of(name) for name in ("avx512bf16", "avx2")]
+    assert build.build_all() == (libraries, "unrecognized option '-mamx-tile'")
+
+
+@pytest.mark.parametrize("fault", ["no compiler", "a compiler that fails", "no right to write"])
+def test_an_installation_goes_on_without_them(building, monkeypatch, tmp_path, fault):
+    if fault == "no compiler":
+        monkeypatch.setattr(shutil, "which", lambda _: None)
+        expected = "there is no C++ compiler"
+    elif fault == "a compiler that fails":
+        monkeypatch.setenv("CXX", str(failing_compiler(tmp_path)))
+        expected = "this is no compiler"
+    else:
+        (tmp_path / "libraries").write_text("a file, in which no library can be")
+        expected = "File exists"
+    libraries, why_not = build.build_all()
+    assert libraries == []
+    assert expected in why_not

@@ -9,7 +9,14 @@ from transformers.activations import ACT2FN
 from bertray.model.backend import PackedBackend, made_up_sequences
 from bertray.model.encoders import PackedEncoder
 from bertray.model.engine import Engine
-from bertray.model.linear import PlainLinear, PrepackedLinear, QuantizedLinear, can_prepack, can_quantize
+from bertray.model.linear import (
+    EmulatedQuantizedLinear,
+    PlainLinear,
+    PrepackedLinear,
+    QuantizedLinear,
+    can_prepack,
+    can_quantize,
+)
 from bertray.model.pooling import ClassifierReadout
 
 pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch has no oneDNN")
@@ -48,6 +55,7 @@ def test_an_encoder_of_prepacked_layers_gives_the_same_logits(family, make_class
 
 
 needs_int8 = pytest.mark.skipif(not can_quantize(torch.device("cpu")), reason="this CPU has neither VNNI nor AMX")
+in_int8 = pytest.mark.parametrize("kind", [pytest.param(QuantizedLinear, marks=needs_int8), EmulatedQuantizedLinear])
 
 
 def rounded_weights(weight_OI):
@@ -61,16 +69,16 @@ def rounded_by_token(x_TI):
     return (x_TI / scales_T1 + 0.5).floor() * scales_T1
 
 
-@needs_int8
+@in_int8
 @pytest.mark.parametrize("activation", ["gelu", "gelu_new", "relu"])
 @pytest.mark.parametrize("num_tokens", [1, 17, 64])
-def test_int8_is_the_product_of_rounded_weights_and_rounded_activations(num_tokens, activation):
+def test_int8_is_the_product_of_rounded_weights_and_rounded_activations(kind, num_tokens, activation):
     torch.manual_seed(0)
     weight, bias = torch.randn(48, 32), torch.randn(48)
     # Tokens of very different size: one scale for all of them would lose the small ones.
     x, residual = torch.randn(num_tokens, 32) * torch.logspace(-2, 1, num_tokens)[:, None], torch.randn(num_tokens, 48)
     x_before, residual_before = x.clone(), residual.clone()
-    layer = QuantizedLinear(weight, bias, ACT2FN[activation])
+    layer = kind(weight, bias, ACT2FN[activation])
     with torch.inference_mode():
         expected = torch.nn.functional.linear(rounded_by_token(x), rounded_weights(weight), bias)
         torch.testing.assert_close(layer(x), expected, rtol=1e-4, atol=1e-4)
@@ -80,12 +88,12 @@ def test_int8_is_the_product_of_rounded_weights_and_rounded_activations(num_toke
     assert torch.equal(residual, residual_before)
 
 
-@needs_int8
+@in_int8
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_int8_keeps_what_is_not_finite_in_its_own_row(bad):
+def test_int8_keeps_what_is_not_finite_in_its_own_row(kind, bad):
     torch.manual_seed(0)
     weight, bias, x = torch.randn(48, 32), torch.randn(48), torch.randn(9, 32)
-    layer = QuantizedLinear(weight, bias, ACT2FN["gelu"])
+    layer = kind(weight, bias, ACT2FN["gelu"])
     poisoned = x.clone()
     poisoned[4, 7] = bad
     with torch.inference_mode():
@@ -96,9 +104,9 @@ def test_int8_keeps_what_is_not_finite_in_its_own_row(bad):
             assert torch.equal(found[others], without[others])
 
 
-@needs_int8
-def test_int8_of_nothing_but_zeros_is_the_bias():
-    layer = QuantizedLinear(torch.zeros(48, 32), torch.arange(48.0), ACT2FN["gelu"])
+@in_int8
+def test_int8_of_nothing_but_zeros_is_the_bias(kind):
+    layer = kind(torch.zeros(48, 32), torch.arange(48.0), ACT2FN["gelu"])
     with torch.inference_mode():
         assert torch.equal(layer(torch.zeros(3, 32)), torch.arange(48.0).expand(3, 48))
 

@@ -45,6 +45,12 @@ def test_pack_threads_work_at_the_same_time_and_answer_in_order():
     assert PackThreads(2).map(work, range(6)) == [0, -1, -2, -3, -4, -5]
 
 
+def test_fewer_items_than_threads_have_all_of_torchs_threads(four_threads):
+    threads = PackThreads(4)
+    assert threads.map(lambda _: torch.get_num_threads(), range(3)) == [4] * 3
+    assert threads.map(lambda _: torch.get_num_threads(), range(4)) == [1] * 4
+
+
 @pytest.mark.parametrize("num_threads", [1, 2])
 def test_what_goes_wrong_in_a_thread_reaches_who_asked(num_threads):
     threads = PackThreads(num_threads)

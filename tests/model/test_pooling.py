@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel
 
-from bertray.model.bundle import HEAD_FILE
+from bertray.model.bundle import HEAD_FILE, HeadForm
 from bertray.model.engine import Engine
 from bertray.model.pooling import LinearReadout, PooledReadout
 from bertray.model.tokenization import Sequences
@@ -58,7 +58,7 @@ def test_a_linear_head_is_applied_to_the_embeddings(family, pooling, make_classi
     torch.manual_seed(1)
     weight, bias = torch.randn(4, embeddings.shape[1]), torch.randn(4)
     save_file({"weight": weight, "bias": bias}, folder / HEAD_FILE)
-    engine = Engine(folder, precision="fp32", readout=LinearReadout(folder, pooling))
+    engine = Engine(folder, precision="fp32", readout=LinearReadout(folder, HeadForm(pooling)))
     np.testing.assert_allclose(engine.logits(seqs), embeddings @ weight.numpy().T + bias.numpy(), atol=1e-3)
 
 

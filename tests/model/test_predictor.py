@@ -81,6 +81,8 @@ def test_review_with_a_logit_that_is_not_finite_has_nan_and_the_others_their_pro
     [
         torch.OutOfMemoryError("CUDA out of memory."),
         RuntimeError(CPU_MESSAGE),
+        RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
         MemoryError("kernels: not enough memory for a thread's working space"),
         _exceptions._ArrayMemoryError((1 << 40,), np.dtype("float32")),
         MemoryError(),

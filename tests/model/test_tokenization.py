@@ -126,7 +126,8 @@ def test_text_that_fits_is_kept_whole_by_every_strategy(words, long_text):
     assert table["seq_lens"].to_pylist() == [[7], [6], [3], [2]]
 
 
-@pytest.mark.parametrize("room", range(1, 9))
+@pytest.mark.slow
+@pytest.mark.parametrize("room", [1, 2, 8])
 def test_windows_cover_every_token_of_the_text(words, room):
     for num_words in range(1, 30):
         # Ids 5 to 9 in turn: position in the text is known from neighbours.
@@ -202,6 +203,7 @@ def test_empty_input_gives_an_empty_table_of_the_same_schema(words):
     assert sequences(table).lens_S.tolist() == []
 
 
+@pytest.mark.slow
 def test_ids_of_a_large_vocabulary_are_int32(tmp_path):
     from transformers import BertTokenizer
 

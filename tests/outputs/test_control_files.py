@@ -9,6 +9,7 @@ import pytest
 from bertray.errors import ConflictError
 from bertray.model.profile import Reading
 from bertray.outputs.control_files import Agreement, Counts, Receipt, Span
+from bertray.outputs.night_profile import NightProfile
 
 
 def counts(number: int) -> Counts:
@@ -24,6 +25,9 @@ def counts(number: int) -> Counts:
         scripts={"latin": number},
         reading=Reading(rows=number, letters=number),
         int8=Agreement(rows=number, same_label=number, largest_difference=number / 100),
+        precisions={"bf16": number},
+        recomputed=number,
+        night_profile=NightProfile(rows=number),
     )
 
 
@@ -41,6 +45,9 @@ def test_counts_of_several_parts_add_up_to_those_of_a_run():
         scripts={"latin": 3},
         reading=Reading(rows=3, letters=3),
         int8=Agreement(rows=3, same_label=3, largest_difference=0.02),
+        precisions={"bf16": 3},
+        recomputed=3,
+        night_profile=NightProfile(rows=3),
     )
     assert sum([counts(1), counts(2)], Counts()) == both
     assert counts(1) + Counts() == counts(1)

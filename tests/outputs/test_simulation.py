@@ -25,9 +25,12 @@ from bertray.io.object_store import publish_by_copy
 from bertray.io.store_protocol import SUCCESS, Runs, StoredFile
 from bertray.outputs import ledger, publish, snapshots
 from bertray.outputs.commit import commit, make_entry
-from bertray.outputs.control_files import FileRecord, Plan, Receipt, Span, StagedFile
+from bertray.outputs.control_files import FileRecord, Plan, Receipt, StagedFile
 from bertray.outputs.garbage import find_garbage, remove
+from bertray.outputs.receipts import adopt, staging_folder, verify_cover, whole_receipts, without_overlap
 from bertray.scoring import plan as planning
+from tests import plans
+from tests.properties import examples
 
 OLD = datetime(2000, 1, 1, tzinfo=UTC)
 
@@ -167,38 +170,17 @@ class Scheduler:
 
 
 def record(path: str, rows: int, modified: str = "1") -> FileRecord:
-    return FileRecord(
-        path=path,
-        relative_path=path,
-        format="parquet",
-        size_bytes=rows,
-        modified=modified,
-        num_rows=rows,
-        digest=f"{path}{modified}",
-    )
+    return plans.file(path, size=rows, modified=modified, digest=f"{path}{modified}", rows=rows)
 
 
 def stage(store: MemStore, plan: Plan, attempt: str, file_no: int, lo: int, hi: int) -> Receipt:
     rows = [f"{plan.files[file_no].path}{plan.files[file_no].modified}:{row}" for row in range(lo, hi)]
     content = "\n".join(rows).encode()
-    key = f"{planning.staging_folder(plan)}/{attempt}/part-{file_no}-{lo}"
+    key = f"{staging_folder(plan)}/{attempt}/part-{file_no}-{lo}"
     etag = store.put(key, content)
     digest = hashlib.sha256(content).hexdigest()
-    receipt = Receipt(
-        spans=[Span(file_no=file_no, lo=lo, hi=hi, rows_scored=hi - lo, rows_quarantined=0)],
-        reasons={},
-        label_counts={},
-        score_histogram=[0] * 20,
-        token_histogram=[0] * 7,
-        tokens=0,
-        truncated=0,
-        repeated=0,
-        needs_review=0,
-        seconds=0.0,
-        part=StagedFile(key=key, rows=hi - lo, bytes=len(content), sha256=digest, etag=etag),
-        quarantine=None,
-        evaluation=None,
-    )
+    part = StagedFile(key=key, rows=hi - lo, bytes=len(content), sha256=digest, etag=etag)
+    receipt = plans.receipt(file_no, lo, hi).model_copy(update={"part": part})
     store.put_new(f"{key}.receipt.json", receipt.to_bytes())
     return receipt
 
@@ -247,12 +229,12 @@ def night(
         ),
     ).plan
     shards = [(n, lo, min(lo + 2, f.num_rows)) for n, f in enumerate(plan.files) for lo in range(0, f.num_rows, 2)]
-    stored = planning.whole_receipts(store, planning.staging_folder(plan))
-    adopted = planning.adopt([(shard,) for shard in shards], stored)
+    stored = whole_receipts(store, staging_folder(plan))
+    adopted = adopt([(shard,) for shard in shards], stored)
     done = {receipt.intervals for receipt in adopted}
     staged = [stage(store, plan, attempt, *shard) for shard in shards if (shard,) not in done]
-    receipts = sorted(planning.without_overlap([*adopted, *staged]), key=lambda receipt: receipt.intervals)
-    planning.verify_cover(plan, receipts)
+    receipts = without_overlap([*adopted, *staged])
+    verify_cover(plan, receipts)
     entry = make_entry(plan, entries, receipts, [], adopted=len(adopted), seconds=0.0, compute_seconds=0.0)
     entry, entries = commit(store, entries, entry, beside=plan.beside)
     if not dies:
@@ -293,7 +275,7 @@ def _snapshots_as_often_as_can_be(monkeypatch):
 
 
 @pytest.mark.timeout(240)
-@settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=examples(300), suppress_health_check=list(HealthCheck))
 @given(
     st.integers(0, 2**32),
     st.sampled_from([0.0, 0.01, 0.05]),

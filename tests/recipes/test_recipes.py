@@ -183,6 +183,7 @@ def test_a_difference_on_the_same_rows_has_the_interval_of_the_paired_bootstrap(
     assert 0.03 < found.low < 0.08 < 0.12 < found.high < 0.18  # ten rows of a hundred: a binomial's ends
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("run", [run for run in recipes.RUNS.values() if run.name.endswith("-encoder")], ids=str)
 def test_the_sample_of_a_new_encoder_holds_as_many_pieces_as_it_asks_for(run, real_data):
     table = pq.read_table(real_data / run.samples[0].path)

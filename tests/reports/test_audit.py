@@ -52,15 +52,13 @@ def test_a_clean_corpus_is_said_to_be_clean():
         "broken": ("Every row has a text that can be read.",),
         "conflicts": ("No text has two different labels.",),
         "repeated_ids": ("Every id stands once.",),
-        "label_errors": ("No label is in doubt for a judge, right on 90.0\u00a0% (the largest class: 50.0\u00a0%).",),
+        "label_errors": ("No label is in doubt for a judge, right on 90.0 % (the largest class: 50.0 %).",),
         "duplicates": ("No text stands twice in a split.",),
         "near_duplicates": ("No two texts have 80 % or more of their character n-grams alike.",),
         "length": ("No text has more than 128 tokens of bundled.",),
         "marks": ("No control characters, mark-up, entities, links or addresses.",),
     }
-    assert finding(CLEAN, "labels").sentences == (
-        "train: the largest of 2 classes is neg with 50.0\u00a0% of 100 rows.",
-    )
+    assert finding(CLEAN, "labels").sentences == ("train: the largest of 2 classes is neg with 50.0 % of 100 rows.",)
     assert {found.weight for found in CLEAN.findings if found.name != "labels"} == {"none"}
 
 
@@ -92,7 +90,7 @@ def test_every_finding_has_its_count_and_the_weightiest_come_first():
     found = {each.name: (each.weight, " ".join(each.sentences)) for each in DIRTY.findings}
     assert found["leakage_train_test"] == (
         "serious",
-        "2 of 100 test rows (1 text) stand in train word for word, 1 more nearly so (80 % or more alike): 3.0\u00a0% "
+        "2 of 100 test rows (1 text) stand in train word for word, 1 more nearly so (80 % or more alike): 3.0 % "
         "of test. 1 of them has another label there.",
     )
     assert found["conflicts"] == (
@@ -106,10 +104,10 @@ def test_every_finding_has_its_count_and_the_weightiest_come_first():
     )
     assert found["broken"] == (
         "minor",
-        "1 of 200 rows cannot be used (0.5\u00a0%): 1 because nothing is left of the text after cleaning.",
+        "1 of 200 rows cannot be used (0.5 %): 1 because nothing is left of the text after cleaning.",
     )
     assert found["label_errors"][0] == "look"
-    assert found["label_errors"][1].startswith("12 labels of 150 rows looked at are in doubt (8.0\u00a0%).")
+    assert found["label_errors"][1].startswith("12 labels of 150 rows looked at are in doubt (8.0 %).")
     many = replace(DIRTY, doubt=replace(DIRTY.doubt, suspected=15))
     assert "So many doubts say as much of the judge as of the labels." in finding(many, "label_errors").sentences
     assert "So many" not in found["label_errors"][1]
@@ -124,12 +122,12 @@ def test_every_finding_has_its_count_and_the_weightiest_come_first():
     )
     assert found["length"] == (
         "minor",
-        "30 of 200 rows (15.0\u00a0%) have more than 128 tokens of bundled: a model would not see their end.",
+        "30 of 200 rows (15.0 %) have more than 128 tokens of bundled: a model would not see their end.",
     )
     assert found["marks"] == ("look", "4 rows with control characters; 10 rows with HTML mark-up.")
     assert found["labels"] == (
         "look",
-        "train: the largest of 2 classes is neg with 90.0\u00a0% of 100 rows. test has no row of pos.",
+        "train: the largest of 2 classes is neg with 90.0 % of 100 rows. test has no row of pos.",
     )
     weights = [each.weight for each in DIRTY.findings]
     assert weights == sorted(weights, key=["serious", "look", "minor", "none"].index)

@@ -10,7 +10,8 @@ import pytest
 from bertray.evaluation.paired import compare_paired
 from bertray.evaluation.summary import evaluate_predictions
 from bertray.evaluation.verdicts import Finding
-from bertray.reports.comparison import ComparedModel, ComparisonReport, Flips
+from bertray.reports.comparison import ComparedModel, ComparisonReport, Flips, ShownText
+from bertray.reports.plain import Mark
 
 
 def make_comparison(
@@ -30,8 +31,6 @@ def make_comparison(
         models[0],
         models[1],
         labels,
-        name_a="A",
-        name_b="B",
         seed=0,
         slices={text: [text if i % 5 else "x" for i in range(rows)]},
     )
@@ -40,14 +39,30 @@ def make_comparison(
         evaluation = evaluate_predictions(given_N, probs_NC, labels, split="input", seed=0)
         figures = evaluation.metrics if labelled else {}
         sides.append(ComparedModel(name, text, "0123", figures, 1234.5, evaluation if labelled else None))
-    flip = {"id": text, "label": labels[0], "label_a": labels[1], "label_b": labels[0], "score_a": 0.9, "score_b": 0.8}
+    kinds = ["of-a", "of-b"]
+    flip = {
+        "id": text,
+        "label": labels[0],
+        "label_a": labels[1],
+        "label_b": labels[0],
+        "score_a": 0.9,
+        "score_b": 0.8,
+    }
+    marks = [Mark(0, len(text), 0.25, "of-a")]
     return ComparisonReport(
         title=text,
         rows=rows,
         a=sides[0],
         b=sides[1],
         comparison=comparison if labelled else None,
-        flips=Flips(99, 20, 70, 9, {(labels[1], labels[0]): 99}, [{**flip, "text": text}] * 2),
+        flips=Flips(
+            99,
+            20,
+            70,
+            9,
+            {(labels[1], labels[0]): 99},
+            [{**flip, "texts": [ShownText(text, marks, kinds)]}, {**flip, "texts": [ShownText(text)] * 2}],
+        ),
         findings=[Finding("warning", text)],
         notes=[text],
         facts={text: text},

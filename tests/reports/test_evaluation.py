@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from bertray.reports.html import decimal
+from bertray.wording import decimal
 
 
 def test_the_headline_comes_first_with_rows_accuracy_interval_and_the_sentence(make_report, read_page):
@@ -213,6 +213,6 @@ def test_each_epoch_has_its_own_time(make_report, read_page):
         for n, end in enumerate((75.0, 135.0), 1)
     ]
     text = page_text(read_page(make_report(history=evals).to_html()))
-    assert "epoch training loss validation loss time 1 0.500 0.500 1 min 15 s 2 0.500 0.500 1 min 0 s" in text
+    assert "epoch training loss validation loss time 1 0.500 0.500 1 min 15 s 2 0.500 0.500 1 min 00 s" in text
     without = [{**row, "seconds": None} for row in evals]
     assert "validation loss time" not in page_text(read_page(make_report(history=without).to_html()))

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from bertray.evaluation.intervals import Estimate
-from bertray.reports.plain import excerpt, plain, visible
+from bertray.reports.plain import Mark, excerpt, marked_excerpt, plain, visible
 
 
 @pytest.mark.parametrize(
@@ -87,3 +87,35 @@ def test_plain_data_is_strict_json():
         "text": "ab",
         "none": None,
     }
+
+
+ODD = [
+    "  two  spaces\n and\ttabs ",
+    "write jane.doe@example.org or 555-0134, 2019-2020",
+    "\u202ehidden\u200b " + "word " * 80,
+    "",
+    "a" * 400,
+]
+
+
+@pytest.mark.parametrize("text", ODD)
+def test_marks_change_nothing_of_an_excerpt(text):
+    marks = [Mark(start, start + 3, 0.1, "for") for start in range(0, len(text), 7)]
+    assert marked_excerpt(text, marks).text == marked_excerpt(text).text == excerpt(text)
+
+
+def test_marks_stand_on_their_words_whatever_was_taken_out_before_them():
+    text = "  so \u200b good,\n call +1 (415) 555-0134: really good film"
+    first, number, second = text.index("good"), text.index("415"), text.rindex("good")
+    marks = [Mark(first, first + 4, 0.3, "a"), Mark(number, number + 3, 0.2, "a"), Mark(second, second + 4, -0.1, "b")]
+    found = marked_excerpt(text, marks)
+    assert found.parts == (("so ", ""), ("good", "a"), (", call [phone]: really ", ""), ("good", "b"), (" film", ""))
+    assert found.words == (("good", 0.3, "a"), ("good", -0.1, "b"))  # the number stays masked
+
+
+def test_a_word_behind_the_end_of_an_excerpt_is_named_and_two_marks_share_a_word():
+    text = "x" * 20 + " far away"
+    marks = [Mark(21, 24, 0.5, "a"), Mark(0, 2, 0.1, "a"), Mark(1, 3, 0.1, "b")]
+    found = marked_excerpt(text, marks, max_chars=12)
+    assert found.parts == (("x", "a"), ("x", "a b"), ("x", "b"), ("x" * 8 + "…", ""))
+    assert [word.word for word in found.words] == ["far", "xx", "xx"]

@@ -19,7 +19,7 @@ def test_the_page_says_what_was_guessed_before_and_after(safe_page):
         before=history[0],
         after=history[-1],
         history=history,
-        num_held_out=1000,
+        num_tokens=1000,
         notes=["The base model came without its head."],
         facts={"base model": "new: 4 layers"},
         config="output: out\n",

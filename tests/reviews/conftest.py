@@ -10,14 +10,9 @@ import pyarrow as pa
 import pytest
 
 from bertray.config import TextFormat
-from bertray.reviews.reader import (
-    ReadSpec,
-    ReviewBatch,
-    check_columns,
-    list_inputs,
-    plan_shards,
-    read_shard,
-)
+from bertray.reviews.listing import list_inputs
+from bertray.reviews.reader import check_columns, plan_shards, read_shard
+from bertray.reviews.rows import ReadSpec, ReviewBatch
 from tests.scanning import scanned
 
 ReadAll = Callable[..., ReviewBatch]

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bertray.reviews.clean import Cleaning, clean_text, clean_texts
+from tests.properties import examples
 
 CLEANING = Cleaning()
 
@@ -202,7 +203,7 @@ PIECES = st.lists(
 ).map("".join)
 
 
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=examples(250))
 @given(text=st.one_of(TRICKY, PIECES), normalize=st.sampled_from(["NFC", "NFKC", "none"]))
 def test_cleaning_twice_is_cleaning_once(text, normalize):
     once = cleaned(text, normalize=normalize)
@@ -219,6 +220,7 @@ def test_real_texts_are_cleaned_alike_by_both_ways_and_once_for_all(real_data: P
     assert clean_texts(fast, CLEANING).equals(fast)
 
 
+@pytest.mark.slow
 def test_local_repair_equals_ftfy_on_whole_real_texts(real_data: Path):
     from ftfy import TextFixerConfig, fix_text
 

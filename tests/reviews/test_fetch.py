@@ -13,11 +13,17 @@ import pytest
 from bertray.config import Columns, TextFormat
 from bertray.execution.executor import THIS_PROCESS
 from bertray.reviews.clean import clean_texts
-from bertray.reviews.fetch import fetch_rows, fetch_texts
-from bertray.reviews.reader import InputFile, ReadSpec, Shard, list_inputs, plan_shards, read_shard
+from bertray.reviews.fetch import RowUnit, fetch_rows, fetch_texts, shard_rows
+from bertray.reviews.listing import list_inputs
+from bertray.reviews.reader import plan_shards, read_shard
+from bertray.reviews.rows import InputFile, ReadSpec, Shard
 from tests.scanning import inspect
 
 NUM_ROWS = 40
+
+
+def rows(shards: list[Shard], spec: ReadSpec | None = None) -> list[RowUnit]:
+    return shard_rows(shards, spec or ReadSpec())
 
 
 @pytest.fixture(params=["parquet", "csv", "jsonl"])
@@ -57,28 +63,28 @@ def cleaned(monkeypatch) -> list[str]:
 
 def test_texts_come_in_the_order_asked_for_and_no_other_row_is_cleaned(shards, cleaned):
     file_no_N, row_no_N = np.array([1, 0, 0, 1]), np.array([38, 17, 0, 2])
-    texts = fetch_texts(THIS_PROCESS, shards, ReadSpec(), file_no_N, row_no_N)
+    texts = fetch_texts(THIS_PROCESS, rows(shards), file_no_N, row_no_N)
     assert texts == ["text b 38", "text a 17", "text a 0", "text b 2"]
     assert sorted(cleaned) == sorted(texts)
 
 
 def test_a_row_that_is_asked_for_twice_is_given_twice(shards):
-    assert fetch_texts(THIS_PROCESS, shards, ReadSpec(), np.array([0, 0]), np.array([5, 5])) == ["text a 5"] * 2
+    assert fetch_texts(THIS_PROCESS, rows(shards), np.array([0, 0]), np.array([5, 5])) == ["text a 5"] * 2
 
 
 def test_a_text_and_its_second_text_come_as_one(shards):
     spec = ReadSpec(Columns(text_pair="aspect"))
-    assert fetch_texts(THIS_PROCESS, shards, spec, np.array([1]), np.array([3])) == ["text b 3 · aspect 3"]
+    assert fetch_texts(THIS_PROCESS, rows(shards, spec), np.array([1]), np.array([3])) == ["text b 3 · aspect 3"]
 
 
 def test_a_function_of_rows_gets_those_of_one_shard_with_their_positions(shards):
     file_no_N, row_no_N = np.array([0, 1, 0]), np.array([20, 1, 18])
-    found = fetch_rows(THIS_PROCESS, [(shards, ReadSpec())], file_no_N, row_no_N, lambda kept: kept["id"].to_pylist())
+    found = fetch_rows(THIS_PROCESS, rows(shards), file_no_N, row_no_N, lambda kept: kept["id"].to_pylist())
     assert sorted((positions.tolist(), ids) for positions, ids in found) == [([1], ["b1"]), ([2, 0], ["a18", "a20"])]
 
 
 def test_nothing_is_read_for_no_rows(shards, cleaned):
-    assert fetch_texts(THIS_PROCESS, shards, ReadSpec(), np.empty(0, np.int64), np.empty(0, np.int64)) == []
+    assert fetch_texts(THIS_PROCESS, rows(shards), np.empty(0, np.int64), np.empty(0, np.int64)) == []
     assert cleaned == []
 
 

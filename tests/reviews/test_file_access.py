@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import os
+import random
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 import pytest
 
 from bertray.config import TextFormat
 from bertray.errors import ConfigError, InfrastructureError
+from bertray.io.store_protocol import StoredFile
 from bertray.reviews import file_access as files
 from bertray.reviews.file_access import content_digest, printable
-from bertray.reviews.reader import BadFile, InputFile, ReadSpec, list_inputs, plan_shards, read_shard
+from bertray.reviews.listing import list_inputs
+from bertray.reviews.reader import plan_shards, read_shard
+from bertray.reviews.rows import BadFile, InputFile, ReadSpec
 from tests.scanning import inspect
 
 AUTO = TextFormat()
+WRITTEN = datetime(2026, 1, 2, tzinfo=UTC)
 
 
 # --- local paths -----------------------------------------------------------------------------------------------------
@@ -90,83 +96,42 @@ CONTENTS = {
 }
 
 
-class _Stream:
-    """Bytes of a store that stop coming at some byte."""
-
-    def __init__(self, content: bytes, fail_at: int, failure: Exception | None) -> None:
-        self._content, self._fail_at, self._failure = content, fail_at, failure
-        self._at, self.closed = 0, False
-
-    def read(self, size: int = -1) -> bytes:
-        end = len(self._content) if size < 0 else min(self._at + size, len(self._content))
-        if end > self._fail_at:
-            if self._failure is not None:
-                raise self._failure
-            end = max(self._at, self._fail_at)  # a connection that is closed early, and nobody says so
-        piece = self._content[self._at : end]
-        self._at = end
-        return piece
-
-    def seek(self, offset: int, whence: int = 0) -> int:
-        self._at = offset + (0, self._at, len(self._content))[whence]
-        return self._at
-
-    def tell(self) -> int:
-        return self._at
-
-    def close(self) -> None:
-        self.closed = True
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def writable(self) -> bool:
-        return False
-
-
-class _OddStore(pafs.FileSystemHandler):
-    """A store that fails in a way nobody has foreseen."""
+class _OddStore:
+    """A bucket that fails in a way nobody has foreseen."""
 
     def __init__(self) -> None:
-        self.contents = {f"bucket/{name}": content for name, content in CONTENTS.items()}
+        self.contents = dict(CONTENTS)
         self.failure: Exception | None = None
-        self.fail_at: int | None = None  # a byte; -1: on opening; None: never
+        self.fail_at: int | None = None  # a byte; None: never
         self.fails_listing = False
+        self.num_threads = 1
+        self.asked: list[tuple[int, int]] = []
 
-    def get_type_name(self) -> str:
-        return "odd"
-
-    def normalize_path(self, path: str) -> str:
-        return path
-
-    def get_file_info(self, paths: list[str]) -> list[pafs.FileInfo]:
+    def status(self, key: str) -> StoredFile:
         if self.fails_listing and self.failure is not None:
             raise self.failure
-        kinds = [pafs.FileType.File if path in self.contents else pafs.FileType.NotFound for path in paths]
-        return [
-            pafs.FileInfo(path, kind, size=len(self.contents.get(path, b"")), mtime_ns=1)
-            for path, kind in zip(paths, kinds, strict=True)
-        ]
+        if key not in self.contents:
+            raise FileNotFoundError(key)
+        content = self.contents[key]
+        return StoredFile(key, len(content), WRITTEN, hashlib.md5(content).hexdigest())
 
-    def get_file_info_selector(self, selector: Any) -> list[pafs.FileInfo]:
+    def exists(self, key: str) -> bool:
+        return bool(self.status(key))
+
+    def folder(self, _prefix: str) -> list[StoredFile]:
         return []
 
-    def open_input_file(self, path: str) -> pa.PythonFile:
-        if self.fail_at == -1 and self.failure is not None:
-            raise self.failure
-        size = len(self.contents[path])
-        return pa.PythonFile(
-            _Stream(self.contents[path], size if self.fail_at is None else self.fail_at, self.failure), mode="r"
-        )
-
-    def _unused(self, *_args: object) -> Any:
-        raise AssertionError("reading needs nothing else")
-
-    open_input_stream = open_output_stream = open_append_stream = move = copy_file = _unused
-    create_dir = delete_dir = delete_dir_contents = delete_root_dir_contents = delete_file = _unused
+    def read(self, key: str, start: int, stop: int, etag: str | None = None) -> tuple[bytes, StoredFile]:
+        value = self.status(key)
+        if etag not in (None, value.etag):
+            raise InfrastructureError(f"{key}: the storage failed: another value.", "Run the same command again.")
+        stop = min(stop, value.size_bytes)
+        self.asked.append((start, stop))
+        if self.fail_at is not None and stop > self.fail_at:
+            if self.failure is not None:
+                raise self.failure
+            stop = max(start, self.fail_at)  # a connection that is closed early, and nobody says so
+        return self.contents[key][start:stop], value
 
 
 FAILURES = {
@@ -182,9 +147,9 @@ FAILURES = {
 
 @pytest.fixture
 def store(monkeypatch) -> _OddStore:
-    handler = _OddStore()
-    monkeypatch.setattr(files, "_bucket_filesystem", lambda *_: pafs.PyFileSystem(handler))
-    return handler
+    store = _OddStore()
+    monkeypatch.setattr(files, "_bucket", lambda *_: store)
+    return store
 
 
 def read_everything(name: str, before_reading: Any = lambda: None) -> int:
@@ -246,17 +211,63 @@ def test_whatever_a_store_raises_on_listing_may_pass(store, failure):
 
 @pytest.mark.parametrize("name", ["a.parquet", "a.csv.gz", "a.jsonl.gz"])
 def test_a_file_that_was_cut_before_it_came_to_the_store_is_damaged(store, name):
-    store.contents[f"bucket/{name}"] = CONTENTS[name][: len(CONTENTS[name]) // 2]
+    store.contents[name] = CONTENTS[name][: len(CONTENTS[name]) // 2]
     [entry] = list_inputs([f"s3://bucket/{name}"], AUTO)
     file = inspect(entry, AUTO)
     assert isinstance(file, BadFile)
     assert file.reason == "file_corrupt"
 
 
-def test_a_right_that_is_missing_is_a_config_error(store):
-    store.failure, store.fail_at = OSError("When reading: AWS Error ACCESS_DENIED during GetObject"), -1
-    with pytest.raises(ConfigError, match="permission denied"):
-        read_everything("a.csv")
+@pytest.mark.slow
+def test_any_way_to_read_a_remote_file_gives_its_bytes_with_few_requests(store):
+    content = random.Random(0).randbytes(30 << 20)
+    store.contents["f.bin"] = content
+    with files.open_bytes("s3://bucket/f.bin") as stream:
+        pieces = iter(lambda: stream.read(1 << 20), b"")
+        assert b"".join(pieces) == content
+    assert len(store.asked) <= 9  # 1, 2, then 4 MiB at once
+    store.asked.clear()
+    with files.open_bytes("s3://bucket/f.bin") as stream:
+        assert stream.read() == content
+    assert len(store.asked) <= 2
+    store.asked.clear()
+    with files.open_bytes("s3://bucket/f.bin", 12_345_678) as stream:
+        pieces = iter(lambda: stream.read(100_003), b"")
+        assert b"".join(pieces) == content[12_345_678:]
+    assert len(store.asked) <= 6
+    assert sum(stop - start for start, stop in store.asked) == len(content) - 12_345_678
+    store.asked.clear()
+    file = files.open_random_access("s3://bucket/f.bin")
+    size = file.size()
+    assert size == len(content)
+    # As Parquet is opened: its magic, the end of its footer, the footer, and all that again.
+    for _ in range(2):
+        assert [file.read_at(4, 0), file.read_at(8, size - 8)] == [content[:4], content[-8:]]
+        assert file.read_at(50_000, size - 50_000) == content[-50_000:]
+    assert store.asked == [(0, 1 << 16), (size - (1 << 16), size)]
+    assert file.read_at(3 << 20, 5 << 20) == content[5 << 20 : 8 << 20]
+    assert file.read_at(1 << 20, 8 << 20) == content[8 << 20 : 9 << 20]
+    assert store.asked[2:] == [(5 << 20, 8 << 20), (8 << 20, 9 << 20)]  # column chunks, and not a byte beside them
+    rng = random.Random(1)
+    for _ in range(200):
+        start, length = rng.randrange(size), rng.choice([0, 1, 1000, 70_000, size])
+        assert file.read_at(length, start) == content[start : start + length]
+
+
+def test_an_empty_remote_file_has_no_bytes(store):
+    store.contents["empty"] = b""
+    with files.open_bytes("s3://bucket/empty") as stream:
+        assert stream.read() == b""
+    assert files.open_random_access("s3://bucket/empty").size() == 0
+
+
+def test_a_file_that_is_written_again_while_it_is_read_is_no_mixture_of_both(store):
+    store.contents["f.bin"] = bytes(9 << 20)
+    with files.open_bytes("s3://bucket/f.bin") as stream:
+        assert stream.read(1) == b"\0"
+        store.contents["f.bin"] = b"1" * (9 << 20)
+        with pytest.raises(InfrastructureError, match="another value"):
+            stream.read()
 
 
 def test_an_unreadable_folder_below_the_input_is_named(tmp_path, monkeypatch):

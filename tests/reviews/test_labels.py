@@ -16,6 +16,7 @@ from bertray.config import build_config, load_config
 from bertray.errors import DataRefused
 from bertray.reviews.labels import (
     LEFT_OUT,
+    MOST_CLASSES,
     NO_LABEL,
     UNKNOWN,
     LabelMap,
@@ -183,3 +184,23 @@ def test_a_class_of_very_few_rows_beside_large_ones_is_named():
     ]
     assert check_values({"neg": 30, "pos": 2}, "label", "data.train") == []
     assert check_values({"1": 4, "2": 9, "3": 8}, "stars", "data.train") == []
+
+
+def test_values_that_stand_in_one_row_alone_are_no_classes():
+    ids = {f"r{number}": 1 for number in range(51)}
+    with pytest.raises(DataRefused) as caught:
+        check_values(ids, "key", "data.train")
+    assert caught.value.message == (
+        "data.train: expected classes in column 'key', found 51 values, 51 of them in one row alone, as ids and texts "
+        "are."
+    )
+    assert check_values(dict.fromkeys(ids, 2), "key", "data.train") == []
+    assert check_values(dict(list(ids.items())[:50]), "key", "data.train") == []
+
+
+def test_so_many_classes_are_refused():
+    counts = {f"class{number}": 7 for number in range(MOST_CLASSES)}
+    LabelMap.from_config(None, counts).check(counts, "data.train")
+    counts["one more"] = 7
+    with pytest.raises(DataRefused, match="expected at most 1,000 classes, found 1,001"):
+        LabelMap.from_config(None, counts).check(counts, "data.train")

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import gzip
+import hashlib
 import os
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from obstore.exceptions import PermissionDeniedError
 
 from bertray.config import TextFormat
-from bertray.errors import ConfigError
+from bertray.errors import ConfigError, DataRefused
+from bertray.io.failures import storage_errors
 from bertray.reviews.listing import list_inputs, sidecar_remedy
-from bertray.reviews.reader import BadFile
+from bertray.reviews.rows import BadFile
 from tests.scanning import inspect
 
 AUTO = TextFormat()
@@ -262,8 +266,6 @@ def s3_bucket(monkeypatch):
     import boto3
     from moto.server import ThreadedMotoServer
 
-    from bertray.reviews.file_access import _bucket_filesystem
-
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
     server.start()
     host, port = server.get_host_and_port()
@@ -276,10 +278,77 @@ def s3_bucket(monkeypatch):
         monkeypatch.setenv(name, value)
     client = boto3.client("s3", endpoint_url=f"http://{host}:{port}", region_name="us-east-1")
     client.create_bucket(Bucket="reviews")
-    _bucket_filesystem.cache_clear()
     yield client
-    _bucket_filesystem.cache_clear()
     server.stop()
+
+
+def test_every_provider_lists_and_reads_files_folders_and_globs(remote, read_all):
+    root, server = remote
+    table = _parquet("of Parquet")
+    server.values |= {"in/a b%20#.parquet": table, "in/dt=1/é.csv": b"text\nof CSV\n", "in/_x/c.csv": b"text\nhidden\n"}
+    server.values["in/dt=1/z.jsonl.gz"] = gzip.compress(b'{"text": "of JSON"}\n')
+    assert relative(f"{root}/in/") == ["a b%20#.parquet", "dt=1/z.jsonl.gz", "dt=1/é.csv"]
+    assert relative(f"{root}/in/dt=*/*.csv") == ["dt=1/é.csv"]
+    assert relative(f"{root}/in/a b%20#.parquet") == ["a b%20#.parquet"]
+    assert read_all(f"{root}/in").kept["text"].to_pylist() == ["of Parquet", "of JSON", "of CSV"]
+    assert relative(f"{root}/in/*.txt") == []
+    for missing in ("nowhere", "nowhere/*.csv", "in/dt=1/é.csv/*"):
+        with pytest.raises(ConfigError, match="found nothing there"):
+            relative(f"{root}/{missing}")
+
+
+def test_a_remote_file_is_known_by_its_tag(remote):
+    root, server = remote
+    server.values["in/a.csv"] = b"text\none\n"
+    listed = [list_inputs([f"{root}/{path}"], AUTO)[0].modified for path in ("in", "in/*.csv", "in/a.csv")]
+    assert set(listed) == {hashlib.md5(b"text\none\n").hexdigest()}
+
+
+def test_an_object_that_stands_for_an_empty_folder_is_no_file(remote):
+    root, server = remote
+    server.values |= {"in/": b"", "in/table.parquet/": b"", "in/table.parquet/p.parquet": _parquet("x")}
+    server.values |= {"in/none.csv/": b"", "in/empty.csv": b""}
+    assert relative(f"{root}/in") == ["empty.csv", "table.parquet/p.parquet"]
+
+
+@pytest.mark.parametrize("key", ["in//a.csv", "in/./a.csv", "in/b/../a.csv", "in/a\x07.csv"])
+def test_a_key_that_cannot_be_read_is_named(remote, key):
+    root, server = remote
+    server.values |= {key: b"text\nlost?\n", "in/ok/b.csv": b"text\nx\n"}
+    with pytest.raises(DataRefused) as caught:
+        relative(f"{root}/in")
+    assert f"found the key {key!r}" in str(caught.value)
+    assert relative(f"{root}/in/ok") == ["b.csv"]
+    assert relative(f"{root}/in/ok/*.csv") == ["b.csv"]
+
+
+def test_keys_that_differ_by_a_slash_alone_are_refused(remote):
+    root, server = remote
+    server.values |= {"in/a.csv": b"text\none\n", "in/a.csv/": b"text\nother\n"}
+    with pytest.raises(DataRefused, match=r"in/a\.csv: expected one object of this name, found 2"):
+        relative(f"{root}/in")
+
+
+def test_folders_above_a_remote_input_are_looked_at_for_tables(remote):
+    root, server = remote
+    server.values |= {"lake/_delta_log/0.json": b"{}", "lake/dt=1/a.parquet": _parquet("deleted?")}
+    for path in ("lake", "lake/dt=1", "lake/dt=1/a.parquet", "lake/*/*.parquet"):
+        found = "a log that cannot be read" if path == "lake" else "a Delta Lake table"
+        with pytest.raises(DataRefused, match=f"found {found}: {root}/lake"):
+            relative(f"{root}/{path}")
+
+
+def test_a_bucket_or_a_right_that_is_missing_is_a_config_error(s3_bucket, monkeypatch):
+    with pytest.raises(ConfigError, match="expected a bucket, found none of this name"):
+        relative("s3://nowhere/in")
+    monkeypatch.setattr("bertray.io.object_store.ObjectStore.listing", _refused)
+    with pytest.raises(ConfigError, match="expected to be allowed to read it, found: permission denied"):
+        relative("s3://reviews/in")
+
+
+def _refused(*_: object) -> None:
+    with storage_errors("s3://reviews/in"):
+        raise PermissionDeniedError("403 Forbidden")
 
 
 def test_a_named_file_without_an_extension_is_parquet_where_it_begins_so(tmp_path):

@@ -16,21 +16,18 @@ import pytest
 from bertray.config import Columns, TextFormat
 from bertray.errors import ConfigError, DataRefused
 from bertray.reviews import reader as sources
+from bertray.reviews.listing import list_inputs
 from bertray.reviews.reader import (
-    InputFile,
-    Period,
-    ReadSpec,
     check_columns,
     column_fault,
     kept_schema,
     label_is_readable,
-    list_inputs,
     plan_shards,
     read_shard,
     shard_of,
-    work_items,
+    work_units,
 )
-from bertray.reviews.rows import FileEntry
+from bertray.reviews.rows import FileEntry, InputFile, Period, ReadSpec
 from bertray.schema import Reason, embedded_schema, scored_schema
 from tests.scanning import inspect, scanned
 
@@ -153,7 +150,7 @@ def test_small_files_are_put_together_and_large_ones_stay_in_shards(tmp_path, mo
 
     def items(files: list[InputFile], rows_per_shard: int) -> list[list[tuple[int, int, int]]]:
         shards = plan_shards(files, rows_per_shard)
-        return [[(s.file_no, s.lo, s.hi) for s in item] for item in work_items(shards, rows_per_shard)]
+        return [[(s.file_no, s.lo, s.hi) for s in unit] for unit in work_units(shards, rows_per_shard)]
 
     assert items(files, 3) == [[(0, 0, 1)], [(1, 0, 3)], [(1, 3, 5)], [(2, 0, 3)], [(2, 3, 6)], [(2, 6, 7)]]
     assert items(files, 8) == [[(0, 0, 1), (1, 0, 5)], [(2, 0, 7)]]

@@ -12,24 +12,22 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from bertray.config import Columns, TextFormat
+from bertray.config import TextFormat
 from bertray.errors import DataRefused
 from bertray.execution.on_demand import in_this_process
 from bertray.reviews import file_access
+from bertray.reviews.file_identity import digest_file
 from bertray.reviews.formats import parquet
 from bertray.reviews.listing import list_inputs
 from bertray.reviews.rows import BadFile, FileEntry, Period
 from bertray.reviews.scan import (
-    FINGERPRINT_BYTES,
     FileScan,
     ScanSettings,
-    digest_file,
+    bytes_to_scan,
     repeated_across,
+    repeats,
     scan_file,
     scan_files,
-    scans_from_bytes,
-    scans_to_bytes,
-    with_digests_where_alike,
 )
 from bertray.schema import Reason
 
@@ -180,21 +178,28 @@ def test_numbers_and_texts_of_the_same_digits_are_the_same_id(tmp_path):
     assert good(entry, ScanSettings(ids=True)).repeated_ids == (1,)
 
 
-def test_kept_scans_are_those_that_were_made(tmp_path):
-    entries = [written(tmp_path, name) for name in ("f.csv", "f.parquet", "f.jsonl")]
-    settings = replace(ALL, id_digests=True)
-    scans = [good(entry, settings) for entry in entries]
-    content = scans_to_bytes(scans, settings)
-    assert scans_from_bytes(content, settings) == scans
-    assert scans_from_bytes(content, replace(settings, columns=Columns(id="key"))) == []
-    assert scans_from_bytes(content[:-9], settings) == []
+def test_repeats_are_later_positions_of_a_value_in_whatever_chunk():
+    values = pa.chunked_array([pa.array(["b", "a", "b"]), pa.array([], pa.string()), pa.array(["c", "a", "d", "a"])])
+    assert repeats(values).tolist() == [2, 4, 6]
+    assert repeats(pa.chunked_array([], pa.string())).tolist() == []
+
+
+@pytest.mark.parametrize(
+    ("settings", "megabytes"),
+    [(ScanSettings(), 100 + 1 / 8), (ScanSettings(ids=True), 100 + 1 / 8 + 100 / 64), (ALL, 100 + 1 / 8 + 100 / 64)],
+)
+def test_work_of_a_scan_is_what_it_reads(settings, megabytes):
+    size = 100 << 20
+    entries = [FileEntry(f"/f.{kind}", "f", kind, size, "0") for kind in ("csv", "parquet")]
+    assert bytes_to_scan(entries, settings) == megabytes * (1 << 20)
+    assert bytes_to_scan([replace(entries[1], size_bytes=1000)], settings) == 1000
 
 
 def test_scans_come_in_the_order_of_the_files(tmp_path):
     for number in range(40):
         (tmp_path / f"{number:02}.csv").write_text("text\n" + "a\n" * number)
     entries = list_inputs([str(tmp_path)], TextFormat())
-    scans = scan_files(entries, ScanSettings(), in_this_process(0))
+    scans = scan_files(entries, ScanSettings(), in_this_process)
     assert [scan.file.num_rows for scan in scans if isinstance(scan, FileScan)] == list(range(40))
 
 
@@ -208,25 +213,5 @@ def test_scans_in_tasks_are_those_of_this_process(tmp_path, ray_cluster):
     (tmp_path / "bad.parquet").write_bytes(b"no Parquet")
     entries = list_inputs([str(tmp_path)], TextFormat())
     with OnDemand(Workers()) as executors:
-        in_tasks = scan_files(entries, ScanSettings(ids=True), executors.for_bytes(1))
-    assert in_tasks == scan_files(entries, ScanSettings(ids=True), in_this_process(0))
-
-
-def test_contents_are_read_where_size_and_fingerprint_are_equal(tmp_path):
-    def large(name: str, word: str) -> FileScan:
-        text = "a" * FINGERPRINT_BYTES + word + "b" * FINGERPRINT_BYTES
-        pq.write_table(
-            pa.table({"text": [text]}), tmp_path / name, compression="none", use_dictionary=False,
-            write_statistics=False,
-        )  # fmt: skip
-        [entry] = list_inputs([str(tmp_path / name)], TextFormat())
-        return good(entry, ScanSettings())
-
-    one, other, alone = large("1.parquet", "one"), large("2.parquet", "two"), large("3.parquet", "three")
-    files = with_digests_where_alike([one.file, other.file, alone.file], in_this_process)
-    assert one.file.fingerprint == other.file.fingerprint
-    assert [file.digest is None for file in files] == [False, False, True]
-    assert files[0].digest == digest_file(one.file) != files[1].digest
-    # Alone, it is read where a file that is not among these looks like it.
-    looks = [(alone.file.size_bytes, alone.file.fingerprint)]
-    assert with_digests_where_alike([alone.file], in_this_process, looks)[0].digest == digest_file(alone.file)
+        in_tasks = scan_files(entries, ScanSettings(ids=True), executors.for_bytes)
+    assert in_tasks == scan_files(entries, ScanSettings(ids=True), in_this_process)

@@ -8,13 +8,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bertray.config import Columns
 from bertray.reviews.rows import InputFile, RawRows, ReadSpec, Shard
 from bertray.reviews.screening import screen
 from bertray.schema import REFUSED_SCHEMA
+from tests.properties import examples
 
 
 def sha(raw: bytes) -> str:
@@ -125,7 +126,7 @@ ROW = st.tuples(
 )
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(40))
 @given(rows=st.lists(ROW, max_size=25), rows_per_shard=st.integers(1, 10))
 def test_counts_add_up_for_any_rows_and_shards(tmp_path, read_all, rows, rows_per_shard):
     ids = pa.array([row[0] for row in rows], pa.string())

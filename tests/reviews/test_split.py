@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bertray.reviews.split import group_hash, group_or_text_hash, joined_groups, validation_mask
+from bertray.reviews.split import folds_of, group_hash, group_or_text_hash, joined_groups, validation_mask
+from tests.properties import examples
 
 
 def test_group_hash_is_blake2b_of_the_text_and_the_same_in_every_process():
@@ -39,7 +40,7 @@ def random_rows(seed: int, rows: int, groups: int, classes: int, mixed: bool) ->
     return hashes_N, labels_N.astype(np.int64)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60))
 @given(
     data_seed=st.integers(0, 1000),
     rows=st.integers(1, 400),
@@ -57,7 +58,7 @@ def test_split_keeps_groups_whole_whatever_the_row_order(data_seed, rows, groups
     assert (validation_mask(hashes_N[order], labels_N[order], fraction, seed) == mask_N[order]).all()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60))
 @given(data_seed=st.integers(0, 1000), rows=st.integers(20, 2000), fraction=st.floats(0.02, 0.9))
 def test_each_class_is_within_one_group_of_its_share(data_seed, rows, fraction):
     hashes_N, labels_N = random_rows(data_seed, rows, 300, 3, mixed=False)
@@ -158,3 +159,27 @@ def test_a_million_rows_are_joined_in_seconds():
     start = time.process_time()
     joined_groups(text_N.astype(np.uint64), group_N.astype(np.uint64))
     assert time.process_time() - start < 5  # about 0.5 s on an idle core
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_folds_hold_whole_groups_and_every_class_is_learned_from_in_each(seed, mixed):
+    hashes_N, labels_N = random_rows(seed, 400, 150, 4, mixed)
+    fold_N = folds_of(hashes_N, labels_N, 5, seed)
+    assert set(fold_N.tolist()) == set(range(5))
+    for group in np.unique(hashes_N):
+        assert len(set(fold_N[hashes_N == group].tolist())) == 1
+    counts = np.array([np.bincount(labels_N[fold_N == fold], minlength=4) for fold in range(5)])
+    assert (abs(counts - np.bincount(labels_N) / 5) <= 6).all()  # a group has about three rows
+    order = np.random.default_rng(seed).permutation(400)
+    assert folds_of(hashes_N[order], labels_N[order], 5, seed).tolist() == fold_N[order].tolist()
+
+
+def test_a_class_with_one_text_is_never_held_out():
+    labels_N = np.array([0] * 12 + [1] * 3 + [2])
+    hashes_N = group_hash(pa.array([*map(str, range(12)), "a", "b", "c", "d"]))
+    fold_N = folds_of(hashes_N, labels_N, 5, 0)
+    assert fold_N[-1] == -1
+    assert (fold_N[:-1] >= 0).all()
+    assert len(set(fold_N[12:15].tolist())) >= 2
+    assert folds_of(group_hash(pa.array(["x", "x"])), np.array([0, 1]), 5, 0).tolist() == [-1, -1]

@@ -1,127 +1,21 @@
-"""Plans and receipts: which files are new, what is left to do, and when a commit is allowed."""
+"""Plans: which files are new, and what a plan pins."""
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from bertray.errors import ConflictError
 from bertray.io.store import LocalStore
 from bertray.outputs import ledger
 from bertray.outputs.commit import commit
-from bertray.outputs.control_files import FileCount, FileRecord, LedgerEntry, Plan, Receipt, Span
 from bertray.scoring.plan import (
-    adopt,
     decide_files,
     open_plans,
     owners,
     pin_plan,
     plan_key,
     rows_per_part,
-    uncovered,
-    verify_cover,
     versions,
-    without_overlap,
 )
-
-
-def file(
-    path: str, *, size: int = 10, modified: str = "1", digest: str | None = "d", rows: int | None = 10, reason=None
-):
-    return FileRecord(
-        path=path,
-        relative_path=path,
-        format="parquet",
-        size_bytes=size,
-        modified=modified,
-        num_rows=rows,
-        digest=digest,
-        reason=reason,
-    )
-
-
-def entry(slot: str, *files: FileRecord, seq: int = 1, key: str = "k", run: int = 1, version: int = 1) -> LedgerEntry:
-    counts = [
-        FileCount(
-            **f.model_dump(include={"path", "relative_path", "format", "size_bytes", "modified", "digest"}),
-            rows_in=f.num_rows,
-            rows_scored=f.num_rows,
-            rows_quarantined=0,
-        )
-        for f in files
-    ]
-    empty = dict.fromkeys(
-        [
-            "rows_in",
-            "rows_scored",
-            "rows_quarantined",
-            "tokens",
-            "truncated",
-            "repeated",
-            "needs_review",
-            "adopted_receipts",
-        ],
-        0,
-    )
-    return LedgerEntry(
-        seq=seq,
-        slot=slot,
-        run=run,
-        version=version,
-        run_id="r",
-        plan_key=key,
-        committed_at="t",
-        model="m",
-        model_version="v",
-        labels=["a", "b"],
-        settings={},
-        files=counts,
-        parts=[],
-        quarantine_parts=[],
-        evaluation_parts=[],
-        reasons={},
-        label_counts={},
-        score_histogram=[],
-        token_histogram=[],
-        seconds=1.0,
-        compute_seconds=1.0,
-        **empty,
-    )
-
-
-def plan(*files: FileRecord, slot: str = "s", key: str = "k", created: str = "1", rows_per_shard: int = 4) -> Plan:
-    return Plan(
-        plan_key=key,
-        slot=slot,
-        version=1,
-        seq=1,
-        run_id="r",
-        created_at=created,
-        model="m",
-        model_version="v",
-        labels=["a", "b"],
-        settings={},
-        files=list(files),
-        rows_per_shard=rows_per_shard,
-    )
-
-
-def receipt(file_no: int, lo: int, hi: int, *, quarantined: int = 0, scored: int | None = None) -> Receipt:
-    scored = hi - lo - quarantined if scored is None else scored
-    return Receipt(
-        spans=[Span(file_no=file_no, lo=lo, hi=hi, rows_scored=scored, rows_quarantined=quarantined)],
-        reasons={},
-        label_counts={},
-        score_histogram=[],
-        token_histogram=[],
-        tokens=0,
-        truncated=0,
-        repeated=0,
-        needs_review=0,
-        seconds=0.0,
-        part=None,
-        quarantine=None,
-        evaluation=None,
-    )
+from tests.plans import entry, file, plan
 
 
 def test_only_files_that_the_ledger_does_not_hold_are_scored():
@@ -238,65 +132,6 @@ def test_no_run_is_added_to_a_version_that_was_replaced(replaced_by, tmp_path):
         commit(store, READ_BEFORE, entry("dt=1", file("c", digest="dc"), seq=2, run=2, key="mine"), beside=True)
 
 
-def test_uncovered_rows_are_the_gaps_between_intervals():
-    assert uncovered(10, []) == [(0, 10)]
-    assert uncovered(10, [(4, 6), (0, 2)]) == [(2, 4), (6, 10)]
-    assert uncovered(10, [(0, 10)]) == []
-    assert uncovered(0, []) == []
-
-
-def test_receipts_are_adopted_when_they_cover_exactly_a_shard_of_the_plan():
-    work = [((0, 0, 4),), ((0, 4, 8),), ((1, 0, 4),)]
-    whole, again, other_cut, foreign = receipt(0, 0, 4), receipt(0, 0, 4), receipt(0, 4, 7), receipt(2, 0, 4)
-    assert adopt(work, [whole, again, other_cut, foreign]) == [whole]
-
-
-def together(*receipts: Receipt) -> Receipt:
-    """The receipt of several small files."""
-    return receipts[0].model_copy(update={"spans": [span for one in receipts for span in one.spans]})
-
-
-def test_a_receipt_of_several_files_is_adopted_whole_or_not_at_all():
-    both, first = together(receipt(0, 0, 4), receipt(1, 0, 2)), receipt(0, 0, 4)
-    assert adopt([((0, 0, 4), (1, 0, 2))], [first, both]) == [both]
-    assert adopt([((0, 0, 4),), ((1, 0, 2),)], [both, first]) == [first]
-    assert without_overlap([receipt(1, 1, 2), both, receipt(0, 0, 4)]) == [receipt(1, 1, 2), receipt(0, 0, 4)]
-
-
-def test_every_file_of_a_receipt_has_to_add_up():
-    two = plan(file("a", rows=4), file("b", rows=2))
-    verify_cover(two, [together(receipt(0, 0, 4, quarantined=1), receipt(1, 0, 2))])
-    shifted = together(receipt(0, 0, 4, scored=3), receipt(1, 0, 2, scored=3))
-    assert shifted.rows_in == shifted.rows_scored
-    with pytest.raises(ConflictError, match="a rows 0-4: 4 rows in, but 3 scored"):
-        verify_cover(two, [shifted])
-
-
-def test_of_two_receipts_for_the_same_rows_one_is_used():
-    first, again, rest = receipt(0, 0, 4), receipt(0, 2, 4), receipt(0, 4, 8)
-    assert without_overlap([first, again, rest]) == [first, rest]
-
-
-def test_a_complete_cover_may_be_committed():
-    verify_cover(plan(file("a", rows=10), file("e", rows=0)), [receipt(0, 4, 10, quarantined=2), receipt(0, 0, 4)])
-
-
-@pytest.mark.parametrize(
-    "receipts",
-    [
-        [receipt(0, 0, 9)],
-        [receipt(0, 1, 10)],
-        [receipt(0, 0, 6), receipt(0, 5, 10)],
-        [receipt(0, 0, 12)],
-        [],
-        [receipt(0, 0, 10, scored=9)],
-    ],
-)
-def test_a_missing_or_doubled_row_may_not_be_committed(receipts):
-    with pytest.raises(ConflictError, match="nothing was committed"):
-        verify_cover(plan(file("a", rows=10)), receipts)
-
-
 def test_two_runs_with_the_same_plan_share_the_first_one(tmp_path):
     store = LocalStore(tmp_path)
     first = pin_plan(store, plan(file("a")))
@@ -330,20 +165,24 @@ def test_a_control_file_of_another_version_is_a_conflict(tmp_path):
         ledger.read_ledger(store)
 
 
-@given(st.lists(st.tuples(st.integers(0, 1), st.integers(0, 12), st.integers(1, 5)), max_size=15))
-def test_kept_receipts_never_meet_and_every_other_one_meets_an_earlier(rows):
-    receipts = [receipt(file_no, lo, lo + size) for file_no, lo, size in rows]
-    expected: list[Receipt] = []
-    for one in receipts:
-        mine = {(s.file_no, row) for s in one.spans for row in range(s.lo, s.hi)}
-        if all(mine.isdisjoint({(s.file_no, row) for s in k.spans for row in range(s.lo, s.hi)}) for k in expected):
-            expected.append(one)
-    assert without_overlap(receipts) == expected
-
-
 @pytest.mark.parametrize(
     ("num_rows", "expected"),
     [(0, 4096), (1, 4096), (20_000 * 4096, 4096), (20_000 * 4096 + 1, 8192), (10**9, 53_248), (10**10, 65_536)],
 )
 def test_parts_grow_where_there_would_be_very_many(num_rows, expected):
     assert rows_per_part(num_rows) == expected
+
+
+@pytest.mark.parametrize(
+    ("num_rows", "num_gpus", "expected"),
+    [
+        (0, 1, 4096),
+        (100_000, 1, 12_288),
+        (10**6, 1, 32_768),
+        (10**6, 8, 12_288),
+        (10**7, 2, 32_768),
+        (10**10, 4, 65_536),
+    ],
+)
+def test_parts_of_a_gpu_are_larger_as_long_as_each_gpu_has_several(num_rows, num_gpus, expected):
+    assert rows_per_part(num_rows, num_gpus) == expected

@@ -22,6 +22,7 @@ def grouped(sizes: tuple[int, ...] = (60, 40, 30), seed: int = 0) -> tuple[np.nd
     return vectors_ND.astype(np.float32), texts, themes_N
 
 
+@pytest.mark.slow
 def test_groups_are_found_by_size_with_their_words_and_the_same_seed_gives_the_same():
     vectors_ND, texts, themes_N = grouped()
     found = find_topics(vectors_ND, texts, SETTINGS, 3)
@@ -44,6 +45,7 @@ def test_groups_are_found_by_size_with_their_words_and_the_same_seed_gives_the_s
     assert again.words == found.words
 
 
+@pytest.mark.slow
 def test_the_most_alike_topics_are_merged():
     vectors_ND, texts, themes_N = grouped()
     vectors_ND[themes_N == 2] = 0.7 * vectors_ND[themes_N == 2] + 0.7 * vectors_ND[themes_N == 1].mean(axis=0)
@@ -54,6 +56,7 @@ def test_the_most_alike_topics_are_merged():
     assert merged == [{1, 2}, {0}]  # by size
 
 
+@pytest.mark.slow
 def test_texts_without_a_word_are_an_error():
     vectors_ND, texts, _ = grouped()
     with pytest.raises(NoWords):

@@ -8,11 +8,9 @@ from functools import partial
 import pytest
 import torch
 
-from bertray.model.kernels import kernels
 from bertray.training.adamw import AdamW, KernelAdamW, give_rows_gradients
-from tests.model.test_kernels import needs_tiles
+from tests.kernel_libraries import EVERY_SET, kernels_of
 
-ON_KERNELS = pytest.param(True, marks=needs_tiles)
 WORDS, MET = 100, 40  # of an embedding, and those that any step meets
 
 
@@ -32,14 +30,12 @@ class Model(torch.nn.Module):
         return sum(parts) + (self.words(ids) ** 2).sum()
 
 
-def optimizer_of(model: Model, ours: bool) -> AdamW:
+def optimizer_of(model: Model, ours: bool, instructions: str = "avx2") -> AdamW:
     matrices = [p for p in model.parameters() if p.ndim > 1]
     groups = [{"params": matrices, "weight_decay": 0.01}, {"params": [model.shift, model.unused], "weight_decay": 0.0}]
     if not ours:
         return AdamW(groups, lr=2e-3)
-    found = kernels()
-    assert found is not None, "AMX is here, but the kernels could not be built"
-    return KernelAdamW(groups, lr=2e-3, kernels=found)
+    return KernelAdamW(groups, lr=2e-3, kernels=kernels_of(instructions))
 
 
 def steps(model: Model, optimizer: AdamW, numbers: range) -> None:
@@ -61,11 +57,21 @@ def assert_alike(found: tuple[Model, AdamW], expected: tuple[Model, AdamW]) -> N
             torch.testing.assert_close(dict(states[0]), dict(states[1]), rtol=1e-5, atol=1e-7)
 
 
-@needs_tiles
+@pytest.mark.parametrize("ours", [True, False], ids=["ours", "torch"])
+def test_a_step_counts_as_a_change_of_each_weight_that_has_a_gradient(ours):
+    model = Model(rows=False)
+    optimizer = optimizer_of(model, ours)
+    before = {name: weight._version for name, weight in model.named_parameters()}
+    steps(model, optimizer, range(1))
+    changed = {name for name, weight in model.named_parameters() if weight._version > before[name]}
+    assert changed == {"words.weight", "table", "shift"}
+
+
+@pytest.mark.parametrize("instructions", EVERY_SET)
 @pytest.mark.parametrize("rows", [True, False], ids=["rows", "whole"])
-def test_weights_and_averages_are_those_of_torch(rows):
+def test_weights_and_averages_are_those_of_torch(rows, instructions):
     found, expected = Model(rows=rows), Model(rows=False)
-    pairs = (found, optimizer_of(found, True)), (expected, optimizer_of(expected, False))
+    pairs = (found, optimizer_of(found, True, instructions)), (expected, optimizer_of(expected, False))
     for model, optimizer in pairs:
         steps(model, optimizer, range(12))
     assert_alike(*pairs)
@@ -74,7 +80,7 @@ def test_weights_and_averages_are_those_of_torch(rows):
     assert not torch.equal(found.words.weight[MET:], Model(rows=False).words.weight[MET:])
 
 
-@needs_tiles
+@pytest.mark.slow
 @pytest.mark.parametrize("first_ours", [True, False])
 def test_the_one_goes_on_where_the_other_stopped(first_ours):
     whole, first = Model(rows=False), Model(rows=first_ours)
@@ -90,7 +96,6 @@ def test_the_one_goes_on_where_the_other_stopped(first_ours):
     assert_alike((second, resumed), pair)
 
 
-@needs_tiles
 def test_the_norm_counts_a_word_met_twice_once_with_the_sum_of_its_gradients():
     norms = []
     for rows in (True, False):
@@ -100,7 +105,7 @@ def test_the_norm_counts_a_word_met_twice_once_with_the_sum_of_its_gradients():
     torch.testing.assert_close(norms[0], norms[1])
 
 
-@pytest.mark.parametrize("ours", [False, ON_KERNELS])
+@pytest.mark.parametrize("ours", [False, True])
 def test_a_step_calls_hooks_and_closures_as_torchs_does(ours):
     torch.optim.AdamW([torch.nn.Parameter(torch.ones(1))])  # torch wraps the `step` of a class when one is made
     model = Model(rows=ours)
@@ -116,7 +121,6 @@ def test_a_step_calls_hooks_and_closures_as_torchs_does(ours):
     assert called == ["hook"]
 
 
-@needs_tiles
 def test_averages_that_fade_end_at_zero():
     model = Model(rows=True)
     optimizer = optimizer_of(model, True)
@@ -130,10 +134,9 @@ def test_averages_that_fade_end_at_zero():
     assert not means.any()
 
 
-@needs_tiles
 def test_weights_of_another_kind_are_refused():
     with pytest.raises(ValueError, match="contiguous weights in fp32"):
-        KernelAdamW([{"params": [torch.nn.Parameter(torch.ones(3, 5).T)]}], lr=1e-3, kernels=kernels())
+        KernelAdamW([{"params": [torch.nn.Parameter(torch.ones(3, 5).T)]}], lr=1e-3, kernels=kernels_of("avx2"))
 
 
 def test_only_embeddings_of_their_own_have_rows_as_gradients():

@@ -12,15 +12,16 @@ from bertray.io.store import LocalStore
 from bertray.training import loop as loop_module
 from bertray.training.examples import LoopSettings, PretrainingSettings
 from bertray.training.loop import run_loop
-from bertray.training.objectives import MaskedLanguage, error_of_mean
+from bertray.training.masked_language import MaskedLanguage, error_of_mean
 from bertray.training.order import rank_share
-from bertray.training.packed import PackedModel, PaddedLanguageModel
+from bertray.training.packed import PackedModel
+from bertray.training.padded import PaddedLanguageModel
 from tests.training.test_loop import examples
 
 SETTINGS = LoopSettings(
     labels=(),
     training=PretrainingSettings(
-        epochs=2, batch_size=8, learning_rate=2e-3, max_tokens_per_microbatch=64, held_out_tokens=40
+        epochs=2, batch_size=8, learning_rate=2e-3, warmup_ratio=0.1, max_tokens_per_microbatch=64, held_out_tokens=40
     ),
     seed=3,
     run_key="words",
@@ -60,14 +61,14 @@ def test_the_packed_loss_and_gradients_equal_the_padded_ones(language_model, tmp
     batch = data.train[:12]
     packed = objective(language_model, data)
     assert isinstance(packed.net, PackedModel)
-    monkeypatch.setattr(PackedModel, "of", lambda model, bf16: (None, "not today"))
+    monkeypatch.setattr(PackedModel, "of", lambda model, kernels_in: (None, "not today"))
     padded = objective(language_model, data)
     assert isinstance(padded.net, PaddedLanguageModel)
     losses = []
     for one in (packed, padded):
         one.net.eval()
         assert one.begin_step(batch, epoch=0) > 12
-        loss = one.loss(one.net, batch)
+        loss = one.loss(one.net, one.inputs(batch))
         loss.backward()
         losses.append(loss.item())
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
@@ -75,8 +76,8 @@ def test_the_packed_loss_and_gradients_equal_the_padded_ones(language_model, tmp
     for name, parameter in packed.model.named_parameters():
         torch.testing.assert_close(parameter.grad, wanted[name].grad, atol=1e-4, rtol=1e-3, msg=name)
     with torch.inference_mode():
-        held_out = [one.held_out(np.arange(10)) for one in (packed, padded)]
-    np.testing.assert_allclose(held_out[0], held_out[1], atol=1e-4)
+        results = [one.validate(np.arange(10)) for one in (packed, padded)]
+    np.testing.assert_allclose(results[0], results[1], atol=1e-4)
 
 
 def test_the_loss_is_that_of_transformers_own_masked_language_model(tiny_encoder, tmp_path):
@@ -85,7 +86,7 @@ def test_the_loss_is_that_of_transformers_own_masked_language_model(tiny_encoder
     one.net.eval()
     number = int(data.train[0])
     count = one.begin_step(np.array([number]), epoch=0)
-    found = one.loss(one.net, np.array([number])).item() / count
+    found = one.loss(one.net, one.inputs(np.array([number]))).item() / count
     masked = one._step[number]
     labels = torch.full((1, len(masked.ids_T)), -100)
     labels[0, masked.places_M] = torch.from_numpy(masked.targets_M)
@@ -100,14 +101,17 @@ def test_the_shares_of_two_ranks_add_up_to_the_step(tiny_encoder, tmp_path):
     one = objective(tiny_encoder, data)
     one.net.eval()
     weight = one.begin_step(step, epoch=1)
-    whole = one.loss(one.net, step).item()
+    whole = one.loss(one.net, one.inputs(step)).item()
     other = objective(tiny_encoder, data)  # another process
     other.net.eval()
     assert other.begin_step(step, epoch=1) == weight
-    shares = [other.loss(other.net, rank_share(step, rank=rank, world_size=2)).item() for rank in range(2)]
+    shares = [
+        other.loss(other.net, other.inputs(rank_share(step, rank=rank, world_size=2))).item() for rank in range(2)
+    ]
     assert sum(shares) == pytest.approx(whole, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_it_learns_and_tells_where_it_stood_before(tiny_encoder, tmp_path):
     store = LocalStore(tmp_path / "run")
     outcome = run_loop(examples(tmp_path, 200), tiny_encoder, 0, settings(epochs=6), store, objective=MaskedLanguage)
@@ -120,20 +124,20 @@ def test_it_learns_and_tells_where_it_stood_before(tiny_encoder, tmp_path):
     assert evals[-1]["perplexity"] < 0.6 * evals[0]["perplexity"]
     best = min(evals[1:], key=lambda row: row["loss"])
     assert outcome.best_step == best["step"]
-    assert outcome.held_out_VK.shape == (40, 2)
-    assert outcome.held_out_VK[:, 0].mean() == pytest.approx(best["loss"])
-    assert outcome.held_out_VK[:, 1].mean() == pytest.approx(best["accuracy"])
+    assert outcome.validation_VK.shape == (40, 2)
+    assert outcome.validation_VK[:, 0].mean() == pytest.approx(best["loss"])
+    assert outcome.validation_VK[:, 1].mean() == pytest.approx(best["accuracy"])
 
 
-def test_held_out_tokens_are_hidden_one_at_a_time(tiny_encoder, tmp_path, monkeypatch):
+def test_validation_tokens_are_hidden_one_at_a_time(tiny_encoder, tmp_path, monkeypatch):
     one = objective(tiny_encoder, examples(tmp_path))
     seen = []
-    logits = one._logits
-    monkeypatch.setattr(one, "_logits", lambda net, texts, places: seen.extend(texts) or logits(net, texts, places))
+    inputs_of = one._inputs_of
+    monkeypatch.setattr(one, "_inputs_of", lambda texts, places: seen.extend(texts) or inputs_of(texts, places))
     with torch.inference_mode():
-        one.held_out(np.arange(len(one.held_out_lens_V)))
+        one.validate(np.arange(len(one.validation_lens_V)))
     assert len(seen) == 40
-    for ids, example, place in zip(seen, one._held_out_V, one._places_V, strict=True):
+    for ids, example, place in zip(seen, one._validation_V, one._places_V, strict=True):
         whole = one.examples.shards._example(int(example)).astype(np.int64)
         assert np.flatnonzero(ids != whole).tolist() == [place]
         assert ids[place] == one.vocabulary.mask_id

@@ -2,6 +2,7 @@
 
 import dataclasses
 import datetime
+import functools
 import gc
 import json
 import logging
@@ -14,13 +15,16 @@ import torch
 from torch.multiprocessing.spawn import start_processes
 from transformers import BertForSequenceClassification
 
-from bertray.errors import ConfigError, DataRefused, InfrastructureError
+from bertray.errors import ConfigError, DataRefused, Diverged, InfrastructureError
 from bertray.io.store import LocalStore
 from bertray.io.tables import to_ipc
+from bertray.training import objectives
 from bertray.training.checkpoint import checkpoint_folders, load_latest
 from bertray.training.examples import Examples, LoopSettings, TrainingSettings
+from bertray.training.loading import load_classifier
 from bertray.training.loop import Outcome, _Loop, run_loop
-from bertray.training.objectives import Classification, load_classifier
+from bertray.training.objectives import Classification
+from bertray.training.ranks import RefusedByAll
 from bertray.training.token_shards import TokenShards
 from tests.processes import FORKSERVER
 
@@ -30,6 +34,7 @@ SETTINGS = LoopSettings(
         epochs=2,
         batch_size=8,
         learning_rate=1e-3,
+        warmup_ratio=0.1,
         max_tokens_per_microbatch=64,
         best_metric="accuracy",
         precision="fp32",  # losses are compared; the ranks' own processes do not see conftest's default
@@ -94,6 +99,7 @@ def whole(tmp_path, tiny_encoder) -> Outcome:
     return run_loop(examples(tmp_path), tiny_encoder, 0, SETTINGS, LocalStore(tmp_path / "whole"))
 
 
+@pytest.mark.slow
 def test_training_learns_what_the_labels_follow(tmp_path, tiny_encoder):
     longer = settings(epochs=12, learning_rate=5e-3)
     outcome = run_loop(examples(tmp_path, 160), tiny_encoder, 0, longer, LocalStore(tmp_path / "learns"))
@@ -103,7 +109,7 @@ def test_training_learns_what_the_labels_follow(tmp_path, tiny_encoder):
 def test_every_step_and_epoch_is_recorded(whole):
     assert [row["kind"] for row in whole.history] == ["step"] * 6 + ["eval"] + ["step"] * 6 + ["eval"]
     assert whole.num_steps == 12  # 42 examples in steps of 8, the last of 2, twice
-    assert whole.held_out_VK.shape == (11, 2)
+    assert whole.validation_VK.shape == (11, 2)
 
 
 def test_learning_rate_rises_then_falls_to_the_last_step(tmp_path, tiny_encoder):
@@ -139,7 +145,7 @@ def test_a_killed_run_resumes_from_its_last_checkpoint_with_bit_equal_losses(tmp
     resumed = run_loop(data, tiny_encoder, 0, often, store)
     assert resumed.resumed_from == step
     assert losses(resumed) == losses(whole)
-    np.testing.assert_array_equal(resumed.held_out_VK, whole.held_out_VK)
+    np.testing.assert_array_equal(resumed.validation_VK, whole.validation_VK)
 
 
 def test_a_damaged_checkpoint_falls_back_to_the_one_before_it_and_says_so(tmp_path, tiny_encoder, whole, caplog):
@@ -185,8 +191,8 @@ def _poisoned_at(step: int, poison):
             self.steps += 1
             return super().begin_step(members, epoch)
 
-        def loss(self, net, batch):
-            loss = super().loss(net, batch)
+        def loss(self, net, inputs):
+            loss = super().loss(net, inputs)
             return poison(loss) if self.steps >= step else loss
 
     return Poisoned
@@ -326,7 +332,7 @@ def test_every_architecture_takes_an_optimizer_step(tmp_path, family):
     data = examples(tmp_path)
     loop = _loop_of(family, tmp_path, data)
     before = {name: parameter.detach().clone() for name, parameter in loop.raw_model.named_parameters()}
-    loss, _, tokens = loop._step(data.train[:8], 1e-3)
+    loss, _, tokens = loop._step(loop._prepared(data.train[:8], 0), 1e-3)
     assert np.isfinite(loss)
     assert tokens == data.shards.lens_N[data.train[:8]].sum()
     still = [name for name, parameter in loop.raw_model.named_parameters() if torch.equal(parameter, before[name])]
@@ -354,6 +360,24 @@ def test_training_sees_a_pair_as_scoring_does(tmp_path, family):
     )
     expected_SC = Engine(tmp_path / family, precision="fp32").logits(seqs)
     np.testing.assert_allclose(logits_BC, expected_SC, atol=1e-3)  # the engine's own contract for fp32
+
+
+def test_a_padded_model_that_cannot_be_called_in_bf16_trains_in_fp32_and_says_so(tmp_path, monkeypatch, caplog):
+    import transformers as t
+
+    encoder, forward = _tiny_classifier("deberta-v2", tmp_path / "model"), t.DebertaV2ForSequenceClassification.forward
+
+    @functools.wraps(forward)  # an objective reads its signature
+    def refuses(self, *args, **keys):
+        if torch.is_autocast_enabled("cpu"):
+            raise RuntimeError("not implemented for 'BFloat16'")
+        return forward(self, *args, **keys)
+
+    monkeypatch.setattr(t.DebertaV2ForSequenceClassification, "forward", refuses)
+    with caplog.at_level(logging.WARNING, "bertray"):
+        one = Classification(examples(tmp_path), encoder, 0, settings(precision="bf16"), "cpu")
+    assert one.dtype == torch.float32
+    assert "trains in fp32: " in caplog.text
 
 
 # --- how a run ends --------------------------------------------------------------------------------------------------
@@ -405,7 +429,7 @@ def test_validation_logits_that_are_not_finite_stop_the_run_whatever_the_best_me
     def poisoned(self):
         return np.full((len(self.examples.validation), 2), np.nan, np.float32)
 
-    monkeypatch.setattr(loop_module._Loop, "_held_out", poisoned)
+    monkeypatch.setattr(loop_module._Loop, "_validate", poisoned)
     with pytest.raises(InfrastructureError, match="validation loss is not finite"):
         run_loop(examples(tmp_path), tiny_encoder, 0, SETTINGS, LocalStore(tmp_path / "nan"))
 
@@ -427,9 +451,30 @@ def _without_dropout(encoder, tmp_path):
     return folder
 
 
+class _SeesOtherFigures(Classification):
+    """Rank 1 comes to figures by which the first epoch is the best and training ends early."""
+
+    def figures(self, rows_VK):
+        rank = torch.distributed.get_rank()
+        self.judged = getattr(self, "judged", 0) + 1
+        return super().figures(rows_VK) | {"loss": (1.0 if rank else -1.0) * self.judged}
+
+
+class _NotFiniteWhereIdle(Classification):
+    """On rank 1 the loss of a step of a single example is infinite, as is its gradient: rank 0 computes that one."""
+
+    def begin_step(self, members, epoch):
+        self.is_idle = torch.distributed.get_rank() == 1 and len(members) == 1
+        return super().begin_step(members, epoch)
+
+    def loss(self, net, inputs):
+        loss = super().loss(net, inputs)
+        return loss / torch.zeros(()) if self.is_idle else loss
+
+
 def _rank(rank: int, world_size: int, port: int, folder, encoder, queue) -> None:
     """One of the ranks: a whole run; one whose second checkpoint rank 0 cannot write; that one again; one that finds a
-    checkpoint on rank 0 only; and how many models in DDP they left behind."""
+    checkpoint on rank 0 only; how many models in DDP they left behind; and runs in which ranks are unlike."""
     gc.disable()
     torch.set_num_threads(1)
     torch.distributed.init_process_group(
@@ -455,10 +500,42 @@ def _rank(rank: int, world_size: int, port: int, folder, encoder, queue) -> None
     full = error_of(_FullStore(folder / "full"))
     resumed = run_loop(data, encoder, 0, in_passes, LocalStore(folder / "full"))
     stale = error_of(LocalStore(folder / ("whole" if rank == 0 else "seen-late")))
-    runs = [(losses(run), run.resumed_from, run.num_steps, run.held_out_VK.tolist()) for run in (outcome, resumed)]
+    runs = [(losses(run), run.resumed_from, run.num_steps, run.validation_VK.tolist()) for run in (outcome, resumed)]
     in_ddp = [each for each in gc.get_objects() if isinstance(each, torch.nn.parallel.DistributedDataParallel)]
-    queue.put((rank, runs, full, stale, len(in_ddp)))
+    queue.put((rank, runs, full, stale, len(in_ddp), _unlike(rank, data, encoder, folder)))
     torch.distributed.destroy_process_group()
+
+
+def _unlike(rank: int, data: Examples, encoder, folder) -> dict[str, object]:
+    """Losses with gradients exchanged in bf16, and where an idle rank's is infinite; epochs and best one where ranks
+    judge differently; precision, or what refuses it, where the device of rank 0 computes in bf16 and that of rank 1 not
+    """
+    in_passes = settings(max_tokens_per_microbatch=16)  # as the whole run
+    in_bf16 = settings(max_tokens_per_microbatch=16, gradient_compression="bf16")
+    compressed = run_loop(data, encoder, 0, in_bf16, LocalStore(folder / "compressed"))
+    judging = settings(best_metric="loss", early_stopping_patience=1, epochs=3)
+    judged = run_loop(data, encoder, 0, judging, LocalStore(folder / "judged"), objective=_SeesOtherFigures)
+    idle = run_loop(data, encoder, 0, in_passes, LocalStore(folder / "idle"), objective=_NotFiniteWhereIdle)
+
+    def compute_dtype(precision: str, device: str) -> torch.dtype:
+        if precision == "bf16" and rank:
+            raise ConfigError("precision=bf16: expected a GPU that computes in it.", "Leave it out.")
+        return {"fp32": torch.float32}.get(precision, torch.float32 if rank else torch.bfloat16)
+
+    objectives.compute_dtype = compute_dtype
+    loop = _Loop(data, encoder, 0, settings(precision="auto"), LocalStore(folder / "precision"), "cpu", None)
+    refused = ""
+    try:
+        _Loop(data, encoder, 0, settings(precision="bf16"), LocalStore(folder / "refused"), "cpu", None)
+    except ConfigError as error:
+        refused = f"{type(error).__name__}: {error.message}"
+    return {
+        "compressed": losses(compressed),
+        "idle": losses(idle),
+        "refused": refused,
+        "judged": (judged.best_step, judged.num_steps, [r["loss"] for r in judged.history if r["kind"] == "eval"]),
+        "precision": (loop.settings.training.precision, loop.objective.dtype == torch.float32),
+    }
 
 
 @pytest.fixture(scope="module")
@@ -481,14 +558,69 @@ def test_the_loss_curve_does_not_depend_on_the_number_of_workers(tmp_path, two_r
     for _, ((together, _, num_steps, logits_VC), _), *_ in said:
         assert num_steps == alone.num_steps
         np.testing.assert_allclose(together, losses(alone), atol=1e-5)  # gradients are summed in another order
-        np.testing.assert_allclose(logits_VC, alone.held_out_VK, atol=1e-3)
+        np.testing.assert_allclose(logits_VC, alone.validation_VK, atol=1e-3)
+
+
+def test_gradients_exchanged_in_bf16_give_nearly_the_same_losses_on_all_ranks(two_ranks):
+    compressed = [said[-1]["compressed"] for said in two_ranks[0]]
+    whole = two_ranks[0][0][1][0][0]
+    assert compressed[0] == compressed[1]
+    assert compressed[0] != whole
+    np.testing.assert_allclose(compressed[0], whole, atol=2e-2)  # eight bits of each gradient
+
+
+def test_an_infinite_loss_of_an_idle_rank_reaches_neither_the_loss_nor_the_gradient(two_ranks):
+    whole = two_ranks[0][0][1][0][0]
+    assert [said[-1]["idle"] for said in two_ranks[0]] == [whole, whole]
+
+
+def test_a_precision_that_one_rank_refuses_is_refused_by_all(two_ranks):
+    assert [said[-1]["refused"] for said in two_ranks[0]] == [
+        "RefusedByAll: training.precision=bf16: the device of another worker does not compute in it.",
+        "RefusedByAll: precision=bf16: expected a GPU that computes in it.",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("error", "returned"), [(RefusedByAll("a.", "b."), True), (Diverged("a.", "b."), True), (ConfigError("a."), False)]
+)
+def test_a_rank_among_several_returns_what_all_of_them_refuse_and_raises_what_befell_it_alone(
+    tmp_path, monkeypatch, tiny_encoder, error, returned
+):
+    from bertray.execution.executor import Rank
+    from bertray.training import rank
+    from bertray.training.tokenized_data import TokenizedData
+
+    def fails(*_, **__):
+        raise error
+
+    monkeypatch.setattr(rank, "run_loop", fails)
+    monkeypatch.setattr(TokenizedData, "examples", lambda self: None)
+    (tmp_path / "tokens.arrow").touch()
+    job = rank.TrainJob(TokenizedData(str(tmp_path), ["tokens.arrow"], None, None, 0.1, 0), str(tiny_encoder), SETTINGS)
+    if returned:
+        assert rank.train_rank(job, Rank(1, 2, "cpu")) is error
+    else:
+        with pytest.raises(ConfigError):
+            rank.train_rank(job, Rank(1, 2, "cpu"))
+
+
+@pytest.mark.slow
+def test_rank_0_decides_for_all_ranks_on_the_best_epoch_and_the_end(two_ranks):
+    steps = -(-41 // 8)  # of 52 examples a fifth is for validation
+    for said in two_ranks[0]:
+        assert said[-1]["judged"] == (3 * steps, 3 * steps, [-1.0, -2.0, -3.0])
+
+
+def test_unlike_ranks_train_in_the_precision_that_all_compute_in(two_ranks):
+    assert [said[-1]["precision"] for said in two_ranks[0]] == [("fp32", True), ("fp32", True)]
 
 
 def test_every_rank_ends_with_the_same_error_when_a_checkpoint_cannot_be_written(two_ranks):
     (first, first_text), (second, second_text) = [full for _, _, full, *_ in two_ranks[0]]
     assert (first, second) == ("InfrastructureError", "InfrastructureError")
     assert "the checkpoint of step 12 cannot be written: [Errno 28] No space left on device" in first_text
-    assert "the checkpoint of step 12 cannot be written, on rank 0." in second_text
+    assert "a checkpoint up to step 12 cannot be written, on rank 0." in second_text
 
 
 def test_two_ranks_resume_with_the_losses_of_a_whole_run(two_ranks):
@@ -499,14 +631,14 @@ def test_two_ranks_resume_with_the_losses_of_a_whole_run(two_ranks):
 
 
 def test_ranks_that_see_different_checkpoints_say_so_instead_of_going_different_ways(two_ranks):
-    for _, _, _, (kind, text), _ in two_ranks[0]:
+    for _, _, _, (kind, text), *_ in two_ranks[0]:
         assert kind == "InfrastructureError"
         assert "workers see different checkpoints (steps -1 and 12; -1: none)" in text
 
 
 def test_no_run_leaves_something_that_holds_the_process_group(two_ranks):
     # A rank that ends with it hangs, once in some runs on a busy machine.
-    assert [left for *_, left in two_ranks[0]] == [0, 0]
+    assert [left for *_, left, _ in two_ranks[0]] == [0, 0]
 
 
 def test_a_head_that_knows_these_classes_is_put_into_their_order(tmp_path):
@@ -518,7 +650,7 @@ def test_a_head_that_knows_these_classes_is_put_into_their_order(tmp_path):
     known.save_pretrained(folder)
     weight = known.classifier.weight
     for labels, expected in ((("bad", "good"), weight), (("good", "bad"), weight.flip(0))):
-        loaded = load_classifier(folder, labels, SETTINGS.training, bf16=False, device="cpu")
+        loaded = load_classifier(folder, labels)
         assert torch.equal(loaded.classifier.weight, expected)
         assert loaded.config.id2label == dict(enumerate(labels))
 
@@ -539,7 +671,7 @@ def test_weights_of_an_encoder_that_would_be_drawn_at_random_are_refused(tmp_pat
         (folder / "config.json").write_text(json.dumps(config | {"vocab_size": config["vocab_size"] + 1}))
         said = "has in another shape 1 weights of BertForSequenceClassification: bert.embeddings.word_embeddings.weight"
     with pytest.raises(ConfigError, match=said):
-        load_classifier(folder, ("bad", "good"), SETTINGS.training, bf16=False, device="cpu")
+        load_classifier(folder, ("bad", "good"))
 
 
 def test_older_checkpoints_that_cannot_be_removed_do_not_end_training(tmp_path, tiny_encoder, caplog):
@@ -565,3 +697,31 @@ def test_checkpoints_that_cannot_be_read_do_not_count_among_the_latest(tmp_path,
     with pytest.raises(_Killed):
         dying_at(left[-1])(data, tiny_encoder, 0, often, store, "cpu", None).run()
     assert [int(folder[-2:]) for folder in checkpoint_folders(store)] == left
+
+
+def test_the_last_epoch_needs_no_validation_rows_and_learns_the_same(tmp_path, tiny_encoder, whole):
+    data = examples(tmp_path)
+    last = dataclasses.replace(SETTINGS, kept_epoch="last")
+    judged = run_loop(data, tiny_encoder, 0, last, LocalStore(tmp_path / "judged"))
+    assert judged.best_step == judged.num_steps == 12
+    assert losses(judged) == losses(whole)
+    none = dataclasses.replace(data, validation=data.validation[:0])
+    alone = run_loop(none, tiny_encoder, 0, last, LocalStore(tmp_path / "alone"))
+    assert (losses(alone), alone.validation_VK.shape) == (losses(whole), (0, 2))
+    assert [row.get("accuracy") for row in alone.history if row["kind"] == "eval"] == [None, None]
+    with pytest.raises(DataRefused, match="both need at least one"):
+        run_loop(none, tiny_encoder, 0, SETTINGS, LocalStore(tmp_path / "none"))
+
+
+def test_a_run_in_one_go_has_no_best_epoch():
+    with pytest.raises(ValueError, match="expected the last of a run in one go"):
+        dataclasses.replace(SETTINGS, in_one_go=True)
+
+
+def test_a_run_in_one_go_writes_nothing_and_judges_its_end(tmp_path, tiny_encoder, whole):
+    short = dataclasses.replace(SETTINGS, kept_epoch="last", in_one_go=True)
+    store = LocalStore(tmp_path / "short")
+    outcome = run_loop(examples(tmp_path), tiny_encoder, 0, short, store)
+    assert (losses(outcome), list(store.keys(""))) == (losses(whole), [])
+    figures = [row.get("loss") for row in outcome.history if row["kind"] == "eval"]
+    assert figures == [None, [row["loss"] for row in whole.history if row["kind"] == "eval"][-1]]

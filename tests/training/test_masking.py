@@ -7,7 +7,7 @@ import pytest
 from transformers import BertTokenizerFast, GPT2TokenizerFast
 
 from bertray.errors import ConfigError
-from bertray.training.masking import Masker, Vocabulary, held_out_places
+from bertray.training.masking import Masker, Vocabulary, places_to_score
 
 MASK, CLS, SEP = 4, 2, 3
 WORDS = 50
@@ -81,13 +81,13 @@ def test_a_text_that_is_one_long_word_is_not_hidden_altogether():
     assert len(masked.places_M) == 6
 
 
-def test_what_is_held_out_is_drawn_from_all_ordinary_tokens_alike():
+def test_places_to_score_are_drawn_from_all_ordinary_tokens_alike():
     texts = [text(5, 6, 7), text(), text(8), text(1, 9)]
-    texts_V, places_V = held_out_places(texts, VOCABULARY, most=100, seed=0)
+    texts_V, places_V = places_to_score(texts, VOCABULARY, most=100, seed=0)
     assert list(zip(texts_V.tolist(), places_V.tolist(), strict=True)) == [(0, 1), (0, 2), (0, 3), (2, 1), (3, 2)]
-    few = held_out_places(texts, VOCABULARY, most=2, seed=0)
+    few = places_to_score(texts, VOCABULARY, most=2, seed=0)
     assert len(few[0]) == 2
-    drawn = [held_out_places(texts, VOCABULARY, most=1, seed=seed)[0][0] for seed in range(200)]
+    drawn = [places_to_score(texts, VOCABULARY, most=1, seed=seed)[0][0] for seed in range(200)]
     assert 0.5 < np.mean(np.array(drawn) == 0) < 0.7  # three of five
 
 

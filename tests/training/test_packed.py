@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from bertray.training.examples import TrainingSettings
-from bertray.training.objectives import load_classifier
+from bertray.training.loading import LoadSettings, load_classifier
 from bertray.training.packed import PackedModel, pack
 
 FAMILIES = ["bert", "roberta", "distilbert", "electra", "albert"]
@@ -19,10 +18,9 @@ def sequences(num: int = 12, words: int = 60) -> tuple[list[np.ndarray], np.ndar
     return ids, np.array([len(row) // 3 if number % 4 == 0 else 0 for number, row in enumerate(ids)])
 
 
-def classifier_of(folder, **training):
+def classifier_of(folder, *, attention_dropout: bool = False):
     torch.manual_seed(0)
-    settings = TrainingSettings(**training)
-    return load_classifier(folder, ("a", "b", "c"), settings, bf16=False, device="cpu")
+    return load_classifier(folder, ("a", "b", "c"), LoadSettings(attention_dropout))
 
 
 def padded_logits(model, ids, second_lens) -> torch.Tensor:

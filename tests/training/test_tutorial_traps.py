@@ -62,13 +62,14 @@ def test_padding_is_what_lies_beyond_the_end_not_what_has_the_id_of_padding(tmp_
     torch.testing.assert_close(together, alone, atol=1e-5, rtol=0)
 
 
+@pytest.mark.slow
 def test_validation_mcc_is_that_of_the_whole_set_not_a_mean_over_batches(tmp_path, tiny_encoder):
     many_batches = settings(epochs=8, learning_rate=3e-3, best_metric="mcc", max_tokens_per_microbatch=32)
     data = examples(tmp_path, 160)
     data.label_ids_N[::8] = 1 - data.label_ids_N[::8]  # so that no model is quite right
     outcome = run_loop(data, tiny_encoder, 0, many_batches, LocalStore(tmp_path / "run"))
     given = data.label_ids_N[data.validation]
-    said = outcome.held_out_VK.argmax(axis=1)
+    said = outcome.validation_VK.argmax(axis=1)
     whole = matthews_corrcoef(given, said)
     told = {row["step"]: row["mcc"] for row in outcome.history if row["kind"] == "eval"}
     assert told[outcome.best_step] == pytest.approx(whole, abs=1e-9)
@@ -78,10 +79,12 @@ def test_validation_mcc_is_that_of_the_whole_set_not_a_mean_over_batches(tmp_pat
     assert abs(np.nanmean(of_each) - whole) > 0.01  # the mistake would show
 
 
+@pytest.mark.slow
 def test_the_epoch_is_chosen_on_validation_rows_and_on_nothing_else(tmp_path, tiny_encoder):
     """The loop is given no other rows; of those it has, the best epoch is the best one on validation."""
     given = {field.name for field in dataclasses.fields(Examples)}
-    assert given == {"shards", "label_ids_N", "train", "validation", "soft_NC"}  # the last: what a teacher says
+    # soft_NC: probabilities of a teacher; first_of_validation: the example from which on rows come from data.validation
+    assert given == {"shards", "label_ids_N", "train", "validation", "first_of_validation", "soft_NC"}
     outcome = run_loop(
         examples(tmp_path, 160), tiny_encoder, 0, settings(epochs=5, learning_rate=4e-3), LocalStore(tmp_path / "run")
     )
@@ -95,7 +98,7 @@ def test_the_epoch_is_chosen_on_validation_rows_and_on_nothing_else(tmp_path, ti
 def test_a_text_is_padded_to_its_batch_not_to_the_longest_of_the_set(tmp_path, tiny_encoder, monkeypatch, packed):
     """What linear layers compute: every token once where the model can be packed, else little more."""
     if not packed:
-        monkeypatch.setattr(PackedModel, "of", lambda classifier, bf16: (None, "not today"))
+        monkeypatch.setattr(PackedModel, "of", lambda classifier, kernels_in: (None, "not today"))
     data = examples(tmp_path, 160)
     loop = loop_module._Loop(data, tiny_encoder, 0, settings(epochs=1), LocalStore(tmp_path / "run"), "cpu", None)
     computed = []
@@ -115,12 +118,13 @@ def test_dropout_is_off_when_validating_and_on_when_training(tmp_path, tiny_enco
     data = examples(tmp_path)
     loop = loop_module._Loop(data, tiny_encoder, 0, SETTINGS, LocalStore(tmp_path / "run"), "cpu", None)
     loop.model.train()
-    np.testing.assert_array_equal(loop._held_out(), loop._held_out())
+    np.testing.assert_array_equal(loop._validate(), loop._validate())
     assert loop.model.training
     objective: Any = loop.objective
     assert not torch.equal(objective.logits(loop.net, data.train[:4]), objective.logits(loop.net, data.train[:4]))
 
 
+@pytest.mark.slow
 def test_the_saved_model_is_that_of_the_best_epoch(tmp_path, tiny_encoder):
     from bertray.training.checkpoint import load_step
 
@@ -135,4 +139,4 @@ def test_the_saved_model_is_that_of_the_best_epoch(tmp_path, tiny_encoder):
         ids = torch.from_numpy(data.shards.padded(np.array([example]), 0)["input_ids"])
         with torch.inference_mode():
             found = model(input_ids=ids).logits[0].numpy()
-        np.testing.assert_allclose(found, outcome.held_out_VK[row], atol=1e-4)
+        np.testing.assert_allclose(found, outcome.validation_VK[row], atol=1e-4)

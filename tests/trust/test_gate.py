@@ -62,6 +62,7 @@ def test_a_test_set_used_again_is_judged_more_strictly():
     assert first.finds[0.01] > tenth.finds[0.01]
 
 
+@pytest.mark.slow
 def test_of_fifty_worse_candidates_on_one_test_set_almost_none_passes():
     """All 1 point worse, 10 % discordance: the bound without correction lets one of 50 pass in 15 % of cases."""
     passed = []
@@ -105,6 +106,10 @@ def test_small_slices_are_named_and_never_block():
     alone = gate.decide(counts, {"language": {"ko": small}})
     assert alone.passed
     assert "Cannot be judged, with fewer than 100 rows: language=ko (99)." in alone.sentences
+    many = gate.decide(counts, {"shop": {f"{number:02d}": small for number in range(40)}})
+    assert len(many.slices) == 40
+    [said] = [sentence for sentence in many.sentences if sentence.startswith("Cannot be judged")]
+    assert said.endswith("shop=08 (99), shop=09 (99) and 30 more.")
     both = gate.decide(counts, {"language": {"ko": small, "en": large}})
     assert not both.passed
     assert [judged.name for judged in both.worse_slices] == ["language=en"]

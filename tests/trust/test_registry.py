@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from bertray.cli import run
 from bertray.errors import ConfigError, ConflictError
 from bertray.io import faults
 from bertray.trust import registry as registries
@@ -206,3 +207,35 @@ def test_rows_are_known_whatever_their_order_and_the_order_of_classes():
     assert registries.rows_digest(hashes_N, 1 - labels_N, ["pos", "neg"]) == digest
     assert registries.rows_digest(hashes_N, 1 - labels_N, ["neg", "pos"]) != digest
     assert registries.rows_digest(hashes_N[:2], labels_N[:2], ["neg", "pos"]) != digest
+
+
+def test_a_test_set_with_most_of_its_rows_is_known_again():
+    random = np.random.default_rng(0)
+    hashes_N, labels_N = random.integers(2**64, size=2000, dtype=np.uint64), random.integers(2, size=2000)
+
+    def uses(rows: np.ndarray, labels: np.ndarray, names: list[str]) -> int:
+        history = [new_entry("refuse", [], "v1", test_digest="another", test_sketch=before)]
+        given = rows, labels, names
+        return registries.uses_of(history, registries.rows_digest(*given), registries.rows_sketch(*given))
+
+    before = registries.rows_sketch(hashes_N, labels_N, ["neg", "pos"])
+    assert len(set(before)) == registries.SKETCH_ROWS
+    assert uses(hashes_N[::-1], 1 - labels_N[::-1], ["pos", "neg"]) == 1
+    assert uses(hashes_N[1:], labels_N[1:], ["neg", "pos"]) == 1
+    assert uses(hashes_N[600:], labels_N[600:], ["neg", "pos"]) == 1
+    assert uses(hashes_N[1400:], labels_N[1400:], ["neg", "pos"]) == 0
+    assert uses(hashes_N, 1 - labels_N, ["neg", "pos"]) == 0
+    fresh = random.integers(2**64, size=2000, dtype=np.uint64)
+    assert uses(np.concatenate([hashes_N, fresh[:1000]]), np.resize(labels_N, 3000), ["neg", "pos"]) == 1
+    assert uses(fresh, labels_N, ["neg", "pos"]) == 0
+    assert len(registries.rows_sketch(hashes_N[:10], labels_N[:10], ["neg", "pos"])) == 10
+
+
+def test_a_reason_is_one_line_without_what_a_terminal_obeys(tmp_path, capsys):
+    registry = Registry(str(tmp_path))
+    forged = "because\x1b[2J\n   2 2026-11-30T00:00:00Z promoted v2 by root"
+    registry.append("reviews", new_entry("promote", [], "v1", forced=True, reason=forged))
+    assert run(["registry", f"registry={tmp_path}"]) == 0
+    first, second = capsys.readouterr().out.splitlines()
+    assert first == "reviews → v1"
+    assert second.endswith(", forced: because[2J 2 2026-11-30T00:00:00Z promoted v2 by root")

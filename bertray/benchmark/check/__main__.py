@@ -31,7 +31,8 @@ def main(argv: list[str]) -> int:
         for section in (
             *(correctness.environment, correctness.heads, correctness.logits, correctness.varlen, correctness.training),
             *(speed.host_copies, speed.engine, speed.waits, speed.kernels),
-            *(correctness.varlen_training, speed.training_loop, correctness.out_of_memory, correctness.ranks),
+            *(correctness.varlen_training, speed.training_loop, speed.fused),
+            *(correctness.out_of_memory, correctness.ranks),
         )
     }
     given = dict(word.partition("=")[::2] for word in argv[1:])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from bertray import schema as s
 from bertray.benchmark.limit import ModelShape, synchronize
+from bertray.benchmark.made_up import SIZES, VOCAB_SIZE
 from bertray.io.store import LocalStore
 from bertray.model.tokenization import Sequences
 from bertray.training.examples import Examples, LoopSettings, TrainingSettings
@@ -45,13 +46,13 @@ class Device:
 
     @property
     def vocab_size(self) -> int:
-        return 30522 if self.is_gpu else 300
+        return VOCAB_SIZE if self.is_gpu else 300
 
     @property
     def shapes(self) -> dict[str, tuple[int, int, int, int]]:
         """Hidden size, layers, heads and feed-forward size of the models that stand for real ones."""
         if self.is_gpu:
-            return {"minilm": (384, 6, 12, 1536), "base": (768, 12, 12, 3072)}
+            return {"minilm": SIZES["untrained-minilm"], "base": SIZES["untrained-bert-base"]}
         return {"minilm": (64, 2, 4, 128), "base": (96, 2, 4, 192)}
 
     def model(self, name: str, *, wild: bool = False) -> Path:
@@ -127,15 +128,6 @@ def sequences(device: Device, lens: Any, *, seed: int = 0, pairs: bool = False) 
     return Sequences(ids_T.astype(np.uint16), lens_S, second_S.astype(np.int32), np.arange(len(lens_S)), len(lens_S))
 
 
-def lengths(kind: str, count: int) -> NDArray[np.int64]:
-    """Lengths as of reviews: `256` all cut, `imdb` most cut at 256, `short`."""
-    random = np.random.default_rng(1)
-    if kind == "256":
-        return np.full(count, 256)
-    center, spread, low, high = (5.4, 0.6, 12, 256) if kind == "imdb" else (3.0, 0.5, 4, 128)
-    return np.clip(random.lognormal(center, spread, count), low, high).astype(np.int64)
-
-
 def examples(device: Device, lens: Any) -> Examples:
     """Token shards whose label follows from the first token; the first tenth is validation."""
     seqs = sequences(device, lens, seed=3)
@@ -150,16 +142,16 @@ def examples(device: Device, lens: Any) -> Examples:
     }
     path = Path(tempfile.mkdtemp(dir=device.root)) / "examples.arrow"
     write_examples(path, pa.table(columns), [LABELS[label] for label in labels])
-    num_held_out = max(8, len(rows) // 10)
+    num_validation = max(8, len(rows) // 10)
     return Examples(
-        TokenShards([path]), labels.astype(np.int32), train=rows[num_held_out:], validation=rows[:num_held_out]
+        TokenShards([path]), labels.astype(np.int32), train=rows[num_validation:], validation=rows[:num_validation]
     )
 
 
 def train(device: Device, model: Path, data: Examples, on: str, *, batch_size: int = 32, **settings: Any) -> Outcome:
     """One epoch of bertray's own loop on some device, in fp32 by default."""
-    options = {"epochs": 1, "learning_rate": 1e-4, "checkpoint_every_s": 1e9, "precision": "fp32", **settings}
-    loop = LoopSettings(LABELS, TrainingSettings(batch_size=batch_size, **options), 0, "check", None)
+    training = TrainingSettings(1, 1e-4, batch_size, 0.1, checkpoint_every_s=1e9, precision="fp32")
+    loop = LoopSettings(LABELS, replace(training, **settings), 0, "check", None)
     return run_loop(data, model, 0, loop, LocalStore(Path(tempfile.mkdtemp(dir=device.root))), device=on)
 
 

@@ -7,7 +7,6 @@ import os
 import socket
 import sys
 from collections.abc import Callable
-from contextlib import contextmanager
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -18,12 +17,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - the name everyone knows
 
-from bertray.benchmark.check.cases import Device, classifier, examples, largest, lengths, losses, sequences, train
+from bertray.benchmark.check.cases import Device, classifier, examples, largest, losses, sequences, train
+from bertray.benchmark.made_up import lengths
 from bertray.model.engine import Engine
 from bertray.model.tokenization import Sequences
 
 _FAMILIES = ("bert", "roberta", "distilbert", "electra", "albert")
-_FP32_LOGITS, _BF16_LOGITS = 1e-3, 0.1  # bounds, where the largest logit is 1 or less, else in proportion
+_FP32_LOGITS, BF16_LOGITS = 1e-3, 0.1  # bounds, where the largest logit is 1 or less, else in proportion
 _VARLEN = 5e-3  # of the norm, against fp64
 _FP32_LOSSES, _BF16_LOSSES, _RANKS = 2e-3, 5e-2, 1e-3
 _RANK_LIMIT_S = 90.0
@@ -79,7 +79,7 @@ def logits(device: Device) -> Found:
     for name, path, seqs in cases:
         expected = _alone(path, seqs, device.name)
         scale = max(1.0, largest(expected))
-        for precision, bound in (("fp32", _FP32_LOGITS), ("bf16", _BF16_LOGITS)):
+        for precision, bound in (("fp32", _FP32_LOGITS), ("bf16", BF16_LOGITS)):
             engine = Engine(path, device=device.name, precision=precision)
             small = Engine(path, device=device.name, precision=precision, max_tokens_per_pack=600)
             got = engine.logits(seqs)
@@ -153,6 +153,8 @@ def training(device: Device) -> Found:
         "bf16": {"precision": "bf16"},
         "micro-batches": {"max_tokens_per_microbatch": 256},
     }
+    if device.is_gpu:
+        cases["fp16"] = {"precision": "fp16"}
     for name, settings in cases.items():
         found[name] = largest(losses(train(device, path, data, device.name, **settings)) - expected)
     twice = [losses(train(device, path, data, device.name, precision="bf16")) for _ in range(2)]
@@ -169,6 +171,7 @@ def varlen_training(device: Device) -> Found:
     """A training step of the packed model on `varlen_attn` beside one on padded batches: gradient error and time."""
     from transformers import AutoModelForSequenceClassification
 
+    from bertray.training.inputs import over_tensors
     from bertray.training.packed import PackedModel, pack
 
     found: Found = {"ok": True}
@@ -183,7 +186,9 @@ def varlen_training(device: Device) -> Found:
             packed, why_not = PackedModel.of(copy.deepcopy(base).train())
             assert packed is not None, why_not
             packed.to(device.name)
-            batch = _moved(pack(ids, np.zeros(num_rows, np.int64), base.config), device.name)
+            packed.varlen = True  # on CPU by the reference
+            on_host = pack(ids, np.zeros(num_rows, np.int64), base.config, in_groups=False)
+            batch = over_tensors(on_host, lambda tensor: tensor.to(device.name))
             padded = {key: value.to(device.name) for key, value in _padded(ids).items()}
             targets_B = torch.arange(num_rows, device=device.name) % 3
             runs: dict[str, tuple[Any, Callable[[], Tensor]]] = {
@@ -192,50 +197,19 @@ def varlen_training(device: Device) -> Found:
             }
             exact = _gradients(*runs["padded"], targets_B, device.name, bf16=False)
             row: Found = {"fill": round(float(lens.sum() / (num_rows * lens.max())), 2)}
-            with _attention_by_varlen():
-                for way, run in runs.items():
-                    step = partial(_gradients, *run, targets_B, device.name, bf16=True)
-                    got = step()
-                    row[f"off_{way}"] = round(_norm({key: got[key] - exact[key] for key in exact}) / _norm(exact), 4)
-                    row[f"{way}_ms"] = round(device.seconds(step, 5 if device.is_gpu else 1) * 1e3, 2)
+            for way, run in runs.items():
+                step = partial(_gradients, *run, targets_B, device.name, bf16=True)
+                got = step()
+                row[f"off_{way}"] = round(_norm({key: got[key] - exact[key] for key in exact}) / _norm(exact), 4)
+                row[f"{way}_ms"] = round(device.seconds(step, 5 if device.is_gpu else 1) * 1e3, 2)
             found["ok"] &= row["off_varlen"] <= 1.2 * row["off_padded"]
             found[f"{name} {kind} {num_rows}"] = row
     return found
 
 
-@contextmanager
-def _attention_by_varlen() -> Any:
-    """Let packed models attend by `varlen_attn`."""
-    from torch.nn.attention.varlen import varlen_attn
-    from transformers import AttentionInterface
-
-    from bertray.training import packed as packed_training
-
-    def attend(
-        module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Any, *, packed: Any, scaling: Any = None, **_: Any
-    ) -> tuple[Any, None]:
-        q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
-        longest = int(packed.cu_seqlens_B1.diff().max())
-        cu_seqlens = packed.cu_seqlens_B1
-        out = varlen_attn(q, k, v, cu_seqlens, cu_seqlens, longest, longest, scale=scaling)
-        assert isinstance(out, Tensor)
-        return out[None], None
-
-    AttentionInterface.register(packed_training.ATTENTION, attend)
-    try:
-        yield
-    finally:
-        packed_training._register()
-
-
 def _padded_logits(model: Any, inputs: dict[str, Tensor]) -> Tensor:
     logits_BC: Tensor = model(**inputs).logits
     return logits_BC
-
-
-def _moved(batch: Any, device: str) -> Any:
-    moved = {name: value.to(device) if torch.is_tensor(value) else value for name, value in vars(batch).items()}
-    return type(batch)(**{**moved, "groups": ()})
 
 
 def _padded(ids: list[np.ndarray]) -> dict[str, Tensor]:
@@ -277,7 +251,7 @@ def out_of_memory(device: Device) -> Found:
     finally:
         if device.is_gpu:
             torch.cuda.set_per_process_memory_fraction(1.0)
-    return {"ok": off <= _BF16_LOGITS, "max_tokens_per_pack": engine.max_tokens_per_pack, "off": off}
+    return {"ok": off <= BF16_LOGITS, "max_tokens_per_pack": engine.max_tokens_per_pack, "off": off}
 
 
 def ranks(device: Device) -> Found:

@@ -38,8 +38,8 @@ def _forward(
     **_: Any,
 ) -> tuple[Tensor, ...]:
     _check(query, key, value, cu_seqlens_q, cu_seqlens_k, max_q, max_k)
-    assert not dropout
-    assert not causal
+    if dropout or causal:
+        raise RuntimeError("the reference has neither dropout nor a causal mask")
     out, logsumexp = torch.empty_like(query), torch.zeros(query.shape[1], query.shape[0])
     for of_q, of_k in _spans(cu_seqlens_q, cu_seqlens_k):
         q, k, v = (x.float().transpose(0, 1) for x in (query[of_q], key[of_k], value[of_k]))
@@ -77,16 +77,23 @@ def _backward(
 def _check(
     query: Tensor, key: Tensor, value: Tensor, cu_seqlens_q: Tensor, cu_seqlens_k: Tensor, max_q: int, max_k: int
 ) -> None:
-    assert query.dtype in (torch.float16, torch.bfloat16)
-    assert query.dtype == key.dtype == value.dtype
-    assert cu_seqlens_q.dtype == cu_seqlens_k.dtype == torch.int32
-    assert cu_seqlens_q.is_contiguous()
-    assert cu_seqlens_k.is_contiguous()
-    assert all(x.stride(-1) == 1 for x in (query, key, value))
-    assert query.shape[-1] % 8 == 0
-    assert query.shape[-1] <= _MOST_HEAD
-    assert max_q >= int(cu_seqlens_q.diff().max())
-    assert max_k >= int(cu_seqlens_k.diff().max())
+    """Raises RuntimeError, as the kernel does, with the condition that does not hold."""
+    head_size = query.shape[-1]
+    conditions = {
+        "FlashAttention only supports fp16 and bf16 data type": query.dtype in (torch.float16, torch.bfloat16),
+        "query, key and value must have the same dtype": query.dtype == key.dtype == value.dtype,
+        "cu_seqlens must have dtype int32": cu_seqlens_q.dtype == cu_seqlens_k.dtype == torch.int32,
+        "cu_seqlens must be contiguous": cu_seqlens_q.is_contiguous() and cu_seqlens_k.is_contiguous(),
+        "the last dimension must be contiguous": all(x.stride(-1) == 1 for x in (query, key, value)),
+        "key and value must have the same strides": key.stride() == value.stride(),
+        "head_size should be a multiple of 8": head_size % 8 == 0,
+        "only supports head dimension at most 256": head_size <= _MOST_HEAD,
+        "max_q is below the longest sequence": max_q >= int(cu_seqlens_q.diff().max()),
+        "max_k is below the longest sequence": max_k >= int(cu_seqlens_k.diff().max()),
+    }
+    for condition, holds in conditions.items():
+        if not holds:
+            raise RuntimeError(condition)
 
 
 def _spans(cu_seqlens_q: Tensor, cu_seqlens_k: Tensor) -> list[tuple[slice, slice]]:

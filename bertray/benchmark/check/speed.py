@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import os
 import time
 import traceback
 import warnings
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from bertray.benchmark.check.cases import Device, examples, lengths, sequences, train
-from bertray.benchmark.check.correctness import Found
+from bertray.benchmark.check.cases import Device, examples, largest, sequences, train
+from bertray.benchmark.check.correctness import BF16_LOGITS, Found
+from bertray.benchmark.made_up import lengths
 from bertray.model.engine import Engine
+from bertray.model.fused import SWITCH
 from bertray.model.pooling import PooledReadout
 
 _KINDS = {
@@ -67,6 +73,26 @@ def training_loop(device: Device) -> Found:
                 "step_ms": round(step_s * 1e3, 1),
                 "tflops": round(flops / step_s / 1e12, 1),
             }
+    return found
+
+
+def fused(device: Device) -> Found:
+    """Rows a second with fused kernels and without, seconds until the first result, and what they change in logits."""
+    found: Found = {"ok": True}
+    for name in device.shapes:
+        seqs = sequences(device, lengths("imdb", 8192 if device.is_gpu else 16))
+        row: Found = {}
+        given: list[NDArray[np.float32]] = []
+        for way, switch in (("plain", "0"), ("fused", "1")):
+            began = time.perf_counter()
+            with patch.dict(os.environ, {SWITCH: switch}):
+                model = Engine(device.model(name), device=device.name, precision="bf16")
+            given.append(model.logits(seqs))
+            row[f"{way}_first_s"] = round(time.perf_counter() - began, 1)
+            row[f"{way}_rows_per_s"] = round(len(seqs.lens_S) / device.seconds(partial(model.logits, seqs), 3))
+        row["off"] = round(largest(given[1] - given[0]) / max(1.0, largest(given[0])), 5)
+        found["ok"] &= row["off"] <= BF16_LOGITS
+        found[name] = row
     return found
 
 

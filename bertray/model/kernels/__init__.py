@@ -1,8 +1,11 @@
-"""Kernels for CPUs with AMX: attention over packed sequences, linear layers, the feed forward of a layer, AdamW.
+"""Kernels for CPUs: attention over packed sequences, linear layers, the feed forward of a layer, AdamW.
 
-They are C++ beside this file, built by the machine's compiler when a process first wants them, which takes some seconds
-once a machine and version: the result is kept in the user's cache. Where AMX, Linux, a compiler or the right sizes are
-missing, or `BERTRAY_KERNELS=off` is in the environment, torch's own operations do the same, more slowly.
+They are C++ in the folders beside this file, for each number format: bf16 for CPUs that multiply in it, fp32 for those
+that have no instructions wider than AVX2. The installation compiles it, where a compiler is, to a library for each
+instruction set. Where that library, Linux, the instructions or the right sizes are missing, torch's own operations do
+the same, more slowly. `BERTRAY_KERNELS` in the environment chooses, several words by commas: `off` for none; `amx`,
+`avx512bf16` or `avx2`, each among those in its number format, by default the fastest of the CPU; `build` to compile the
+kernels when a process first wants them, and keep the library in the user's cache.
 
 Legend: T packed tokens, B sequences, D hidden, H heads, E size of a head, I inputs, O outputs of a linear layer.
 """
@@ -11,13 +14,10 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import hashlib
 import logging
 import os
 import platform
-import shutil
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -27,19 +27,25 @@ import torch
 from torch import Tensor
 
 from bertray.io.cache import Cache
-from bertray.model.kernels.checks import check, check_cu_seqlens, check_heads
+from bertray.model.kernels.build import (
+    INSTRUCTION_SETS,
+    SETS_OF,
+    compile_library,
+    digest_of,
+    find_compiler,
+    flags_of,
+    library_of,
+    on_this_platform,
+)
+from bertray.model.kernels.checks import WIDE, check, check_cu_seqlens, check_heads, check_sizes
 
 _log = logging.getLogger(__name__)
 
-_FLAGS = (
-    *("-std=c++17", "-O3", "-shared", "-fPIC", "-fopenmp"),
-    *("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512bf16", "-mamx-tile", "-mamx-bf16"),
-)
-_NEEDS = ("amx_tile", "amx_bf16", "avx512_f", "avx512_bw", "avx512_dq", "avx512_vl", "avx512_bf16")
-_BUILD_LIMIT_S = 300.0
+_OFF = {"off", "0", "false"}
 
-_WIDE = 32  # numbers in bf16 in a row of a tile
-_MOST_HEAD = 4 * _WIDE
+_COLUMNS = 16  # outputs of a panel in fp32
+_MOST_HEAD = 4 * WIDE
+_FORMATS = {torch.bfloat16: "bf16", torch.float32: "fp32"}
 
 
 class _Linear(ctypes.Structure):
@@ -110,19 +116,18 @@ class AdamWStep(ctypes.Structure):
 
 
 class TiledLinear:
-    """A linear layer whose weights lie in tiles, 32 outputs and 32 inputs at a time.
+    """A linear layer whose weights lie in tiles: 32 outputs and 32 inputs at a time in bf16, 16 outputs in fp32.
 
     Args:
-        tiles: bf16, `of` lays them out.
+        tiles: `of` lays them out.
         bias_O: kept in fp32; None adds nothing.
         inputs, outputs: multiples of 32.
     """
 
     def __init__(self, tiles: Tensor, bias_O: Tensor | None, inputs: int, outputs: int) -> None:
-        if inputs % _WIDE or outputs % _WIDE:
-            raise ValueError(f"linear layer: expected sizes in multiples of {_WIDE}, found {inputs} and {outputs}")
-        check("tiles of a linear layer", tiles.view(-1), (inputs * outputs,), torch.bfloat16)
-        self._tiles = tiles
+        check_sizes("linear layer", inputs, outputs)
+        check("tiles of a linear layer", tiles.view(-1), (inputs * outputs,))
+        self._tiles, self.dtype = tiles, tiles.dtype
         self._bias_O = None if bias_O is None else bias_O.to(torch.float32).contiguous()
         if self._bias_O is not None:
             check("bias of a linear layer", self._bias_O, (outputs,), torch.float32)
@@ -131,17 +136,25 @@ class TiledLinear:
         self.struct = _Linear(tiles.data_ptr(), bias, inputs, outputs)
 
     @classmethod
-    def of(cls, weight_OI: Tensor, bias_O: Tensor) -> TiledLinear:
-        """The layer of these weights."""
+    def of(cls, weight_OI: Tensor, bias_O: Tensor, dtype: torch.dtype = torch.bfloat16) -> TiledLinear:
+        """The layer of these weights, for kernels in bf16 or fp32."""
         outputs, inputs = weight_OI.shape
-        blocks = weight_OI.to(torch.bfloat16).view(outputs // _WIDE, 2, _WIDE // 2, inputs // _WIDE, _WIDE // 2, 2)
+        if dtype == torch.float32:
+            panels = weight_OI.to(dtype).view(outputs // _COLUMNS, _COLUMNS, inputs)
+            return cls(panels.transpose(1, 2).contiguous(), bias_O, inputs, outputs)
+        blocks = weight_OI.to(torch.bfloat16).view(outputs // WIDE, 2, WIDE // 2, inputs // WIDE, WIDE // 2, 2)
         return cls(blocks.permute(0, 3, 1, 4, 2, 5).contiguous(), bias_O, inputs, outputs)
 
 
 class Kernels:
-    """Kernels of one built library, for tensors on CPU, contiguous and bf16 unless stated otherwise."""
+    """Kernels of one built library, for tensors on CPU, contiguous and in its number format unless stated otherwise.
 
-    def __init__(self, path: Path) -> None:
+    Args:
+        dtype: its number format, bf16 or fp32.
+    """
+
+    def __init__(self, path: Path, dtype: torch.dtype = torch.bfloat16) -> None:
+        self.dtype = dtype
         library = self.library = ctypes.CDLL(str(path))
         pointer, size, count = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
         linear, norm = ctypes.POINTER(_Linear), ctypes.POINTER(_Norm)
@@ -159,8 +172,11 @@ class Kernels:
         self._adamw = library.bertray_adamw
         self._adamw.argtypes = [ctypes.POINTER(AdamWWeight), size, ctypes.POINTER(AdamWStep), count]
         self._adamw.restype = None
-        if library.bertray_allow_tiles() != 0:
-            raise OSError("the operating system does not let this process use AMX")
+
+    @property
+    def accepted(self) -> tuple[torch.dtype, ...]:
+        """Number formats of what linear layers take and give: kernels in bf16 read and write fp32, too."""
+        return (torch.float32,) if self.dtype == torch.float32 else (torch.bfloat16, torch.float32)
 
     def attention(
         self, q_THE: Tensor, k_THE: Tensor, v_THE: Tensor, cu_seqlens_q: Tensor, cu_seqlens_k: Tensor
@@ -174,16 +190,16 @@ class Kernels:
             cu_seqlens_k: likewise keys and values.
         """
         num_tokens, num_heads, head = q_THE.shape
-        check_heads("queries", q_THE, q_THE.shape, q_THE.stride(0))
+        check_heads("queries", q_THE, q_THE.shape, q_THE.stride(0), self.dtype)
         for what, x_THE in (("keys", k_THE), ("values", v_THE)):
-            check_heads(what, x_THE, (len(k_THE), num_heads, head), k_THE.stride(0))
+            check_heads(what, x_THE, (len(k_THE), num_heads, head), k_THE.stride(0), self.dtype)
         check_cu_seqlens("offsets of queries", cu_seqlens_q, num_tokens)
         check_cu_seqlens("offsets of keys", cu_seqlens_k, len(k_THE))
         if len(cu_seqlens_q) != len(cu_seqlens_k):
             raise ValueError(
                 f"attention: {len(cu_seqlens_q) - 1} sequences of queries, {len(cu_seqlens_k) - 1} of keys"
             )
-        out_TD = torch.empty(num_tokens, num_heads * head, dtype=torch.bfloat16)
+        out_TD = torch.empty(num_tokens, num_heads * head, dtype=self.dtype)
         failed = self._attention(
             *(q_THE.data_ptr(), q_THE.stride(0), k_THE.data_ptr(), v_THE.data_ptr(), k_THE.stride(0)),
             *(cu_seqlens_q.data_ptr(), cu_seqlens_k.data_ptr(), len(cu_seqlens_q) - 1, num_heads, head),
@@ -198,11 +214,12 @@ class Kernels:
         are int32 [B + 1], where each sequence begins and the last ends, the first of them 0.
         """
 
+        self._check_layers(layer)
         if layer.outputs != 3 * layer.inputs or layer.inputs % num_heads:
             raise ValueError(f"attention: {layer.inputs} to {layer.outputs} is no projection of {num_heads} heads")
 
         def run(x_TD: Tensor, cu_seqlens_B1: Tensor) -> Tensor:
-            check("input of attention", x_TD, (len(x_TD), layer.inputs), torch.bfloat16)
+            check("input of attention", x_TD, (len(x_TD), layer.inputs), self.dtype)
             check_cu_seqlens("offsets of sequences", cu_seqlens_B1, len(x_TD))
             out_TD = torch.empty_like(x_TD)
             failed = self._self_attention(
@@ -213,13 +230,15 @@ class Kernels:
 
         return run
 
-    def linear(self, x_TI: Tensor, layer: TiledLinear, dtype: torch.dtype = torch.bfloat16) -> Tensor:
-        """[T, O] in bf16 or fp32, of either."""
-        check("input of a linear layer", x_TI, (len(x_TI), layer.inputs))
-        out_TO = torch.empty(len(x_TI), layer.outputs, dtype=dtype)
+    def linear(self, x_TI: Tensor, layer: TiledLinear, dtype: torch.dtype | None = None) -> Tensor:
+        """[T, O], from and to the kernels' number format; kernels in bf16 take and give fp32, too."""
+        self._check_layers(layer)
+        check("input of a linear layer", x_TI, (len(x_TI), layer.inputs), *self.accepted)
+        out_TO = torch.empty(len(x_TI), layer.outputs, dtype=dtype or self.dtype)
+        check("output of a linear layer", out_TO, out_TO.shape, *self.accepted)
         failed = self._linear(
             *(x_TI.data_ptr(), x_TI.dtype == torch.float32, len(x_TI), layer.struct),
-            *(out_TO.data_ptr(), dtype == torch.float32, torch.get_num_threads()),
+            *(out_TO.data_ptr(), out_TO.dtype == torch.float32, torch.get_num_threads()),
         )
         return done(failed, out_TO)
 
@@ -235,6 +254,7 @@ class Kernels:
 
         The activation is the exact GELU; the norms are those of `transformers`, in fp32.
         """
+        self._check_layers(attended, up, down)
         hidden, inner = attended.outputs, up.outputs
         norms = [_NormOf(norm, hidden) for norm in (attended_norm, output_norm)]
         if (attended.inputs, up.inputs, down.inputs, down.outputs) != (hidden, hidden, inner, hidden):
@@ -242,7 +262,7 @@ class Kernels:
 
         def run(attended_TD: Tensor, x_TD: Tensor) -> Tensor:
             for what, given_TD in (("attention's output", attended_TD), ("input of the layer", x_TD)):
-                check(what, given_TD, (len(x_TD), hidden), torch.bfloat16)
+                check(what, given_TD, (len(x_TD), hidden), self.dtype)
             out_TD = torch.empty_like(x_TD)
             failed = self._feed_forward(
                 *(attended_TD.data_ptr(), x_TD.data_ptr(), len(x_TD)),
@@ -256,6 +276,10 @@ class Kernels:
     def adamw(self, weights: Sequence[AdamWWeight], step: AdamWStep) -> None:
         """Moves all weights one step on, in place."""
         self._adamw((AdamWWeight * len(weights))(*weights), len(weights), step, torch.get_num_threads())
+
+    def _check_layers(self, *layers: TiledLinear) -> None:
+        if any(layer.dtype != self.dtype for layer in layers):
+            raise ValueError(f"linear layer: its tiles are not in {_FORMATS[self.dtype]}, as these kernels are")
 
 
 class _NormOf:
@@ -287,72 +311,98 @@ def done(failed: int, result: Tensor) -> Tensor:
 
 def fits(hidden: int, inner: int, head: int) -> bool:
     """Whether a model of such sizes can run in tiles."""
-    return hidden % _WIDE == inner % _WIDE == head % _WIDE == 0 and head <= _MOST_HEAD
+    return hidden % WIDE == inner % WIDE == head % WIDE == 0 and head <= _MOST_HEAD
 
 
 @functools.cache
-def kernels() -> Kernels | None:
-    """The kernels of this machine, built if need be; None where torch has to do without them, and the log says why."""
-    if not _supported() or os.environ.get("BERTRAY_KERNELS", "").lower() in ("off", "0", "false"):
+def kernels(dtype: torch.dtype) -> Kernels | None:
+    """The kernels of this machine in a number format; None where torch has to do without them, and the log says why."""
+    instructions, may_build = choose_kernels(dtype)
+    if instructions is None:
         return None
-    compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++") or shutil.which("c++")
     try:
-        return _loaded(compiler.split() if compiler else None)
+        library = library_of(instructions)
+        if library.exists():
+            return Kernels(library, dtype)
+        if may_build:
+            return _built(instructions, flags_of(instructions))
     except (OSError, subprocess.SubprocessError, ImportError) as error:
         said = getattr(error, "stderr", None) or str(error)
-        _log.warning("The model runs without our kernels for AMX, more slowly: %s", said.strip()[-500:])
+        _log.warning("The model runs without our kernels, more slowly: %s", said.strip()[-500:])
         return None
+    _log.warning(
+        "The model runs without our kernels, more slowly: they were not compiled when bertray was installed. "
+        "Install it again with a C++ compiler (apt install g++), or set BERTRAY_KERNELS=build."
+    )
+    return None
 
 
-def _supported() -> bool:
-    if sys.platform != "linux" or platform.machine() != "x86_64":
-        return False
+def choose_kernels(dtype: torch.dtype) -> tuple[str | None, bool]:
+    """The one of `INSTRUCTION_SETS` to use here in a number format, and whether its library may be built if need be.
+
+    None for none: on CPUs with AVX512, whose registers are twice as wide, torch's operations in fp32 are the faster
+    ones unless `avx2` is asked for.
+    """
+    chosen = {word.strip() for word in os.environ.get("BERTRAY_KERNELS", "").lower().split(",")} - {""}
+    here = _supported()
+    may_build = "build" in chosen
+    if unknown := chosen - {*here, *_OFF, "build"}:
+        expected, found = ", ".join((*here, "build", "off")), ", ".join(sorted(unknown))
+        _log.warning("BERTRAY_KERNELS: expected one of %s on this machine, found %s. None are used.", expected, found)
+        return None, may_build
+    if chosen & _OFF:
+        return None, may_build
+    of_format = [name for name in here if name in SETS_OF.get(_FORMATS.get(dtype, ""), ())]
+    named = [name for name in of_format if name in chosen]
+    usual = [] if dtype == torch.float32 and torch.cpu.get_capabilities().get("avx512_f") else of_format
+    return next(iter(named or usual), None), may_build
+
+
+def _supported() -> list[str]:
+    """Instruction sets of this CPU that this process may use, the fastest first."""
+    if not on_this_platform():
+        return []
     capabilities = torch.cpu.get_capabilities()
-    return all(capabilities.get(name) for name in _NEEDS)
+    found = [name for name, needs in INSTRUCTION_SETS.items() if all(capabilities.get(need) for need in needs)]
+    return [name for name in found if name != "amx" or _may_use_tiles()]
 
 
-def _loaded(compiler: list[str] | None) -> Kernels | None:
-    """The kernels from the cache, or built into it; None where they are not there and no compiler is.
+def _may_use_tiles() -> bool:
+    """Ask Linux for the tiles of AMX, which a process may use only then."""
+    arch_prctl, request_permission, tile_data = 158, 0x1023, 18
+    return int(ctypes.CDLL(None).syscall(arch_prctl, request_permission, tile_data)) == 0
+
+
+def _built(instructions: str, flags: Sequence[str]) -> Kernels:
+    """The kernels from the user's cache, or built into it.
 
     Raises:
         OSError, subprocess.SubprocessError: they cannot be built, or not be loaded.
     """
-    folder = Path(__file__).parent
-    sources = sorted(folder.glob("*.cpp"))
-    digest = hashlib.sha256(repr((_FLAGS, platform.libc_ver())).encode())
-    for path in [*sources, *sorted(folder.glob("*.h"))]:
-        digest.update(path.read_bytes())
-    name = f"{digest.hexdigest()[:16]}.so"
+    name = f"{digest_of(instructions, flags, platform.libc_ver())}.so"
+    dtype = torch.float32 if instructions in SETS_OF["fp32"] else torch.bfloat16
     try:
         cache: Cache | None = Cache.of("kernels")
         found = cache.existing(name) if cache is not None else None
     except OSError as error:
         cache = found = None
-        _log.warning("Kernels for AMX are built anew for this process: %s", error)
+        _log.warning("Kernels are built anew for this process: %s", error)
     if found is not None:
-        return Kernels(found)
+        return Kernels(found, dtype)
+    compiler = find_compiler()
     if compiler is None:
-        _log.info("No C++ compiler: the model runs without our kernels for AMX, more slowly.")
-        return None
-    if cache is not None and (built := _built_into(cache, name, compiler, sources)) is not None:
-        return Kernels(built)
+        raise OSError("BERTRAY_KERNELS=build, but there is no C++ compiler (apt install g++)")
+
+    def build(to: Path) -> Path:
+        start = time.monotonic()
+        compile_library(compiler, instructions, flags, to)
+        _log.info("built kernels in %.1f s", time.monotonic() - start)
+        return to
+
+    if cache is not None:
+        try:
+            return Kernels(cache.entry(name, build), dtype)
+        except OSError as error:
+            _log.warning("Kernels are built anew for this process: %s", error)
     with tempfile.TemporaryDirectory(prefix="bertray-build-") as temporary:  # the process keeps what it has loaded
-        return Kernels(_compile(compiler, sources, Path(temporary) / name))
-
-
-def _built_into(cache: Cache, name: str, compiler: list[str], sources: list[Path]) -> Path | None:
-    """The library in the cache; None where it cannot be written there."""
-    try:
-        return cache.entry(name, lambda to: _compile(compiler, sources, to))
-    except OSError as error:
-        _log.warning("Kernels for AMX are built anew for this process: %s", error)
-        return None
-
-
-def _compile(compiler: list[str], sources: list[Path], to: Path) -> Path:
-    start = time.monotonic()
-    command = [*compiler, *_FLAGS, *map(str, sources), "-o", str(to)]
-    subprocess.run(command, check=True, capture_output=True, text=True, errors="replace", timeout=_BUILD_LIMIT_S)  # noqa: S603 - our sources
-    to.chmod(0o700)
-    _log.info("built kernels for AMX in %.1f s", time.monotonic() - start)
-    return to
+        return Kernels(build(Path(temporary) / name), dtype)

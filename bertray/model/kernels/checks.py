@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 _FLOATS = (torch.bfloat16, torch.float32)
+WIDE = 32  # numbers in bf16 in a row of a tile; all sizes are multiples of it, in fp32, too
 
 
 def check(what: str, tensor: Tensor, shape: tuple[int, ...], *dtypes: torch.dtype) -> None:
@@ -26,19 +27,28 @@ def check(what: str, tensor: Tensor, shape: tuple[int, ...], *dtypes: torch.dtyp
     raise ValueError(f"{what}: expected contiguous {kinds} {list(shape)} on cpu, found {_told(tensor)}")
 
 
-def check_heads(what: str, x_THE: Tensor, shape: tuple[int, ...], row_stride: int) -> None:
+def check_sizes(what: str, *sizes: int) -> None:
     """Raises:
-    ValueError: not bf16 on CPU of this shape [T, H, E], with heads of a token side by side and this row stride.
+    ValueError: not all are multiples of WIDE.
+    """
+    if any(size % WIDE for size in sizes):
+        raise ValueError(f"{what}: expected sizes in multiples of {WIDE}, found {' and '.join(map(str, sizes))}")
+
+
+def check_heads(
+    what: str, x_THE: Tensor, shape: tuple[int, ...], row_stride: int, dtype: torch.dtype = torch.bfloat16
+) -> None:
+    """Raises:
+    ValueError: not on CPU of this type and shape [T, H, E], with heads of a token side by side and this row stride.
     """
     strides = (row_stride, shape[2], 1)
     is_laid_out = all(
         size < 2 or stride == wanted for size, stride, wanted in zip(shape, x_THE.stride(), strides, strict=True)
     )
-    if x_THE.shape == shape and x_THE.dtype == torch.bfloat16 and is_laid_out and not _elsewhere(x_THE):
+    if x_THE.shape == shape and x_THE.dtype == dtype and is_laid_out and not _elsewhere(x_THE):
         return
-    raise ValueError(
-        f"{what}: expected bfloat16 {list(shape)} with strides {list(strides)} on cpu, found {_told(x_THE)}"
-    )
+    kind = str(dtype).removeprefix("torch.")
+    raise ValueError(f"{what}: expected {kind} {list(shape)} with strides {list(strides)} on cpu, found {_told(x_THE)}")
 
 
 def check_cu_seqlens(what: str, cu_seqlens_B1: Tensor, num_tokens: int) -> None:

@@ -1,4 +1,4 @@
-"""Kernels as autograd functions of torch: a layer of BERT in training, in bf16 with sums in fp32.
+"""Kernels as autograd functions of torch: a layer of BERT in training, in bf16 with sums in fp32, or all in fp32.
 
 Legend: T packed tokens, B sequences, D hidden, H heads, E size of a head, I inputs, O outputs of a linear layer.
 """
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from bertray.model.kernels import Kernels, TiledLinear, done, kernels
-from bertray.model.kernels.checks import check
+from bertray.model.kernels.checks import check, check_sizes
 
 _POINTER, _SIZE, _COUNT, _REAL = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_float
 _RANDOM_LEVELS = 1 << 32
@@ -63,10 +63,15 @@ class TrainingKernels:
             *(_POINTER, _POINTER, _POINTER, _POINTER, _COUNT),
         ]
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Number format of the kernels, bf16 or fp32."""
+        return self._kernels.dtype
+
     # --- linear layers -----------------------------------------------------------------------------------------------
 
     def linear(self, x: Tensor, layer: TrainedLinear) -> Tensor:
-        """[..., O] in bf16, of [..., I] in either."""
+        """[..., O] in the kernels' number format, of [..., I]; those in bf16 take fp32, too."""
         weights_and_biases = [tensor for module in layer.modules for tensor in (module.weight, module.bias)]
         out: Tensor = _LinearOp.apply(self, layer, x, *weights_and_biases)  # type: ignore[no-untyped-call]
         return out
@@ -74,8 +79,9 @@ class TrainingKernels:
     def lay_out(self, weight_OI: Tensor, bias_O: Tensor, *, backward: bool) -> tuple[TiledLinear, TiledLinear | None]:
         """The layer in tiles, and its transpose without a bias where it is wanted."""
         outputs, inputs = weight_OI.shape
+        check_sizes("linear layer", outputs, inputs)
         check("weights of a linear layer", weight_OI, (outputs, inputs), torch.float32)
-        forward = torch.empty(outputs * inputs, dtype=torch.bfloat16)
+        forward = torch.empty(outputs * inputs, dtype=self.dtype)
         transposed = torch.empty_like(forward) if backward else None
         self._lay_out(
             *(weight_OI.data_ptr(), outputs, inputs, forward.data_ptr()),
@@ -87,8 +93,9 @@ class TrainingKernels:
     def weight_gradient(self, upstream_TO: Tensor, x_TI: Tensor) -> tuple[Tensor, Tensor]:
         """[O, I] and the sums of columns [O], fp32."""
         (num_rows, outputs), inputs = upstream_TO.shape, x_TI.shape[1]
-        check("gradient of a linear layer", upstream_TO, (num_rows, outputs))
-        check("input of a linear layer", x_TI, (num_rows, inputs))
+        check_sizes("linear layer", outputs, inputs)
+        check("gradient of a linear layer", upstream_TO, (num_rows, outputs), *self._kernels.accepted)
+        check("input of a linear layer", x_TI, (num_rows, inputs), *self._kernels.accepted)
         gradient_OI, bias_O = (torch.empty(size, dtype=torch.float32) for size in ((outputs, inputs), outputs))
         failed = self._weight_gradient(
             *(upstream_TO.data_ptr(), upstream_TO.dtype == torch.float32),
@@ -100,10 +107,11 @@ class TrainingKernels:
     # --- attention ---------------------------------------------------------------------------------------------------
 
     def attention(self, q_THE: Tensor, k_THE: Tensor, v_THE: Tensor, cu_seqlens_B1: Tensor) -> Tensor:
-        """Attention within each sequence, [T, H, E] in bf16.
+        """Attention within each sequence, [T, H, E].
 
         Args:
-            q_THE, k_THE, v_THE: bf16; heads of a token lie side by side, equal row strides in all three.
+            q_THE, k_THE, v_THE: in the kernels' number format; heads of a token lie side by side, equal row strides in
+                all three.
             cu_seqlens_B1: int32 [B + 1], offsets of the sequences; the last is T.
         """
         num_tokens = int(cu_seqlens_B1[-1])
@@ -118,12 +126,12 @@ class TrainingKernels:
     # --- what works on each token by itself --------------------------------------------------------------------------
 
     def gelu(self, x: Tensor) -> Tensor:
-        """The exact GELU of bf16."""
+        """The exact GELU."""
         out: Tensor = _GeluOp.apply(self, x)  # type: ignore[no-untyped-call]
         return out
 
     def add_norm(self, x: Tensor, residual: Tensor, norm: nn.LayerNorm, dropped: float) -> Tensor:
-        """norm(dropout(x) + residual) in fp32, of x [..., D] in bf16.
+        """norm(dropout(x) + residual) in fp32, of x [..., D] in the kernels' number format.
 
         Args:
             dropped: probability of a number of x to become 0. Which do is drawn from torch's generator.
@@ -135,9 +143,9 @@ class TrainingKernels:
 
 
 @functools.cache
-def training_kernels() -> TrainingKernels | None:
-    """Those of this machine; None where torch has to do without them."""
-    ours = kernels()
+def training_kernels(dtype: torch.dtype) -> TrainingKernels | None:
+    """Those of this machine in a number format; None where torch has to do without them."""
+    ours = kernels(dtype)
     return None if ours is None else TrainingKernels(ours)
 
 
@@ -210,8 +218,8 @@ class _AttentionOp(torch.autograd.Function):
         q_THE, k_THE, v_THE, cu_seqlens_B1 = ctx.saved_tensors
         num_tokens, num_heads, head = q_THE.shape
         upstream_THE = upstream[0].contiguous()
-        check("gradient of attention", upstream_THE, q_THE.shape, torch.bfloat16)
-        gradients_TKHE = torch.empty(num_tokens, 3, num_heads, head, dtype=torch.bfloat16)
+        check("gradient of attention", upstream_THE, q_THE.shape, ctx.ours.dtype)
+        gradients_TKHE = torch.empty(num_tokens, 3, num_heads, head, dtype=ctx.ours.dtype)
         q, k, v = gradients_TKHE.unbind(1)
         num_sequences = len(cu_seqlens_B1) - 1
         failed = ctx.ours._attention_gradient(
@@ -227,7 +235,8 @@ class _GeluOp(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, ours: TrainingKernels, x: Tensor) -> Tensor:
         x = x.contiguous()
-        check("input of GELU", x, x.shape, torch.bfloat16)
+        check_sizes("GELU", x.numel())
+        check("input of GELU", x, x.shape, ours.dtype)
         ctx.save_for_backward(x)
         ctx.ours = ours
         out = torch.empty_like(x)
@@ -239,7 +248,7 @@ class _GeluOp(torch.autograd.Function):
     def backward(ctx: Any, *upstream: Tensor) -> tuple[None, Tensor]:
         (x,) = ctx.saved_tensors
         given, out = upstream[0].contiguous(), torch.empty_like(x)
-        check("gradient of GELU", given, x.shape, torch.bfloat16)
+        check("gradient of GELU", given, x.shape, ctx.ours.dtype)
         ctx.ours._gelu(x.data_ptr(), given.data_ptr(), x.numel(), out.data_ptr(), torch.get_num_threads())
         return None, out
 
@@ -257,7 +266,8 @@ class _AddNormOp(torch.autograd.Function):
         dropped: float,
     ) -> Tensor:
         x, residual = x.contiguous(), residual.contiguous()
-        check("input of a norm", x, residual.shape, torch.bfloat16)
+        check_sizes("norm", x.shape[-1])
+        check("input of a norm", x, residual.shape, ours.dtype)
         check("residual of a norm", residual, residual.shape, torch.float32)
         for numbers_D in (weight_D, bias_D):
             check("layer norm", numbers_D, residual.shape[-1:], torch.float32)
@@ -284,7 +294,7 @@ class _AddNormOp(torch.autograd.Function):
         sums, weight_D = ctx.saved_tensors
         given, width = upstream[0].contiguous(), sums.shape[-1]
         check("gradient of a norm", given, sums.shape, torch.float32)
-        x_gradient = torch.empty(sums.shape, dtype=torch.bfloat16)
+        x_gradient = torch.empty(sums.shape, dtype=ctx.ours.dtype)
         residual_gradient = torch.empty_like(sums)
         weight_gradient, bias_gradient = (torch.empty(width, dtype=torch.float32) for _ in range(2))
         failed = ctx.ours._add_norm_gradient(

@@ -8,11 +8,11 @@ from collections.abc import Iterator
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.fs as pafs
 
 from bertray.config import TextFormat
+from bertray.io.pool import in_pool
 from bertray.reviews.file_access import content_digest as file_digest
-from bertray.reviews.file_access import filesystem_of, open_bytes, reading
+from bertray.reviews.file_access import files_in, open_bytes, reading, threads_for
 from bertray.reviews.formats import text_records as records
 from bertray.reviews.rows import FileEntry, InputFile, RawRows, Shard
 from bertray.schema import ID, LABEL, STARS, TEXT
@@ -26,30 +26,13 @@ _ROWS_PER_READ = 1024
 
 def _files(folder: str) -> list[tuple[int, int, str, int]]:
     """(number, stars, path, bytes) of the reviews of a labelled folder, by number."""
-    filesystem, inner = filesystem_of(folder)
-    prefix = folder[: len(folder) - len(inner)]
-    with reading(folder, store_only=True):
-        infos = filesystem.get_file_info(pafs.FileSelector(inner))
-    found = []
-    for info in infos:
-        name = FILE_NAME.fullmatch(info.base_name)
-        if name and info.type == pafs.FileType.File:
-            found.append((int(name[1]), int(name[2]), prefix + info.path, int(info.size or 0)))
-    return sorted(found)
+    names = ((FILE_NAME.fullmatch(name), size) for name, size in files_in(folder))
+    return sorted((int(name[1]), int(name[2]), f"{folder}/{name[0]}", size) for name, size in names if name)
 
 
 def inspect(entry: FileEntry) -> InputFile:
     """Count the reviews of one labelled folder."""
-    files = _files(entry.path)
-    return InputFile(
-        entry.path,
-        entry.relative_path,
-        FORMAT,
-        entry.size_bytes,
-        entry.modified,
-        len(files),
-        dict(_COLUMNS),
-    )
+    return entry.readable(len(_files(entry.path)), dict(_COLUMNS))
 
 
 def fingerprint(folder: str) -> str:
@@ -61,9 +44,16 @@ def fingerprint(folder: str) -> str:
 def content_digest(folder: str) -> str:
     """sha256 of the names and contents of a labelled folder's reviews."""
     digest = hashlib.sha256()
-    for number, stars, path, _ in _files(folder):
-        digest.update(f"{number}_{stars} {file_digest(path)}\n".encode())
+    files = _files(folder)
+    digests = in_pool(file_digest, (path for _, _, path, _ in files), threads_for(folder))
+    for (number, stars, _, _), of_file in zip(files, digests, strict=True):
+        digest.update(f"{number}_{stars} {of_file}\n".encode())
     return digest.hexdigest()
+
+
+def _content(path: str) -> bytes:
+    with reading(path), open_bytes(path) as stream:
+        return stream.read()
 
 
 def read(shard: Shard, reader: TextFormat) -> Iterator[RawRows]:
@@ -72,11 +62,10 @@ def read(shard: Shard, reader: TextFormat) -> Iterator[RawRows]:
     files = _files(shard.file.path)
     for lo in range(shard.lo, min(shard.hi, len(files)), _ROWS_PER_READ):
         part = files[lo : min(lo + _ROWS_PER_READ, shard.hi)]
-        texts: list[str | None] = []
-        for _, _, path, _ in part:
-            with reading(path), open_bytes(path) as stream:
-                raw = stream.read()
-            texts.append(raw.decode(records.codec_name(reader.encoding), "surrogateescape"))
+        contents = in_pool(_content, (path for _, _, path, _ in part), threads_for(shard.file.path))
+        texts: list[str | None] = [
+            raw.decode(records.codec_name(reader.encoding), "surrogateescape") for raw in contents
+        ]
         yield RawRows(
             np.arange(lo, lo + len(part), dtype=np.int64),
             {

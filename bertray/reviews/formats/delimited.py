@@ -1,20 +1,25 @@
-"""CSV, TSV and their kin: columns by header or position, rows by the rules of Python's csv module."""
+"""CSV, TSV and their kin: columns by header or position, rows by the rules of Python's csv module.
+
+A row becomes a fault in `_raw_rows`, for its number of fields or for what `text_records.csv_records` found wrong with
+its quotes or length. `plain_csv` finds the same rows fast for the scan, and refuses none.
+"""
 
 from __future__ import annotations
 
 import io
 from collections.abc import Iterator, Sequence
+from functools import partial
 from itertools import islice
 
 import numpy as np
 import pyarrow as pa
 
 from bertray.config import TextFormat
-from bertray.reviews.file_access import DATA_ERRORS, is_store_failure, reading, short
 from bertray.reviews.formats import dialects, text_records
 from bertray.reviews.formats.byte_window import ByteWindow, keeps_ascii, open_window
 from bertray.reviews.formats.plain_csv import PlainCsv
-from bertray.reviews.formats.text_records import CsvRecord
+from bertray.reviews.formats.text_records import CsvRecord, Head
+from bertray.reviews.formats.text_scan import NotReadable, scan_text
 from bertray.reviews.rows import ROWS_PER_OFFSET, BadFile, Dialect, FileEntry, InputFile, RawRows, RowVisitor, Shard
 from bertray.schema import Reason
 
@@ -35,47 +40,36 @@ def _rows(path: str, reader: TextFormat, dialect: Dialect, start_byte: int | Non
 
 def scan(entry: FileEntry, reader: TextFormat, visitor: RowVisitor) -> InputFile | BadFile:
     """Dialect, column names, exact number of rows and the row index, in one pass that shows rows to a visitor."""
-    try:
-        with reading(entry.path):
-            head = text_records.read_head(entry.path)
-            other = dialects.other_content(head.raw, reader.encoding)
-            if other is not None:
-                return entry.bad(Reason.FILE_UNSUPPORTED, other)
-            decision = dialects.decide(entry.path, reader, head)
-            dialect, first = decision.dialect, decision.first
-            if first is None:
-                return entry.bad(Reason.FILE_EMPTY, "no row and no header")
-            if first.fields is None:
-                return entry.bad(Reason.FILE_CORRUPT, f"the first row cannot be read: {first.problem}")
-            columns = _column_names(first.fields[: dialect.width], reader.header)
-            names = list(columns)
-            positions = {name: names.index(name) for name in visitor.wanted(columns)}
-            digest = None
-            counter = _Counter(dialect, reader.encoding, positions, visitor)
-            if keeps_ascii(reader.encoding):
-                with open_window(entry.path, reader.encoding) as window:
-                    counter.count(window, has_header=reader.header)
-                    digest = window.digest()
-            else:
-                counter.count_exactly(_rows_and_headers(entry.path, reader, dialect))
-    except DATA_ERRORS as error:
-        if is_store_failure(error):
-            raise
-        return entry.bad(Reason.FILE_CORRUPT, short(error))
+    return scan_text(entry, reader, partial(_counted, entry, reader, visitor))
+
+
+def _counted(entry: FileEntry, reader: TextFormat, visitor: RowVisitor, head: Head) -> InputFile:
+    decision = dialects.decide(entry.path, reader, head)
+    dialect, first = decision.dialect, decision.first
+    if first is None:
+        raise NotReadable(Reason.FILE_EMPTY, "no row and no header")
+    if first.fields is None:
+        raise NotReadable(Reason.FILE_CORRUPT, f"the first row cannot be read: {first.problem}")
+    columns = _column_names(first.fields[: dialect.width], reader.header)
+    names = list(columns)
+    positions = {name: names.index(name) for name in visitor.wanted(columns)}
+    digest = None
+    counter = _Counter(dialect, reader.encoding, positions, visitor)
+    if keeps_ascii(reader.encoding):
+        with open_window(entry.path, reader.encoding) as window:
+            counter.count(window, has_header=reader.header)
+            digest = window.digest()
+    else:
+        counter.count_exactly(_rows_and_headers(entry.path, reader, dialect))
     again = counter.num_headers
-    return InputFile(
-        entry.path,
-        entry.relative_path,
-        "csv",
-        entry.size_bytes,
-        entry.modified,
+    notes = (f"the header stands {again + 1} times; below the first row it is no review",) if again else ()
+    return entry.readable(
         counter.num_rows,
         columns,
-        tuple(counter.offsets) if text_records.can_seek(head, reader.encoding) else (),
+        row_offsets=tuple(counter.offsets),
         digest=digest,
         dialect=dialect,
-        notes=decision.notes
-        + ((f"the header stands {again + 1} times; below the first row it is no review",) if again else ()),
+        notes=decision.notes + notes,
     )
 
 

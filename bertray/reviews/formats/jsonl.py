@@ -11,10 +11,10 @@ import msgspec
 import numpy as np
 
 from bertray.config import TextFormat
-from bertray.reviews.file_access import DATA_ERRORS, is_store_failure, reading, short
-from bertray.reviews.formats import dialects, text_records
+from bertray.reviews.formats import text_records
 from bertray.reviews.formats.byte_window import ByteWindow, open_window
 from bertray.reviews.formats.text_records import Line
+from bertray.reviews.formats.text_scan import NotReadable, scan_text
 from bertray.reviews.rows import ROWS_PER_OFFSET, BadFile, FileEntry, InputFile, RawRows, RowFault, RowVisitor, Shard
 from bertray.schema import Reason
 
@@ -30,42 +30,26 @@ def _open(path: str, reader: TextFormat, start_byte: int = 0) -> Iterator[Line]:
 
 def scan(entry: FileEntry, reader: TextFormat, visitor: RowVisitor) -> InputFile | BadFile:
     """Keys, exact number of rows and the row index, in one pass that shows rows to a visitor."""
-    try:
-        with reading(entry.path):
-            head = text_records.read_head(entry.path)
-            other = dialects.other_content(head.raw, reader.encoding)
-            if other is not None:
-                return entry.bad(Reason.FILE_UNSUPPORTED, other)
-            first = list(islice(_open(entry.path, reader), _ROWS_LOOKED_AT))
-            if not first:
-                return entry.bad(Reason.FILE_EMPTY, "no row")
-            wrong = _other_form(first)
-            if wrong is not None:
-                return entry.bad(*wrong)
-            digest = None
-            counter = _Counter(reader.encoding, visitor)
-            if text_records.is_wide(reader.encoding):
-                counter.add_lines(text_records.open_lines(entry.path, reader.encoding))
-            else:
-                with open_window(entry.path, reader.encoding) as window:
-                    counter.count(window)
-                    digest = window.digest()
-            counter.show()
-    except DATA_ERRORS as error:
-        if is_store_failure(error):
-            raise
-        return entry.bad(Reason.FILE_CORRUPT, short(error))
-    return InputFile(
-        entry.path,
-        entry.relative_path,
-        "jsonl",
-        entry.size_bytes,
-        entry.modified,
-        counter.num_rows,
-        counter.columns(),
-        tuple(counter.offsets) if text_records.can_seek(head, reader.encoding) else (),
-        digest=digest,
-    )
+    return scan_text(entry, reader, lambda _head: _counted(entry, reader, visitor))
+
+
+def _counted(entry: FileEntry, reader: TextFormat, visitor: RowVisitor) -> InputFile:
+    first = list(islice(_open(entry.path, reader), _ROWS_LOOKED_AT))
+    if not first:
+        raise NotReadable(Reason.FILE_EMPTY, "no row")
+    wrong = _other_form(first)
+    if wrong is not None:
+        raise NotReadable(*wrong)
+    digest = None
+    counter = _Counter(reader.encoding, visitor)
+    if text_records.is_wide(reader.encoding):
+        counter.add_lines(text_records.open_lines(entry.path, reader.encoding))
+    else:
+        with open_window(entry.path, reader.encoding) as window:
+            counter.count(window)
+            digest = window.digest()
+    counter.show()
+    return entry.readable(counter.num_rows, counter.columns(), row_offsets=tuple(counter.offsets), digest=digest)
 
 
 _FIRST_BLOCK, _LARGEST_BLOCK = 1 << 16, 1 << 22

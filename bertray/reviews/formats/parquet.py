@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -54,7 +55,7 @@ def inspect(entry: FileEntry) -> InputFile | BadFile:
         with reading(entry.path), open_random_access(entry.path) as source:
             footer = _footer(source)
             try:
-                schema = _opened(source).schema_arrow
+                schema = _in_utc(_opened(source).schema_arrow, entry.utc_columns)
                 columns = _columns(schema)
             except DATA_ERRORS as error:
                 if is_store_failure(error):
@@ -63,21 +64,20 @@ def inspect(entry: FileEntry) -> InputFile | BadFile:
             rows = _check_footer(footer[:-_TAIL_BYTES])
     except _Refused as refused:
         return entry.bad(refused.reason, refused.detail, refused.num_rows)
-    return InputFile(
-        entry.path,
-        entry.relative_path,
-        "parquet",
-        entry.size_bytes,
-        entry.modified,
-        rows,
-        columns,
-        arrow_schema=schema.remove_metadata().serialize().to_pybytes(),
-    )
+    return entry.readable(rows, columns, arrow_schema=schema.remove_metadata().serialize().to_pybytes())
 
 
 def _opened(source: Any, **options: Any) -> pq.ParquetFile:
     # INT96 timestamps of Spark and Hive reach from year 1 to 9999; nanoseconds, the default, end in 2262.
     return pq.ParquetFile(source, coerce_int96_timestamp_unit="us", **options)
+
+
+def _in_utc(schema: pa.Schema, names: Iterable[str]) -> pa.Schema:
+    """The schema with the zone UTC for some columns of times that have none."""
+    for name in names:
+        if (number := schema.get_field_index(name)) >= 0 and pa.types.is_timestamp(kind := schema.field(number).type):
+            schema = schema.set(number, schema.field(number).with_type(pa.timestamp(kind.unit, "UTC")))
+    return schema
 
 
 def _footer(source: Any) -> bytes:
@@ -156,9 +156,19 @@ def read(shard: Shard, columns: Sequence[str], text_columns: Sequence[str]) -> I
         with reading(shard.file.path), open_random_access(shard.file.path) as source:
             for rows in _row_groups(source, shard, columns, text_columns):
                 row = _end_of(rows, row)
-                yield rows
+                yield _with_zones(rows, shard.file)
     except DATA_ERRORS as error:
         yield _unreadable(row, shard.hi, error)
+
+
+def _with_zones(rows: RawRows, file: InputFile) -> RawRows:
+    """The rows with the zone of times that the file is listed with, see `_in_utc`."""
+    changed = {
+        name: values.cast(pa.timestamp(values.type.unit, "UTC"))
+        for name, values in rows.columns.items()
+        if pa.types.is_timestamp(values.type) and not values.type.tz and file.columns[name].endswith("tz=UTC]")
+    }
+    return replace(rows, columns=rows.columns | changed) if changed else rows
 
 
 def _end_of(rows: RawRows, row: int) -> int:

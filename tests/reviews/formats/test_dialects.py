@@ -11,7 +11,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bertray.config import TextFormat
@@ -19,8 +19,11 @@ from bertray.errors import ConfigError
 from bertray.reviews import reader as sources
 from bertray.reviews import rows as inputs
 from bertray.reviews.formats import delimited, jsonl
-from bertray.reviews.reader import BadFile, InputFile, ReadSpec, list_inputs, plan_shards
+from bertray.reviews.listing import list_inputs
+from bertray.reviews.reader import plan_shards
+from bertray.reviews.rows import BadFile, InputFile, ReadSpec
 from bertray.schema import Reason
+from tests.properties import examples
 from tests.scanning import inspect
 
 
@@ -359,7 +362,7 @@ def written_by_arrow(rows: list[tuple[str, ...]], delimiter: str, quoting: Any) 
 
 
 @pytest.mark.parametrize("write", [written_by_csv, written_by_pandas, written_by_polars, written_by_arrow])
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(60))
 @given(
     reviews=REVIEWS,
     delimiter=st.sampled_from([",", "\t", ";", "|"]),
@@ -382,7 +385,7 @@ def test_what_a_writer_writes_is_read_exactly(
     assert rows_of(path, ["id", "text", "label"], rows_per_shard, delimiter=delimiter) == rows
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(200))
 @given(
     num_rows=st.integers(6, 60),
     strays=st.lists(st.tuples(st.integers(0, 59), st.sampled_from(['"{}', '{}"', '{}" x', 'x "{}'])), max_size=6),
@@ -429,7 +432,7 @@ def test_objects_end_to_end_are_rows_wherever_reading_starts(tmp_path, monkeypat
 JSON_JUNK = st.text(st.sampled_from(list('{}[]",:a1 \n\\')), max_size=60)
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(150))
 @given(content=JSON_JUNK, rows_per_shard=st.integers(1, 5))
 def test_shards_of_broken_json_see_what_one_whole_read_sees(tmp_path, monkeypatch, content, rows_per_shard):
     for module in (inputs, delimited, jsonl, sources):

@@ -10,7 +10,7 @@ from bertray.config import TextFormat
 from bertray.errors import ConfigError, InfrastructureError
 from bertray.reviews.formats import hub
 from bertray.reviews.formats.hub import HubDataset, parse
-from bertray.reviews.reader import list_inputs
+from bertray.reviews.listing import list_inputs
 
 
 @pytest.mark.parametrize(

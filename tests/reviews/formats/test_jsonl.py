@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from bertray.config import TextFormat
 from bertray.reviews.formats import jsonl, text_records
+from tests.properties import examples
 
 LINES = [
     '{"id": 1, "text": "a"}\n', '{"id": "b", "text": null, "n": 1.5}\r\n', '{"a": {"b": [1]}}{"id": 2}\n', "\n", " \n",
@@ -48,7 +49,7 @@ def counted(path, encoding, *, exactly):
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "cp1252"])
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200))
 @given(st.lists(st.sampled_from(LINES), max_size=12), st.sampled_from(["", '{"id": 9}', "\r", '{"id": ']))
 @example(LINES, "")
 def test_strict_parsing_finds_the_rows_of_the_exact_rules(tmp_path_factory, encoding, lines, last):

@@ -16,15 +16,9 @@ import pytest
 from bertray.config import TextFormat
 from bertray.errors import InfrastructureError
 from bertray.reviews.formats import parquet
-from bertray.reviews.reader import (
-    BadFile,
-    FileEntry,
-    InputFile,
-    ReadSpec,
-    list_inputs,
-    plan_shards,
-    read_shard,
-)
+from bertray.reviews.listing import list_inputs
+from bertray.reviews.reader import plan_shards, read_shard
+from bertray.reviews.rows import BadFile, FileEntry, InputFile, ReadSpec
 from bertray.schema import Reason
 from tests.scanning import inspect
 
@@ -172,6 +166,7 @@ def test_a_row_group_above_the_limit_is_refused(tmp_path, monkeypatch):
     assert (file.reason, file.num_rows) == (Reason.ROW_GROUP_TOO_BIG, 1000)
 
 
+@pytest.mark.slow
 def test_a_text_repeated_twenty_thousand_times_is_in_memory_once(tmp_path):
     # 20 GB of text in a file of 20 kB, of which the footer says nothing.
     one = pa.DictionaryArray.from_arrays(pa.array([0] * 5000, pa.int32()), pa.array(["word " * 800_000]))
@@ -179,7 +174,9 @@ def test_a_text_repeated_twenty_thousand_times_is_in_memory_once(tmp_path):
     program = f"""
 import resource
 from bertray.config import TextFormat
-from bertray.reviews.reader import *
+from bertray.reviews.listing import list_inputs
+from bertray.reviews.reader import plan_shards, read_shard
+from bertray.reviews.rows import ReadSpec
 from tests.scanning import inspect
 [entry] = list_inputs([{str(tmp_path / "a.parquet")!r}], TextFormat())
 file = inspect(entry, TextFormat())
@@ -251,7 +248,9 @@ def test_a_huge_row_group_is_read_in_bounded_memory(tmp_path):
     program = f"""
 import resource
 from bertray.config import TextFormat
-from bertray.reviews.reader import ReadSpec, list_inputs, plan_shards, read_shard
+from bertray.reviews.listing import list_inputs
+from bertray.reviews.reader import plan_shards, read_shard
+from bertray.reviews.rows import ReadSpec
 from tests.scanning import inspect
 [entry] = list_inputs([{str(tmp_path / "a.parquet")!r}], TextFormat())
 shard = plan_shards([inspect(entry, TextFormat())], 4096)[-1]
@@ -341,7 +340,9 @@ def test_values_that_grow_by_shared_prefixes_are_read_in_little_memory(tmp_path)
     code = f"""
 import resource
 from bertray.config import TextFormat
-from bertray.reviews.reader import ReadSpec, list_inputs, plan_shards, read_shard
+from bertray.reviews.listing import list_inputs
+from bertray.reviews.reader import plan_shards, read_shard
+from bertray.reviews.rows import ReadSpec
 from tests.scanning import inspect
 [entry] = list_inputs([{str(path)!r}], TextFormat())
 file = inspect(entry, TextFormat())

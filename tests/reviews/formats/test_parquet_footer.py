@@ -12,8 +12,8 @@ import pytest
 
 from bertray.config import TextFormat
 from bertray.reviews.formats.parquet_footer import Footer, parse_footer
-from bertray.reviews.reader import BadFile, ReadSpec, plan_shards, read_shard
-from bertray.reviews.rows import FileEntry
+from bertray.reviews.reader import plan_shards, read_shard
+from bertray.reviews.rows import BadFile, FileEntry, ReadSpec
 from tests.scanning import inspect
 
 
@@ -91,6 +91,7 @@ def _read_damaged(path: Path, first_bit: int, end_bit: int) -> None:
     os._exit(0)
 
 
+@pytest.mark.slow
 def test_no_flipped_bit_of_a_footer_ends_the_process(tmp_path):
     path = tmp_path / "a.parquet"
     rows = pa.table({"id": ["1", "2"], "text": ["good", "bad"], "stars": [1, 2]})

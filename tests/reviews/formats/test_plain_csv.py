@@ -13,6 +13,7 @@ from bertray.config import TextFormat
 from bertray.reviews.formats import delimited, dialects, text_records
 from bertray.reviews.formats.byte_window import open_window
 from bertray.reviews.rows import Dialect
+from tests.properties import examples
 
 PIECES = [
     '"',
@@ -103,7 +104,7 @@ READERS = [
 
 
 @pytest.mark.parametrize("reader", READERS, ids=str)
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=examples(400))
 @given(st.lists(st.sampled_from([*PIECES, *RECORDS]), max_size=40), st.lists(st.sampled_from(RECORDS), max_size=30))
 @example(["id,text\n"], ['4,"f\ng"\n'] * 3)
 @example([",text\n"], ["1,a\n", ",text\n", '" ",b\n'])

@@ -11,28 +11,23 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bertray.config import Columns, TextFormat
 from bertray.reviews import reader as sources
 from bertray.reviews import rows as inputs
+from bertray.reviews.file_identity import digest_file
 from bertray.reviews.formats import delimited, jsonl
 from bertray.reviews.formats import text_records as records
-from bertray.reviews.reader import (
-    BadFile,
-    FileEntry,
-    ReadSpec,
-    list_inputs,
-    plan_shards,
-    read_shard,
-)
-from bertray.reviews.scan import digest_file
+from bertray.reviews.listing import list_inputs
+from bertray.reviews.reader import plan_shards, read_shard
+from bertray.reviews.rows import BadFile, FileEntry, ReadSpec
 from bertray.schema import Reason
+from tests.properties import examples
 from tests.scanning import inspect
 
 AUTO = TextFormat()
-HEADERLESS = TextFormat(header=False)
 
 
 def look_at(path: Path, reader: TextFormat = AUTO) -> Any:
@@ -213,7 +208,7 @@ def test_a_repeated_header_name_keeps_positions_right(tmp_path, read_all):
 FIELD = st.text(st.sampled_from(list("ab, \t;\"'\n\r한é")), max_size=6)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(60))
 @given(
     rows=st.lists(st.tuples(FIELD, FIELD), max_size=30),
     line_end=st.sampled_from(["\n", "\r\n"]),
@@ -251,7 +246,7 @@ def test_shards_of_any_csv_give_exactly_the_rows_that_were_written(
 JUNK = st.text(st.sampled_from(list('ab,"\n\r;')), max_size=80)
 
 
-@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(120))
 @given(content=JUNK, rows_per_shard=st.integers(1, 5), header=st.booleans(), quoting=st.booleans())
 def test_shards_of_a_broken_csv_see_what_one_whole_read_sees(
     tmp_path, monkeypatch, content, rows_per_shard, header, quoting

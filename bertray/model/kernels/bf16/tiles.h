@@ -1,0 +1,155 @@
+// Products of tiles, which is all that depends on the CPU: by the tiles of AMX where the compiler is told of them, else by
+// AVX512-BF16, whose registers hold a row of a right-hand tile. Both read the same layouts.
+//
+// A left-hand tile is 16 rows of 32 inputs. A right-hand tile is 16 pairs of inputs, a pair a row, of 16 outputs each.
+
+#pragma once
+
+#include <atomic>
+#include <cstring>
+
+#include "vectors.h"
+
+// Left-hand side: row r begins at `from + r * stride`, its next 32 inputs lie `step` on.
+struct Left {
+  const bf16* from;
+  int64_t stride, step;
+};
+
+// Right-hand side of 32 outputs: the tile of the second 16 lies `apart` from that of the first, the next 32 inputs `step` on.
+struct Right {
+  const bf16* tiles;
+  int64_t apart, step;
+};
+
+#ifdef __AMX_BF16__
+
+constexpr int64_t SECOND_LEVEL_BYTES = 2 << 20;  // of the second-level cache of such CPUs
+constexpr int QUERIES = 2 * ROWS;                // that attention takes at a time
+
+struct alignas(64) TileConfig {
+  uint8_t palette = 1, start_row = 0, reserved[14] = {};
+  uint16_t bytes_of_row[16] = {64, 64, 64, 64, 64, 64, 64, 64};
+  uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
+};
+
+// This thread's tiles are ours for as long as it lives.
+class Tiles {
+ public:
+  Tiles() {
+    static const TileConfig config;
+    _tile_loadconfig(&config);
+  }
+  ~Tiles() { _tile_release(); }
+  Tiles(const Tiles&) = delete;
+  Tiles& operator=(const Tiles&) = delete;
+};
+
+template <bool TWO, bool ADD, typename Beside>
+inline void multiply_tiles(Left x, Right y, int64_t inputs, float* sums, int64_t sums_bytes, Beside beside) {
+  float* sums_lower = reinterpret_cast<float*>(reinterpret_cast<uint8_t*>(sums) + ROWS * sums_bytes);
+  const int64_t bytes = x.stride * sizeof(bf16);
+  std::atomic_signal_fence(std::memory_order_seq_cst);  // to the compiler a tile's load does not look like one
+  if constexpr (ADD) {
+    _tile_loadd(0, sums, sums_bytes);
+    _tile_loadd(1, sums + ROWS, sums_bytes);
+    if constexpr (TWO) {
+      _tile_loadd(2, sums_lower, sums_bytes);
+      _tile_loadd(3, sums_lower + ROWS, sums_bytes);
+    }
+  } else {
+    _tile_zero(0);
+    _tile_zero(1);
+    if constexpr (TWO) {
+      _tile_zero(2);
+      _tile_zero(3);
+    }
+  }
+  for (int64_t i = 0; i < inputs; i += WIDE, x.from += x.step, y.tiles += y.step) {
+    _tile_loadd(4, x.from, bytes);
+    _tile_loadd(6, y.tiles, 64);
+    _tile_dpbf16ps(0, 4, 6);
+    _tile_loadd(7, y.tiles + y.apart, 64);
+    _tile_dpbf16ps(1, 4, 7);
+    if constexpr (TWO) {
+      _tile_loadd(5, x.from + ROWS * x.stride, bytes);
+      _tile_dpbf16ps(2, 5, 6);
+      _tile_dpbf16ps(3, 5, 7);
+    }
+    beside();
+  }
+  _tile_stored(0, sums, sums_bytes);
+  _tile_stored(1, sums + ROWS, sums_bytes);
+  if constexpr (TWO) {
+    _tile_stored(2, sums_lower, sums_bytes);
+    _tile_stored(3, sums_lower + ROWS, sums_bytes);
+  }
+}
+
+// Sums over all inputs of `num_rows` rows, at most 32, for 32 outputs: rows of fp32 that lie `sums_stride` apart; ADD: added to
+// what is there. Whole tiles are read and written. Calls `beside()` for each 32 inputs: work for the vector units, which would
+// wait for tiles otherwise.
+template <bool ADD = false, typename Beside>
+inline void multiply(int num_rows, Left x, Right y, int64_t inputs, float* sums, int64_t sums_stride, Beside beside) {
+  const int64_t bytes = sums_stride * sizeof(float);
+  if (num_rows > ROWS) {
+    multiply_tiles<true, ADD>(x, y, inputs, sums, bytes, beside);
+  } else {
+    multiply_tiles<false, ADD>(x, y, inputs, sums, bytes, beside);
+  }
+}
+
+#else
+
+constexpr int64_t SECOND_LEVEL_BYTES = 1 << 20;
+constexpr int QUERIES = ROWS;
+
+// Registers need no preparation.
+class Tiles {
+ public:
+  Tiles() {}
+};
+
+constexpr int AT_A_TIME = 8;  // rows, whose sums fill 16 registers: enough to hide the latency of a product
+
+// Always inlined: a row's address costs nothing only where the compiler knows how far apart rows lie.
+template <bool ADD>
+[[gnu::always_inline]] inline void multiply_registers(Left x, Right y, int64_t inputs, float* sums, int64_t sums_stride) {
+  __m512 low[AT_A_TIME], high[AT_A_TIME];
+  for (int r = 0; r < AT_A_TIME; ++r) {
+    low[r] = ADD ? _mm512_loadu_ps(sums + r * sums_stride) : _mm512_setzero_ps();
+    high[r] = ADD ? _mm512_loadu_ps(sums + r * sums_stride + ROWS) : _mm512_setzero_ps();
+  }
+  for (int64_t i = 0; i < inputs; i += WIDE, x.from += x.step, y.tiles += y.step) {
+#pragma GCC unroll 16
+    for (int pair = 0; pair < WIDE / 2; ++pair) {
+      const __m512bh first = (__m512bh)_mm512_loadu_si512(y.tiles + pair * WIDE);
+      const __m512bh second = (__m512bh)_mm512_loadu_si512(y.tiles + y.apart + pair * WIDE);
+      for (int r = 0; r < AT_A_TIME; ++r) {
+        int two;
+        std::memcpy(&two, x.from + r * x.stride + 2 * pair, sizeof(two));
+        const __m512bh both = (__m512bh)_mm512_set1_epi32(two);
+        low[r] = _mm512_dpbf16_ps(low[r], both, first);
+        high[r] = _mm512_dpbf16_ps(high[r], both, second);
+      }
+    }
+  }
+  for (int r = 0; r < AT_A_TIME; ++r) {
+    _mm512_storeu_ps(sums + r * sums_stride, low[r]);
+    _mm512_storeu_ps(sums + r * sums_stride + ROWS, high[r]);
+  }
+}
+
+// As on AMX; `beside()` is called between rows, since it would want registers.
+template <bool ADD = false, typename Beside>
+[[gnu::always_inline]] inline void multiply(int num_rows, Left x, Right y, int64_t inputs, float* sums, int64_t sums_stride,
+                                            Beside beside) {
+  const int rounds = (num_rows + AT_A_TIME - 1) / AT_A_TIME;
+  int64_t due = 0;
+  for (int r = 0; r < num_rows; r += AT_A_TIME) {
+    multiply_registers<ADD>({x.from + r * x.stride, x.stride, x.step}, y, inputs, sums + r * sums_stride, sums_stride);
+    for (due += inputs; due > 0; due -= WIDE * rounds) beside();
+  }
+}
+
+#endif

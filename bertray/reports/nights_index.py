@@ -1,0 +1,149 @@
+"""The page over all nights of an output: one line a night, trends, and whether anybody has to act."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+from bertray.evaluation.verdicts import Finding, worst
+from bertray.reports.html import render
+from bertray.reports.plain import plain
+from bertray.wording import counted, percent
+
+INDEX_VERSION = 1  # of index.json
+MAX_NIGHTS = 400  # on the page, the newest; index.json holds all
+MAX_TRENDS = 6  # labels that have a trend line
+_TREND_NIGHTS = 60
+_WIDTH, _HEIGHT = 280, 56
+STATE_WORDS = {
+    "alarm": "drift",
+    "ordinary": "ordinary",
+    "no_baseline": "no baseline yet",
+    "too_few_rows": "too few rows",
+    "no_profile": "not compared",
+}
+
+
+@dataclass(frozen=True)
+class NightLine:
+    """One run of the output.
+
+    Args:
+        folder: of its page, below `reports/`.
+        drift: state; empty of vectors.
+        told: the verdict on it in a sentence.
+        labels: predicted label -> rows.
+        measured: accuracy of labelled rows; None: there are none.
+    """
+
+    title: str
+    folder: str
+    committed_at: str
+    rows_in: int
+    rows_scored: int
+    rows_quarantined: int
+    drift: str
+    told: str
+    labels: Mapping[str, int]
+    needs_review: int
+    model_version: str
+    measured: float | None = None
+
+    @property
+    def drift_in_words(self) -> str:
+        return STATE_WORDS.get(self.drift, "")
+
+
+@dataclass(frozen=True)
+class Trend:
+    """Shares of one label over the last nights, as points of a polyline."""
+
+    label: str
+    points: str
+    first: float
+    last: float
+
+
+@dataclass(frozen=True)
+class NightsIndex:
+    """All nights of an output as plain data, the newest first."""
+
+    root: str
+    nights: Sequence[NightLine]
+    expect_every_h: float | None = None
+    created: str = ""
+
+    @property
+    def finding(self) -> Finding:
+        """Whether anybody has to act, in one sentence."""
+        newest = self.nights[0]
+        if newest.drift == "alarm":
+            return Finding("bad", f"Look at {newest.title}. {newest.told}")
+        if newest.rows_quarantined and newest.rows_in and newest.rows_quarantined > 0.01 * newest.rows_in:
+            share = percent(newest.rows_quarantined / newest.rows_in)
+            return Finding("warning", f"{newest.title}: {share} of the rows were kept out; its page says why.")
+        return Finding("good", f"Nothing to do: {newest.title}, {counted(newest.rows_scored, 'row')}. {newest.told}")
+
+    @property
+    def due(self) -> str:
+        """When the next night is due; empty where nothing is expected."""
+        if self.expect_every_h is None:
+            return ""
+        newest = datetime.fromisoformat(self.nights[0].committed_at) + timedelta(hours=self.expect_every_h)
+        return f"The next night is due by {newest:%Y-%m-%d %H:%M} UTC. Later than that, it is missing."
+
+    @property
+    def trends(self) -> list[Trend]:
+        """Shares of the most frequent labels over the last nights, oldest first."""
+        nights = [night for night in reversed(self.nights[:_TREND_NIGHTS]) if night.rows_scored and night.labels]
+        if len(nights) < 2:
+            return []
+        total: dict[str, int] = {}
+        for night in nights:
+            for label, rows in night.labels.items():
+                total[label] = total.get(label, 0) + rows
+        labels = sorted(total, key=lambda label: -total[label])[:MAX_TRENDS]
+        return [_trend(label, [night.labels.get(label, 0) / night.rows_scored for night in nights]) for label in labels]
+
+    def to_json(self) -> dict[str, Any]:
+        """Content of `reports/index.json`."""
+        content: dict[str, Any] = plain(
+            {
+                "schema_version": INDEX_VERSION,
+                "kind": "nights",
+                "created": self.created,
+                "severity": self.finding.severity,
+                "headline": self.finding.sentence,
+                "due": self.due,
+                "nights": self.nights,
+            }
+        )
+        return content
+
+    def to_html(self) -> str:
+        """A page that needs nothing but itself and the pages of the nights."""
+        shown = self.nights[:MAX_NIGHTS]
+        return render(
+            "nights_index.html.j2",
+            report=self,
+            title="Nights",
+            intervals=False,
+            severity=worst([self.finding]),
+            shown=shown,
+            # A column in which nothing stands is left out.
+            any_measured=any(night.measured is not None for night in shown),
+            any_review=any(night.needs_review for night in shown),
+            width=_WIDTH,
+            height=_HEIGHT,
+        )
+
+
+def _trend(label: str, shares: Sequence[float]) -> Trend:
+    low, high = min(shares), max(shares)
+    span = max(high - low, 0.02)
+    step = _WIDTH / (len(shares) - 1)
+    heights = [_HEIGHT - 4 - (share - low) / span * (_HEIGHT - 8) for share in shares]
+    points = " ".join(f"{at * step:.1f},{height:.1f}" for at, height in enumerate(heights))
+    return Trend(label, points, shares[0], shares[-1])

@@ -1,0 +1,1 @@
+"""Runs that produce a model: labelled data, methods, workers, trials."""

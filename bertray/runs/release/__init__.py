@@ -1,0 +1,1 @@
+"""Runs that judge a model beside another one and release it."""

@@ -1,0 +1,49 @@
+"""Our kernels for each instruction set on any machine: by this CPU, or the same source on emulated instructions."""
+
+from __future__ import annotations
+
+import functools
+import platform
+import shutil
+import sys
+import zlib
+from pathlib import Path
+
+import pytest
+
+from bertray.model import kernels as module
+from bertray.model.kernels import Kernels
+from bertray.model.kernels.build import INSTRUCTION_SETS, SETS_OF, flags_of
+
+COMPILER = shutil.which("g++")
+EMULATED = Path(__file__).parent / "model" / "emulated"
+
+needs_compiler = pytest.mark.skipif(
+    sys.platform != "linux" or platform.machine() != "x86_64" or COMPILER is None,
+    reason="no g++ for x86-64 on Linux here",
+)
+
+
+# Every instruction set; those that this CPU lacks are emulated, which takes half a minute of compiling.
+EVERY_SET = [
+    pytest.param(name, marks=() if name in module._supported() else pytest.mark.slow) for name in INSTRUCTION_SETS
+]
+
+
+@functools.cache
+def kernels_of(instructions: str) -> Kernels:
+    """The kernels for an instruction set.
+
+    Where this CPU lacks it, or the operating system does not give it, a header in place of the compiler's own has each
+    instruction in plain C++ (`tests/model/emulated`).
+    """
+    if COMPILER is None:
+        pytest.skip("no g++ here")
+    if instructions in module._supported():
+        return module._built(instructions, flags_of(instructions))
+    if instructions in SETS_OF["fp32"]:
+        pytest.skip("this CPU has no AVX2, which nothing emulates")
+    version = zlib.crc32((EMULATED / "immintrin.h").read_bytes())
+    flags = ["-std=c++17", "-O2", "-march=native", "-shared", "-fPIC", "-fopenmp", "-Wno-psabi"]
+    flags += [f"-I{EMULATED}", f"-DEMULATED={version}", *(["-D__AMX_BF16__"] if instructions == "amx" else [])]
+    return module._built(instructions, flags)
