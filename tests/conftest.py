@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,23 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             raise pytest.UsageError(f"{item.nodeid}: expected the marker `ray` on a test that uses the cluster")
         if hasattr(getattr(item, "obj", None), "hypothesis"):
             item.add_marker("property")
+
+
+def _seed_torch(seed: int) -> None:
+    if torch := sys.modules.get("torch"):
+        torch.manual_seed(seed)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """Weights that tests and fixtures draw are the same in every order: pytest-randomly seeds all but torch."""
+    _seed_torch(0)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_call() -> None:
+    """As before, whether a fixture was made for this test or for one before it."""
+    _seed_torch(1)
 
 
 @pytest.fixture(autouse=True)

@@ -120,7 +120,7 @@ def test_adapters_change_nothing_at_first_and_are_merged_without_a_trace(model):
             if "lora_B" in name:
                 parameter.normal_(generator=torch.Generator().manual_seed(0))
     changed = model(input_ids=ids).logits
-    assert (changed - before).abs().max() > 1e-3
+    assert not torch.allclose(changed, before, rtol=0, atol=1e-4)  # ten times what merging may differ by
     merge_adapters(model)
     assert {name for name, _ in model.named_parameters()} == names
     assert not has_adapters(model)
