@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bertray.errors import ConfigError, is_out_of_memory
-from bertray.model.encoders import PackedEncoder, to_device
+from bertray.model.encoders import PackedEncoder, Reads, to_device
 from bertray.model.families import fits_kernels, release_encoder
 from bertray.model.fused import GeluLinear, compiled_add_norm, fuses
 from bertray.model.kernels import kernels
@@ -192,12 +192,11 @@ def _packed_backend(
     if not (difference := difference_of(plain)) <= _FP32_TOLERANCE:
         return None, f"its packed logits differ from transformers' own by {difference:.2g}"
     if quantized:
-        in_integers = QuantizedLinear if can_quantize(device) else EmulatedQuantizedLinear
-        encoder = PackedEncoder(model, torch.float32, device, in_integers, reads=reads)
-        in_int8 = PackedBackend(model, readout, encoder, quantized=True)
-        if (difference := difference_of(in_int8)) <= _INT8_TOLERANCE:
-            return in_int8, ""
-        _log.warning("Computed in fp32: in int8 logits differ from transformers' own by %.2g.", difference)
+        for encoder, is_own in _in_int8(model, device, reads):
+            in_int8 = PackedBackend(model, readout, encoder, quantized=True, own_kernels=is_own)
+            if (difference := difference_of(in_int8)) <= _INT8_TOLERANCE:
+                return in_int8, ""
+            _log.warning("Not computed in int8: logits differ from transformers' own by %.2g.", difference)
     tolerance = _tolerance(dtype)
     model.to(device)  # the head is small and decides between near classes: it stays in fp32
     if device.type == "cpu" and fits_kernels(model) and (ours := kernels(dtype)) is not None:
@@ -224,6 +223,15 @@ def _packed_backend(
         encoder.varlen = False
         why_not = _why_not(partial(difference_of, backend), tolerance, where)
     return (None, why_not) if why_not else (backend, "")
+
+
+def _in_int8(model: Any, device: torch.device, reads: Reads) -> Iterator[tuple[PackedEncoder, bool]]:
+    """Encoders whose linear layers are in int8, the fastest first, and whether our kernels compute them."""
+    ours = kernels(torch.bfloat16) if device.type == "cpu" and fits_kernels(model, in_int8=True) else None
+    if ours is not None:
+        yield PackedEncoder(model, torch.bfloat16, device, kernels=ours, quantized=True, reads=reads), True
+    linear = QuantizedLinear if can_quantize(device) else EmulatedQuantizedLinear
+    yield PackedEncoder(model, torch.float32, device, linear, reads=reads), False
 
 
 def _why_not(difference: Callable[[], float], tolerance: float, where: str) -> str:

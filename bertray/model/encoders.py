@@ -126,6 +126,7 @@ class PackedEncoder:
         linear: the linear layers, made from weight, bias and activation.
         kernels: our own in `dtype`, which then take the place of linear layers and of torch's attention, on CPU; the
             model is one that `fits_kernels`.
+        quantized: linear layers of these kernels are in int8.
         reads: states of the last layer that are wanted: of the `first` token of each sequence, of `all` tokens, or
             `both`, at different times. Others are not computed, and weights for them are not held.
         add_norm: norm of a sum as one kernel; None: one after the other.
@@ -141,14 +142,16 @@ class PackedEncoder:
         device: torch.device,
         linear: Callable[..., Linear] = PlainLinear,
         kernels: Kernels | None = None,
+        quantized: bool = False,
         reads: Reads = "both",
         add_norm: AddNorm | None = None,
     ) -> None:
-        if kernels is not None:
-            linear = partial(KernelLinear, kernels)
         config = model.config
         weights = find_weights(model)
         to: dict[str, Any] = {"dtype": dtype, "device": device}
+        linears_to, tiles = to, torch.int8 if quantized else dtype
+        if kernels is not None:  # these lay out weights themselves
+            linear, linears_to = partial(KernelLinear, kernels, tiles=tiles), {**to, "dtype": torch.float32}
         self.dtype, self.device = dtype, device
         self.num_heads = weights.num_heads
         self._kernels, self._add_norm = kernels, add_norm
@@ -167,14 +170,14 @@ class PackedEncoder:
         self._words_VD = weights.words_VD.to(**to)
         self._positions_PD = positions_PD.to(**to)
         self._embedding_norm = _norm(weights.embedding_norm, to)
-        self._projection = None if weights.projection is None else _linear([weights.projection], to, linear)
+        self._projection = None if weights.projection is None else _linear([weights.projection], linears_to, linear)
         uses: dict[int, set[str]] = {}  # ALBERT runs the same layer many times
         for number, found in enumerate(weights.layers):
             is_last = number == len(weights.layers) - 1
             wanted = {"first", "all"} if reads == "both" else {reads}
             uses.setdefault(id(found["up"]), set()).update(wanted if is_last else {"all"})
         built = {
-            key: _layer(found, to, linear, kernels, self.num_heads, uses[key])
+            key: _layer(found, to, linears_to, linear, kernels, tiles, self.num_heads, uses[key])
             for key, found in {id(found["up"]): found for found in weights.layers}.items()
         }
         self._layers = [built[id(found["up"])] for found in weights.layers]
@@ -363,29 +366,31 @@ def group_index(
 def _layer(
     found: dict[str, Any],
     to: dict[str, Any],
+    linears_to: dict[str, Any],
     linear: Callable[..., Linear],
     kernels: Kernels | None,
+    tiles: torch.dtype,
     num_heads: int,
     uses: set[str],
 ) -> Layer:
-    """A layer with projections for its uses: `first` token, `all` tokens."""
+    """A layer with projections for its uses: `first` token, `all` tokens; `tiles`: number format of the kernels'."""
     attended, up, down = (
-        _linear([found["attended"]], to, linear),
-        _linear([found["up"]], to, linear, found["activation"]),
-        _linear([found["down"]], to, linear),
+        _linear([found["attended"]], linears_to, linear),
+        _linear([found["up"]], linears_to, linear, found["activation"]),
+        _linear([found["down"]], linears_to, linear),
     )
     attend = feed_forward = query = key_value = query_key_value = None
     attention = found["attention"]
     if "all" in uses and kernels is not None:
-        attend = kernels.self_attention(_tiled_by_head(attention, num_heads, kernels.dtype), num_heads)
+        attend = kernels.self_attention(_tiled_by_head(attention, num_heads, tiles), num_heads)
     if "all" in uses and kernels is None:
-        weight, bias = _side_by_side(attention, to)
+        weight, bias = _side_by_side(attention, linears_to)
         query_key_value = linear(weight, bias, None)
         if "first" in uses:
             hidden = attention[0].out_features
             query, key_value = (linear(weight[of], bias[of], None) for of in (slice(hidden), slice(hidden, None)))
     elif "first" in uses:
-        query, key_value = _linear(attention[:1], to, linear), _linear(attention[1:], to, linear)
+        query, key_value = _linear(attention[:1], linears_to, linear), _linear(attention[1:], linears_to, linear)
     if kernels is not None and gelu_kind(found["activation"]) == "none":
         assert isinstance(attended, KernelLinear)
         assert isinstance(up, KernelLinear)

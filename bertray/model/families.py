@@ -212,13 +212,13 @@ def _albert_layer(layer: Any) -> dict[str, Any]:
     }
 
 
-def fits_kernels(model: Any) -> bool:
+def fits_kernels(model: Any, *, in_int8: bool = False) -> bool:
     """Whether our kernels have tiles for all sizes of a packable model."""
     weights = find_weights(model)
     found = [*weights.layers, *([] if weights.projection is None else [{"up": weights.projection, "head": 0}])]
     for layer in found:
         inner, hidden = layer["up"].weight.shape
-        if not fits(hidden, inner, layer.get("head", hidden // weights.num_heads)):
+        if not fits(hidden, inner, layer.get("head", hidden // weights.num_heads), in_int8=in_int8):
             return False
     return True
 

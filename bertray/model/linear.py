@@ -81,12 +81,24 @@ class PrepackedLinear:
 
 
 class KernelLinear:
-    """A linear layer by our kernels; GELU, residual and norm are added where all of a layer is one."""
+    """A linear layer by our kernels; GELU, residual and norm are added where all of a layer is one.
 
-    def __init__(self, kernels: Kernels, weight_OI: Tensor, bias_O: Tensor, activation: Any = None) -> None:
+    Args:
+        tiles: number format of the weights; by default that of the kernels.
+    """
+
+    def __init__(
+        self,
+        kernels: Kernels,
+        weight_OI: Tensor,
+        bias_O: Tensor,
+        activation: Any = None,
+        *,
+        tiles: torch.dtype | None = None,
+    ) -> None:
         self._kernels = kernels
-        self.tiled = TiledLinear.of(weight_OI, bias_O, kernels.dtype)
-        self._activate = in_place(activation, weight_OI.dtype)
+        self.tiled = TiledLinear.of(weight_OI, bias_O, tiles or kernels.dtype)
+        self._activate = in_place(activation, kernels.dtype)
 
     def __call__(self, x_TI: Tensor) -> Tensor:
         return self._kernels.linear(x_TI, self.tiled)
@@ -99,7 +111,7 @@ class KernelLinear:
 
 
 class QuantizedLinear:
-    """oneDNN's linear layer in int8, in and out in fp32, for CPUs with VNNI or AMX.
+    """oneDNN's linear layer in int8, in and out in fp32, for CPUs with VNNI or AMX and models that our kernels leave.
 
     Weights have a scale for each output, activations one for each token: what comes out for a token depends on no
     other, and NaN stays in its own row.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import pytest
 import torch
@@ -127,14 +128,39 @@ def test_layers_that_do_not_fit_are_refused_when_they_are_built(kernels):
         kernels.feed_forward(square, norm, up, up, norm)
     with pytest.raises(ValueError, match=re.escape("layer norm: expected contiguous float32 [64]")):
         kernels.feed_forward(square, torch.nn.LayerNorm(32), up, down, norm)
-    with pytest.raises(ValueError, match="in multiples of 32, found 48 and 32"):
+    with pytest.raises(ValueError, match="in multiples of 32, found 48"):
         TiledLinear(torch.zeros(32 * 48, dtype=BF16), None, 48, 32)
     with pytest.raises(
-        ValueError, match=re.escape("tiles of a linear layer: expected contiguous bfloat16 or float32 [")
+        ValueError, match=re.escape("tiles of a linear layer: expected contiguous bfloat16 or float32 or int8 [")
     ):
         TiledLinear(torch.zeros(1024, dtype=BF16), None, 64, 32)
     with pytest.raises(ValueError, match=re.escape("bias of a linear layer: expected contiguous float32 [32]")):
         TiledLinear(torch.zeros(1024, dtype=BF16), torch.zeros(31), 32, 32)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"inputs": 96}, "expected sizes in multiples of 64, found 96"),
+        ({"outputs": 48}, "expected sizes in multiples of 32, found 48"),
+        ({"scales_O": torch.ones(31)}, "scales of a linear layer: expected contiguous float32 [32]"),
+        ({"scales_O": torch.ones(32, dtype=BF16)}, "scales of a linear layer: expected contiguous float32 [32]"),
+        ({"zeros_ZO": torch.zeros(2, 32)}, "zeros of a linear layer: expected contiguous int32 [3, 32]"),
+        ({"tiles": torch.zeros(4095, dtype=torch.int8)}, "tiles of a linear layer: expected contiguous"),
+    ],
+)
+def test_layers_in_int8_that_do_not_fit_are_refused_when_they_are_built(change, said):
+    given: dict[str, Any] = {
+        "tiles": torch.zeros(4096, dtype=torch.int8),
+        "bias_O": None,
+        "inputs": 128,
+        "outputs": 32,
+        "scales_O": torch.ones(32),
+        "zeros_ZO": torch.zeros(3, 32, dtype=torch.int32),
+    }
+    assert TiledLinear(**given).dtype == torch.int8
+    with pytest.raises(ValueError, match=re.escape(said)):
+        TiledLinear(**given | change)
 
 
 @pytest.mark.parametrize(
@@ -156,17 +182,27 @@ def test_linear_and_feed_forward_refuse(kernels, called, x_TI):
 
 
 def test_layers_in_another_number_format_are_refused(kernels, called):
-    norm, other = torch.nn.LayerNorm(HIDDEN), TiledLinear.of(torch.zeros(HIDDEN, HIDDEN), torch.zeros(HIDDEN), FP32)
-    assert other.dtype == FP32
-    square, projection = linear_of(HIDDEN, HIDDEN), TiledLinear.of(torch.zeros(192, HIDDEN), torch.zeros(192), FP32)
-    for refused in (
-        lambda: kernels.linear(torch.zeros(TOKENS, HIDDEN), other),
-        lambda: kernels.feed_forward(square, norm, square, other, norm),
-        lambda: kernels.self_attention(projection, HEADS),
+    def linear_in(dtype: torch.dtype, outputs: int = HIDDEN) -> TiledLinear:
+        return TiledLinear.of(torch.zeros(outputs, HIDDEN), torch.zeros(outputs), dtype)
+
+    norm, x_TD = torch.nn.LayerNorm(HIDDEN), torch.zeros(TOKENS, HIDDEN, dtype=BF16)
+    square, in_int8 = linear_in(BF16), linear_in(torch.int8)
+    for refused, found in (
+        (lambda: kernels.linear(x_TD, linear_in(FP32)), "fp32"),
+        (lambda: kernels.feed_forward(square, norm, square, linear_in(FP32), norm), "bf16 and fp32"),
+        (lambda: kernels.feed_forward(square, norm, in_int8, square, norm), "bf16 and int8"),
+        (lambda: kernels.self_attention(linear_in(FP32, 192), HEADS), "fp32"),
     ):
-        with pytest.raises(ValueError, match="its tiles are not in bf16, as these kernels are"):
+        with pytest.raises(ValueError, match=f"expected tiles all in bf16 or all in int8, found {found}"):
             refused()
     assert called == []
+    kernels.linear(x_TD, in_int8)
+    kernels.self_attention(linear_in(torch.int8, 192), HEADS)(x_TD, offsets(0, TOKENS))
+    kernels.feed_forward(in_int8, norm, in_int8, in_int8, norm)(x_TD, x_TD)
+    assert called == ["linear", "self_attention", "feed_forward"]
+    kernels.dtype = FP32
+    with pytest.raises(ValueError, match="expected tiles all in fp32, found int8"):
+        kernels.linear(x_TD.float(), in_int8)
 
 
 def test_kernels_in_fp32_take_nothing_else(kernels, called):

@@ -25,13 +25,30 @@ from bertray.model.pooling import PooledReadout
 from bertray.model.tokenization import Sequences
 from tests.kernel_libraries import EVERY_SET, kernels_of, needs_compiler
 
-# Of numbers and their products, in proportion to the whole.
-ROUNDING = {torch.bfloat16: 0.004, torch.float32: 2e-6}
+# Of numbers and their products, in proportion to the whole; in int8 beside what its own rounding does.
+ROUNDING = {torch.bfloat16: 0.004, torch.float32: 2e-6, torch.int8: 0.006}
 
 
 @pytest.fixture(params=EVERY_SET)
 def ours(request):
     return kernels_of(request.param)
+
+
+@pytest.fixture(params=["its own", "int8"])
+def tiles(request, ours):
+    """Number format of the weights of linear layers."""
+    if request.param == "int8" and torch.int8 not in ours.multiplies:
+        pytest.skip("these kernels have no int8")
+    return torch.int8 if request.param == "int8" else ours.dtype
+
+
+def as_multiplied(x_TI: torch.Tensor, tiles: torch.dtype, width: int | None = None) -> torch.Tensor:
+    """Rows of a product as fp32; in int8 as 255 values each, as far as the largest of a row's next `width` numbers."""
+    if tiles != torch.int8:
+        return x_TI.float()
+    parts = x_TI.float().split(width or x_TI.shape[1], dim=1)
+    scales = [part.abs().amax(dim=1, keepdim=True) / 127 for part in parts]
+    return torch.cat([(part / scale).round() * scale for part, scale in zip(parts, scales, strict=True)], dim=1)
 
 
 def distance(found: torch.Tensor, expected: torch.Tensor) -> float:
@@ -98,19 +115,29 @@ def test_what_is_not_finite_stays_in_its_own_sequence(ours):
 # --- linear layers ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("inputs", [64, 384, 672])  # the last in turns of 256, 256 and 160
+@pytest.mark.parametrize("inputs", [64, 384, 1472])  # the last in turns of 256 and what is left
 @pytest.mark.parametrize("num_tokens", [1, 31, 32, 33, 128, 200, 900])
-def test_a_linear_layer_for_any_number_of_tokens(ours, num_tokens, inputs):
+def test_a_linear_layer_for_any_number_of_tokens(ours, tiles, num_tokens, inputs):
     torch.manual_seed(0)
     weight, bias = torch.randn(96, inputs).to(ours.dtype), torch.randn(96)
-    x = torch.randn(num_tokens, inputs).to(ours.dtype)
-    expected = F.linear(x.float(), weight.float(), bias)
-    assert distance(ours.linear(x, TiledLinear.of(weight, bias, ours.dtype)), expected) < ROUNDING[ours.dtype]
+    # Tokens of very different size: in int8 one scale for all of them would lose the small ones.
+    x = (torch.randn(num_tokens, inputs) * torch.logspace(-2, 1, num_tokens)[:, None]).to(ours.dtype)
+    expected = F.linear(as_multiplied(x, tiles), as_multiplied(weight, tiles), bias)
+    layer = TiledLinear.of(weight, bias, tiles)
+    assert distance(ours.linear(x, layer), expected) < ROUNDING[ours.dtype]
+    for given, dtype in ((x, torch.float32), (x.float(), ours.dtype), (x.float(), torch.float32)):
+        if {given.dtype, dtype} <= {*ours.accepted}:
+            assert distance(ours.linear(given, layer, dtype), expected) < ROUNDING[ours.dtype]
 
 
-@pytest.mark.parametrize(("hidden", "inner"), [(64, 160), (96, 64), (416, 992)])
+def test_nothing_but_zeros_is_the_bias(ours, tiles):
+    layer = TiledLinear.of(torch.zeros(96, 64), torch.arange(96.0), tiles)
+    assert torch.equal(ours.linear(torch.zeros(3, 64).to(ours.dtype), layer), torch.arange(96).expand(3, 96))
+
+
+@pytest.mark.parametrize(("hidden", "inner"), [(64, 192), (128, 64), (448, 960)])
 @pytest.mark.parametrize("num_tokens", [1, 31, 200, 1300])
-def test_a_layer_behind_attention(ours, num_tokens, hidden, inner):
+def test_a_layer_behind_attention(ours, tiles, num_tokens, hidden, inner):
     torch.manual_seed(0)
     sizes = ((hidden, hidden), (inner, hidden), (hidden, inner))
     weights = [(torch.randn(size) / size[1] ** 0.5).to(ours.dtype) for size in sizes]
@@ -120,20 +147,22 @@ def test_a_layer_behind_attention(ours, num_tokens, hidden, inner):
         torch.nn.init.normal_(norm.weight)
         torch.nn.init.normal_(norm.bias)
     attended, x = (torch.randn(num_tokens, hidden).to(ours.dtype) for _ in range(2))
-    attended_linear, up, down = (TiledLinear.of(*pair, ours.dtype) for pair in zip(weights, biases, strict=True))
+    attended_linear, up, down = (TiledLinear.of(*pair, tiles) for pair in zip(weights, biases, strict=True))
     with torch.inference_mode():
         found = ours.feed_forward(attended_linear, norms[0], up, down, norms[1])(attended, x)
-        linear = [
-            lambda x, pair=pair: F.linear(x, pair[0].float(), pair[1]) for pair in zip(weights, biases, strict=True)
-        ]
-        y = norms[0](linear[0](attended.float()) + x.float())
-        expected = norms[1](linear[2](F.gelu(linear[1](y))) + y)
-    assert distance(found, expected) < ROUNDING[ours.dtype]
+
+        def linear(number: int, x: torch.Tensor) -> torch.Tensor:
+            weight = as_multiplied(weights[number], tiles)
+            return F.linear(as_multiplied(x.to(ours.dtype), tiles, hidden), weight, biases[number])
+
+        y = norms[0](linear(0, attended) + x.float())
+        expected = norms[1](linear(2, F.gelu(linear(1, y))) + y)
+    assert distance(found, expected) < ROUNDING[tiles]
 
 
-@pytest.mark.parametrize(("num_heads", "head"), [(3, 32), (2, 64), (7, 96)])
+@pytest.mark.parametrize(("num_heads", "head"), [(4, 32), (2, 64), (8, 96)])
 @pytest.mark.parametrize("lens", [[1], [5, 40, 1, 31, 32, 33, 64], [700, 3, 3], [30] * 60])
-def test_attention_with_the_linear_layer_before_it(ours, num_heads, head, lens):
+def test_attention_with_the_linear_layer_before_it(ours, tiles, num_heads, head, lens):
     torch.manual_seed(0)
     hidden = num_heads * head
     parts = [(torch.randn(hidden, hidden) / hidden**0.5, torch.randn(hidden)) for _ in range(3)]
@@ -143,15 +172,15 @@ def test_attention_with_the_linear_layer_before_it(ours, num_heads, head, lens):
     ]
     bounds = torch.tensor(np.cumsum([0, *lens]), dtype=torch.int32)
     x = torch.randn(sum(lens), hidden).to(ours.dtype)
-    found = ours.self_attention(TiledLinear.of(by_head[0], by_head[1], ours.dtype), num_heads)(x, bounds)
-    apart = [ours.linear(x, TiledLinear.of(*part, ours.dtype)).view(-1, num_heads, head) for part in parts]
+    found = ours.self_attention(TiledLinear.of(by_head[0], by_head[1], tiles), num_heads)(x, bounds)
+    apart = [ours.linear(x, TiledLinear.of(*part, tiles)).view(-1, num_heads, head) for part in parts]
     assert torch.equal(found, ours.attention(*apart, bounds, bounds))
 
 
 @pytest.mark.parametrize("num_tokens", [1, 7, 333])
-def test_neither_threads_nor_other_rows_make_a_difference(ours, monkeypatch, num_tokens):
+def test_neither_threads_nor_other_rows_make_a_difference(ours, tiles, monkeypatch, num_tokens):
     torch.manual_seed(0)
-    layers = [TiledLinear.of(torch.randn(64, 64), torch.randn(64), ours.dtype) for _ in range(3)]
+    layers = [TiledLinear.of(torch.randn(64, 64), torch.randn(64), tiles) for _ in range(3)]
     x, norm = torch.randn(num_tokens, 64).to(ours.dtype), torch.nn.LayerNorm(64)
     feed_forward = ours.feed_forward(layers[0], norm, layers[1], layers[2], norm)
     found = []
@@ -168,9 +197,9 @@ def test_neither_threads_nor_other_rows_make_a_difference(ours, monkeypatch, num
 
 
 @pytest.mark.parametrize("wrong", [float("nan"), float("inf"), -float("inf")])
-def test_what_is_not_finite_stays_in_its_own_row(ours, wrong):
+def test_what_is_not_finite_stays_in_its_own_row(ours, tiles, wrong):
     torch.manual_seed(0)
-    layers = [TiledLinear.of(torch.randn(64, 64), torch.randn(64), ours.dtype) for _ in range(3)]
+    layers = [TiledLinear.of(torch.randn(64, 64), torch.randn(64), tiles) for _ in range(3)]
     x, norm = torch.randn(20, 64).to(ours.dtype), torch.nn.LayerNorm(64)
     feed_forward = ours.feed_forward(layers[0], norm, layers[1], layers[2], norm)
     without = ours.linear(x, layers[0]), feed_forward(x, x)
@@ -179,6 +208,17 @@ def test_what_is_not_finite_stays_in_its_own_row(ours, wrong):
     for found, expected in zip((ours.linear(x, layers[0]), feed_forward(x, x)), without, strict=True):
         assert not found[9].isfinite().any()
         assert torch.equal(found[others], expected[others])
+
+
+def test_weights_in_int8_have_a_scale_for_each_output():
+    weight_OI = torch.zeros(32, 128)
+    weight_OI[3, 0], weight_OI[3, 70], weight_OI[5, 127] = -2.0, 1.0, 1e-3
+    layer = TiledLinear.of(weight_OI, torch.zeros(32), torch.int8)
+    scales_O, zeros_ZO = torch.full((32,), 1e-30 / 127), torch.zeros(3, 32, dtype=torch.int32)
+    scales_O[3], scales_O[5] = 2 / 127, 1e-3 / 127
+    zeros_ZO[:, 3], zeros_ZO[2, 5] = torch.tensor([0, -127 * 128, (64 - 127) * 128]), 127 * 128
+    torch.testing.assert_close(layer._scales_O, scales_O)
+    assert torch.equal(layer._zeros_ZO, zeros_ZO)
 
 
 # --- in the engine ---------------------------------------------------------------------------------------------------
@@ -190,6 +230,15 @@ def in_engine(request, monkeypatch):
     ours = kernels_of(request.param)
     monkeypatch.setattr(backend, "kernels", lambda dtype: ours if dtype == ours.dtype else None)
     return FORMATS[ours.dtype]
+
+
+@pytest.fixture
+def in_int8(in_engine, monkeypatch):
+    """As `in_engine`, for those that have linear layers in int8, which only they compute here."""
+    if in_engine != "bf16":
+        pytest.skip("these kernels have no int8")
+    monkeypatch.setattr(backend, "can_quantize", lambda device: False)
+    return {"precision": "int8", "emulated": True}
 
 
 def logits_by_torch(folder: Path, seqs: Sequences) -> np.ndarray:
@@ -205,9 +254,9 @@ def models(tmp_path_factory):
     """A classifier of sizes that fit tiles, by family."""
     from transformers import AutoConfig, AutoModelForSequenceClassification
 
-    def make(family: str) -> Path:
-        names = {"distilbert": {"dim": 64, "n_heads": 2, "n_layers": 2, "hidden_dim": 96}}
-        usual = {"hidden_size": 64, "num_attention_heads": 2, "num_hidden_layers": 2, "intermediate_size": 96}
+    def make(family: str, inner: int = 96) -> Path:
+        names = {"distilbert": {"dim": 64, "n_heads": 2, "n_layers": 2, "hidden_dim": inner}}
+        usual = {"hidden_size": 64, "num_attention_heads": 2, "num_hidden_layers": 2, "intermediate_size": inner}
         torch.manual_seed(0)
         config = AutoConfig.for_model(family, vocab_size=60, num_labels=3, **names.get(family, usual))
         folder = tmp_path_factory.mktemp(family)
@@ -234,6 +283,21 @@ def test_every_family_is_computed_by_them(models, family, in_engine):
     assert engine.own_kernels
     atol = {"bf16": 0.02, "fp32": 2e-6}[in_engine]
     np.testing.assert_allclose(engine.logits(seqs), logits_by_torch(folder, seqs), atol=atol)
+
+
+@pytest.mark.parametrize("family", ["bert", "distilbert", "electra", "albert"])
+def test_every_family_is_computed_by_them_in_int8(models, family, in_int8):
+    folder, seqs = models(family, inner=128), some_sequences()
+    engine = Engine(folder, **in_int8)
+    assert (engine.own_kernels, engine.quantized, engine.precision) == (True, True, "int8")
+    found, expected = engine.logits(seqs), logits_by_torch(folder, seqs)
+    np.testing.assert_allclose(found, expected, atol=0.05)
+    assert np.abs(found - Engine(folder, precision="bf16").logits(seqs)).max() > 1e-4  # rounded indeed
+
+
+def test_in_int8_models_of_other_sizes_are_computed_by_onednn(models, in_int8):
+    engine = Engine(models("bert", inner=96), **in_int8)
+    assert (engine.own_kernels, engine.quantized, engine.dtype) == (False, True, torch.float32)
 
 
 def test_what_a_review_gets_does_not_depend_on_those_beside_it(models, in_engine):
@@ -276,6 +340,10 @@ def test_sizes_that_fit():
     assert not fits(384, 1500, 32)
     assert not fits(384, 1536, 48)
     assert not fits(1024, 4096, 256)
+    assert fits(96, 160, 32)
+    assert not fits(96, 128, 32, in_int8=True)
+    assert not fits(128, 160, 32, in_int8=True)
+    assert fits(384, 1536, 32, in_int8=True)
 
 
 @pytest.mark.skipif(sys.platform != "linux" or platform.machine() != "x86_64", reason="no Linux on x86-64")

@@ -1,11 +1,11 @@
 """Kernels for CPUs: attention over packed sequences, linear layers, the feed forward of a layer, AdamW.
 
-They are C++ in the folders beside this file, for each number format: bf16 for CPUs that multiply in it, fp32 for those
-that have no instructions wider than AVX2. The installation compiles it, where a compiler is, to a library for each
-instruction set. Where that library, Linux, the instructions or the right sizes are missing, torch's own operations do
-the same, more slowly. `BERTRAY_KERNELS` in the environment chooses, several words by commas: `off` for none; `amx`,
-`avx512bf16` or `avx2`, each among those in its number format, by default the fastest of the CPU; `build` to compile the
-kernels when a process first wants them, and keep the library in the user's cache.
+They are C++ in the folders beside this file, for each number format: bf16 for CPUs that multiply in it, with linear
+layers in int8, too, and fp32 for those that have no instructions wider than AVX2. The installation compiles it, where a
+compiler is, to a library for each instruction set. Where that library, Linux, the instructions or the right sizes are
+missing, torch's own operations do the same, more slowly. `BERTRAY_KERNELS` in the environment chooses, several words by
+commas: `off` for none; `amx`, `avx512bf16` or `avx2`, each among those in its number format, by default the fastest of
+the CPU; `build` to compile the kernels when a process first wants them, and keep the library in the user's cache.
 
 Legend: T packed tokens, B sequences, D hidden, H heads, E size of a head, I inputs, O outputs of a linear layer.
 """
@@ -25,6 +25,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F  # noqa: N812 - the name everyone knows
 
 from bertray.io.cache import Cache
 from bertray.model.kernels.build import (
@@ -37,7 +38,7 @@ from bertray.model.kernels.build import (
     library_of,
     on_this_platform,
 )
-from bertray.model.kernels.checks import WIDE, check, check_cu_seqlens, check_heads, check_sizes
+from bertray.model.kernels.checks import WIDE, WIDE_IN_INT8, check, check_cu_seqlens, check_heads, check_sizes
 
 _log = logging.getLogger(__name__)
 
@@ -45,7 +46,10 @@ _OFF = {"off", "0", "false"}
 
 _COLUMNS = 16  # outputs of a panel in fp32
 _MOST_HEAD = 4 * WIDE
-_FORMATS = {torch.bfloat16: "bf16", torch.float32: "fp32"}
+_FORMATS = {torch.bfloat16: "bf16", torch.float32: "fp32", torch.int8: "int8"}
+_LARGEST_CODE = 127
+_ZERO_CODE = 128  # of inputs in int8 on CPUs that multiply unsigned bytes with signed ones
+_TINY = 1e-30  # what a scale of nothing but zeros is
 
 
 class _Linear(ctypes.Structure):
@@ -54,6 +58,8 @@ class _Linear(ctypes.Structure):
         ("bias", ctypes.c_void_p),
         ("inputs", ctypes.c_int64),
         ("outputs", ctypes.c_int64),
+        ("scales", ctypes.c_void_p),
+        ("zeros", ctypes.c_void_p),
     )
 
 
@@ -121,29 +127,62 @@ class TiledLinear:
     Args:
         tiles: `of` lays them out.
         bias_O: kept in fp32; None adds nothing.
-        inputs, outputs: multiples of 32.
+        inputs, outputs: multiples of 32; in int8 inputs are multiples of 64.
+        scales_O: fp32, of outputs in int8.
+        zeros_ZO: int32, in int8: 128 times the sums of the weights of all inputs before the first, before the next 64,
+            ..., before the end.
     """
 
-    def __init__(self, tiles: Tensor, bias_O: Tensor | None, inputs: int, outputs: int) -> None:
-        check_sizes("linear layer", inputs, outputs)
-        check("tiles of a linear layer", tiles.view(-1), (inputs * outputs,))
+    def __init__(
+        self,
+        tiles: Tensor,
+        bias_O: Tensor | None,
+        inputs: int,
+        outputs: int,
+        scales_O: Tensor | None = None,
+        zeros_ZO: Tensor | None = None,
+    ) -> None:
+        in_int8 = tiles.dtype == torch.int8
+        check_sizes("linear layer", outputs)
+        check_sizes("linear layer", inputs, multiple=WIDE_IN_INT8 if in_int8 else WIDE)
+        check("tiles of a linear layer", tiles.view(-1), (inputs * outputs,), *_FORMATS)
         self._tiles, self.dtype = tiles, tiles.dtype
         self._bias_O = None if bias_O is None else bias_O.to(torch.float32).contiguous()
+        self._scales_O, self._zeros_ZO = scales_O, zeros_ZO
+        self.inputs, self.outputs = inputs, outputs
         if self._bias_O is not None:
             check("bias of a linear layer", self._bias_O, (outputs,), torch.float32)
-        self.inputs, self.outputs = inputs, outputs
-        bias = None if self._bias_O is None else self._bias_O.data_ptr()
-        self.struct = _Linear(tiles.data_ptr(), bias, inputs, outputs)
+        if in_int8:
+            assert scales_O is not None
+            assert zeros_ZO is not None
+            check("scales of a linear layer", scales_O, (outputs,), torch.float32)
+            check("zeros of a linear layer", zeros_ZO, (inputs // WIDE_IN_INT8 + 1, outputs), torch.int32)
+        rest = (None if tensor is None else tensor.data_ptr() for tensor in (self._bias_O, scales_O, zeros_ZO))
+        bias, scales, zeros = rest
+        self.struct = _Linear(tiles.data_ptr(), bias, inputs, outputs, scales, zeros)
 
     @classmethod
     def of(cls, weight_OI: Tensor, bias_O: Tensor, dtype: torch.dtype = torch.bfloat16) -> TiledLinear:
-        """The layer of these weights, for kernels in bf16 or fp32."""
+        """The layer of these weights, for kernels in bf16 or fp32; in int8 each output has a scale."""
         outputs, inputs = weight_OI.shape
         if dtype == torch.float32:
             panels = weight_OI.to(dtype).view(outputs // _COLUMNS, _COLUMNS, inputs)
             return cls(panels.transpose(1, 2).contiguous(), bias_O, inputs, outputs)
-        blocks = weight_OI.to(torch.bfloat16).view(outputs // WIDE, 2, WIDE // 2, inputs // WIDE, WIDE // 2, 2)
-        return cls(blocks.permute(0, 3, 1, 4, 2, 5).contiguous(), bias_O, inputs, outputs)
+        if dtype == torch.bfloat16:
+            return cls(_in_tiles(weight_OI.to(dtype), 2), bias_O, inputs, outputs)
+        scales_O = weight_OI.float().abs().amax(dim=1).clamp_min(_TINY) / _LARGEST_CODE
+        codes_OI = (weight_OI / scales_O[:, None]).round().to(dtype)
+        sums_OZ = codes_OI.view(outputs, -1, WIDE_IN_INT8).sum(dim=2, dtype=torch.int32).cumsum(dim=1)
+        zeros_ZO = F.pad(_ZERO_CODE * sums_OZ, (1, 0)).t().to(torch.int32).contiguous()
+        return cls(_in_tiles(codes_OI, 4), bias_O, inputs, outputs, scales_O, zeros_ZO)
+
+
+def _in_tiles(weight_OI: Tensor, side_by_side: int) -> Tensor:
+    """Weights in tiles of 16 rows: `side_by_side` inputs of 16 outputs a row."""
+    outputs, inputs = weight_OI.shape
+    half = WIDE // 2
+    blocks = weight_OI.view(outputs // WIDE, 2, half, inputs // (half * side_by_side), half, side_by_side)
+    return blocks.permute(0, 3, 1, 4, 2, 5).contiguous()
 
 
 class Kernels:
@@ -277,9 +316,17 @@ class Kernels:
         """Moves all weights one step on, in place."""
         self._adamw((AdamWWeight * len(weights))(*weights), len(weights), step, torch.get_num_threads())
 
+    @property
+    def multiplies(self) -> tuple[torch.dtype, ...]:
+        """Number formats that the tiles of linear layers may be in: kernels in bf16 take those in int8, too."""
+        return (self.dtype, torch.int8) if self.dtype == torch.bfloat16 else (self.dtype,)
+
     def _check_layers(self, *layers: TiledLinear) -> None:
-        if any(layer.dtype != self.dtype for layer in layers):
-            raise ValueError(f"linear layer: its tiles are not in {_FORMATS[self.dtype]}, as these kernels are")
+        found = {layer.dtype for layer in layers}
+        if len(found) > 1 or not found <= {*self.multiplies}:
+            expected = " or all in ".join(_FORMATS[dtype] for dtype in self.multiplies)
+            names = " and ".join(sorted(_FORMATS[dtype] for dtype in found))
+            raise ValueError(f"linear layers: expected tiles all in {expected}, found {names}")
 
 
 class _NormOf:
@@ -309,9 +356,10 @@ def done(failed: int, result: Tensor) -> Tensor:
     return result
 
 
-def fits(hidden: int, inner: int, head: int) -> bool:
+def fits(hidden: int, inner: int, head: int, *, in_int8: bool = False) -> bool:
     """Whether a model of such sizes can run in tiles."""
-    return hidden % WIDE == inner % WIDE == head % WIDE == 0 and head <= _MOST_HEAD
+    wide = WIDE_IN_INT8 if in_int8 else WIDE
+    return hidden % wide == inner % wide == head % WIDE == 0 and head <= _MOST_HEAD
 
 
 @functools.cache

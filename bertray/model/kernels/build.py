@@ -13,9 +13,9 @@ from pathlib import Path
 
 _FLAGS = ("-std=c++17", "-O3", "-ffp-contract=off", "-fno-math-errno", "-shared", "-fPIC", "-fopenmp")
 _AVX512 = {name: f"-m{name.replace('_', '')}" for name in ("avx512_f", "avx512_bw", "avx512_dq", "avx512_vl")}
-_AVX512_BF16 = _AVX512 | {"avx512_bf16": "-mavx512bf16"}
+_AVX512_BF16 = _AVX512 | {"avx512_bf16": "-mavx512bf16", "avx512_vnni": "-mavx512vnni"}
 INSTRUCTION_SETS = {
-    "amx": _AVX512_BF16 | {"amx_tile": "-mamx-tile", "amx_bf16": "-mamx-bf16"},
+    "amx": _AVX512_BF16 | {"amx_tile": "-mamx-tile", "amx_bf16": "-mamx-bf16", "amx_int8": "-mamx-int8"},
     "avx512bf16": _AVX512_BF16,
     "avx2": {"avx2": "-mavx2", "fma3": "-mfma"},
 }

@@ -14,6 +14,7 @@ from torch import Tensor
 
 _FLOATS = (torch.bfloat16, torch.float32)
 WIDE = 32  # numbers in bf16 in a row of a tile; all sizes are multiples of it, in fp32, too
+WIDE_IN_INT8 = 2 * WIDE
 
 
 def check(what: str, tensor: Tensor, shape: tuple[int, ...], *dtypes: torch.dtype) -> None:
@@ -27,12 +28,12 @@ def check(what: str, tensor: Tensor, shape: tuple[int, ...], *dtypes: torch.dtyp
     raise ValueError(f"{what}: expected contiguous {kinds} {list(shape)} on cpu, found {_told(tensor)}")
 
 
-def check_sizes(what: str, *sizes: int) -> None:
+def check_sizes(what: str, *sizes: int, multiple: int = WIDE) -> None:
     """Raises:
-    ValueError: not all are multiples of WIDE.
+    ValueError: not all are multiples of this.
     """
-    if any(size % WIDE for size in sizes):
-        raise ValueError(f"{what}: expected sizes in multiples of {WIDE}, found {' and '.join(map(str, sizes))}")
+    if any(size % multiple for size in sizes):
+        raise ValueError(f"{what}: expected sizes in multiples of {multiple}, found {' and '.join(map(str, sizes))}")
 
 
 def check_heads(

@@ -1,5 +1,6 @@
 // A stand-in for the compiler's header: the instructions that our kernels use, in plain C++, so that tests can run every line
-// of them on any CPU. It is found first with `-I`. Products of bf16 are summed in fp32, in an order of their own.
+// of them on any CPU. It is found first with `-I`. Products of bf16 are summed in fp32, in an order of their own; those of int8
+// are exact.
 
 #pragma once
 
@@ -16,6 +17,9 @@ EMULATED_VECTOR(short) __m512bh;
 EMULATED_VECTOR(int32_t) Ints;
 EMULATED_VECTOR(uint32_t) Unsigned;
 EMULATED_VECTOR(uint16_t) Shorts;
+EMULATED_VECTOR(int16_t) SignedShorts;
+EMULATED_VECTOR(int8_t) Bytes;
+EMULATED_VECTOR(uint8_t) UnsignedBytes;
 typedef long long __m256i __attribute__((vector_size(32), may_alias, aligned(32)));
 using __mmask16 = uint16_t;
 
@@ -121,6 +125,43 @@ template <typename... Numbers>
 inline __m512i _mm512_setr_epi32(Numbers... numbers) {
   return (__m512i)Ints{numbers...};
 }
+inline __m512i _mm512_set1_epi8(char x) { return (__m512i)each_lane<Bytes>([&](unsigned) { return x; }); }
+inline __m512i _mm512_sub_epi32(__m512i a, __m512i b) { return (__m512i)((Unsigned)a - (Unsigned)b); }
+inline __m512i _mm512_and_si512(__m512i a, __m512i b) { return a & b; }
+inline __m512i _mm512_max_epi32(__m512i a, __m512i b) { return (__m512i)((Ints)a > (Ints)b ? (Ints)a : (Ints)b); }
+inline int _mm512_reduce_max_epi32(__m512i x) {
+  int most = ((Ints)x)[0];
+  for (unsigned i = 1; i < 16; ++i) most = ((Ints)x)[i] > most ? ((Ints)x)[i] : most;
+  return most;
+}
+inline __m512 _mm512_cvtepi32_ps(__m512i x) {
+  return each_lane<__m512>([&](unsigned i) { return static_cast<float>(((Ints)x)[i]); });
+}
+inline __m512i _mm512_cvtps_epi32(__m512 x) {  // to the nearest, of two the even one; what has none is the lowest
+  return (__m512i)each_lane<Ints>([&](unsigned i) {
+    return std::fabs(x[i]) < 2147483648.0f ? static_cast<int32_t>(std::nearbyint(x[i])) : INT32_MIN;
+  });
+}
+
+// Numbers of both, four (eight) of one and as many of the other, at half the width; those too large are the largest.
+template <typename Narrow, typename Wide>
+inline Narrow packed(Wide a, Wide b) {
+  constexpr unsigned HALF = 16 / sizeof(a[0]);
+  constexpr int MOST = (1 << (8 * sizeof(a[0]) / 2 - 1)) - 1;
+  return each_lane<Narrow>([&](unsigned i) {
+    const unsigned quarter = i / (2 * HALF), place = i % (2 * HALF);
+    const int x = place < HALF ? a[quarter * HALF + place] : b[quarter * HALF + place - HALF];
+    return x > MOST ? MOST : x < -MOST - 1 ? -MOST - 1 : x;
+  });
+}
+
+inline __m512i _mm512_packs_epi32(__m512i a, __m512i b) { return (__m512i)packed<SignedShorts>((Ints)a, (Ints)b); }
+inline __m512i _mm512_packs_epi16(__m512i a, __m512i b) {
+  return (__m512i)packed<Bytes>((SignedShorts)a, (SignedShorts)b);
+}
+inline __m512i _mm512_permutexvar_epi32(__m512i index, __m512i x) {
+  return (__m512i)each_lane<Ints>([&](unsigned i) { return ((Ints)x)[((Ints)index)[i] & 15]; });
+}
 inline __m512i _mm512_add_epi32(__m512i a, __m512i b) { return (__m512i)((Unsigned)a + (Unsigned)b); }
 inline __m512i _mm512_add_epi16(__m512i a, __m512i b) { return (__m512i)((Shorts)a + (Shorts)b); }
 inline __m512i _mm512_mullo_epi32(__m512i a, __m512i b) { return (__m512i)((Unsigned)a * (Unsigned)b); }
@@ -169,6 +210,7 @@ inline __m512i _mm512_permutex2var_epi16(__m512i a, __m512i index, __m512i b) {
     return from < 32 ? ((Shorts)a)[from] : ((Shorts)b)[from - 32];
   });
 }
+inline __m512i _mm512_castps_si512(__m512 x) { return (__m512i)x; }
 inline __m512 _mm512_castsi512_ps(__m512i x) { return (__m512)x; }
 inline __m512d _mm512_castps_pd(__m512 x) { return (__m512d)x; }
 inline __m512 _mm512_castpd_ps(__m512d x) { return (__m512)x; }
@@ -183,6 +225,19 @@ inline __m512 _mm512_dpbf16_ps(__m512 sums, __m512bh a, __m512bh b) {
   const auto odd = [](__m512bh x) { return (__m512)((Unsigned)x & 0xffff0000u); };
   return sums + odd(a) * odd(b) + even(a) * even(b);
 }
+
+// --- int8 -------------------------------------------------------------------------------------------------------------
+
+// Sums of products of four bytes side by side; `Left` says whether the first are signed.
+template <typename Left>
+inline __m512i with_products(__m512i sums, __m512i a, __m512i b) {
+  return (__m512i)each_lane<Ints>([&](unsigned i) {
+    int32_t sum = ((Ints)sums)[i];
+    for (unsigned j = 4 * i; j < 4 * i + 4; ++j) sum += ((Left)a)[j] * ((Bytes)b)[j];
+    return sum;
+  });
+}
+inline __m512i _mm512_dpbusd_epi32(__m512i sums, __m512i a, __m512i b) { return with_products<UnsignedBytes>(sums, a, b); }
 
 // --- tiles ------------------------------------------------------------------------------------------------------------
 
@@ -200,16 +255,22 @@ inline void _tile_loadd(int number, const void* from, int64_t stride) {
 inline void _tile_stored(int number, void* to, int64_t stride) {
   for (int r = 0; r < 16; ++r) std::memcpy(static_cast<char*>(to) + r * stride, &tile(number)[r], sizeof(__m512i));
 }
-inline void _tile_dpbf16ps(int sums, int left, int right) {
+// Adds to each row of `sums` the products of a row of `left`, four bytes after four, and the rows of `right`.
+template <typename Add>
+inline void add_tiles(int sums, int left, int right, Add add) {
   for (int r = 0; r < 16; ++r) {
-    __m512 row = (__m512)tile(sums)[r];
-    for (unsigned pair = 0; pair < 16; ++pair) {
-      const __m512bh both = (__m512bh)_mm512_set1_epi32(((Ints)tile(left)[r])[pair]);
-      row = _mm512_dpbf16_ps(row, both, (__m512bh)tile(right)[pair]);
+    for (unsigned place = 0; place < 16; ++place) {
+      const __m512i four = _mm512_set1_epi32(((Ints)tile(left)[r])[place]);
+      tile(sums)[r] = add(tile(sums)[r], four, tile(right)[place]);
     }
-    tile(sums)[r] = (__m512i)row;
   }
 }
+inline void _tile_dpbf16ps(int sums, int left, int right) {
+  add_tiles(sums, left, right, [](__m512i sum, __m512i x, __m512i y) {
+    return (__m512i)_mm512_dpbf16_ps((__m512)sum, (__m512bh)x, (__m512bh)y);
+  });
+}
+inline void _tile_dpbssd(int sums, int left, int right) { add_tiles(sums, left, right, with_products<Bytes>); }
 
 // --- the processor ----------------------------------------------------------------------------------------------------
 

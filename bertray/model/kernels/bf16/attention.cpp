@@ -251,7 +251,7 @@ void add_transposed(const bf16* weights, int64_t keys_in_tiles, const bf16* righ
     store_tile(left, low);
     store_tile(left + TILE, high);
     for (int part = 0; part < wide; ++part) {
-      multiply<true>(WIDE, left_of(left), right_of(right + 2 * part * TILE), WIDE, sums + part * WIDE, wide * WIDE, [] {});
+      multiply<InBf16, true>(WIDE, left_of(left), right_of(right + 2 * part * TILE), WIDE, sums + part * WIDE, wide * WIDE, [] {});
     }
   }
 }
@@ -312,6 +312,57 @@ void attend_backward(const Heads& heads, int64_t length, const HeadGradients& to
   }
 }
 
+// --- with the linear layer before it ----------------------------------------------------------------------------------
+
+template <typename Format>
+int self_attention_of(const bf16* x, const Linear& linear, const int32_t* bounds, int64_t num_sequences, int num_heads,
+                      bf16* out, int num_threads) {
+  const int64_t hidden = linear.inputs, size = linear.outputs / num_heads / 3, num_rows = bounds[num_sequences];
+  if (size % WIDE != 0 || size > MOST_WIDE * WIDE) return 2;
+  const int64_t stride = 3 * size;
+  // A sequence belongs to the block in which it begins.
+  const int64_t block = block_of(num_rows, MOST_ROWS, num_threads), num_blocks = (num_rows + block - 1) / block;
+  const auto begin_of = [=](int64_t number) {
+    return std::lower_bound(bounds, bounds + num_sequences, static_cast<int32_t>(std::min(number * block, num_rows))) - bounds;
+  };
+  int64_t longest = 0, most = 0;
+  for (int64_t b = 0; b < num_sequences; ++b) longest = std::max<int64_t>(longest, bounds[b + 1] - bounds[b]);
+  for (int64_t n = 0; n < num_blocks; ++n) most = std::max<int64_t>(most, bounds[begin_of(n + 1)] - bounds[begin_of(n)]);
+  most = round_up(most, WIDE);
+  const float scale = 1.0f / std::sqrt(static_cast<float>(size));
+  int failed = 0;
+#pragma omp parallel num_threads(num_threads) reduction(| : failed)
+  {
+    const Tiles tiles;
+    const Scratch scratch(longest, size);
+    Rows<Format> rows(most, hidden);
+    const Buffer<bf16> made(most * stride);
+    const Buffer<float> waiting(2 * most * WIDE);
+    failed |= scratch.missing() || rows.missing() || made == nullptr || waiting == nullptr;
+#pragma omp for schedule(dynamic, 1)
+    for (int64_t n = 0; n < num_blocks; ++n) {
+      const int64_t begin = begin_of(n), end = begin_of(n + 1), first = bounds[begin], count = bounds[end] - first;
+      if (failed || count == 0) continue;
+      rows.lay_out(x + first * hidden, count, hidden);
+      for (int head = 0; head < num_heads; ++head) {
+        const Weights weights = linear.outputs_from(head * stride, stride);
+        for_each_sum<Format>(weights, rows.tiles(), round_up(count, WIDE), waiting, [&](int64_t o, int64_t r, const float* sums) {
+          for (int64_t g = 0; g < GROUP; ++g) {
+            store(made + (r + g) * stride + o, biased(rows, weights, o, r + g, sums + g * WIDE));
+          }
+        });
+        for (int64_t b = begin; b < end; ++b) {
+          const int64_t row = bounds[b], length = bounds[b + 1] - row;
+          const bf16* query = made + (row - first) * stride;
+          const Heads heads{query, query + size, query + 2 * size, stride, stride, static_cast<int>(size / WIDE), scale};
+          attend(heads, length, length, scratch, out + row * hidden + head * size, hidden);
+        }
+      }
+    }
+  }
+  return failed;
+}
+
 }  // namespace
 
 extern "C" {
@@ -358,49 +409,8 @@ int bertray_attention(const bf16* query, int64_t query_stride, const bf16* key, 
 // memory is out, or 2 where a head has no size for tiles.
 int bertray_self_attention(const bf16* x, const Linear* linear, const int32_t* bounds, int64_t num_sequences, int num_heads,
                            bf16* out, int num_threads) {
-  const int64_t hidden = linear->inputs, size = linear->outputs / num_heads / 3, num_rows = bounds[num_sequences];
-  if (size % WIDE != 0 || size > MOST_WIDE * WIDE) return 2;
-  const int64_t stride = 3 * size;
-  // A sequence belongs to the block in which it begins.
-  const int64_t block = block_of(num_rows, MOST_ROWS, num_threads), num_blocks = (num_rows + block - 1) / block;
-  const auto begin_of = [=](int64_t number) {
-    return std::lower_bound(bounds, bounds + num_sequences, static_cast<int32_t>(std::min(number * block, num_rows))) - bounds;
-  };
-  int64_t longest = 0, most = 0;
-  for (int64_t b = 0; b < num_sequences; ++b) longest = std::max<int64_t>(longest, bounds[b + 1] - bounds[b]);
-  for (int64_t n = 0; n < num_blocks; ++n) most = std::max<int64_t>(most, bounds[begin_of(n + 1)] - bounds[begin_of(n)]);
-  most = round_up(most, WIDE);
-  const float scale = 1.0f / std::sqrt(static_cast<float>(size));
-  int failed = 0;
-#pragma omp parallel num_threads(num_threads) reduction(| : failed)
-  {
-    const Tiles tiles;
-    const Scratch scratch(longest, size);
-    const Buffer<bf16> copy(most * hidden), made(most * stride);
-    const Buffer<float> waiting(2 * most * WIDE);
-    failed |= scratch.missing() || copy == nullptr || made == nullptr || waiting == nullptr;
-#pragma omp for schedule(dynamic, 1)
-    for (int64_t n = 0; n < num_blocks; ++n) {
-      const int64_t begin = begin_of(n), end = begin_of(n + 1), first = bounds[begin], count = bounds[end] - first;
-      if (failed || count == 0) continue;
-      lay_out(x + first * hidden, count, hidden, copy);
-      for (int head = 0; head < num_heads; ++head) {
-        const float* bias = linear->bias ? linear->bias + head * stride : nullptr;
-        for_each_sum(linear->outputs_from(head * stride, stride), copy, round_up(count, WIDE), waiting,
-                     [&](int64_t o, int64_t r, const float* sums) {
-                       const Pair add = bias ? load(bias + o) : pair_of(0);
-                       for (int64_t g = 0; g < GROUP; ++g) store(made + (r + g) * stride + o, load(sums + g * WIDE) + add);
-                     });
-        for (int64_t b = begin; b < end; ++b) {
-          const int64_t row = bounds[b], length = bounds[b + 1] - row;
-          const bf16* query = made + (row - first) * stride;
-          const Heads heads{query, query + size, query + 2 * size, stride, stride, static_cast<int>(size / WIDE), scale};
-          attend(heads, length, length, scratch, out + row * hidden + head * size, hidden);
-        }
-      }
-    }
-  }
-  return failed;
+  const auto run = linear->in_int8() ? self_attention_of<InInt8> : self_attention_of<InBf16>;
+  return run(x, *linear, bounds, num_sequences, num_heads, out, num_threads);
 }
 
 // Gradients of queries, keys and values, whose rows lie `gradient_stride` apart, from that of what attention gave. All of a

@@ -1,7 +1,8 @@
-// Linear layers in bf16, and all of a layer of BERT that follows attention, with weights laid out in tiles.
+// Linear layers in bf16 or int8, and all of a layer of BERT that follows attention, with weights laid out in tiles.
 //
 // A thread takes a block of rows and takes it through all it has to go through, so that what lies between stays in its
-// cache: products are summed in fp32, and bias, GELU, residual and norm are added before anything is rounded to bf16.
+// cache: products are summed in fp32 (of int8 in int32), and bias, GELU, residual and norm are added before anything is
+// rounded to bf16 again, and for the next product to int8.
 //
 // Legend: I inputs of a linear layer, O its outputs; both are multiples of 32.
 
@@ -52,12 +53,23 @@ inline int64_t in_blocks(int64_t r, int64_t o, int64_t width) {
   return (r / WIDE * (width / WIDE) + o / WIDE) * SUMS_APART + r % WIDE * WIDE;
 }
 
-// Sums of all outputs of the rows of `x`, without the bias; ADD: added to what is there.
-template <bool ADD = false>
-void all_sums(const Weights& weights, const bf16* x, int64_t num_rows, float* sums) {
-  multiply_all<ADD>(
-      x, num_rows, weights, [&](int64_t o, int64_t first) { return sums + in_blocks(first, o, weights.outputs); },
-      WIDE, [](int64_t, int64_t, int64_t) { return [] {}; });
+// Sums of all outputs of `num_rows` rows as fp32, without the bias; ADD: added to what is there.
+template <typename Format, bool ADD>
+void all_sums(const Weights& weights, const Rows<Format>& rows, int64_t num_rows, float* sums, float* waiting) {
+  if constexpr (std::is_same_v<Format, InInt8>) {
+    for_each_sum<Format>(weights, rows.tiles(), num_rows, waiting, [&](int64_t o, int64_t r, const float* part) {
+      for (int64_t g = 0; g < GROUP; ++g) {
+        float* const to = sums + in_blocks(r + g, o, weights.outputs);
+        const Pair product = rows.product(weights, o, r + g, part + g * WIDE);
+        store(to, ADD ? load(to) + product : product);
+      }
+    });
+  } else {
+    multiply_all<Format, ADD>(
+        rows.tiles(), num_rows, weights,
+        [&](int64_t o, int64_t first) { return sums + in_blocks(first, o, weights.outputs); },
+        WIDE, [](int64_t, int64_t, int64_t) { return [] {}; });
+  }
 }
 
 // Normalizes sums + bias + residual over row r; takes residuals from `residual(i)` and hands on numbers by `to(i, ...)`.
@@ -83,30 +95,88 @@ void add_and_norm(float* sums, int64_t r, const Linear& linear, const Norm& norm
   }
 }
 
-template <typename In, typename Out>
+template <typename Format, typename In, typename Out>
 int linear_of(const void* from, int64_t num_rows, const Linear& linear, void* to, int num_threads) {
   const In* x = static_cast<const In*>(from);
   Out* out = static_cast<Out*>(to);
+  const Weights weights = linear.weights();
   const int64_t block = block_of(num_rows, ROWS_OF_ONE, num_threads);
   int failed = 0;
 #pragma omp parallel num_threads(num_threads) reduction(| : failed)
   {
     const Tiles tiles;
-    const Buffer<bf16> copy(block * linear.inputs);
+    Rows<Format> rows(block, linear.inputs);
     const Buffer<float> waiting(2 * block * WIDE);
-    failed |= copy == nullptr || waiting == nullptr;
+    failed |= rows.missing() || waiting == nullptr;
 #pragma omp for schedule(dynamic, 1)
     for (int64_t first = 0; first < num_rows; first += block) {
       if (failed) continue;
       const int64_t count = std::min(block, num_rows - first);
-      lay_out(x + first * linear.inputs, count, linear.inputs, copy);
-      for_each_sum(linear.weights(), copy, round_up(count, WIDE), waiting, [&](int64_t o, int64_t r, const float* sums) {
-        const Pair bias = linear.bias ? load(linear.bias + o) : pair_of(0);
+      rows.lay_out(x + first * linear.inputs, count, linear.inputs);
+      for_each_sum<Format>(weights, rows.tiles(), round_up(count, WIDE), waiting, [&](int64_t o, int64_t r, const float* sums) {
         Out* row = out + (first + r) * linear.outputs + o;
-        for (const float* end = sums + std::min(GROUP, count - r) * WIDE; sums < end; sums += WIDE, row += linear.outputs) {
-          store(row, load(sums) + bias);
+        for (const int64_t end = std::min(r + GROUP, count); r < end; ++r, sums += WIDE, row += linear.outputs) {
+          store(row, biased(rows, weights, o, r, sums));
         }
       });
+    }
+  }
+  return failed;
+}
+
+template <typename Format>
+int linear_in(const void* x, int x_is_wide, int64_t num_rows, const Linear& linear, void* out, int out_is_wide,
+              int num_threads) {
+  const auto run = x_is_wide ? (out_is_wide ? linear_of<Format, float, float> : linear_of<Format, float, bf16>)
+                             : (out_is_wide ? linear_of<Format, bf16, float> : linear_of<Format, bf16, bf16>);
+  return run(x, num_rows, linear, out, num_threads);
+}
+
+template <typename Format>
+int feed_forward_of(const bf16* attended, const bf16* x, int64_t num_rows, const Linear& attended_linear,
+                    const Norm& attended_norm, const Linear& up, const Linear& down, const Norm& output_norm, bf16* out,
+                    int num_threads) {
+  const int64_t hidden = up.inputs, inner = up.outputs;
+  const int64_t bytes_a_row = hidden * (2 * Rows<Format>::BYTES + sizeof(float));
+  const int64_t block = block_of(num_rows, MOST_BYTES / bytes_a_row, num_threads);
+  int failed = 0;
+#pragma omp parallel num_threads(num_threads) reduction(| : failed)
+  {
+    const Tiles tiles;
+    Rows<Format> middle(block, hidden), activated(block, hidden);
+    const Buffer<float> sums(in_blocks(block, 0, hidden)), waiting(2 * block * WIDE);
+    failed |= middle.missing() || activated.missing() || sums == nullptr || waiting == nullptr;
+#pragma omp for schedule(dynamic, 1)
+    for (int64_t first = 0; first < num_rows; first += block) {
+      if (failed) continue;
+      const int64_t count = std::min(block, num_rows - first), whole = round_up(count, WIDE);
+      // What attention gave lies where activated numbers will.
+      activated.lay_out(attended + first * hidden, count, hidden);
+      all_sums<Format, false>(attended_linear.weights(), activated, whole, sums, waiting);
+      for (int64_t r = 0; r < whole; ++r) {
+        const int64_t row = first + std::min(r, count - 1);  // what fills the block repeats the last row, and is thrown away
+        add_and_norm(sums, r, attended_linear, attended_norm,
+                     [&](int64_t i) { return load(x + row * hidden + i); },
+                     [&](int64_t i, Pair y) { middle.put(r, i, hidden, y); });
+        middle.complete(r, hidden);
+      }
+      // As many of the inner numbers at a time as there are hidden ones.
+      for (int64_t i = 0; i < inner; i += hidden) {
+        const int64_t width = std::min(hidden, inner - i);
+        const Weights to_inner = up.outputs_from(i, width);
+        for_each_sum<Format>(to_inner, middle.tiles(), whole, waiting, [&](int64_t o, int64_t r, const float* part) {
+          for (int64_t g = 0; g < GROUP; ++g) {
+            activated.put(r + g, o, width, gelu(biased(middle, to_inner, o, r + g, part + g * WIDE)));
+          }
+        });
+        for (int64_t r = 0; r < whole; ++r) activated.complete(r, width);
+        const auto add = i == 0 ? all_sums<Format, false> : all_sums<Format, true>;
+        add(down.inputs_from(i, width), activated, whole, sums, waiting);
+      }
+      for (int64_t r = 0; r < count; ++r) {
+        add_and_norm(sums, r, down, output_norm, [&](int64_t i) { return middle.at(r, i, hidden); },
+                     [&](int64_t i, Pair y) { store(out + (first + r) * hidden + i, y); });
+      }
     }
   }
   return failed;
@@ -119,56 +189,16 @@ extern "C" {
 // out = x W^T + b; rows of both lie end to end, each in fp32 where it is `wide`. Returns 0, or 1 where memory is out.
 int bertray_linear(const void* x, int x_is_wide, int64_t num_rows, const Linear* linear, void* out, int out_is_wide,
                    int num_threads) {
-  const auto run = x_is_wide ? (out_is_wide ? linear_of<float, float> : linear_of<float, bf16>)
-                             : (out_is_wide ? linear_of<bf16, float> : linear_of<bf16, bf16>);
-  return run(x, num_rows, *linear, out, num_threads);
+  const auto run = linear->in_int8() ? linear_in<InInt8> : linear_in<InBf16>;
+  return run(x, x_is_wide, num_rows, *linear, out, out_is_wide, num_threads);
 }
 
-// What follows attention in a layer: y = norm(attended W^T + b + x), out = norm(W2 gelu(W1 y + b1) + b2 + y).
-// Returns 0, or 1 where memory is out.
+// What follows attention in a layer: y = norm(attended W^T + b + x), out = norm(W2 gelu(W1 y + b1) + b2 + y). All of its linear
+// layers are in one number format. Returns 0, or 1 where memory is out.
 int bertray_feed_forward(const bf16* attended, const bf16* x, int64_t num_rows, const Linear* attended_linear,
                          const Norm* attended_norm, const Linear* up, const Linear* down, const Norm* output_norm,
                          bf16* out, int num_threads) {
-  const int64_t hidden = up->inputs, inner = up->outputs;
-  const int64_t block = block_of(num_rows, MOST_BYTES / (hidden * (2 * sizeof(bf16) + sizeof(float))), num_threads);
-  int failed = 0;
-#pragma omp parallel num_threads(num_threads) reduction(| : failed)
-  {
-    const Tiles tiles;
-    const Buffer<bf16> copy(block * hidden), middle(block * hidden);
-    const Buffer<float> sums(in_blocks(block, 0, hidden)), waiting(2 * block * WIDE);
-    failed |= copy == nullptr || middle == nullptr || sums == nullptr || waiting == nullptr;
-#pragma omp for schedule(dynamic, 1)
-    for (int64_t first = 0; first < num_rows; first += block) {
-      if (failed) continue;
-      const int64_t count = std::min(block, num_rows - first), whole = round_up(count, WIDE);
-      lay_out(attended + first * hidden, count, hidden, copy);
-      all_sums(attended_linear->weights(), copy, whole, sums);
-      for (int64_t r = 0; r < whole; ++r) {
-        const int64_t row = first + std::min(r, count - 1);  // what fills the block repeats the last row, and is thrown away
-        add_and_norm(sums, r, *attended_linear, *attended_norm,
-                     [&](int64_t i) { return load(x + row * hidden + i); },
-                     [&](int64_t i, Pair y) { store(middle + in_tiles(r, i, hidden), y); });
-      }
-      // As many of the inner numbers at a time as there are hidden ones, in the place of what attention gave.
-      for (int64_t i = 0; i < inner; i += hidden) {
-        const int64_t width = std::min(hidden, inner - i);
-        bf16* const activated = copy;
-        for_each_sum(up->outputs_from(i, width), middle, whole, waiting, [&](int64_t o, int64_t r, const float* part) {
-          const Pair bias = load(up->bias + i + o);
-          bf16* row = activated + in_tiles(r, o, width);
-          for (int64_t g = 0; g < GROUP; ++g) store(row + g * WIDE, gelu(load(part + g * WIDE) + bias));
-        });
-        const auto add = i == 0 ? all_sums<false> : all_sums<true>;
-        add(down->inputs_from(i, width), activated, whole, sums);
-      }
-      for (int64_t r = 0; r < count; ++r) {
-        add_and_norm(sums, r, *down, *output_norm,
-                     [&](int64_t i) { return load(middle + in_tiles(r, i, hidden)); },
-                     [&](int64_t i, Pair y) { store(out + (first + r) * hidden + i, y); });
-      }
-    }
-  }
-  return failed;
+  const auto run = up->in_int8() ? feed_forward_of<InInt8> : feed_forward_of<InBf16>;
+  return run(attended, x, num_rows, *attended_linear, *attended_norm, *up, *down, *output_norm, out, num_threads);
 }
 }

@@ -1,12 +1,14 @@
 // Products of tiles, which is all that depends on the CPU: by the tiles of AMX where the compiler is told of them, else by
-// AVX512-BF16, whose registers hold a row of a right-hand tile. Both read the same layouts.
+// AVX512-BF16 and VNNI, whose registers hold a row of a right-hand tile. Both read the same layouts.
 //
-// A left-hand tile is 16 rows of 32 inputs. A right-hand tile is 16 pairs of inputs, a pair a row, of 16 outputs each.
+// A left-hand tile is 16 rows of 32 inputs. A right-hand tile is 16 pairs of inputs, a pair a row, of 16 outputs each. In int8
+// two inputs lie where one lies in bf16: all that is said of inputs here counts those two as one.
 
 #pragma once
 
 #include <atomic>
 #include <cstring>
+#include <type_traits>
 
 #include "vectors.h"
 
@@ -20,12 +22,24 @@ struct Left {
 struct Right {
   const bf16* tiles;
   int64_t apart, step;
+  // In int8, for each output: 128 times the sum of the weights of all inputs before these, and of these too.
+  const int32_t *before = nullptr, *through = nullptr;
+};
+
+// Number formats of a product, and how many numbers lie in two bytes.
+struct InBf16 {
+  static constexpr int64_t PACKED = 1;
+};
+// Sums are int32, in the place of fp32.
+struct InInt8 {
+  static constexpr int64_t PACKED = 2;
 };
 
 #ifdef __AMX_BF16__
 
 constexpr int64_t SECOND_LEVEL_BYTES = 2 << 20;  // of the second-level cache of such CPUs
 constexpr int QUERIES = 2 * ROWS;                // that attention takes at a time
+constexpr uint8_t ZERO_CODE = 0;                 // of the left-hand side in int8
 
 struct alignas(64) TileConfig {
   uint8_t palette = 1, start_row = 0, reserved[14] = {};
@@ -45,7 +59,15 @@ class Tiles {
   Tiles& operator=(const Tiles&) = delete;
 };
 
-template <bool TWO, bool ADD, typename Beside>
+// The compiler wants the numbers of tiles as they are.
+#define BERTRAY_ADD_PRODUCT(sums, x, y)                \
+  if constexpr (std::is_same_v<Format, InInt8>) {      \
+    _tile_dpbssd(sums, x, y);                          \
+  } else {                                             \
+    _tile_dpbf16ps(sums, x, y);                        \
+  }
+
+template <typename Format, bool TWO, bool ADD, typename Beside>
 inline void multiply_tiles(Left x, Right y, int64_t inputs, float* sums, int64_t sums_bytes, Beside beside) {
   float* sums_lower = reinterpret_cast<float*>(reinterpret_cast<uint8_t*>(sums) + ROWS * sums_bytes);
   const int64_t bytes = x.stride * sizeof(bf16);
@@ -68,13 +90,13 @@ inline void multiply_tiles(Left x, Right y, int64_t inputs, float* sums, int64_t
   for (int64_t i = 0; i < inputs; i += WIDE, x.from += x.step, y.tiles += y.step) {
     _tile_loadd(4, x.from, bytes);
     _tile_loadd(6, y.tiles, 64);
-    _tile_dpbf16ps(0, 4, 6);
+    BERTRAY_ADD_PRODUCT(0, 4, 6)
     _tile_loadd(7, y.tiles + y.apart, 64);
-    _tile_dpbf16ps(1, 4, 7);
+    BERTRAY_ADD_PRODUCT(1, 4, 7)
     if constexpr (TWO) {
       _tile_loadd(5, x.from + ROWS * x.stride, bytes);
-      _tile_dpbf16ps(2, 5, 6);
-      _tile_dpbf16ps(3, 5, 7);
+      BERTRAY_ADD_PRODUCT(2, 5, 6)
+      BERTRAY_ADD_PRODUCT(3, 5, 7)
     }
     beside();
   }
@@ -86,16 +108,18 @@ inline void multiply_tiles(Left x, Right y, int64_t inputs, float* sums, int64_t
   }
 }
 
+#undef BERTRAY_ADD_PRODUCT
+
 // Sums over all inputs of `num_rows` rows, at most 32, for 32 outputs: rows of fp32 that lie `sums_stride` apart; ADD: added to
 // what is there. Whole tiles are read and written. Calls `beside()` for each 32 inputs: work for the vector units, which would
 // wait for tiles otherwise.
-template <bool ADD = false, typename Beside>
+template <typename Format = InBf16, bool ADD = false, typename Beside>
 inline void multiply(int num_rows, Left x, Right y, int64_t inputs, float* sums, int64_t sums_stride, Beside beside) {
   const int64_t bytes = sums_stride * sizeof(float);
   if (num_rows > ROWS) {
-    multiply_tiles<true, ADD>(x, y, inputs, sums, bytes, beside);
+    multiply_tiles<Format, true, ADD>(x, y, inputs, sums, bytes, beside);
   } else {
-    multiply_tiles<false, ADD>(x, y, inputs, sums, bytes, beside);
+    multiply_tiles<Format, false, ADD>(x, y, inputs, sums, bytes, beside);
   }
 }
 
@@ -103,6 +127,7 @@ inline void multiply(int num_rows, Left x, Right y, int64_t inputs, float* sums,
 
 constexpr int64_t SECOND_LEVEL_BYTES = 1 << 20;
 constexpr int QUERIES = ROWS;
+constexpr uint8_t ZERO_CODE = 128;  // of the left-hand side in int8, whose bytes these products take as unsigned
 
 // Registers need no preparation.
 class Tiles {
@@ -112,25 +137,38 @@ class Tiles {
 
 constexpr int AT_A_TIME = 8;  // rows, whose sums fill 16 registers: enough to hide the latency of a product
 
+inline __m512 add_products(InBf16, __m512 sums, __m512i x, __m512i y) {
+  return _mm512_dpbf16_ps(sums, (__m512bh)x, (__m512bh)y);
+}
+inline __m512 add_products(InInt8, __m512 sums, __m512i x, __m512i y) {
+  return _mm512_castsi512_ps(_mm512_dpbusd_epi32(_mm512_castps_si512(sums), x, y));
+}
+
+// What sums of 16 outputs begin with: less the products of ZERO_CODE.
+inline __m512 nothing_yet(InBf16, const Right&, int) { return _mm512_setzero_ps(); }
+inline __m512 nothing_yet(InInt8, const Right& y, int first) {
+  return _mm512_castsi512_ps(_mm512_sub_epi32(_mm512_loadu_si512(y.before + first), _mm512_loadu_si512(y.through + first)));
+}
+
 // Always inlined: a row's address costs nothing only where the compiler knows how far apart rows lie.
-template <bool ADD>
+template <typename Format, bool ADD>
 [[gnu::always_inline]] inline void multiply_registers(Left x, Right y, int64_t inputs, float* sums, int64_t sums_stride) {
   __m512 low[AT_A_TIME], high[AT_A_TIME];
   for (int r = 0; r < AT_A_TIME; ++r) {
-    low[r] = ADD ? _mm512_loadu_ps(sums + r * sums_stride) : _mm512_setzero_ps();
-    high[r] = ADD ? _mm512_loadu_ps(sums + r * sums_stride + ROWS) : _mm512_setzero_ps();
+    low[r] = ADD ? _mm512_loadu_ps(sums + r * sums_stride) : nothing_yet(Format(), y, 0);
+    high[r] = ADD ? _mm512_loadu_ps(sums + r * sums_stride + ROWS) : nothing_yet(Format(), y, ROWS);
   }
   for (int64_t i = 0; i < inputs; i += WIDE, x.from += x.step, y.tiles += y.step) {
 #pragma GCC unroll 16
     for (int pair = 0; pair < WIDE / 2; ++pair) {
-      const __m512bh first = (__m512bh)_mm512_loadu_si512(y.tiles + pair * WIDE);
-      const __m512bh second = (__m512bh)_mm512_loadu_si512(y.tiles + y.apart + pair * WIDE);
+      const __m512i first = _mm512_loadu_si512(y.tiles + pair * WIDE);
+      const __m512i second = _mm512_loadu_si512(y.tiles + y.apart + pair * WIDE);
       for (int r = 0; r < AT_A_TIME; ++r) {
         int two;
         std::memcpy(&two, x.from + r * x.stride + 2 * pair, sizeof(two));
-        const __m512bh both = (__m512bh)_mm512_set1_epi32(two);
-        low[r] = _mm512_dpbf16_ps(low[r], both, first);
-        high[r] = _mm512_dpbf16_ps(high[r], both, second);
+        const __m512i both = _mm512_set1_epi32(two);
+        low[r] = add_products(Format(), low[r], both, first);
+        high[r] = add_products(Format(), high[r], both, second);
       }
     }
   }
@@ -141,13 +179,13 @@ template <bool ADD>
 }
 
 // As on AMX; `beside()` is called between rows, since it would want registers.
-template <bool ADD = false, typename Beside>
+template <typename Format = InBf16, bool ADD = false, typename Beside>
 [[gnu::always_inline]] inline void multiply(int num_rows, Left x, Right y, int64_t inputs, float* sums, int64_t sums_stride,
                                             Beside beside) {
   const int rounds = (num_rows + AT_A_TIME - 1) / AT_A_TIME;
   int64_t due = 0;
   for (int r = 0; r < num_rows; r += AT_A_TIME) {
-    multiply_registers<ADD>({x.from + r * x.stride, x.stride, x.step}, y, inputs, sums + r * sums_stride, sums_stride);
+    multiply_registers<Format, ADD>({x.from + r * x.stride, x.stride, x.step}, y, inputs, sums + r * sums_stride, sums_stride);
     for (due += inputs; due > 0; due -= WIDE * rounds) beside();
   }
 }

@@ -71,7 +71,7 @@ int weight_gradient_of(const void* upstream_, const void* x_, int64_t num_rows, 
           if (first == 0) {
             multiply(WIDE, rows, columns, whole, to, inputs, nothing);
           } else {
-            multiply<true>(WIDE, rows, columns, whole, to, inputs, nothing);
+            multiply<InBf16, true>(WIDE, rows, columns, whole, to, inputs, nothing);
           }
         }
       }
