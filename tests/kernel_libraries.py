@@ -23,6 +23,12 @@ needs_compiler = pytest.mark.skipif(
     reason="no g++ for x86-64 on Linux here",
 )
 
+# What the compiler defines for an instruction set, and the sources ask for.
+_DEFINED = {
+    "amx": ["-D__AMX_BF16__", "-D__AVX512BF16__"],
+    "avx512bf16": ["-D__AVX512BF16__"],
+    "avx512vnni": ["-U__AVX512BF16__"],
+}
 
 # Every instruction set; those that this CPU lacks are emulated, which takes half a minute of compiling.
 EVERY_SET = [
@@ -45,5 +51,5 @@ def kernels_of(instructions: str) -> Kernels:
         pytest.skip("this CPU has no AVX2, which nothing emulates")
     version = zlib.crc32((EMULATED / "immintrin.h").read_bytes())
     flags = ["-std=c++17", "-O2", "-march=native", "-shared", "-fPIC", "-fopenmp", "-Wno-psabi"]
-    flags += [f"-I{EMULATED}", f"-DEMULATED={version}", *(["-D__AMX_BF16__"] if instructions == "amx" else [])]
+    flags += [f"-I{EMULATED}", f"-DEMULATED={version}", *_DEFINED[instructions]]
     return module._built(instructions, flags)

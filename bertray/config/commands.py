@@ -304,8 +304,8 @@ class TuneConfig(TrainConfig):
 _SCORING_PRECISION: Any = Field(
     "auto",
     description="number format of the forward pass; auto: bf16 where the hardware computes in it, fp16 on older GPUs, "
-    "else fp32; int8: faster on CPUs without bf16; reviews whose two best labels are close are computed again in full "
-    "precision",
+    "else fp32; int8: faster on CPUs with VNNI or AMX; reviews whose two best labels are close are computed again in "
+    "full precision",
 )
 
 

@@ -53,8 +53,8 @@ class Engine:
         device: as torch names it: `cpu`, `cuda`, `cuda:1`.
         precision: `fp32`, `bf16`, `fp16`, or `auto`: bf16 where the hardware computes in it, fp16 on GPUs that are fast
             in that alone; sequences that overflow fp16 are computed again in fp32. `int8`: linear layers in int8, the
-            rest in fp32; faster on a CPU with VNNI and no bf16, and close decisions change. Where a model runs padded,
-            or is far off in int8, it is computed in fp32.
+            rest in bf16 where our kernels compute it, else in fp32; faster on a CPU with VNNI or AMX, and close
+            decisions change. Where a model runs padded, or is far off in int8, it is computed in fp32.
         max_tokens_per_pack: tokens of one forward pass at most; by default what suits the device.
         emulated: where this CPU has no int8, compute what others would, more slowly than in fp32.
 

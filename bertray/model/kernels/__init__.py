@@ -4,8 +4,9 @@ They are C++ in the folders beside this file, for each number format: bf16 for C
 layers in int8, too, and fp32 for those that have no instructions wider than AVX2. The installation compiles it, where a
 compiler is, to a library for each instruction set. Where that library, Linux, the instructions or the right sizes are
 missing, torch's own operations do the same, more slowly. `BERTRAY_KERNELS` in the environment chooses, several words by
-commas: `off` for none; `amx`, `avx512bf16` or `avx2`, each among those in its number format, by default the fastest of
-the CPU; `build` to compile the kernels when a process first wants them, and keep the library in the user's cache.
+commas: `off` for none; `amx`, `avx512bf16`, `avx512vnni` or `avx2`, each among those in its number format, by default
+the fastest of the CPU; `build` to compile the kernels when a process first wants them, and keep the library in the
+user's cache.
 
 Legend: T packed tokens, B sequences, D hidden, H heads, E size of a head, I inputs, O outputs of a linear layer.
 """

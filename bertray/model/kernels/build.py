@@ -13,16 +13,18 @@ from pathlib import Path
 
 _FLAGS = ("-std=c++17", "-O3", "-ffp-contract=off", "-fno-math-errno", "-shared", "-fPIC", "-fopenmp")
 _AVX512 = {name: f"-m{name.replace('_', '')}" for name in ("avx512_f", "avx512_bw", "avx512_dq", "avx512_vl")}
-_AVX512_BF16 = _AVX512 | {"avx512_bf16": "-mavx512bf16", "avx512_vnni": "-mavx512vnni"}
+_AVX512_VNNI = _AVX512 | {"avx512_vnni": "-mavx512vnni"}
+_AVX512_BF16 = _AVX512_VNNI | {"avx512_bf16": "-mavx512bf16"}
 INSTRUCTION_SETS = {
     "amx": _AVX512_BF16 | {"amx_tile": "-mamx-tile", "amx_bf16": "-mamx-bf16", "amx_int8": "-mamx-int8"},
     "avx512bf16": _AVX512_BF16,
+    "avx512vnni": _AVX512_VNNI,
     "avx2": {"avx2": "-mavx2", "fma3": "-mfma"},
 }
 """Needs of each: features of a CPU as torch names them, with the compiler's flag; the fastest set first."""
 
-SETS_OF = {"bf16": ("amx", "avx512bf16"), "fp32": ("avx2",)}
-"""Instruction sets of the kernels in a number format."""
+SETS_OF = {"bf16": ("amx", "avx512bf16", "avx512vnni"), "fp32": ("avx2",)}
+"""Instruction sets of the kernels in a number format; the last in bf16 is for linear layers in int8."""
 
 ROOM = Path(__file__).parent
 LIBRARIES = ROOM / "libraries"

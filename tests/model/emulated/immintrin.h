@@ -25,7 +25,7 @@ using __mmask16 = uint16_t;
 
 #undef EMULATED_VECTOR
 
-constexpr int _MM_FROUND_TO_NEG_INF = 1, _MM_FROUND_NO_EXC = 8, _CMP_LT_OQ = 17, _MM_HINT_T1 = 2;
+constexpr int _MM_FROUND_TO_NEG_INF = 1, _MM_FROUND_NO_EXC = 8, _CMP_LT_OQ = 17, _CMP_UNORD_Q = 3, _MM_HINT_T1 = 2;
 
 template <typename Vector>
 inline Vector loaded(const void* from) {
@@ -87,9 +87,9 @@ inline float _mm512_reduce_add_ps(__m512 x) {
   for (unsigned i = 0; i < 16; ++i) sum += x[i];
   return sum;
 }
-inline __mmask16 _mm512_cmp_ps_mask(__m512 a, __m512 b, int) {  // below
+inline __mmask16 _mm512_cmp_ps_mask(__m512 a, __m512 b, int how) {
   __mmask16 mask = 0;
-  for (unsigned i = 0; i < 16; ++i) mask |= (a[i] < b[i]) << i;
+  for (unsigned i = 0; i < 16; ++i) mask |= (how == _CMP_LT_OQ ? a[i] < b[i] : std::isunordered(a[i], b[i])) << i;
   return mask;
 }
 inline __m512 _mm512_mask_mov_ps(__m512 other, __mmask16 mask, __m512 x) {
@@ -128,6 +128,9 @@ inline __m512i _mm512_setr_epi32(Numbers... numbers) {
 inline __m512i _mm512_set1_epi8(char x) { return (__m512i)each_lane<Bytes>([&](unsigned) { return x; }); }
 inline __m512i _mm512_sub_epi32(__m512i a, __m512i b) { return (__m512i)((Unsigned)a - (Unsigned)b); }
 inline __m512i _mm512_and_si512(__m512i a, __m512i b) { return a & b; }
+inline __m512i _mm512_mask_or_epi32(__m512i other, __mmask16 mask, __m512i a, __m512i b) {
+  return (__m512i)each_lane<Ints>([&](unsigned i) { return ((Ints)(in_mask(mask, i) ? a | b : other))[i]; });
+}
 inline __m512i _mm512_max_epi32(__m512i a, __m512i b) { return (__m512i)((Ints)a > (Ints)b ? (Ints)a : (Ints)b); }
 inline int _mm512_reduce_max_epi32(__m512i x) {
   int most = ((Ints)x)[0];

@@ -125,14 +125,14 @@ __m512 exponentiate(const float* scores, int64_t num_keys, int64_t keys_in_tiles
     for (; k + WIDE <= num_keys; k += WIDE) {
       const __m512 a = power(k), b = power(k + ROWS);
       sum = _mm512_add_ps(sum, _mm512_add_ps(a, b));
-      _mm512_store_si512(to + k, (__m512i)_mm512_cvtne2ps_pbh(b, a));
+      _mm512_store_si512(to + k, narrowed(a, b));
     }
     if (k < num_keys) {
       const bool second = num_keys - k > ROWS;
       const __m512 a = _mm512_maskz_mov_ps(second || !rest ? 0xffff : rest, power(k));
       const __m512 b = _mm512_maskz_mov_ps(second ? rest : 0, power(k + ROWS));
       sum = _mm512_add_ps(sum, _mm512_add_ps(a, b));
-      _mm512_store_si512(to + k, (__m512i)_mm512_cvtne2ps_pbh(b, a));
+      _mm512_store_si512(to + k, narrowed(a, b));
     }
     rows[r] = sum;
   }
@@ -173,7 +173,7 @@ void attend_from(const bf16* query, int count, const Heads& heads, int64_t num_k
     for (int e = 0; e < head; e += WIDE) {
       const __m512 a = _mm512_mul_ps(_mm512_load_ps(scratch.mixed + r * head + e), share);
       const __m512 b = _mm512_mul_ps(_mm512_load_ps(scratch.mixed + r * head + e + ROWS), share);
-      _mm512_storeu_si512(out + r * out_stride + e, (__m512i)_mm512_cvtne2ps_pbh(b, a));
+      _mm512_storeu_si512(out + r * out_stride + e, narrowed(a, b));
     }
   }
 }

@@ -1,5 +1,6 @@
-// Products of tiles, which is all that depends on the CPU: by the tiles of AMX where the compiler is told of them, else by
-// AVX512-BF16 and VNNI, whose registers hold a row of a right-hand tile. Both read the same layouts.
+// Products of tiles, which is all that depends on the CPU: by the tiles of AMX where the compiler is told of them, else in
+// registers that hold a row of a right-hand tile: in int8 by VNNI, in bf16 by AVX512-BF16, or in fp32 where that is missing. All
+// read the same layouts.
 //
 // A left-hand tile is 16 rows of 32 inputs. A right-hand tile is 16 pairs of inputs, a pair a row, of 16 outputs each. In int8
 // two inputs lie where one lies in bf16: all that is said of inputs here counts those two as one.
@@ -138,7 +139,13 @@ class Tiles {
 constexpr int AT_A_TIME = 8;  // rows, whose sums fill 16 registers: enough to hide the latency of a product
 
 inline __m512 add_products(InBf16, __m512 sums, __m512i x, __m512i y) {
+#ifdef __AVX512BF16__
   return _mm512_dpbf16_ps(sums, (__m512bh)x, (__m512bh)y);
+#else
+  const auto even = [](__m512i two) { return _mm512_castsi512_ps(_mm512_slli_epi32(two, 16)); };
+  const auto odd = [](__m512i two) { return _mm512_castsi512_ps(_mm512_and_si512(two, _mm512_set1_epi32(static_cast<int>(0xffff0000)))); };
+  return _mm512_fmadd_ps(even(x), even(y), _mm512_fmadd_ps(odd(x), odd(y), sums));
+#endif
 }
 inline __m512 add_products(InInt8, __m512 sums, __m512i x, __m512i y) {
   return _mm512_castsi512_ps(_mm512_dpbusd_epi32(_mm512_castps_si512(sums), x, y));

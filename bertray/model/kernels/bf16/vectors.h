@@ -27,11 +27,28 @@ inline Pair load(const bf16* from) {
   return {widen(from), widen(from + ROWS)};
 }
 
-// 32 numbers as bf16.
+// 32 numbers as bf16: the nearest, of two the even one.
+inline __m512i narrowed(__m512 low, __m512 high) {
+#ifdef __AVX512BF16__
+  return (__m512i)_mm512_cvtne2ps_pbh(high, low);
+#else
+  const auto nearest = [](__m512 x) {
+    const __m512i bits = _mm512_castps_si512(x);
+    const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+    const __m512i up = _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd);
+    const __mmask16 is_nan = _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q);
+    return _mm512_mask_or_epi32(up, is_nan, bits, _mm512_set1_epi32(0x400000));
+  };
+  alignas(64) static const uint16_t upper_halves[32] = {1,  3,  5,  7,  9,  11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31,
+                                                        33, 35, 37, 39, 41, 43, 45, 47, 49, 51, 53, 55, 57, 59, 61, 63};
+  return _mm512_permutex2var_epi16(nearest(low), _mm512_load_si512(upper_halves), nearest(high));
+#endif
+}
+
 inline __m512i rounded(const bf16* from) { return _mm512_loadu_si512(from); }
 inline __m512i rounded(const float* from) {
   const Pair x = load(from);
-  return (__m512i)_mm512_cvtne2ps_pbh(x.high, x.low);
+  return narrowed(x.low, x.high);
 }
 
 inline void store(float* to, Pair x) {
@@ -39,7 +56,7 @@ inline void store(float* to, Pair x) {
   _mm512_storeu_ps(to + ROWS, x.high);
 }
 
-inline void store(bf16* to, Pair x) { _mm512_storeu_si512(to, (__m512i)_mm512_cvtne2ps_pbh(x.high, x.low)); }
+inline void store(bf16* to, Pair x) { _mm512_storeu_si512(to, narrowed(x.low, x.high)); }
 
 inline Pair operator+(Pair a, Pair b) { return {_mm512_add_ps(a.low, b.low), _mm512_add_ps(a.high, b.high)}; }
 inline Pair operator-(Pair a, Pair b) { return {_mm512_sub_ps(a.low, b.low), _mm512_sub_ps(a.high, b.high)}; }
