@@ -7,7 +7,8 @@ import sys
 # `scipy` and `sklearn` stay: training's validation metrics are theirs. `yaml`, `jinja2`: the four need them.
 BLOCKED = (
     *("ray", "pydantic", "pydantic_core", "omegaconf", "ruamel", "typer", "rich", "matplotlib", "ftfy", "obstore"),
-    *("datasets", "optuna", "bertopic", "cleanlab", "rensa", "openvino", "psutil", "charset_normalizer"),
+    *("datasets", "optuna", "bertopic", "cleanlab", "rensa", "openvino", "nncf", "onnx", "onnxruntime"),
+    *("psutil", "charset_normalizer"),
     "platformdirs",  # not `pandas`, which pyarrow and sklearn look up by themselves
 )
 

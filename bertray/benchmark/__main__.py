@@ -4,7 +4,8 @@ For a machine that has torch, transformers, pyarrow and numpy but no Ray, such a
 hour; `bertray benchmark device=cuda` is this command there. Keys: input, model, max_length, rows, rival_rows, device,
 rounds, beside, training, output. Without reviews texts, vocabulary and weights are made up, in the sizes of MiniLM and
 bert-base: `model=untrained-minilm`, `model=untrained-bert-base`, by default both. The rivals are named as in
-`beside=pipeline,padded,openvino,int8`, the last two on CPU. With Ray `bertray benchmark` measures the whole job, too.
+`beside=pipeline,padded,openvino,openvino_int8,onnx_int8,int8`, the last four on CPU. With Ray `bertray benchmark`
+measures the whole job, too.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ KEYS = {
     "training": "false",
     "output": "benchmark.json",
 }
-RIVALS = frozenset({"pipeline", "padded", "openvino", "int8"})
+RIVALS = frozenset({"pipeline", "padded", "openvino", "openvino_int8", "onnx_int8", "int8"})
 
 
 def main(argv: list[str]) -> None:

@@ -32,7 +32,9 @@ if TYPE_CHECKING:
 WARM_UP_ROWS = 32
 _READERS = 4  # threads that tokenize beside a GPU; each tokenizer takes several cores
 _LEARNING_RATE = 5e-5
-_OPENVINO_TOKENS = 4096  # of a batch, padding included
+_PADDED_TOKENS = 4096  # of a batch in sorted shapes, padding included
+_CALIBRATION_REVIEWS = 300  # NNCF's default
+_EXAMPLE = dict.fromkeys(("input_ids", "attention_mask"), torch.ones(2, 8, dtype=torch.int64))
 
 
 @dataclass(frozen=True)
@@ -129,33 +131,93 @@ def _padded(task: Task) -> Classify:
     return run
 
 
-def _openvino(task: Task) -> Classify:
-    """OpenVINO with what makes it fast: our tokens, longest first in few shapes, in the precision of this processor."""
+def _openvino(task: Task, *, quantized: bool = False) -> Classify:
+    """OpenVINO with what makes it fast: our tokens, longest first in few shapes, in the precision of this processor.
+
+    Args:
+        task: its model and reviews.
+        quantized: weights and activations are in int8, by NNCF's calibration for transformers on some of the reviews.
+    """
     import openvino
 
-    from bertray.model.backend import padded_inputs
     from bertray.model.engine import choose_dtype
-    from bertray.model.packing import plan_packs
-    from bertray.model.tokenization import ReviewTokenizer
 
     # OpenVINO fuses plain attention itself; what it is traced with are shapes only.
     model = _rival_model(task, attn_implementation="eager").eval()
-    example = dict.fromkeys(("input_ids", "attention_mask"), torch.ones(2, 8, dtype=torch.int64))
-    traced = openvino.convert_model(model, example_input=example)
+    traced = openvino.convert_model(model, example_input=_EXAMPLE)
+    if quantized:
+        import nncf
+
+        reviews = nncf.Dataset(_calibration(task))
+        traced = nncf.quantize(traced, reviews, model_type=nncf.ModelType.TRANSFORMER, subset_size=_CALIBRATION_REVIEWS)
     bf16 = choose_dtype("auto", torch.device("cpu")) == torch.bfloat16
     hints = {"INFERENCE_PRECISION_HINT": "bf16" if bf16 else "f32", "PERFORMANCE_HINT": "LATENCY"}
     compiled = openvino.compile_model(traced, "CPU", hints)
-    pad_id = model.config.pad_token_id or 0
+    return _in_sorted_shapes(task, model.config, lambda inputs: compiled(inputs)[0])
+
+
+def _calibration(task: Task) -> list[dict[str, NDArray[np.int64]]]:
+    """Inputs of a review each, without padding."""
+    tokenizer = _rival_tokenizer(task)
+    ids = tokenizer(_texts(task)[:_CALIBRATION_REVIEWS], truncation=True, max_length=task.max_length)["input_ids"]
+    return [dict(zip(_EXAMPLE, (np.array([row]), np.ones((1, len(row)), np.int64)), strict=True)) for row in ids]
+
+
+def _onnx_int8(task: Task) -> Classify:
+    """ONNX Runtime as its guide for BERT has it: fused operations, then dynamic quantization to int8."""
+    import onnx
+    import onnxruntime
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+    from onnxruntime.transformers.optimizer import optimize_model
+
+    from bertray.model.linear import can_quantize
+
+    model = _rival_model(task, attn_implementation="eager").eval()
+    config = model.config
+    with tempfile.TemporaryDirectory() as folder:
+        exported, fused, quantized = (str(Path(folder) / f"{name}.onnx") for name in ("exported", "fused", "int8"))
+        torch.onnx.export(
+            model,
+            tuple(_EXAMPLE.values()),
+            exported,
+            input_names=list(_EXAMPLE),
+            output_names=["logits"],
+            dynamic_axes={name: {0: "batch", 1: "tokens"} for name in _EXAMPLE},
+            dynamo=False,  # of a graph by torch.export, the optimizer does not know the attention
+        )
+        optimize_model(
+            exported, model_type="bert", num_heads=config.num_attention_heads, hidden_size=config.hidden_size
+        ).save_model_to_file(fused)
+        quantize_dynamic(
+            fused,
+            quantized,
+            weight_type=QuantType.QInt8,
+            reduce_range=not can_quantize(torch.device("cpu")),  # without VNNI, sums overflow else
+            extra_options={"DefaultTensorType": onnx.TensorProto.FLOAT},  # the type of what fused operations return
+        )
+        session = onnxruntime.InferenceSession(quantized, providers=["CPUExecutionProvider"])
+    return _in_sorted_shapes(task, config, lambda inputs: session.run(None, inputs)[0])
+
+
+def _in_sorted_shapes(
+    task: Task, config: Any, compute: Callable[[dict[str, NDArray[np.int64]]], NDArray[np.float32]]
+) -> Classify:
+    """Our tokens to a model that takes padded batches: longest first, in few shapes."""
+    from bertray.model.backend import padded_inputs
+    from bertray.model.packing import plan_packs
+    from bertray.model.tokenization import ReviewTokenizer
+
+    pad_id = config.pad_token_id or 0
 
     def logits(seqs: Sequences) -> NDArray[np.float32]:
         starts_S = np.cumsum(seqs.lens_S) - seqs.lens_S
-        logits_SC = np.empty((len(seqs.lens_S), model.config.num_labels), np.float32)
-        for pack in plan_packs(seqs.lens_S, max_tokens_per_pack=_OPENVINO_TOKENS, padded=True, width_multiple=16):
+        logits_SC = np.empty((len(seqs.lens_S), config.num_labels), np.float32)
+        for pack in plan_packs(seqs.lens_S, max_tokens_per_pack=_PADDED_TOKENS, padded=True, width_multiple=16):
             inputs = padded_inputs(pack, seqs, starts_S, pack.groups[0].width, pad_id)
-            logits_SC[pack.sequences_B] = compiled(inputs)[0]
+            logits_SC[pack.sequences_B] = compute(inputs)
         return logits_SC
 
-    return _in_windows(task, ReviewTokenizer(Path(task.model), task.max_length), logits, model.config.id2label.values())
+    return _in_windows(task, ReviewTokenizer(Path(task.model), task.max_length), logits, config.id2label.values())
 
 
 def _engine(task: Task, precision: str = "auto") -> Classify:
@@ -312,6 +374,8 @@ CONTESTANTS: dict[str, Callable[[Task], Run]] = {
     "pipeline": _scoring(_pipeline),
     "padded": _scoring(_padded),
     "openvino": _scoring(_openvino),
+    "openvino_int8": _scoring(partial(_openvino, quantized=True)),
+    "onnx_int8": _scoring(_onnx_int8),
     "engine": _scoring(_engine),
     "int8": _scoring(partial(_engine, precision="int8")),
     "train_tutorial": _train_tutorial,

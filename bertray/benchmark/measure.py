@@ -34,11 +34,13 @@ TITLES = {
     "ray_spread": "Ray's, all actors busy",
     "padded": "sorted batches",
     "openvino": "OpenVINO",
+    "openvino_int8": "OpenVINO in int8",
+    "onnx_int8": "ONNX Runtime in int8",
     "int8": "its engine in int8",
     "train_bertray": "bertray train",
     "train_tutorial": "tutorial loop",
 }
-FAST = ("bertray", "engine", "int8", "openvino")  # these get all reviews
+FAST = ("bertray", "engine", "int8", "openvino", "openvino_int8", "onnx_int8")  # these get all reviews
 TRAINING = ("train_bertray", "train_tutorial")
 WINDOW_ROWS = 4096  # reviews that are sorted by length together, as many as in a shard
 

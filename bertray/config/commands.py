@@ -864,11 +864,13 @@ class BenchmarkConfig(Section):
     rows: int = Field(2048, ge=1, description="reviews that bertray scores, a random sample of the input")
     rival_rows: int = Field(256, ge=1, description="reviews of that sample that the slower contestants score")
     rounds: int = Field(3, ge=1, description="runs of each contestant, in turn; the median counts")
-    beside: tuple[Literal["pipeline", "ray", "ray_spread", "padded", "openvino", "int8"], ...] = Field(
+    beside: tuple[
+        Literal["pipeline", "ray", "ray_spread", "padded", "openvino", "openvino_int8", "onnx_int8", "int8"], ...
+    ] = Field(
         ("pipeline", "ray", "padded"),
         description="contestants: pipeline (transformers), ray (Ray's documented recipe), ray_spread (the same, rows "
-        "dealt out to all actors), padded (batches sorted by length); on CPU openvino, and int8 (our "
-        "engine in int8)",
+        "dealt out to all actors), padded (batches sorted by length); on CPU openvino, openvino_int8 (quantized by "
+        "NNCF), onnx_int8 (ONNX Runtime, quantized), and int8 (our engine in int8)",
     )
     training: bool = Field(False, description="measure training too, beside the loop of the tutorials")
     device: Literal["cpu", "cuda"] | None = Field(
@@ -885,8 +887,8 @@ class BenchmarkConfig(Section):
         _check_no_aspects(self, "benchmark")
         if self.device == "cpu" and self.workers.use_gpu:
             raise ValueError("device=cpu and workers.use_gpu=true exclude each other; leave one of the two out")
-        if self.uses_gpu and {"openvino", "int8"} & set(self.beside):
-            raise ValueError("beside: openvino and int8 are for CPUs; leave them out on a GPU")
+        if self.uses_gpu and (for_cpus := {"openvino", "openvino_int8", "onnx_int8", "int8"} & set(self.beside)):
+            raise ValueError(f"beside: for CPUs are {', '.join(sorted(for_cpus))}; leave them out on a GPU")
         return self
 
     @property

@@ -40,6 +40,11 @@ from bertray.runtime import check_installed, environment_of_user, num_cpus
 from bertray.scoring.models import check_length
 
 FIGURES = "benchmark.json"
+_PACKAGES = {
+    "openvino": ["openvino"],
+    "openvino_int8": ["openvino", "nncf"],
+    "onnx_int8": ["onnx", "onnxruntime"],
+}  # of a contestant's extra, whose name is its own
 
 
 def benchmark(config: BenchmarkConfig, paths: Sequence[str]) -> dict[str, Any]:
@@ -54,8 +59,9 @@ def benchmark(config: BenchmarkConfig, paths: Sequence[str]) -> dict[str, Any]:
     """
     environment = environment_of_user()  # before Ray and we add to it
     config = config.model_copy(update={"workers": config.workers.model_copy(update={"use_gpu": config.uses_gpu})})
-    if "openvino" in config.beside:
-        check_installed("openvino", ["openvino"])
+    for name, packages in _PACKAGES.items():
+        if name in config.beside:
+            check_installed(name, packages)
     if "int8" in config.beside:
         choose_dtype("int8", torch.device("cpu"))  # says so where this CPU has none
     check_length(config.max_length, config.model, measure.tokenizer_folder(config.model))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from importlib.util import find_spec
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -10,7 +12,7 @@ import pytest
 import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from bertray.benchmark.contestants import CONTESTANTS, Contestant, Task
+from bertray.benchmark.contestants import CONTESTANTS, Contestant, Task, _in_sorted_shapes
 from bertray.model.linear import can_quantize
 from tests.corpus import write
 
@@ -46,6 +48,38 @@ def test_int8_comes_near(trained_alone, reviews, tmp_path):
     expected, table = (outcome(name, trained_alone, reviews, tmp_path) for name in ("engine", "int8"))
     assert table["label"].equals(expected["label"])
     np.testing.assert_allclose(table["score"], expected["score"], atol=0.1)
+
+
+def with_extra(name, package, without):
+    reason = f"{package} is not installed: pip install -c constraints.txt 'bertray[{name}]'"
+    return pytest.param(name, without, marks=pytest.mark.skipif(find_spec(package) is None, reason=reason))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "without"),
+    [with_extra("openvino_int8", "nncf", "openvino"), with_extra("onnx_int8", "onnxruntime", "padded")],
+)
+def test_int8_of_others_comes_near_what_they_are_without_it(name, without, trained_alone, reviews, tmp_path):
+    expected, table = (outcome(way, trained_alone, reviews, tmp_path) for way in (without, name))
+    assert table["label"].equals(expected["label"])
+    differences = np.abs(table["score"].to_numpy() - expected["score"].to_numpy())
+    assert 5e-6 < differences.max() < 0.1  # fp32 alone is within 1e-6
+
+
+def test_padded_batches_hold_each_review_once_in_sorted_shapes_and_answers_come_back_in_order(tiny_encoder):
+    texts = ["good", "bad film " * 20, "fine", "a plot"]
+    shapes = []
+
+    def compute(inputs):
+        shapes.append(inputs["input_ids"].shape)
+        return np.stack([inputs["attention_mask"].sum(axis=1), np.full(len(inputs["input_ids"]), 12)], axis=1)
+
+    task = Task("onnx_int8", str(tiny_encoder), "", "", 32, window_rows=3)
+    config = SimpleNamespace(pad_token_id=0, num_labels=2, id2label={0: "long", 1: "short"})
+    labels, _ = _in_sorted_shapes(task, config, compute)(texts)
+    assert labels == ["short", "long", "short", "short"]
+    assert shapes == [(3, 32), (1, 16)]
 
 
 @pytest.mark.parametrize("name", ["train_tutorial", "train_bertray"])

@@ -52,6 +52,13 @@ def test_a_column_is_kept_once():
         load_config("score", [], [*SCORE, "keep_columns=[x, y, x]"])
 
 
+def test_contestants_for_cpus_are_refused_on_a_gpu_by_name():
+    words = ["input=in", "beside=[pipeline, onnx_int8, openvino_int8]"]
+    load_config("benchmark", [], words)
+    with pytest.raises(ConfigError, match="beside: for CPUs are onnx_int8, openvino_int8; leave them out on a GPU"):
+        load_config("benchmark", [], [*words, "device=cuda"])
+
+
 @pytest.mark.parametrize(
     ("verb", "words", "said"),
     [
