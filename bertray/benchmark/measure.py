@@ -14,14 +14,17 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 
 import bertray
 from bertray.benchmark import made_up
-from bertray.benchmark.contestants import Contestant, Task
+from bertray.benchmark.contestants import Contestant, Task, rival_dtype
 from bertray.benchmark.gpu import visible_gpus, watched_gpus
 from bertray.benchmark.limit import ModelShape
 from bertray.benchmark.memory import watched
+from bertray.benchmark.silicon import products, silicon_rates
 from bertray.model.bundle import BundleInfo, bundled_model, read_info, resolve_model, write_bundle
+from bertray.model.engine import choose_dtype
 from bertray.model.pretrained.weights import load_config, load_for_training
 from bertray.reviews.clean import Cleaning
 from bertray.runtime import COMPUTE_ENV, num_cpus, unless_chosen
@@ -40,7 +43,9 @@ TITLES = {
     "train_bertray": "bertray train",
     "train_tutorial": "tutorial loop",
 }
-FAST = ("bertray", "engine", "int8", "openvino", "openvino_int8", "onnx_int8")  # these get all reviews
+INT8 = ("int8", "openvino_int8", "onnx_int8")
+OWN_PRECISION = ("bertray", "engine", "openvino", "train_bertray")  # bf16 where the CPU has it
+FAST = ("bertray", "engine", "openvino", *INT8)  # these get all reviews
 TRAINING = ("train_bertray", "train_tutorial")
 WINDOW_ROWS = 4096  # reviews that are sorted by length together, as many as in a shard
 
@@ -54,6 +59,8 @@ class Runs:
     flops: float  # of the whole model, over these tokens
     seconds: list[float] = field(default_factory=list)  # at work; start-up is apart
     limits: list[float] = field(default_factory=list)  # FLOP/s of matrix products, the best of each round
+    number_format: str = ""  # in which it multiplies: a key of what `silicon` holds
+    silicon: list[dict[str, float]] = field(default_factory=list)  # of each round, as `silicon_rates` has them
     start_up_s: list[float] = field(default_factory=list)
     gpu_busy: list[float] = field(default_factory=list)  # share of these seconds, of runs of which it is known
     peak_mb: int = 0
@@ -78,6 +85,12 @@ class Runs:
     def share_of_limit(self) -> float:
         """Share of the rate of matrix products in each run's round; the median, since the machine's speed moves."""
         return float(np.median(self.flops / np.array(self.seconds) / np.array(self.limits)))
+
+    @property
+    def share_of_silicon(self) -> float | None:
+        """Likewise of the rate of the CPU's widest product in this number format; None where that is not known."""
+        rates = [rates[self.number_format] for rates in self.silicon if self.number_format in rates]
+        return float(np.median(self.flops / np.array(self.seconds) / np.array(rates))) if rates else None
 
 
 @dataclass(frozen=True)
@@ -121,7 +134,14 @@ class Trial:
         """An empty record of a way; a backward pass counts as two forward ones."""
         lens_N = self.lens_N if name in FAST else self.lens_N[: self.few_rows]
         passes = 3.0 if name in TRAINING else 1.0
-        return Runs(len(lens_N), int(lens_N.sum()), passes * self.shape.flops(lens_N))
+        flops = passes * self.shape.flops(lens_N)
+        return Runs(len(lens_N), int(lens_N.sum()), flops, number_format=self._number_format(name))
+
+    def _number_format(self, name: str) -> str:
+        if name in INT8:
+            return "int8"
+        own = choose_dtype("auto", torch.device(self.device)) if name in OWN_PRECISION else rival_dtype(self.device)
+        return {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}[own]
 
     def contestant(self, name: str) -> Contestant:
         """A way that runs in a process of its own; ours compute in our environment."""
@@ -180,7 +200,6 @@ def classifier_of(folder: Path, model: str, max_length: int, seed: int, tokenize
     if any(name.endswith("ForSequenceClassification") for name in architectures):
         read_info(found, model=model)
         return found
-    import torch
     from transformers import BertForSequenceClassification
 
     torch.manual_seed(seed)
@@ -224,9 +243,12 @@ def in_turn(
         gpus = visible_gpus(trial.device)
         for number in range(rounds):
             limits = []  # an ending cluster slows what is measured right after it, so that the best of a round counts
+            silicon: dict[str, float] = {}
             for name, way in ways.items():
                 runs = measured[name]
                 limits.append(1e12 / limit.seconds())
+                if trial.device == "cpu":
+                    silicon = {form: max(rate, silicon.get(form, 0.0)) for form, rate in silicon_rates().items()}
                 with watched_gpus(gpus[: num_gpus if way else 1]) as busy:
                     if way is None:
                         runs.seconds.append(processes[name].seconds())
@@ -241,6 +263,7 @@ def in_turn(
                 on_run(name)
             for runs in measured.values():
                 runs.limits.append(max(limits))
+                runs.silicon.append(silicon)
     return measured
 
 
@@ -251,10 +274,6 @@ def to_json(
     trial: Trial, model: str, rounds: int, measured: Mapping[str, Runs], price_per_hour: float | None
 ) -> dict[str, Any]:
     """Everything that was measured, with the machine; rates and ratios are medians over the rounds."""
-    import torch
-
-    from bertray.model.engine import choose_dtype
-
     device = torch.device(trial.device)
     own = measured.get("bertray") or measured["engine"]
     minutes = 1e6 / own.rows_per_s / 60
@@ -271,6 +290,8 @@ def to_json(
             "rows_per_s": runs.rows_per_s,
             "tokens_per_s": runs.tokens_per_s,
             "share_of_limit": runs.share_of_limit,
+            "number_format": runs.number_format,
+            "share_of_silicon": runs.share_of_silicon,
             "tflops": runs.flops / float(np.median(runs.seconds)) / 1e12,
             "bertray_is_faster_by": ours.faster_by(runs),
             "peak_mb": runs.peak_mb or None,
@@ -292,10 +313,19 @@ def to_json(
         "tokens_per_review": float(trial.lens_N.mean()),
         "limit_tflops": float(np.median(own.limits)) / 1e12,
         "limit_tflops_of_rounds": [limit / 1e12 for limit in own.limits],
+        "silicon": _silicon(own),
         "ways": ways,
         "job_share_of_engine": own.faster_by(measured["engine"]),
         "minutes_per_million_reviews": minutes,
         "price_per_million_reviews": None if price_per_hour is None else minutes / 60 * price_per_hour,
+    }
+
+
+def _silicon(runs: Runs) -> dict[str, Any]:
+    """Widest product of the CPU in each number format, and the median of its rates over the rounds."""
+    return {
+        form: {"product": products()[form], "tflops": float(np.median([rates[form] for rates in runs.silicon])) / 1e12}
+        for form in runs.silicon[0]
     }
 
 
@@ -316,8 +346,9 @@ def agreement(trial: Trial, name: str) -> dict[str, Any] | None:
 
 def columns(content: Mapping[str, Any]) -> list[str]:
     """Names of the columns of `table_rows`."""
-    on_gpu = ["TFLOP/s", "GPU busy"] if content["machine"]["gpu"] else []
-    return ["", "rows/s", "tokens/s", "speed-up", "limit", "start", *on_gpu, "peak MB"]
+    if content["machine"]["gpu"]:
+        return ["", "rows/s", "tokens/s", "speed-up", "limit", "start", "TFLOP/s", "GPU busy", "peak MB"]
+    return ["", "rows/s", "tokens/s", "speed-up", "limit", "silicon", "start", "peak MB"]
 
 
 def title(content: Mapping[str, Any]) -> str:
@@ -339,13 +370,18 @@ def table_rows(content: Mapping[str, Any]) -> list[list[str]]:
             f"{way['tokens_per_s']:,.0f}",
             f"{way['bertray_is_faster_by']:.2f}x",
             f"{way['share_of_limit']:.0%}",
+            *([] if on_gpu else [_percent(way["share_of_silicon"])]),
             f"{np.median(way['start_up_s']):.0f} s" if way["start_up_s"] else "",
             *([f"{way['tflops']:,.1f}"] if on_gpu else []),
-            *([f"{np.median(way['gpu_busy']):.0%}" if way["gpu_busy"] else ""] if on_gpu else []),
+            *([_percent(np.median(way["gpu_busy"]) if way["gpu_busy"] else None)] if on_gpu else []),
             f"{way['peak_mb']:,}" if way["peak_mb"] else "",
         ]
         for way in content["ways"].values()
     ]
+
+
+def _percent(share: float | None) -> str:
+    return "" if share is None else f"{share:.0%}"
 
 
 def sentences(content: Mapping[str, Any]) -> list[str]:
@@ -364,10 +400,20 @@ def sentences(content: Mapping[str, Any]) -> list[str]:
     return [
         "speed-up: bertray's tokens/s over theirs, padding not counted; limit: share of "
         f"{content['limit_tflops']:.3f} TFLOP/s, what matrix products of these shapes reach here",
+        *_on_silicon(content),
         *job,
         *agreed,
         f"1 million reviews like these take {content['minutes_per_million_reviews']:,.0f} minutes{cost}",
     ]
+
+
+def _on_silicon(content: Mapping[str, Any]) -> list[str]:
+    if content["machine"]["gpu"]:
+        return []
+    if not content["silicon"]:
+        return ["silicon: not known, since our kernels, which measure it, are not in use (bertray doctor says why)"]
+    named = (f"{found['tflops']:.3f} in {form} ({found['product']})" for form, found in content["silicon"].items())
+    return [f"silicon: share of the CPU's widest product in each way's number format, TFLOP/s: {', '.join(named)}"]
 
 
 def processor() -> str:

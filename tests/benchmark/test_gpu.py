@@ -104,9 +104,10 @@ def test_an_untrained_bert_base_is_drawn_by_the_seed(tmp_path, monkeypatch):
 @pytest.mark.parametrize(("gpu", "cells"), [("H200", ["GPU busy", "75%", ""]), (None, ["peak MB", "", ""])])
 def test_the_table_has_a_column_for_it_on_a_gpu_alone(gpu, cells):
     figures = dict.fromkeys(("rows_per_s", "tokens_per_s", "bertray_is_faster_by", "share_of_limit", "tflops"), 1.0)
-    way = {"title": "engine", "start_up_s": [], "peak_mb": None, "gpu_busy": [0.7, 0.8], **figures}
+    empty = {"start_up_s": [], "peak_mb": None, "share_of_silicon": None}
+    way = {"title": "engine", "gpu_busy": [0.7, 0.8], **empty, **figures}
     ways = {"engine": way, "pipeline": way | {"gpu_busy": []}}
     content = {"machine": {"gpu": gpu}, "ways": ways}
     rows = [measure.columns(content), *measure.table_rows(content)]
-    assert {len(row) for row in rows} == {9 if gpu else 7}
-    assert [row[7 if gpu else 6] for row in rows] == cells
+    assert {len(row) for row in rows} == {9 if gpu else 8}
+    assert [row[7] for row in rows] == cells
