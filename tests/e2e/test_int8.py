@@ -10,6 +10,7 @@ from unittest.mock import Mock
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from bertray.benchmark.measure import classifier_of
 from bertray.cli import run
@@ -50,6 +51,8 @@ def model(tiny_encoder, tmp_path):
 def test_a_night_in_int8_computes_close_reviews_again(model, reviews, tmp_path, monkeypatch):
     without_ray(monkeypatch)
     monkeypatch.setattr(row_makers, "COMPARED_ROWS", 12)
+    # Full precision is fp32 on every CPU, so that its numbers are those of the first night.
+    monkeypatch.setattr("bertray.model.engine.choose_dtype", lambda precision, device: torch.float32)
 
     def night(name: str, precision: str, bound: float) -> tuple[np.ndarray, list[str], dict[str, Any]]:
         monkeypatch.setattr("bertray.model.predictor.DEFAULT_BOUND", bound)
