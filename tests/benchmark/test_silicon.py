@@ -26,7 +26,12 @@ MULTIPLICATIONS = {
     "fma3": 12 * 8,
 }
 EVERYWHERE = {"avx512_vnni", "avx512_f", "fma3"}
-IN_LIBRARY = {"amx": set(MULTIPLICATIONS), "avx512bf16": EVERYWHERE | {"avx512_bf16"}, "avx2": EVERYWHERE}
+IN_LIBRARY = {
+    "amx": set(MULTIPLICATIONS),
+    "avx512bf16": EVERYWHERE | {"avx512_bf16"},
+    "avx512vnni": EVERYWHERE,
+    "avx2": EVERYWHERE,
+}
 
 
 @pytest.fixture
