@@ -411,7 +411,7 @@ def _on_silicon(content: Mapping[str, Any]) -> list[str]:
     if content["machine"]["gpu"]:
         return []
     if not content["silicon"]:
-        return ["silicon: not known, since our kernels, which measure it, are not in use (bertray doctor says why)"]
+        return ["silicon: not known, since our kernels, which measure it, are not in use"]
     named = (f"{found['tflops']:.3f} in {form} ({found['product']})" for form, found in content["silicon"].items())
     return [f"silicon: share of the CPU's widest product in each way's number format, TFLOP/s: {', '.join(named)}"]
 

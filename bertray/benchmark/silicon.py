@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import os
 import time
 from collections.abc import Collection
 
 import torch
 
-from bertray.model.kernels import kernels
+from bertray.model.kernels import any_wanted, kernels
 from bertray.model.kernels.build import INSTRUCTION_SETS, library_of, on_this_platform
 from bertray.runtime import num_cpus
 
@@ -68,12 +67,10 @@ def _rate(library: ctypes.CDLL, product: str, num_threads: int) -> float:
 
 @functools.cache
 def _library() -> ctypes.CDLL | None:
-    """Library of the kernels in use; on CPUs with AVX512 and without bf16, where none are, that for AVX2."""
+    """Library of the kernels in use; on CPUs with AVX512 and without bf16 and VNNI, where none are, that for AVX2."""
     for dtype in (torch.bfloat16, torch.float32):
         if (found := kernels(dtype)) is not None:
             return found.library
     capabilities, library = torch.cpu.get_capabilities(), library_of("avx2")
-    off = os.environ.get("BERTRAY_KERNELS", "").lower() in ("off", "0", "false")
-    if off or not (on_this_platform() and library.exists() and all(map(capabilities.get, INSTRUCTION_SETS["avx2"]))):
-        return None
-    return ctypes.CDLL(str(library))
+    may_load = any_wanted() and on_this_platform() and all(map(capabilities.get, INSTRUCTION_SETS["avx2"]))
+    return ctypes.CDLL(str(library)) if may_load and library.exists() else None

@@ -149,9 +149,10 @@ class PackedEncoder:
         config = model.config
         weights = find_weights(model)
         to: dict[str, Any] = {"dtype": dtype, "device": device}
-        linears_to, tiles = to, torch.int8 if quantized else dtype
-        if kernels is not None:  # these lay out weights themselves
-            linear, linears_to = partial(KernelLinear, kernels, tiles=tiles), {**to, "dtype": torch.float32}
+        linears_to, weight_format = to, torch.int8 if quantized else dtype
+        if kernels is not None:
+            linear = partial(KernelLinear, kernels, weight_format=weight_format)
+            linears_to = {**to, "dtype": torch.float32}  # these lay out weights themselves
         self.dtype, self.device = dtype, device
         self.num_heads = weights.num_heads
         self._kernels, self._add_norm = kernels, add_norm
@@ -177,7 +178,7 @@ class PackedEncoder:
             wanted = {"first", "all"} if reads == "both" else {reads}
             uses.setdefault(id(found["up"]), set()).update(wanted if is_last else {"all"})
         built = {
-            key: _layer(found, to, linears_to, linear, kernels, tiles, self.num_heads, uses[key])
+            key: _layer(found, to, linears_to, linear, kernels, weight_format, self.num_heads, uses[key])
             for key, found in {id(found["up"]): found for found in weights.layers}.items()
         }
         self._layers = [built[id(found["up"])] for found in weights.layers]
@@ -369,11 +370,11 @@ def _layer(
     linears_to: dict[str, Any],
     linear: Callable[..., Linear],
     kernels: Kernels | None,
-    tiles: torch.dtype,
+    weight_format: torch.dtype,
     num_heads: int,
     uses: set[str],
 ) -> Layer:
-    """A layer with projections for its uses: `first` token, `all` tokens; `tiles`: number format of the kernels'."""
+    """A layer with projections for its uses: `first` token, `all` tokens; `weight_format` is that of kernels."""
     attended, up, down = (
         _linear([found["attended"]], linears_to, linear),
         _linear([found["up"]], linears_to, linear, found["activation"]),
@@ -382,7 +383,7 @@ def _layer(
     attend = feed_forward = query = key_value = query_key_value = None
     attention = found["attention"]
     if "all" in uses and kernels is not None:
-        attend = kernels.self_attention(_tiled_by_head(attention, num_heads, tiles), num_heads)
+        attend = kernels.self_attention(_tiled_by_head(attention, num_heads, weight_format), num_heads)
     if "all" in uses and kernels is None:
         weight, bias = _side_by_side(attention, linears_to)
         query_key_value = linear(weight, bias, None)

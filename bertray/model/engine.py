@@ -56,7 +56,7 @@ class Engine:
             rest in bf16 where our kernels compute it, else in fp32; faster on a CPU with VNNI or AMX, and close
             decisions change. Where a model runs padded, or is far off in int8, it is computed in fp32.
         max_tokens_per_pack: tokens of one forward pass at most; by default what suits the device.
-        emulated: where this CPU has no int8, compute what others would, more slowly than in fp32.
+        emulated: where this CPU has no int8, compute it in fp32, more slowly than fp32 itself.
 
     Raises:
         ConfigError: an unknown precision, or int8 where it is not faster and not emulated.
@@ -119,7 +119,7 @@ class Engine:
 
     @property
     def own_kernels(self) -> bool:
-        """Whether our own kernels compute attention and linear layers: on CPUs with AMX, AVX512-BF16 or AVX2."""
+        """Whether our own kernels compute attention and linear layers, on CPUs that they are written for."""
         return self._backend.own_kernels
 
     def logits(self, seqs: Sequences) -> NDArray[np.float32]:
@@ -227,7 +227,7 @@ def choose_dtype(precision: str, device: torch.device) -> torch.dtype:
     """Number format of weights and activations on a device.
 
     `auto` is bf16 where the hardware multiplies in it (AMX or AVX512-BF16; CUDA from Ampere on), fp16 on a GPU that has
-    tensor cores for that alone, else fp32. Of a model in int8 it is what all but its linear layers use.
+    tensor cores for that alone, else fp32. For a model in int8 it is what it is computed in where int8 is not possible.
 
     Raises:
         ConfigError: none of `auto`, `fp32`, `bf16`, `fp16`, `int8`; int8 where it is not faster; bf16 on a GPU that

@@ -84,7 +84,7 @@ class KernelLinear:
     """A linear layer by our kernels; GELU, residual and norm are added where all of a layer is one.
 
     Args:
-        tiles: number format of the weights; by default that of the kernels.
+        weight_format: number format of the weights; by default that of the kernels.
     """
 
     def __init__(
@@ -94,10 +94,10 @@ class KernelLinear:
         bias_O: Tensor,
         activation: Any = None,
         *,
-        tiles: torch.dtype | None = None,
+        weight_format: torch.dtype | None = None,
     ) -> None:
         self._kernels = kernels
-        self.tiled = TiledLinear.of(weight_OI, bias_O, tiles or kernels.dtype)
+        self.tiled = TiledLinear.of(weight_OI, bias_O, weight_format or kernels.dtype)
         self._activate = in_place(activation, kernels.dtype)
 
     def __call__(self, x_TI: Tensor) -> Tensor:

@@ -96,10 +96,11 @@ def test_without_kernels_for_this_cpu_the_library_for_avx2_measures_it_unless_th
     expected = widest([name for name in EVERYWHERE if capabilities[name]])
     monkeypatch.delenv("BERTRAY_KERNELS", raising=False)
     assert products() == expected
-    silicon._library.cache_clear()
-    silicon.products.cache_clear()
-    monkeypatch.setenv("BERTRAY_KERNELS", "off")
-    assert silicon_rates() == {}
+    for nothing in ("off", " OFF", "off,build", "of an unknown name"):
+        silicon._library.cache_clear()
+        silicon.products.cache_clear()
+        monkeypatch.setenv("BERTRAY_KERNELS", nothing)
+        assert silicon_rates() == {}, nothing
 
 
 def test_without_a_library_there_are_no_rates(monkeypatch, tmp_path, fresh):

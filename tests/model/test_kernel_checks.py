@@ -128,7 +128,7 @@ def test_layers_that_do_not_fit_are_refused_when_they_are_built(kernels):
         kernels.feed_forward(square, norm, up, up, norm)
     with pytest.raises(ValueError, match=re.escape("layer norm: expected contiguous float32 [64]")):
         kernels.feed_forward(square, torch.nn.LayerNorm(32), up, down, norm)
-    with pytest.raises(ValueError, match="in multiples of 32, found 48"):
+    with pytest.raises(ValueError, match="inputs of a linear layer: expected sizes in multiples of 32, found 48"):
         TiledLinear(torch.zeros(32 * 48, dtype=BF16), None, 48, 32)
     with pytest.raises(
         ValueError, match=re.escape("tiles of a linear layer: expected contiguous bfloat16 or float32 or int8 [")
@@ -141,8 +141,11 @@ def test_layers_that_do_not_fit_are_refused_when_they_are_built(kernels):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"inputs": 96}, "expected sizes in multiples of 64, found 96"),
-        ({"outputs": 48}, "expected sizes in multiples of 32, found 48"),
+        ({"inputs": 96}, "inputs of a linear layer: expected sizes in multiples of 64, found 96"),
+        ({"outputs": 48}, "outputs of a linear layer: expected sizes in multiples of 32, found 48"),
+        ({"scales_O": None}, "expected scales and zeros with tiles in int8, and none with others"),
+        ({"zeros_ZO": None}, "expected scales and zeros with tiles in int8, and none with others"),
+        ({"tiles": torch.zeros(4096, dtype=BF16)}, "expected scales and zeros with tiles in int8, and none with"),
         ({"scales_O": torch.ones(31)}, "scales of a linear layer: expected contiguous float32 [32]"),
         ({"scales_O": torch.ones(32, dtype=BF16)}, "scales of a linear layer: expected contiguous float32 [32]"),
         ({"zeros_ZO": torch.zeros(2, 32)}, "zeros of a linear layer: expected contiguous int32 [3, 32]"),
@@ -161,6 +164,21 @@ def test_layers_in_int8_that_do_not_fit_are_refused_when_they_are_built(change, 
     assert TiledLinear(**given).dtype == torch.int8
     with pytest.raises(ValueError, match=re.escape(said)):
         TiledLinear(**given | change)
+
+
+@pytest.mark.parametrize(("outputs", "inputs", "dtype"), [(48, 64, BF16), (32, 48, FP32), (32, 96, torch.int8)])
+def test_weights_of_other_sizes_are_refused_before_they_are_laid_out(outputs, inputs, dtype):
+    with pytest.raises(ValueError, match="puts of a linear layer: expected sizes in multiples of"):
+        TiledLinear.of(torch.zeros(outputs, inputs), torch.zeros(outputs), dtype)
+
+
+def test_a_layer_behind_attention_without_a_bias_is_refused(kernels):
+    norm, square = torch.nn.LayerNorm(HIDDEN), linear_of(HIDDEN, HIDDEN)
+    without = TiledLinear(torch.zeros(HIDDEN, HIDDEN, dtype=BF16), None, HIDDEN, HIDDEN)
+    for layers in ((without, square, square), (square, without, square), (square, square, without)):
+        attended, up, down = layers
+        with pytest.raises(ValueError, match="expected linear layers with a bias"):
+            kernels.feed_forward(attended, norm, up, down, norm)
 
 
 @pytest.mark.parametrize(

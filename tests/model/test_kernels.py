@@ -135,7 +135,8 @@ def test_nothing_but_zeros_is_the_bias(ours, tiles):
     assert torch.equal(ours.linear(torch.zeros(3, 64).to(ours.dtype), layer), torch.arange(96).expand(3, 96))
 
 
-@pytest.mark.parametrize(("hidden", "inner"), [(64, 192), (128, 64), (448, 960)])
+# The last in int8 in turns, too, and what is inner in two.
+@pytest.mark.parametrize(("hidden", "inner"), [(64, 192), (128, 64), (448, 960), (1024, 1088)])
 @pytest.mark.parametrize("num_tokens", [1, 31, 200, 1300])
 def test_a_layer_behind_attention(ours, tiles, num_tokens, hidden, inner):
     torch.manual_seed(0)
@@ -160,7 +161,7 @@ def test_a_layer_behind_attention(ours, tiles, num_tokens, hidden, inner):
     assert distance(found, expected) < ROUNDING[tiles]
 
 
-@pytest.mark.parametrize(("num_heads", "head"), [(4, 32), (2, 64), (8, 96)])
+@pytest.mark.parametrize(("num_heads", "head"), [(4, 32), (2, 64), (8, 128)])
 @pytest.mark.parametrize("lens", [[1], [5, 40, 1, 31, 32, 33, 64], [700, 3, 3], [30] * 60])
 def test_attention_with_the_linear_layer_before_it(ours, tiles, num_heads, head, lens):
     torch.manual_seed(0)
@@ -208,6 +209,30 @@ def test_what_is_not_finite_stays_in_its_own_row(ours, tiles, wrong):
     for found, expected in zip((ours.linear(x, layers[0]), feed_forward(x, x)), without, strict=True):
         assert not found[9].isfinite().any()
         assert torch.equal(found[others], expected[others])
+
+
+@pytest.mark.parametrize("size", [1e-25, 1e-20, 1e30])
+def test_in_int8_a_token_may_be_of_any_size(ours, tiles, size):
+    torch.manual_seed(0)
+    weight, x = torch.randn(32, 128).to(ours.dtype), (size * torch.randn(5, 128)).to(ours.dtype)
+    expected = F.linear(as_multiplied(x, tiles), as_multiplied(weight, tiles))
+    found = ours.linear(x, TiledLinear.of(weight, torch.zeros(32), tiles), torch.float32)
+    assert distance(found / size, expected / size) < ROUNDING[tiles]
+
+
+def test_in_int8_every_instruction_set_gives_the_same_numbers():
+    """Sums are whole numbers: nothing is rounded before the scales."""
+    torch.manual_seed(0)
+    weight, bias, x = torch.randn(96, 1472), torch.randn(96), torch.randn(70, 1472).bfloat16()
+    layer = TiledLinear.of(weight, bias, torch.int8)
+    here = [kernels_of(name) for name in build.SETS_OF["bf16"] if name in module._supported()]
+    found = [ours.linear(x, layer, torch.float32) for ours in here]
+    scales_T1 = x.float().abs().amax(dim=1, keepdim=True) / 127
+    sums_TO = (x * (1 / scales_T1)).round().double() @ (weight / layer._scales_O[:, None]).round().double().T
+    expected_TO = (sums_TO * scales_T1 * layer._scales_O + bias).float()
+    for numbers_TO in found:
+        torch.testing.assert_close(numbers_TO, expected_TO, atol=5e-5, rtol=0)
+        assert torch.equal(numbers_TO, found[0])
 
 
 def test_weights_in_int8_have_a_scale_for_each_output():
@@ -295,9 +320,19 @@ def test_every_family_is_computed_by_them_in_int8(models, family, in_int8):
     assert np.abs(found - Engine(folder, precision="bf16").logits(seqs)).max() > 1e-4  # rounded indeed
 
 
-def test_in_int8_models_of_other_sizes_are_computed_by_onednn(models, in_int8):
+def test_in_int8_models_of_other_sizes_go_without(models, in_int8):
     engine = Engine(models("bert", inner=96), **in_int8)
     assert (engine.own_kernels, engine.quantized, engine.dtype) == (False, True, torch.float32)
+
+
+def test_kernels_that_are_wrong_in_int8_are_not_used(models, monkeypatch, caplog, in_int8):
+    folder, seqs = models("bert", inner=128), some_sequences()
+    with caplog.at_level(logging.WARNING), monkeypatch.context() as patched:
+        patched.setattr(module.Kernels, "attention", lambda self, q, *_: torch.full((len(q), 64), torch.inf).to(q))
+        engine = Engine(folder, **in_int8)
+        assert "Not computed in int8: logits differ" in caplog.text
+    assert (engine.own_kernels, engine.quantized, engine.dtype) == (False, True, torch.float32)
+    np.testing.assert_allclose(engine.logits(seqs), logits_by_torch(folder, seqs), atol=0.05)
 
 
 def test_what_a_review_gets_does_not_depend_on_those_beside_it(models, in_engine):
@@ -605,7 +640,7 @@ def test_a_compiler_that_knows_one_instruction_set_builds_that(instant, monkeypa
         return write(compiler, instructions, flags, to)
 
     monkeypatch.setattr(build, "compile_library", write_without_tiles)
-    libraries = [build.library_of(name) for name in ("avx512bf16", "avx2")]
+    libraries = [build.library_of(name) for name in ("avx512bf16", "avx512vnni", "avx2")]
     assert build.build_all() == (libraries, "unrecognized option '-mamx-tile'")
 
 

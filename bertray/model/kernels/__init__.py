@@ -1,12 +1,12 @@
 """Kernels for CPUs: attention over packed sequences, linear layers, the feed forward of a layer, AdamW.
 
-They are C++ in the folders beside this file, for each number format: bf16 for CPUs that multiply in it, with linear
-layers in int8, too, and fp32 for those that have no instructions wider than AVX2. The installation compiles it, where a
-compiler is, to a library for each instruction set. Where that library, Linux, the instructions or the right sizes are
-missing, torch's own operations do the same, more slowly. `BERTRAY_KERNELS` in the environment chooses, several words by
-commas: `off` for none; `amx`, `avx512bf16`, `avx512vnni` or `avx2`, each among those in its number format, by default
-the fastest of the CPU; `build` to compile the kernels when a process first wants them, and keep the library in the
-user's cache.
+They are C++ in the folders beside this file, for each number format: bf16, with linear layers in int8, too, for CPUs
+that multiply in either, and fp32 for those that have no instructions wider than AVX2. The installation compiles it,
+where a compiler is, to a library for each instruction set. Where that library, Linux, the instructions or the right
+sizes are missing, torch's own operations do the same, more slowly. `BERTRAY_KERNELS` in the environment chooses,
+several words by commas: `off` for none; `amx`, `avx512bf16`, `avx512vnni` or `avx2`, each among those in its number
+format, by default the fastest of the CPU; `build` to compile the kernels when a process first wants them, and keep the
+library in the user's cache.
 
 Legend: T packed tokens, B sequences, D hidden, H heads, E size of a head, I inputs, O outputs of a linear layer.
 """
@@ -144,8 +144,7 @@ class TiledLinear:
         zeros_ZO: Tensor | None = None,
     ) -> None:
         in_int8 = tiles.dtype == torch.int8
-        check_sizes("linear layer", outputs)
-        check_sizes("linear layer", inputs, multiple=WIDE_IN_INT8 if in_int8 else WIDE)
+        _check_layer_sizes(inputs, outputs, tiles.dtype)
         check("tiles of a linear layer", tiles.view(-1), (inputs * outputs,), *_FORMATS)
         self._tiles, self.dtype = tiles, tiles.dtype
         self._bias_O = None if bias_O is None else bias_O.to(torch.float32).contiguous()
@@ -153,19 +152,25 @@ class TiledLinear:
         self.inputs, self.outputs = inputs, outputs
         if self._bias_O is not None:
             check("bias of a linear layer", self._bias_O, (outputs,), torch.float32)
-        if in_int8:
-            assert scales_O is not None
-            assert zeros_ZO is not None
+        if any((tensor is not None) != in_int8 for tensor in (scales_O, zeros_ZO)):
+            raise ValueError("linear layer: expected scales and zeros with tiles in int8, and none with others")
+        if scales_O is not None and zeros_ZO is not None:
             check("scales of a linear layer", scales_O, (outputs,), torch.float32)
             check("zeros of a linear layer", zeros_ZO, (inputs // WIDE_IN_INT8 + 1, outputs), torch.int32)
         rest = (None if tensor is None else tensor.data_ptr() for tensor in (self._bias_O, scales_O, zeros_ZO))
         bias, scales, zeros = rest
         self.struct = _Linear(tiles.data_ptr(), bias, inputs, outputs, scales, zeros)
 
+    @property
+    def has_bias(self) -> bool:
+        """Whether something is added to the products."""
+        return self._bias_O is not None
+
     @classmethod
     def of(cls, weight_OI: Tensor, bias_O: Tensor, dtype: torch.dtype = torch.bfloat16) -> TiledLinear:
         """The layer of these weights, for kernels in bf16 or fp32; in int8 each output has a scale."""
         outputs, inputs = weight_OI.shape
+        _check_layer_sizes(inputs, outputs, dtype)
         if dtype == torch.float32:
             panels = weight_OI.to(dtype).view(outputs // _COLUMNS, _COLUMNS, inputs)
             return cls(panels.transpose(1, 2).contiguous(), bias_O, inputs, outputs)
@@ -176,6 +181,11 @@ class TiledLinear:
         sums_OZ = codes_OI.view(outputs, -1, WIDE_IN_INT8).sum(dim=2, dtype=torch.int32).cumsum(dim=1)
         zeros_ZO = F.pad(_ZERO_CODE * sums_OZ, (1, 0)).t().to(torch.int32).contiguous()
         return cls(_in_tiles(codes_OI, 4), bias_O, inputs, outputs, scales_O, zeros_ZO)
+
+
+def _check_layer_sizes(inputs: int, outputs: int, dtype: torch.dtype) -> None:
+    check_sizes("outputs of a linear layer", outputs)
+    check_sizes("inputs of a linear layer", inputs, multiple=WIDE_IN_INT8 if dtype == torch.int8 else WIDE)
 
 
 def _in_tiles(weight_OI: Tensor, side_by_side: int) -> Tensor:
@@ -299,6 +309,8 @@ class Kernels:
         norms = [_NormOf(norm, hidden) for norm in (attended_norm, output_norm)]
         if (attended.inputs, up.inputs, down.inputs, down.outputs) != (hidden, hidden, inner, hidden):
             raise ValueError("feed forward: its linear layers do not follow each other")
+        if not all(layer.has_bias for layer in (attended, up, down)):
+            raise ValueError("feed forward: expected linear layers with a bias")
 
         def run(attended_TD: Tensor, x_TD: Tensor) -> Tensor:
             for what, given_TD in (("attention's output", attended_TD), ("input of the layer", x_TD)):
@@ -392,19 +404,26 @@ def choose_kernels(dtype: torch.dtype) -> tuple[str | None, bool]:
     None for none: on CPUs with AVX512, whose registers are twice as wide, torch's operations in fp32 are the faster
     ones unless `avx2` is asked for.
     """
-    chosen = {word.strip() for word in os.environ.get("BERTRAY_KERNELS", "").lower().split(",")} - {""}
-    here = _supported()
+    here, chosen = _supported(), _words()
     may_build = "build" in chosen
     if unknown := chosen - {*here, *_OFF, "build"}:
         expected, found = ", ".join((*here, "build", "off")), ", ".join(sorted(unknown))
         _log.warning("BERTRAY_KERNELS: expected one of %s on this machine, found %s. None are used.", expected, found)
-        return None, may_build
-    if chosen & _OFF:
+    if not any_wanted():
         return None, may_build
     of_format = [name for name in here if name in SETS_OF.get(_FORMATS.get(dtype, ""), ())]
     named = [name for name in of_format if name in chosen]
     usual = [] if dtype == torch.float32 and torch.cpu.get_capabilities().get("avx512_f") else of_format
     return next(iter(named or usual), None), may_build
+
+
+def any_wanted() -> bool:
+    """Whether a library of kernels may be loaded: `BERTRAY_KERNELS` does not say off, nor anything unknown here."""
+    return _words() <= {*_supported(), "build"}
+
+
+def _words() -> set[str]:
+    return {word.strip() for word in os.environ.get("BERTRAY_KERNELS", "").lower().split(",")} - {""}
 
 
 def _supported() -> list[str]:

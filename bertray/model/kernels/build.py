@@ -24,7 +24,7 @@ INSTRUCTION_SETS = {
 """Needs of each: features of a CPU as torch names them, with the compiler's flag; the fastest set first."""
 
 SETS_OF = {"bf16": ("amx", "avx512bf16", "avx512vnni"), "fp32": ("avx2",)}
-"""Instruction sets of the kernels in a number format; the last in bf16 is for linear layers in int8."""
+"""Instruction sets of the kernels in a number format; the last in bf16 multiplies it in fp32, and int8 by VNNI."""
 
 ROOM = Path(__file__).parent
 LIBRARIES = ROOM / "libraries"

@@ -251,7 +251,8 @@ void add_transposed(const bf16* weights, int64_t keys_in_tiles, const bf16* righ
     store_tile(left, low);
     store_tile(left + TILE, high);
     for (int part = 0; part < wide; ++part) {
-      multiply<InBf16, true>(WIDE, left_of(left), right_of(right + 2 * part * TILE), WIDE, sums + part * WIDE, wide * WIDE, [] {});
+      const Right of_part = right_of(right + 2 * part * TILE);
+      multiply<InBf16, true>(WIDE, left_of(left), of_part, WIDE, sums + part * WIDE, wide * WIDE, [] {});
     }
   }
 }
@@ -346,7 +347,8 @@ int self_attention_of(const bf16* x, const Linear& linear, const int32_t* bounds
       rows.lay_out(x + first * hidden, count, hidden);
       for (int head = 0; head < num_heads; ++head) {
         const Weights weights = linear.outputs_from(head * stride, stride);
-        for_each_sum<Format>(weights, rows.tiles(), round_up(count, WIDE), waiting, [&](int64_t o, int64_t r, const float* sums) {
+        const int64_t whole = round_up(count, WIDE);
+        for_each_sum<Format>(weights, rows.tiles(), whole, waiting, [&](int64_t o, int64_t r, const float* sums) {
           for (int64_t g = 0; g < GROUP; ++g) {
             store(made + (r + g) * stride + o, biased(rows, weights, o, r + g, sums + g * WIDE));
           }

@@ -63,7 +63,8 @@ struct Linear {
 // added to what is there. `x` lies in tiles, in whole blocks of 32 rows. What `beside(o, first, i)` returns is called for each
 // 32 inputs of these from i on.
 template <typename Format, bool ADD, typename Place, typename Beside>
-void multiply_all(const bf16* x, int64_t num_rows, const Weights& weights, Place place, int64_t sums_stride, Beside beside) {
+void multiply_all(const bf16* x, int64_t num_rows, const Weights& weights, Place place, int64_t sums_stride,
+                  Beside beside) {
   const int64_t inputs = weights.inputs, at_a_time = inputs <= MOST_INPUTS ? inputs : INPUTS_AT_A_TIME;
   const int64_t lines_a_step = (WIDE * WIDE + num_rows - 1) / num_rows;
   for (int64_t o = 0; o < weights.outputs; o += WIDE) {

@@ -154,7 +154,8 @@ inline __m512 add_products(InInt8, __m512 sums, __m512i x, __m512i y) {
 // What sums of 16 outputs begin with: less the products of ZERO_CODE.
 inline __m512 nothing_yet(InBf16, const Right&, int) { return _mm512_setzero_ps(); }
 inline __m512 nothing_yet(InInt8, const Right& y, int first) {
-  return _mm512_castsi512_ps(_mm512_sub_epi32(_mm512_loadu_si512(y.before + first), _mm512_loadu_si512(y.through + first)));
+  const __m512i before = _mm512_loadu_si512(y.before + first), through = _mm512_loadu_si512(y.through + first);
+  return _mm512_castsi512_ps(_mm512_sub_epi32(before, through));
 }
 
 // Always inlined: a row's address costs nothing only where the compiler knows how far apart rows lie.

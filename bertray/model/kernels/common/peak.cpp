@@ -103,11 +103,11 @@ const struct {
 };
 }  // namespace
 
-// Runs `rounds` of a product, at least one, on each thread. Returns the operations of all; 0 where it has no such product.
+// Runs `rounds` of a product on each thread. Returns the operations of all; 0 where it has no such product, or no rounds.
 extern "C" int64_t bertray_peak(const char* name, int64_t rounds, int num_threads) {
   static const Operands operands;
   for (const auto& product : PRODUCTS) {
-    if (std::strcmp(product.name, name) != 0) continue;
+    if (std::strcmp(product.name, name) != 0 || rounds < 1) continue;
     int threads = 0;
 #pragma omp parallel num_threads(num_threads) reduction(+ : threads)
     {
