@@ -8,6 +8,7 @@ import platform
 import shutil
 import subprocess
 import sys
+from itertools import product
 from pathlib import Path
 from unittest import mock
 
@@ -135,9 +136,13 @@ def test_nothing_but_zeros_is_the_bias(ours, tiles):
     assert torch.equal(ours.linear(torch.zeros(3, 64).to(ours.dtype), layer), torch.arange(96).expand(3, 96))
 
 
-# The last in int8 in turns, too, and what is inner in two.
-@pytest.mark.parametrize(("hidden", "inner"), [(64, 192), (128, 64), (448, 960), (1024, 1088)])
-@pytest.mark.parametrize("num_tokens", [1, 31, 200, 1300])
+@pytest.mark.parametrize(
+    ("hidden", "inner", "num_tokens"),
+    [
+        *((*sizes, tokens) for sizes in ((64, 192), (128, 64), (448, 960)) for tokens in (1, 31, 200, 1300)),
+        (1024, 1088, 33),  # in int8 in turns, too, and what is inner in two
+    ],
+)
 def test_a_layer_behind_attention(ours, tiles, num_tokens, hidden, inner):
     torch.manual_seed(0)
     sizes = ((hidden, hidden), (inner, hidden), (hidden, inner))
@@ -161,8 +166,14 @@ def test_a_layer_behind_attention(ours, tiles, num_tokens, hidden, inner):
     assert distance(found, expected) < ROUNDING[tiles]
 
 
-@pytest.mark.parametrize(("num_heads", "head"), [(4, 32), (2, 64), (8, 128)])
-@pytest.mark.parametrize("lens", [[1], [5, 40, 1, 31, 32, 33, 64], [700, 3, 3], [30] * 60])
+@pytest.mark.parametrize(
+    ("num_heads", "head", "lens"),
+    [
+        *product((4, 2), (32, 64), ([1], [5, 40, 1, 31, 32, 33, 64], [700, 3, 3], [30] * 60)),
+        (2, 96, [5, 40, 1, 31, 32, 33, 64]),
+        (7, 128, [40, 1, 3]),  # in int8 in turns, too
+    ],
+)
 def test_attention_with_the_linear_layer_before_it(ours, tiles, num_heads, head, lens):
     torch.manual_seed(0)
     hidden = num_heads * head
