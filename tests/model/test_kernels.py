@@ -140,7 +140,7 @@ def test_nothing_but_zeros_is_the_bias(ours, tiles):
     ("hidden", "inner", "num_tokens"),
     [
         *((*sizes, tokens) for sizes in ((64, 192), (128, 64), (448, 960)) for tokens in (1, 31, 200, 1300)),
-        (1024, 1088, 33),  # in int8 in turns, too, and what is inner in two
+        (1024, 2048, 33),  # in int8 in turns, too, and what is inner in two parts of them
     ],
 )
 def test_a_layer_behind_attention(ours, tiles, num_tokens, hidden, inner):
