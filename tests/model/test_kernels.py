@@ -233,11 +233,13 @@ def test_in_int8_a_token_may_be_of_any_size(ours, tiles, size):
 
 def test_in_int8_every_instruction_set_gives_the_same_numbers():
     """Sums are whole numbers: nothing is rounded before the scales."""
+    here = [name for name in build.SETS_OF["bf16"] if name in module._supported()]
+    if not here:
+        pytest.skip("this CPU has none of these instructions; emulated ones are compared with torch alone")
     torch.manual_seed(0)
     weight, bias, x = torch.randn(96, 1472), torch.randn(96), torch.randn(70, 1472).bfloat16()
     layer = TiledLinear.of(weight, bias, torch.int8)
-    here = [kernels_of(name) for name in build.SETS_OF["bf16"] if name in module._supported()]
-    found = [ours.linear(x, layer, torch.float32) for ours in here]
+    found = [kernels_of(name).linear(x, layer, torch.float32) for name in here]
     scales_T1 = x.float().abs().amax(dim=1, keepdim=True) / 127
     sums_TO = (x * (1 / scales_T1)).round().double() @ (weight / layer._scales_O[:, None]).round().double().T
     expected_TO = (sums_TO * scales_T1 * layer._scales_O + bias).float()
