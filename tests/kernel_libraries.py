@@ -30,10 +30,16 @@ _DEFINED = {
     "avx512vnni": ["-U__AVX512BF16__"],
 }
 
-# Every instruction set; those that this CPU lacks are emulated, which takes half a minute of compiling.
-EVERY_SET = [
-    pytest.param(name, marks=() if name in module._supported() else pytest.mark.slow) for name in INSTRUCTION_SETS
-]
+
+def _fastest() -> set[str]:
+    """Of each number format the instruction set that this CPU uses."""
+    here = module._supported()
+    return {name for sets in SETS_OF.values() for name in [name for name in sets if name in here][:1]}
+
+
+# Every instruction set. Quick tests take those of this CPU; slow ones what it has but does not use, and what it lacks,
+# which is emulated and takes half a minute of compiling.
+EVERY_SET = [pytest.param(name, marks=() if name in _fastest() else pytest.mark.slow) for name in INSTRUCTION_SETS]
 
 
 @functools.cache
