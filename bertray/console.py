@@ -15,6 +15,7 @@ from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
 
+from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -23,6 +24,7 @@ from rich.text import Text
 from bertray.wording import duration
 
 LOG_EVERY_S = 5.0
+_ANY_WIDTH = 10_000  # of a terminal
 NOISY = ("ray", "ray.data", "ray.train", "transformers", "huggingface_hub", "fontTools", "matplotlib")  # loggers
 WARNING_MODULES = r"(ray|torch|transformers|sklearn|tqdm)\b.*"  # of others, whose warnings a user can do nothing about
 out = Console(highlight=False, soft_wrap=True)
@@ -111,6 +113,8 @@ def table(title: str, columns: list[str], rows: list[list[str]]) -> None:
         grid.add_column(Text(column), justify="left" if number == 0 else "right", overflow="fold")
     for row in rows:
         grid.add_row(*map(Text, row))
+    if out.measure(grid, options=out.options.update(max_width=_ANY_WIDTH)).maximum > out.width:
+        grid.box, grid.padding, grid.pad_edge = box.SIMPLE_HEAD, (0, 1, 0, 0), False  # words fit where lines go
     out.print(grid)
 
 
