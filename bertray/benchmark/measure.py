@@ -24,7 +24,7 @@ from bertray.benchmark.limit import ModelShape
 from bertray.benchmark.memory import watched
 from bertray.benchmark.silicon import products, silicon_rates
 from bertray.model.bundle import BundleInfo, bundled_model, read_info, resolve_model, write_bundle
-from bertray.model.engine import choose_dtype
+from bertray.model.engine import FORMATS, choose_dtype
 from bertray.model.pretrained.weights import load_config, load_for_training
 from bertray.reviews.clean import Cleaning
 from bertray.runtime import COMPUTE_ENV, num_cpus, unless_chosen
@@ -141,7 +141,7 @@ class Trial:
         if name in INT8:
             return "int8"
         own = choose_dtype("auto", torch.device(self.device)) if name in OWN_PRECISION else rival_dtype(self.device)
-        return {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}[own]
+        return FORMATS[own]
 
     def contestant(self, name: str) -> Contestant:
         """A way that runs in a process of its own; ours compute in our environment."""

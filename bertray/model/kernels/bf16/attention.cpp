@@ -10,12 +10,12 @@
 #include <cmath>
 #include <cstring>
 
+#include "../common/sequences.h"
 #include "products.h"
 
 namespace {
 
-constexpr int CHUNK = 4;      // jobs that a thread takes at a time
-constexpr int MOST_WIDE = 4;  // tiles that a head may be wide
+constexpr int CHUNK = 4;  // jobs that a thread takes at a time
 
 // Numbers from row to row: rows at powers of two share few places in a cache.
 inline int64_t stride_of_scores(int64_t keys_in_tiles) { return keys_in_tiles + ROWS; }
@@ -318,19 +318,12 @@ void attend_backward(const Heads& heads, int64_t length, const HeadGradients& to
 template <typename Format>
 int self_attention_of(const bf16* x, const Linear& linear, const int32_t* bounds, int64_t num_sequences, int num_heads,
                       bf16* out, int num_threads) {
-  const int64_t hidden = linear.inputs, size = linear.outputs / num_heads / 3, num_rows = bounds[num_sequences];
-  if (size % WIDE != 0 || size > MOST_WIDE * WIDE) return 2;
+  const int64_t hidden = linear.inputs, size = linear.outputs / num_heads / 3;
+  if (!has_a_size(size)) return 2;
   const int64_t stride = 3 * size;
-  // A sequence belongs to the block in which it begins.
-  const int64_t block = block_of(num_rows, MOST_ROWS, num_threads), num_blocks = (num_rows + block - 1) / block;
-  const auto begin_of = [=](int64_t number) {
-    return std::lower_bound(bounds, bounds + num_sequences, static_cast<int32_t>(std::min(number * block, num_rows))) - bounds;
-  };
-  int64_t longest = 0, most = 0;
-  for (int64_t b = 0; b < num_sequences; ++b) longest = std::max<int64_t>(longest, bounds[b + 1] - bounds[b]);
-  for (int64_t n = 0; n < num_blocks; ++n) most = std::max<int64_t>(most, bounds[begin_of(n + 1)] - bounds[begin_of(n)]);
-  most = round_up(most, WIDE);
-  const float scale = 1.0f / std::sqrt(static_cast<float>(size));
+  const Blocks blocks{bounds, num_sequences, block_of(bounds[num_sequences], MOST_ROWS, num_threads)};
+  const int64_t longest = longest_of(bounds, num_sequences), most = round_up(blocks.most_rows(), WIDE);
+  const float scale = scale_of(size);
   int failed = 0;
 #pragma omp parallel num_threads(num_threads) reduction(| : failed)
   {
@@ -341,8 +334,8 @@ int self_attention_of(const bf16* x, const Linear& linear, const int32_t* bounds
     const Buffer<float> waiting(2 * most * WIDE);
     failed |= scratch.missing() || rows.missing() || made == nullptr || waiting == nullptr;
 #pragma omp for schedule(dynamic, 1)
-    for (int64_t n = 0; n < num_blocks; ++n) {
-      const int64_t begin = begin_of(n), end = begin_of(n + 1), first = bounds[begin], count = bounds[end] - first;
+    for (int64_t n = 0; n < blocks.count(); ++n) {
+      const int64_t begin = blocks.begin_of(n), end = blocks.begin_of(n + 1), first = bounds[begin], count = bounds[end] - first;
       if (failed || count == 0) continue;
       rows.lay_out(x + first * hidden, count, hidden);
       for (int head = 0; head < num_heads; ++head) {
@@ -375,11 +368,10 @@ extern "C" {
 int bertray_attention(const bf16* query, int64_t query_stride, const bf16* key, const bf16* value, int64_t key_stride,
                       const int32_t* query_bounds, const int32_t* key_bounds, int64_t num_sequences, int num_heads,
                       int size, bf16* out, int64_t out_stride, int num_threads) {
-  if (size % WIDE != 0 || size > MOST_WIDE * WIDE) return 2;
+  if (!has_a_size(size)) return 2;
   const int wide = size / WIDE;
-  int64_t most_keys = 0;
-  for (int64_t b = 0; b < num_sequences; ++b) most_keys = std::max<int64_t>(most_keys, key_bounds[b + 1] - key_bounds[b]);
-  const float scale = 1.0f / std::sqrt(static_cast<float>(size));
+  const int64_t most_keys = longest_of(key_bounds, num_sequences);
+  const float scale = scale_of(size);
   const int64_t num_jobs = num_sequences * num_heads;
   int failed = 0;
 #pragma omp parallel num_threads(num_threads) reduction(| : failed)
@@ -421,10 +413,9 @@ int bertray_attention_gradient(const bf16* query, const bf16* key, const bf16* v
                                int64_t upstream_stride, const int32_t* bounds, int64_t num_sequences, int num_heads,
                                int size, bf16* query_gradient, bf16* key_gradient, bf16* value_gradient,
                                int64_t gradient_stride, int num_threads) {
-  if (size % WIDE != 0 || size > MOST_WIDE * WIDE) return 2;
-  int64_t longest = 0;
-  for (int64_t b = 0; b < num_sequences; ++b) longest = std::max<int64_t>(longest, bounds[b + 1] - bounds[b]);
-  const float scale = 1.0f / std::sqrt(static_cast<float>(size));
+  if (!has_a_size(size)) return 2;
+  const int64_t longest = longest_of(bounds, num_sequences);
+  const float scale = scale_of(size);
   const int64_t num_jobs = num_sequences * num_heads;
   int failed = 0;
 #pragma omp parallel num_threads(num_threads) reduction(| : failed)

@@ -11,6 +11,7 @@
 #include <cstring>
 #include <type_traits>
 
+#include "../common/tile_config.h"
 #include "vectors.h"
 
 // Left-hand side: row r begins at `from + r * stride`, its next 32 inputs lie `step` on.
@@ -41,12 +42,6 @@ struct InInt8 {
 constexpr int64_t SECOND_LEVEL_BYTES = 2 << 20;  // of the second-level cache of such CPUs
 constexpr int QUERIES = 2 * ROWS;                // that attention takes at a time
 constexpr uint8_t ZERO_CODE = 0;                 // of the left-hand side in int8
-
-struct alignas(64) TileConfig {
-  uint8_t palette = 1, start_row = 0, reserved[14] = {};
-  uint16_t bytes_of_row[16] = {64, 64, 64, 64, 64, 64, 64, 64};
-  uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
-};
 
 // This thread's tiles are ours for as long as it lives.
 class Tiles {

@@ -5,6 +5,8 @@
 #include <cstdint>
 #include <cstring>
 
+#include "tile_config.h"
+
 namespace {
 
 // Operands: numbers in [1, 2) as bf16 and as fp32, any as int8. They differ, since equal ones draw less power.
@@ -49,12 +51,6 @@ REGISTERS(avx512_bf16, AVX512_BF16, "zmm")
 #endif
 
 #ifdef __AMX_BF16__
-
-struct alignas(64) TileConfig {
-  uint8_t palette = 1, start_row = 0, reserved[14] = {};
-  uint16_t bytes_of_row[16] = {64, 64, 64, 64, 64, 64, 64, 64};
-  uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
-};
 
 // Four sums of tiles, as the kernels have them: products of two left-hand and two right-hand tiles.
 #define TILES(NAME, INSTRUCTION)                                                                             \

@@ -4,15 +4,12 @@
 //
 // Legend: T packed tokens, Q queries of a sequence, K its keys, E size of a head.
 
+#include "../common/sequences.h"
 #include "products.h"
 
 namespace {
 
-constexpr int CHUNK = 4;                 // jobs that a thread takes at a time
-constexpr int WIDE = 32, MOST_WIDE = 4;  // a head is up to 4 times 32 wide
-
-inline bool has_a_size(int64_t size) { return size % WIDE == 0 && size <= MOST_WIDE * WIDE; }
-inline float scale_of(int64_t size) { return 1.0f / std::sqrt(static_cast<float>(size)); }
+constexpr int CHUNK = 4;  // jobs that a thread takes at a time
 
 struct Heads {
   const float *query, *key, *value;
@@ -172,12 +169,6 @@ void attend_backward(const Heads& heads, int64_t length, const HeadGradients& to
   product_of_all(length, transposed(probs), {upstream.at, size}, COLUMNS, length, size, {to.value, to.stride});
 }
 
-int64_t longest_of(const int32_t* bounds, int64_t num_sequences) {
-  int64_t longest = 0;
-  for (int64_t b = 0; b < num_sequences; ++b) longest = std::max<int64_t>(longest, bounds[b + 1] - bounds[b]);
-  return longest;
-}
-
 }  // namespace
 
 extern "C" {
@@ -219,17 +210,11 @@ int bertray_attention(const float* query, int64_t query_stride, const float* key
 // memory is out, or 2 where a head has no size that fits.
 int bertray_self_attention(const float* x, const Linear* linear, const int32_t* bounds, int64_t num_sequences, int num_heads,
                            float* out, int num_threads) {
-  const int64_t hidden = linear->inputs, size = linear->outputs / num_heads / 3, num_rows = bounds[num_sequences];
+  const int64_t hidden = linear->inputs, size = linear->outputs / num_heads / 3;
   if (!has_a_size(size)) return 2;
   const int64_t stride = 3 * size + APART;
-  // A sequence belongs to the block in which it begins.
-  const int64_t block = block_of(num_rows, MOST_ROWS, num_threads), num_blocks = (num_rows + block - 1) / block;
-  const auto begin_of = [=](int64_t number) {
-    return std::lower_bound(bounds, bounds + num_sequences, static_cast<int32_t>(std::min(number * block, num_rows))) - bounds;
-  };
-  int64_t most = 0;
-  for (int64_t n = 0; n < num_blocks; ++n) most = std::max<int64_t>(most, bounds[begin_of(n + 1)] - bounds[begin_of(n)]);
-  const int64_t longest = longest_of(bounds, num_sequences);
+  const Blocks blocks{bounds, num_sequences, block_of(bounds[num_sequences], MOST_ROWS, num_threads)};
+  const int64_t longest = longest_of(bounds, num_sequences), most = blocks.most_rows();
   int failed = 0;
 #pragma omp parallel num_threads(num_threads) reduction(| : failed)
   {
@@ -238,8 +223,8 @@ int bertray_self_attention(const float* x, const Linear* linear, const int32_t* 
     const Rows rows{of_rows, hidden + APART}, made{of_made, stride};
     failed |= scratch.missing() || of_rows == nullptr || of_made == nullptr;
 #pragma omp for schedule(dynamic, 1)
-    for (int64_t n = 0; n < num_blocks; ++n) {
-      const int64_t begin = begin_of(n), end = begin_of(n + 1), first = bounds[begin], count = bounds[end] - first;
+    for (int64_t n = 0; n < blocks.count(); ++n) {
+      const int64_t begin = blocks.begin_of(n), end = blocks.begin_of(n + 1), first = bounds[begin], count = bounds[end] - first;
       if (failed || count == 0) continue;
       copy(x + first * hidden, count, hidden, hidden, rows);
       for (int head = 0; head < num_heads; ++head) {
