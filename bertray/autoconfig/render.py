@@ -85,7 +85,7 @@ def _write_splits(data: DataSummary, proposal: Proposal, write: Any) -> None:
     for split, paths in data.splits.items():
         write(f"  {split}: {config_word(list(paths) if len(paths) > 1 else paths[0])}")
     if proposal.cross_validated:
-        write(comment="no data.test: figures by cross-validation in 5 folds, and all rows are learned from")
+        write(comment="no data.test: figures by cross-validation, and all rows are learned from")
         return
     if "validation" not in data.splits:
         write(comment="no data.validation: 10 % of train is held out, identical texts on one side")

@@ -195,7 +195,7 @@ def _plan_train(config: TrainConfig, page: _Page) -> None:
     sample = draw_sample(data.train, ReviewTokenizer(folder, config.max_length, config.long_text))
     _show_sample(page, sample, data.train.num_rows, config.max_length)
     mean_tokens = float(sample.seen_tokens_N.mean())
-    rows_trained = data.train.num_rows * (1.0 if data.validation else 1 - config.data.validation_fraction)
+    rows_trained = _rows_left(config, data)
     method: str = config.training.method
     choice = None
     if method == "auto":
@@ -214,7 +214,7 @@ def _plan_train(config: TrainConfig, page: _Page) -> None:
         seconds = rows_trained * mean_tokens / forward_per_s
         basis = f"{forward_per_s:,.0f} tokens/s of the frozen encoder measured here"
     else:
-        seconds, basis = _optimization(config, data, choice, folder, sample, rows_trained, page)
+        seconds, basis = _optimization(config, data, choice, folder, sample, page)
     evaluated = data.test.num_rows if data.test else data.train.num_rows - rows_trained
     seconds += evaluated * mean_tokens / forward_per_s
     if data.teacher:  # reads what the student learns from, and is judged beside it
@@ -234,32 +234,49 @@ def _optimization(
     choice: Choice | None,
     folder: Path,
     sample: Sample,
-    rows_trained: float,
     page: _Page,
 ) -> tuple[float, str]:
     """Seconds of a method that takes optimizer steps, folds of a cross-validation included, and what they rest on."""
-    task = Task.of(int(rows_trained), len(data.labels.names), folder)
-    schedule, numbers = task.schedule(config), task.numbers(config)
-    tokens_per_s = _training_rate(numbers, folder, sample, data.labels.names)
-    passes = schedule.epochs * rows_trained
-    if (choice.recipe if choice else config.training.method) == "contrast":
-        steps = config.training.steps or contrast.steps_for(int(rows_trained))
-        passes = steps * min(contrast.BATCH_SIZE, rows_trained)
+    num_classes, num_rows = len(data.labels.names), data.train.num_rows
+    recipe = choice.recipe if choice else config.training.method
+    tokens_a_row = float(sample.first_sequences[s.N_TOKENS].to_numpy().mean())
+    folds, told = 0, ""
+    if choice and not choice.is_stated and not data.validation:
+        # By all rows, as `train` counts: with folds all are learned from.
+        passes = _passes(config, recipe, Task.of(num_rows, num_classes, folder))
+        tokens, tested = passes * tokens_a_row * encoder_size(folder), data.test is not None
+        folds = folds_for(num_rows, tokens, tested=tested)
+        judged = "choice and calibration" if tested else "figures"
+        rows_of = f"{folds} of {NUM_FOLDS} folds of a cross-validation" if folds else _HELD_OUT
+        told = f"{judged} from {rows_of}"
+    task = Task.of(num_rows if folds else int(_rows_left(config, data)), num_classes, folder)
+    if recipe == "contrast":
+        steps = config.training.steps or contrast.steps_for(task.num_rows)
         page.say(f"{steps} optimizer steps of {contrast.BATCH_SIZE} rows of balanced classes")
     else:
+        schedule = task.schedule(config)
         page.say(f"about {in_words(config, schedule)}")
         for finding in judge_steps(config, schedule):
             page.say(f"{finding.severity}: {finding.sentence}")
-    trained_tokens = passes * float(sample.first_sequences[s.N_TOKENS].to_numpy().mean())
-    seconds = trained_tokens / tokens_per_s
-    if choice and not choice.is_stated and not data.validation:
-        tokens, tested = trained_tokens * encoder_size(folder), data.test is not None
-        folds = folds_for(data.train.num_rows, tokens, tested=tested)
-        judged = "choice and calibration" if tested else "figures"
-        rows_of = f"{folds} of {NUM_FOLDS} folds of a cross-validation" if folds else _HELD_OUT
-        page.say(f"{judged} from {rows_of}")
-        seconds *= 1 + folds * (1 - 1 / NUM_FOLDS)
+    if told:
+        page.say(told)
+    tokens_per_s = _training_rate(task.numbers(config), folder, sample, data.labels.names)
+    seconds = _passes(config, recipe, task) * tokens_a_row / tokens_per_s
+    seconds *= 1 + folds * (1 - 1 / NUM_FOLDS)
     return seconds, f"{tokens_per_s:,.0f} tokens/s of training measured here"
+
+
+def _rows_left(config: TrainConfig, data: LabelledData) -> float:
+    """Rows to learn from, where no cross-validation leaves all of them."""
+    return data.train.num_rows * (1.0 if data.validation else 1 - config.data.validation_fraction)
+
+
+def _passes(config: TrainConfig, recipe: str, task: Task) -> float:
+    """Rows that go through the encoder forwards and backwards, over all steps."""
+    if recipe != "contrast":
+        return task.schedule(config).epochs * task.num_rows
+    steps = config.training.steps or contrast.steps_for(task.num_rows)
+    return steps * min(contrast.BATCH_SIZE, task.num_rows)
 
 
 def _scoring_rate(folder: Path, sample: Sample, precision: ScoringPrecision = "auto") -> float:

@@ -97,7 +97,7 @@ def test_the_method_and_its_steps_stand_in_the_config(tmp_path, capsys):
     path.write_text("text,label\n" + "".join(f"a film of words {n},{['bad', 'good'][n % 2]}\n" for n in range(320)))
     assert run(["init", str(path)]) == 0
     text = capsys.readouterr().out
-    assert "# no data.test: figures by cross-validation in 5 folds, and all rows are learned from" in text
+    assert "# no data.test: figures by cross-validation, and all rows are learned from" in text
     assert "#  auto is here: fine-tuning (320 rows, 150 or more)" in text
     assert "#  about 160 optimizer steps: 8 epochs of 320 rows, 16 rows a step; learning rate 1e-4" in text
     (tmp_path / "train.yaml").write_text(text)

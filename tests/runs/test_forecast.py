@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from typing import NoReturn
+
 import numpy as np
 import pyarrow as pa
 import pytest
 
 from bertray import schema as s
 from bertray.config import ScoreConfig, TrainConfig
+from bertray.errors import DataRefused
 from bertray.model.tokenization import ReviewTokenizer
 from bertray.reviews.formats import parquet
 from bertray.runs import forecast
+from bertray.runs.fit import automatic
 from bertray.runs.fit.scheduled import Task
+from bertray.runs.fit.training import train
 from bertray.runs.forecast import TIMED_STEPS, Sample
 from bertray.training.adamw import AdamW
 from bertray.training.choice import Choice
@@ -114,3 +119,37 @@ def test_plan_of_terms_alone_times_no_encoder(method, tmp_path, tiny_encoder, co
     found = forecast.plan(config)
     assert found.seconds == forecast.LOADING_S
     assert any("TF-IDF alone: no row goes through the encoder" in part for part in found.parts if isinstance(part, str))
+
+
+@pytest.mark.parametrize("recipe", ["finetune", "contrast"])
+def test_plan_counts_the_tokens_of_a_cross_validation_as_train_does(
+    recipe, tmp_path, tiny_encoder, corpus, monkeypatch
+):
+    """By all rows, as with folds all are learned from: otherwise it promises other folds than are run."""
+    counted: list[tuple[int, float, bool]] = []
+
+    def noted(num_rows: int, tokens: float, *, tested: bool) -> int:
+        counted.append((num_rows, tokens, tested))
+        return 0
+
+    def stop(*_) -> NoReturn:
+        raise DataRefused("far enough", "")
+
+    choice = Choice(recipe, "the test says so")
+    for module in (forecast, automatic):
+        monkeypatch.setattr(module, "choice_for", lambda *_: choice)
+        monkeypatch.setattr(module, "folds_for", noted)
+    monkeypatch.setattr(automatic.Automatic, "fit", stop)
+    config = TrainConfig.model_validate(
+        {
+            "model": str(tiny_encoder),
+            "data": {"train": [str(corpus / "train.parquet")]},
+            "output": str(tmp_path / "out"),
+            "max_length": 24,
+        }
+    )
+    forecast.plan(config)
+    with pytest.raises(DataRefused, match="far enough"):
+        train(config)
+    assert len(counted) == 2
+    assert counted[0] == pytest.approx(counted[1])
