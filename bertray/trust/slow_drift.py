@@ -17,15 +17,25 @@ NUM_NIGHTS = 27  # that are looked back over; the threshold holds for so many
 SLACK = 0.5  # standard errors a night that add nothing
 NUM_RECENT = 5  # nights whose average has to be beyond the floor
 LARGEST = 4.0  # standard errors that one night counts as at most
-# Nights of the reference -> threshold that any of 30 independent statistics crosses within NUM_NIGHTS ordinary nights
-# in 5 % of cases, by 4,000 simulations with normal nights; the reference's own errors count. Real statistics move
-# together, so that real months cross it less often.
-_THRESHOLDS = {10: 29.8, 15: 21.2, 20: 17.4, 31: 13.3}
+# Nights of the reference -> threshold that any of so many independent statistics crosses within NUM_NIGHTS ordinary
+# nights in 5 % of cases, by 2,000,000 simulated statistics with normal nights; the reference's own errors count. Real
+# statistics move together, so that real months cross it less often.
+_STATISTICS = (10, 30, 100, 400)
+_THRESHOLDS = {
+    10: (23.9, 29.8, 36.2, 43.8),
+    15: (17.1, 21.3, 25.9, 30.8),
+    20: (14.0, 17.3, 21.1, 25.1),
+    31: (11.1, 13.5, 16.1, 19.2),
+}
 
 
-def threshold(num_nights: int) -> float:
-    """Threshold of the cumulative sums for a reference of so many nights, interpolated."""
-    return float(np.interp(num_nights, list(_THRESHOLDS), list(_THRESHOLDS.values())))
+def threshold(num_nights: int, num_statistics: int) -> float:
+    """Threshold of the cumulative sums for a reference of so many nights and so many statistics, interpolated.
+
+    It grows with the logarithm of their number, as there are more chances of a false alarm.
+    """
+    of_nights = [np.interp(np.log(num_statistics), np.log(_STATISTICS), of_S) for of_S in _THRESHOLDS.values()]
+    return float(np.interp(num_nights, list(_THRESHOLDS), of_nights))
 
 
 def cumulative_sums(deviations_TS: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -58,7 +68,7 @@ def slow_shifts(reference: Reference, nights: Sequence[Night]) -> list[Shift]:
     deviations_TS = np.stack([reference.deviations(night, with_mean_error=False) for night in seen]) * tells_TS
     sums_S = np.maximum(*cumulative_sums(deviations_TS))
     found = []
-    for at in np.flatnonzero(sums_S > threshold(reference.num_nights)):
+    for at in np.flatnonzero(sums_S > threshold(reference.num_nights, len(reference.names))):
         name, usual = reference.names[at], float(reference.usual_S[at])
         last = [(night, reference.tonight_of(night)[at]) for night in seen[-NUM_RECENT:]]
         means = [moments.mean for night, moments in last if moments.rows and reference.tells(name, night.rows)]
