@@ -26,11 +26,15 @@ class Markers:
         finished: every run up to this entry is both, or a later version has replaced it.
         published: entries behind it.
         reported: entries behind it.
+        drifted: entries behind it of which a call owes the exit code of drift.
+        failed: those of which one has ended with it.
     """
 
     finished: int = 0
     published: set[int] = field(default_factory=set)
     reported: set[int] = field(default_factory=set)
+    drifted: set[int] = field(default_factory=set)
+    failed: set[int] = field(default_factory=set)
 
     def is_published(self, run: LedgerRun) -> bool:
         return run.seq <= self.finished or run.seq in self.published
@@ -42,15 +46,15 @@ class Markers:
 def read_markers(store: Store, known: Ledger) -> Markers:
     """Markers of all runs in one request: what the snapshot of the ledger says, and those behind it."""
     markers = Markers(known.finished)
+    kinds = {"": markers.published, _REPORTED: markers.reported, _DRIFTED: markers.drifted, _FAILED: markers.failed}
     for key in store.keys(PUBLISHED, after=f"{published_key(known.finished)}{_REPORTED}" if known.finished else ""):
-        name = key.rpartition("/")[2]
-        seq = name.removesuffix(_REPORTED)
-        if seq.isdigit():
-            (markers.published if seq == name else markers.reported).add(int(seq))
+        seq, dot, kind = key.rpartition("/")[2].partition(".")
+        if seq.isdigit() and dot + kind in kinds:
+            kinds[dot + kind].add(int(seq))
     return markers
 
 
-_REPORTED = ".reported"
+_REPORTED, _DRIFTED, _FAILED = ".reported", ".drifted", ".failed"
 
 
 def published_key(seq: int) -> str:
@@ -59,10 +63,23 @@ def published_key(seq: int) -> str:
 
 
 def mark_reported(store: Store, runs: Sequence[LedgerRun], markers: Markers) -> None:
-    """Note that the reports of some runs are written."""
-    keys = [published_key(run.seq) + _REPORTED for run in runs]
-    each_in_pool(lambda key: store.put(key, b""), keys, store.num_threads)
+    """Note that the reports of some runs are written, and people told of them."""
+    _mark(store, runs, _REPORTED)
     markers.reported |= {run.seq for run in runs}
+
+
+def mark_drifted(store: Store, runs: Sequence[LedgerRun]) -> None:
+    """Note, before they are marked as reported, that the exit code of drift is owed for some runs."""
+    _mark(store, runs, _DRIFTED)
+
+
+def mark_failed(store: Store, runs: Sequence[LedgerRun]) -> None:
+    """Note that the command ends with that exit code now."""
+    _mark(store, runs, _FAILED)
+
+
+def _mark(store: Store, runs: Sequence[LedgerRun], kind: str) -> None:
+    each_in_pool(lambda run: store.put(published_key(run.seq) + kind, b""), runs, store.num_threads)
 
 
 def publish(store: Store, known: Ledger, slot: str, markers: Markers, *, again: bool = False) -> Ledger:

@@ -93,22 +93,24 @@ def score(
     if not config.input:
         return ScoreResult(store.root, tuple(notes), runs=(), num_listed=0)
     with executors_of(config.workers, executors, imports=("ray.data",)) as opened:
-        output, runs, num_listed, told = run_night(config, open_model(config), opened, on_commit)
-    track_nights(config, output, runs)
-    _fail_on_drift(config, told)
+        output, runs, num_listed, told = run_night(
+            config, open_model(config), opened, on_commit, partial(track_nights, config, store)
+        )
+    _fail_on_drift(config, store, told)
     return ScoreResult(output, tuple(notes), runs=runs, num_listed=num_listed)
 
 
 class ToldNight(NamedTuple):
-    """A night that this run told of.
+    """A night that this call told of.
 
     Args:
+        run: its entry of the ledger.
         drift: state; None of vectors.
         verdict: on it, in a sentence.
         report: where its page is.
     """
 
-    title: str
+    run: LedgerRun
     drift: str | None
     verdict: str
     report: str
@@ -119,7 +121,8 @@ def _tell(
 ) -> tuple[ToldNight, ...]:
     """Bring reported nights to the index, to Ray's metrics, and to whom `notify` names; then mark them as reported.
 
-    Of a run that is killed before the mark, the next one tells: twice rather than not at all.
+    Of a run that is killed before the mark, the next one tells: twice rather than not at all. The exit code of drift
+    is owed until a command ends with it.
     """
     write_index(store, known, config.expect_every)
     told = []
@@ -128,16 +131,27 @@ def _tell(
             content = read_report(store, run)
         except FileNotFoundError:  # a run beside us has replaced it
             continue
-        address = store.uri(f"{report_folder(run)}/report.html")
-        drift = content.get("drift") or {"state": None, "headline": ""}
-        if drift["state"] == "alarm":
+        told.append(_told(store, run, content))
+        if told[-1].drift == "alarm":
             metrics.add(metrics.ALARMS, 1)
         if config.notify is not None:
-            send(config.notify, _notice(run, content, address))
-        told.append(ToldNight(run.title, drift["state"], drift["headline"], address))
+            send(config.notify, _notice(run, content, told[-1].report))
+    if isinstance(config, ScoreConfig) and config.on_drift == "fail":
+        publish.mark_drifted(store, [night.run for night in told if night.drift == "alarm"])
     faults.point("reported.before_put")
     publish.mark_reported(store, runs, markers)
     return tuple(told)
+
+
+def _told(store: Store, run: LedgerRun, content: Mapping[str, Any]) -> ToldNight:
+    drift = content.get("drift") or {"state": None, "headline": ""}
+    return ToldNight(run, drift["state"], drift["headline"], store.uri(f"{report_folder(run)}/report.html"))
+
+
+def _owed(store: Store, known: Ledger, markers: publish.Markers) -> tuple[ToldNight, ...]:
+    """Nights that people were told of, but by a command that was killed, or failed, before its exit code."""
+    owed = markers.drifted & markers.reported - markers.failed
+    return tuple(_told(store, run, read_report(store, run)) for run in ledger.current(known) if run.seq in owed)
 
 
 def _notice(run: LedgerRun, content: Mapping[str, Any], address: str) -> dict[str, Any]:
@@ -160,12 +174,13 @@ def _notice(run: LedgerRun, content: Mapping[str, Any], address: str) -> dict[st
     }
 
 
-def _fail_on_drift(config: ScoreConfig, nights: Sequence[ToldNight]) -> None:
+def _fail_on_drift(config: ScoreConfig, store: Store, nights: Sequence[ToldNight]) -> None:
     """Raise DriftFound where a night drifted and the config asks for it; rows and reports are in place."""
     drifted = [night for night in nights if night.drift == "alarm"]
     if drifted and config.on_drift == "fail":
+        publish.mark_failed(store, [night.run for night in drifted])
         raise DriftFound(
-            f"slot {drifted[0].title}: {drifted[0].verdict} Its rows are committed.",
+            f"slot {drifted[0].run.title}: {drifted[0].verdict} Its rows are committed.",
             f"Look at {drifted[0].report}; if the night is as it should be, accept it by `drift.accept`.",
         )
 
@@ -180,7 +195,11 @@ class Night(NamedTuple):
 
 
 def run_night(
-    config: NightConfig, info: BundleInfo, executors: Executors, on_commit: OnCommit = lambda run: None
+    config: NightConfig,
+    info: BundleInfo,
+    executors: Executors,
+    on_commit: OnCommit = lambda run: None,
+    at_end: Callable[[Ledger], None] = lambda known: None,
 ) -> Night:
     """Decide, score, commit, publish, report, until nothing is left to do.
 
@@ -188,6 +207,7 @@ def run_night(
         config: what to score and where to.
         executors: for scans and for work on rows.
         on_commit: as for `score`.
+        at_end: called with all committed runs when nothing is left to do.
     """
     store = open_store(config.output)
     known = ledger.read_ledger(store)
@@ -203,7 +223,8 @@ def run_night(
         check_precision(config.precision, config.workers)
     claim_output(store, config.verb, config.verb, to_yaml(config))
     check_put_if_absent(store, single_writer=config.single_writer)
-    told = _write_missing_reports(config, info, store, known, num_earlier, markers)
+    told = _owed(store, known, markers)
+    told += _write_missing_reports(config, info, store, known, num_earlier, markers)
     known = ledger.write_due_snapshot(store, known, num_earlier)
     committed: list[CommittedRun] = []
     while pinned := next_plan(config, tonight, store, plans):
@@ -229,6 +250,7 @@ def run_night(
         committed.append(_committed(store, entry, report))
         on_commit(committed[-1])
         tonight = decide(config, info, known, scanned)  # what is left: a plan may hold only some of the files
+    at_end(known)
     return Night(store.root, tuple(committed), len(tonight.decisions), told)
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import os
 import re
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,14 +16,18 @@ from bertray.config import CompareConfig, EvaluateConfig, ScoreConfig, TrainConf
 from bertray.errors import ConfigError
 from bertray.evaluation.intervals import Estimate
 from bertray.io.digests import cache_key
-from bertray.io.store import open_store
-from bertray.runs.night_results import CommittedRun
-from bertray.runs.results import EvaluationResult, TrainResult
+from bertray.io.store import Store, open_store
+from bertray.outputs import ledger
+from bertray.outputs.ledger import Ledger
+from bertray.runs.night_report import read_report, report_folder
+from bertray.runs.results import EvaluationResult, Figures, TrainResult
 
 log = logging.getLogger(__name__)
 
 EXPERIMENT = "bertray"
-KEY = "bertray.key"  # tag by which a run is found again, so that it is logged once
+KEY, OUTPUT = "bertray.key", "bertray.output"  # tags by which a run is found again, so that it is logged once
+LOOKED_BACK = 31  # newest runs of an output that are logged where they are not yet
+_SECRET = ("mlflow", "notify")  # addresses that may hold one
 _MAX_PARAM_CHARS = 500
 _NO_NAME = re.compile(r"[^\w ./-]")  # characters that a name of MLflow may not have
 Tracked = TrainConfig | EvaluateConfig | CompareConfig | ScoreConfig
@@ -66,21 +72,42 @@ def track_comparison(config: CompareConfig, output: str, figures: Mapping[str, A
     _track(config, "compare", output, metrics, ["report.html", "comparison.json"], [])
 
 
-def track_nights(config: ScoreConfig, output: str, runs: Sequence[CommittedRun]) -> None:
-    """Counts of each committed run, whether it drifts, and its accuracy where it has labels; with the page."""
-    for run in runs:
-        metrics = {
-            "rows_in": float(run.rows_in),
-            "rows_scored": float(run.rows_done),
-            "rows_quarantined": float(run.rows_quarantined),
-            "rows_per_s": run.rows_per_s,
-            "drift": float(run.drift == "alarm"),
-            **{f"share/{label}": rows / max(run.rows_done, 1) for label, rows in run.label_counts.items()},
-            **({} if run.figures is None else _of_estimates(run.figures.metrics)),
-        }
-        folder = f"reports/{run.slot}/run={run.run}"
-        files = [f"{folder}/{name}" for name in ("report.html", "report.json", "metrics.json")]
-        _track(config, "score", output, metrics, files, [], title=run.title)
+def track_nights(config: ScoreConfig, store: Store, known: Ledger) -> None:
+    """Counts of each night, whether it drifts, and its accuracy where it has labels; with the page.
+
+    Of the newest runs those that the server does not have, so that one that could not be reached gets them later.
+
+    Args:
+        store: the output.
+        known: its committed runs.
+    """
+    if config.mlflow is None:
+        return
+    with _warned():
+        server = _Server(config.mlflow)
+        logged = server.keys(store.root)
+        for run in ledger.current(known)[-LOOKED_BACK:]:
+            key = cache_key({"verb": "score", "output": store.root, "run": run.run_id})
+            if key in logged:
+                continue
+            try:
+                content = read_report(store, run)
+            except FileNotFoundError:  # a run beside us is about to write it
+                continue
+            files = [f"{report_folder(run)}/{name}" for name in ("report.html", "report.json", "metrics.json")]
+            settings = json.loads(content["config"] or "{}")
+            server.log(key, f"score {run.title}", _of_night(content), settings, _Files(store.root, files, []))
+
+
+def _of_night(content: Mapping[str, Any]) -> dict[str, float]:
+    """Figures of a report.json."""
+    figures = {name: float(content[name]) for name in ("rows_in", "rows_scored", "rows_quarantined", "rows_per_s")}
+    figures["drift"] = float((content["drift"] or {}).get("state") == "alarm")
+    scored = max(content["rows_scored"], 1)
+    figures |= {f"share/{label}": rows / scored for label, rows in content["label_counts"].items()}
+    if content["evaluation"]:
+        figures |= _of_estimates(Figures.from_json(content["evaluation"]["metrics"]).metrics)
+    return figures
 
 
 def _of_estimates(estimates: Mapping[str, Estimate]) -> dict[str, float]:
@@ -94,53 +121,82 @@ def _of_estimates(estimates: Mapping[str, Estimate]) -> dict[str, float]:
 
 
 def _track(
-    config: Tracked,
+    config: TrainConfig | EvaluateConfig | CompareConfig,
     verb: str,
     output: str,
     metrics: Mapping[str, float],
     files: Sequence[str],
     folders: Sequence[str],
-    *,
-    title: str = "",
 ) -> None:
-    """Log a run, unless it is there; a server that fails is logged, for the work is done, and the command may be rerun.
+    """Log a run, unless it is there.
 
     Args:
         files: keys of the output; those that are not there are left out.
         folders: of the output, with all files.
-        title: of one of several runs of an output.
     """
     if config.mlflow is None:
         return
-    key = cache_key({"verb": verb, "output": output, "title": title, "config": identity_of(config)})
+    key = cache_key({"verb": verb, "output": output, "title": "", "config": identity_of(config)})
+    with _warned():
+        server = _Server(config.mlflow)
+        if key not in server.keys(output):
+            params = config.model_dump(mode="json")
+            server.log(key, f"{verb} {Path(output).name}", metrics, params, _Files(output, files, folders))
+
+
+@contextmanager
+def _warned() -> Iterator[None]:
+    """A server that fails is logged, for the work is done, and the command may be run again."""
     try:
-        _log(config, key, f"{verb} {title or Path(output).name}", metrics, _Files(output, files, folders))
+        yield
     except Exception as error:  # of any kind: it must not undo what was done
         log.warning(
             "mlflow: the run could not be logged (%s: %s); run the same command again", type(error).__name__, error
         )
 
 
-def _log(config: Tracked, key: str, name: str, metrics: Mapping[str, float], files: _Files) -> None:
-    from mlflow import MlflowClient
-    from mlflow.entities import Metric, Param
-    from mlflow.utils.time import get_current_time_millis
+class _Server:
+    """A tracking server, and the experiment on it."""
 
-    client = MlflowClient(config.mlflow)
-    known = client.get_experiment_by_name(EXPERIMENT)
-    experiment = known.experiment_id if known else client.create_experiment(EXPERIMENT)
-    found = f"tags.`{KEY}` = '{key}' and attributes.status = 'FINISHED'"
-    if client.search_runs([experiment], found, max_results=1):
-        return
-    run = client.create_run(experiment, tags={KEY: key, "bertray.output": files.output}, run_name=name).info.run_id
-    now = get_current_time_millis()
-    values = [Metric(_NO_NAME.sub("_", name), value, now, 0) for name, value in metrics.items()]
-    params = [Param(name, value[:_MAX_PARAM_CHARS]) for name, value in flat(config.model_dump(mode="json")).items()]
-    for start in range(0, max(len(values), len(params)), 100):  # at most so many a request
-        client.log_batch(run, metrics=values[start : start + 100], params=params[start : start + 100])
-    with files.in_folder() as folder:
-        client.log_artifacts(run, str(folder))
-    client.set_terminated(run)
+    def __init__(self, address: str) -> None:
+        # Its own patience of minutes would hold up the end of a night.
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+        from mlflow import MlflowClient
+
+        self._client = MlflowClient(address)
+        known = self._client.get_experiment_by_name(EXPERIMENT)
+        self._experiment = known.experiment_id if known else self._client.create_experiment(EXPERIMENT)
+
+    def keys(self, output: str) -> set[str]:
+        """Keys of the finished runs of an output."""
+        quoted = output.replace("'", "''")
+        wanted = f"tags.`{OUTPUT}` = '{quoted}' and attributes.status = 'FINISHED'"
+        found: set[str] = set()
+        token = None
+        while True:
+            page = self._client.search_runs([self._experiment], wanted, max_results=1000, page_token=token)
+            found |= {run.data.tags.get(KEY, "") for run in page}
+            if not (token := page.token):
+                return found
+
+    def log(
+        self, key: str, name: str, metrics: Mapping[str, float], settings: Mapping[str, Any], files: _Files
+    ) -> None:
+        """Log a run with its parameters, figures and files; it is there once it is finished."""
+        from mlflow.entities import Metric, Param
+        from mlflow.utils.time import get_current_time_millis
+
+        client, now = self._client, get_current_time_millis()
+        tags = {KEY: key, OUTPUT: files.output}
+        run = client.create_run(self._experiment, tags=tags, run_name=name).info.run_id
+        values = [Metric(_NO_NAME.sub("_", name), value, now, 0) for name, value in metrics.items()]
+        params = [Param(name, value[:_MAX_PARAM_CHARS]) for name, value in flat(settings).items()]
+        for start in range(0, max(len(values), len(params)), 100):  # at most so many a request
+            client.log_batch(run, metrics=values[start : start + 100], params=params[start : start + 100])
+        with files.in_folder() as folder:
+            client.log_artifacts(run, str(folder))
+        client.set_terminated(run)
 
 
 class _Files:
@@ -165,12 +221,12 @@ class _Files:
 
 
 def flat(values: Mapping[str, Any], before: str = "") -> dict[str, str]:
-    """Config as dotted keys; what is not set is left out, and so is where it is logged to."""
+    """Config as dotted keys; what is not set is left out, and so are addresses that may hold a secret."""
     found: dict[str, str] = {}
     for key, value in values.items():
         name = f"{before}{key}"
         if isinstance(value, Mapping):
             found |= flat(value, f"{name}.")
-        elif value is not None and name != "mlflow":
+        elif value is not None and name not in _SECRET:
             found[_NO_NAME.sub("_", name)] = str(value)
     return found

@@ -173,10 +173,30 @@ def test_on_drift_fail_commits_and_says_so_once(copied, tiny_encoder, monkeypatc
     assert len(ledger.read_ledger(open_store(str(output)))) == 13
     assert score(config).headline == "nothing new: 13 files listed, all in slots already"
     # A run that is killed before it has told of the night: the next one tells.
-    (output / "control/published/00000013.reported").unlink()
+    for mark in ("reported", "drifted", "failed"):
+        (output / f"control/published/00000013.{mark}").unlink()
     with pytest.raises(DriftFound, match=r"slot dt=.*: Drift: .*Its rows are committed"):
         score(config)
     assert score(config).headline == "nothing new: 13 files listed, all in slots already"
+
+
+def test_a_call_that_dies_after_it_told_of_drift_leaves_the_exit_code_to_the_next(copied, tiny_encoder, monkeypatch):
+    """As MLflow's server may hang, or a second slot be refused; people are not told once more."""
+    inbox, output = copied
+    write_night(inbox, 13, upper=True, shop=lambda rng, rows: rng.choice(["north", "south"], rows))
+    keys: dict[str, Any] = {"on_drift": "fail", "drift": {"by": ["shop"]}, "notify": "tell-me"}
+    config: Any = night_config(tiny_encoder, inbox, str(output), **keys)
+    stubbed(monkeypatch)
+    told: list[str] = []
+    monkeypatch.setattr(nights, "send", lambda target, content: told.append(content["slot"]))
+    with monkeypatch.context() as dying:
+        dying.setattr(nights, "track_nights", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            score(config)
+    with pytest.raises(DriftFound, match=r"Drift: .*Its rows are committed"):
+        score(config)
+    assert score(config).runs == ()
+    assert len(told) == 1
 
 
 def test_a_night_that_a_person_accepts_joins_the_reference_with_the_reason(copied, tiny_encoder, monkeypatch):
