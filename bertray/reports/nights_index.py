@@ -15,6 +15,8 @@ from bertray.wording import counted, percent
 INDEX_VERSION = 1  # of index.json
 MAX_NIGHTS = 400  # on the page, the newest; index.json holds all
 MAX_TRENDS = 6  # labels that have a trend line
+RECENT = 8  # nights, tonight among them, of which one that drifted waits for a decision
+MANY_KEPT_OUT = 0.01  # of the rows
 _TREND_NIGHTS = 60
 _WIDTH, _HEIGHT = 280, 56
 STATE_WORDS = {
@@ -36,6 +38,8 @@ class NightLine:
         told: the verdict on it in a sentence.
         labels: predicted label -> rows.
         measured: accuracy of labelled rows; None: there are none.
+        finding: the worst on its page, where that asks somebody to act; read of the newest night alone.
+        is_accepted: whether a person has accepted it as ordinary.
     """
 
     title: str
@@ -50,6 +54,13 @@ class NightLine:
     needs_review: int
     model_version: str
     measured: float | None = None
+    finding: Finding | None = None
+    is_accepted: bool = False
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it drifts and nobody has decided on it; one that was replaced is no line any more."""
+        return self.drift == "alarm" and not self.is_accepted
 
     @property
     def drift_in_words(self) -> str:
@@ -76,14 +87,25 @@ class NightsIndex:
     created: str = ""
 
     @property
+    def newest(self) -> NightLine:
+        """The night that was committed last; a slot that came late is not the first line."""
+        return max(self.nights, key=lambda night: night.committed_at)
+
+    @property
     def finding(self) -> Finding:
         """Whether anybody has to act, in one sentence."""
-        newest = self.nights[0]
-        if newest.drift == "alarm":
+        newest = self.newest
+        if newest.is_open:
             return Finding("bad", f"Look at {newest.title}. {newest.told}")
-        if newest.rows_quarantined and newest.rows_in and newest.rows_quarantined > 0.01 * newest.rows_in:
+        if newest.finding is not None:
+            return Finding(newest.finding.severity, f"Look at {newest.title}. {newest.finding.sentence}")
+        if not newest.rows_scored:
+            return Finding("warning", f"{newest.title}: no row was scored.")
+        if newest.rows_quarantined > MANY_KEPT_OUT * newest.rows_in:
             share = percent(newest.rows_quarantined / newest.rows_in)
             return Finding("warning", f"{newest.title}: {share} of the rows were kept out; its page says why.")
+        if still := next((night for night in self.nights[:RECENT] if night.is_open), None):
+            return Finding("warning", f"{still.title} drifted, and nobody has accepted or replaced it. {still.told}")
         return Finding("good", f"Nothing to do: {newest.title}, {counted(newest.rows_scored, 'row')}. {newest.told}")
 
     @property
@@ -91,8 +113,8 @@ class NightsIndex:
         """When the next night is due; empty where nothing is expected."""
         if self.expect_every_h is None:
             return ""
-        newest = datetime.fromisoformat(self.nights[0].committed_at) + timedelta(hours=self.expect_every_h)
-        return f"The next night is due by {newest:%Y-%m-%d %H:%M} UTC. Later than that, it is missing."
+        due = datetime.fromisoformat(self.newest.committed_at) + timedelta(hours=self.expect_every_h)
+        return f"The next night is due by {due:%Y-%m-%d %H:%M} UTC. Later than that, it is missing."
 
     @property
     def trends(self) -> list[Trend]:

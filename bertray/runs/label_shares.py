@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import date
 
@@ -14,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from bertray import schema as s
-from bertray.config import EvaluateConfig, SharesConfig, identity_of, to_yaml
+from bertray.config import SharesConfig, identity_of, to_yaml
 from bertray.errors import ConfigError, DataRefused, did_you_mean
 from bertray.evaluation.intervals import Estimate
 from bertray.execution.executor import Progress, Task
@@ -29,7 +30,7 @@ from bertray.outputs.control_files import LedgerRun
 from bertray.reports.html import created_now
 from bertray.reports.shares import TIMES, GroupLine, SharesReport
 from bertray.runs.answered_rows import Answer, UsableAnswers, read_usable
-from bertray.runs.release.pair import labels_by_id
+from bertray.runs.later_labels import in_words, of_several_rows, read_labels
 from bertray.runs.trust_results import SharesResult
 from bertray.trust.shares import Answers, GroupShares, GroupSums, Stratum, group_shares
 from bertray.wording import counted
@@ -88,7 +89,7 @@ class _AddUp:
     output: str
     labels: tuple[str, ...]
     by: tuple[str, ...]
-    truth: Mapping[str, str | None]
+    truth: Mapping[str, str]
     with_ids: bool
 
     def __call__(self, part: _Part) -> dict[Group, _Found]:
@@ -139,13 +140,17 @@ class _AddUp:
             return values
         if name == "slot":
             return [slot] * rows.num_rows
-        dated = _DATE.search(slot)
-        days = (
-            [date.fromisoformat(dated[1])] * rows.num_rows
-            if dated
-            else [at.date() for at in rows[s.SCORED_AT].to_pylist()]
-        )
+        day = _day_of(slot)
+        days = [day] * rows.num_rows if day else [at.date() for at in rows[s.SCORED_AT].to_pylist()]
         return [_period(day, name) for day in days]
+
+
+def _day_of(slot: str) -> date | None:
+    """The date in the name of a slot; None where there is none, or none of a calendar (`dt=2026-02-30`)."""
+    found = _DATE.search(slot)
+    with suppress(ValueError):
+        return date.fromisoformat(found[1]) if found else None
+    return None
 
 
 def _period(day: date, name: str) -> str:
@@ -168,13 +173,15 @@ def shares(config: SharesConfig, executors: Executors | None = None) -> SharesRe
     labels = _check_runs(config, runs)
     _check_columns(config, scored, runs)
     answers = None if config.answers is None else read_usable(config.answers, list(labels))
-    truth = _truth(config, labels)
+    truth = read_labels(config, labels, config.labels)
     labelled = [list(truth.items()), answers]
     key = cache_key({"config": identity_of(config), "runs": [run.run_id for run in runs], "labels": str(labelled)})
     if finished_run(store, "shares", key):
         return SharesResult(store.root, already_done=True)
     with claimed_output(store, "shares", key, to_yaml(config)):
+        notes: list[str] = []
         with executors_of(config.workers, executors, imports=("ray.data",)) as opened:
+            truth = _without_ambiguous(scored, runs, truth, opened, notes)
             found = _add_up(config, scored, runs, labels, answers, truth, opened)
         found = _largest(found, len(config.by))
         numbers = [number for of_group in found.values() for _, _, number in of_group.answers]
@@ -189,7 +196,7 @@ def shares(config: SharesConfig, executors: Executors | None = None) -> SharesRe
             for group, of_group in sorted(found.items(), key=_order)
             for line in _lines(group, of_group, labels, place, strata)
         ]
-        notes = _notes(config, answers, found, len(numbers))
+        notes += _notes(config, answers, found, len(numbers))
         report = SharesReport(
             config.by, labels, lines, notes, runs=len(runs), config=to_yaml(config), created=created_now()
         )
@@ -224,21 +231,39 @@ def _check_columns(config: SharesConfig, scored: Store, runs: Sequence[LedgerRun
                     f"Columns: {', '.join(held.names)}; or one of {', '.join(TIMES)}. Scoring keeps a column that "
                     "keep_columns names.",
                 )
-            if name in held.names and pa.types.is_nested(held.field(name).type):
+            kind = held.field(name).type if name in held.names else pa.null()
+            if pa.types.is_nested(kind) or pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
                 raise ConfigError(
-                    f"by: expected a column of single values, found {name!r} of {held.field(name).type}.",
+                    f"by: expected a column of single values that are no bytes, found {name!r} of {kind}.",
                     "Group by another column.",
                 )
 
 
-def _truth(config: SharesConfig, labels: Sequence[str]) -> Mapping[str, str | None]:
-    if not config.truth:
-        return {}
-    columns = config.columns.model_copy(update={"text": config.columns.id, "text_pair": None, "aspects": None})
-    reading = EvaluateConfig(
-        input=config.truth, output=config.output, columns=columns, reader=config.reader, labels=config.labels
-    )
-    return labels_by_id(reading, labels, key="truth")
+@dataclass(frozen=True)
+class _FindIds:
+    """A part to its slot, and those of its ids that have a label."""
+
+    output: str
+    given: frozenset[str]
+
+    def __call__(self, part: _Part) -> tuple[str, list[str]]:
+        ids = read_part(open_store(self.output), part.key, [s.ID])[s.ID].to_pylist()
+        return part.slot, [id_ for id_ in ids if id_ in self.given]
+
+
+def _without_ambiguous(
+    scored: Store, runs: Sequence[LedgerRun], truth: dict[str, str], executors: Executors, notes: list[str]
+) -> dict[str, str]:
+    """Labels of ids that a single row has."""
+    if not truth:
+        return truth
+    parts = [_Part(key, run.slot, None) for run in runs for key in part_keys(run)]
+    executor = executors.for_rows(sum(run.rows_scored for run in runs))
+    task = Task(_FindIds(scored.root, frozenset(truth)))
+    ambiguous = of_several_rows(executor.run(parts, [task], Progress("finding ids", "part", lambda part: part.key)))
+    if ambiguous:
+        notes.append(in_words(ambiguous))
+    return {id_: label for id_, label in truth.items() if id_ not in ambiguous}
 
 
 def _add_up(
@@ -247,7 +272,7 @@ def _add_up(
     runs: Sequence[LedgerRun],
     labels: tuple[str, ...],
     answers: UsableAnswers | None,
-    truth: Mapping[str, str | None],
+    truth: Mapping[str, str],
     executors: Executors,
 ) -> dict[Group, _Found]:
     parts = []

@@ -88,6 +88,7 @@ def score(
     notes, store = [], open_store(config.output)
     if config.drift.accept is not None:
         notes.append(accept_nights(config, store))
+        write_index(store, ledger.read_ledger(store), config.expect_every)
     if config.truth:
         notes += record_truth(config, store)
     if not config.input:

@@ -10,11 +10,10 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
 from bertray import schema as s
-from bertray.config import EvaluateConfig, ScoreConfig
+from bertray.config import ScoreConfig
 from bertray.errors import ConfigError, DataRefused, InfrastructureError
 from bertray.evaluation.intervals import Estimate, Z, wilson_estimate
 from bertray.evaluation.metrics import confusion_matrix
@@ -28,8 +27,8 @@ from bertray.outputs.decisions import TRUTH, Truth, append_record, fullest, now,
 from bertray.reports.plain import json_bytes
 from bertray.reports.quality import END_MEASURED, MEASURED, LabelledNight, in_percent
 from bertray.runs.answered_rows import Answer, is_answers, read_usable
+from bertray.runs.later_labels import in_words, of_several_rows, read_labels
 from bertray.runs.nights_overview import write_index
-from bertray.runs.release.pair import labels_by_id
 from bertray.trust.quality import (
     MIN_LABELLED_ROWS,
     Figure,
@@ -148,7 +147,7 @@ def record_truth(config: ScoreConfig, store: Store) -> list[str]:
 
     Raises:
         ConfigError: nothing is committed, or a column is missing.
-        DataRefused: labels that are no class, or no id that was scored.
+        DataRefused: labels that are no class, no id that was scored, or none that a single row has.
     """
     assert config.truth is not None
     known = ledger.committed_entries(store, None)
@@ -204,33 +203,52 @@ class _ToldTruth:
 
 
 def _record_labels(told: _ToldTruth, runs: Sequence[LedgerRun], config: ScoreConfig) -> None:
-    """Labels by id."""
+    """Labels by id; an id that stands in several slots counts where `slot` says which is meant."""
     assert config.truth is not None
-    given = _labels_of_files(config, runs[-1].labels, _info_of(runs[-1].model))
-    found = 0
-    for run in runs:
-        rows = read_rows(told.store, run, [s.ID, s.LABEL])
-        true = [given.get(id_) for id_ in rows[s.ID].to_pylist()] if rows.num_rows else []
-        known_N = np.array([label is not None for label in true], bool)
-        if not known_N.any():
+    info = _info_of(runs[-1].model)
+    given = read_labels(config, runs[-1].labels, config.labels or (None if info is None else dict(info.label_values)))
+    named = [run for run in runs if config.slot is None or config.input or run.slot == config.slot]
+    if not named:
+        raise ConfigError(f"slot: nothing of {config.slot} is committed.", "Name a slot that `bertray files` lists.")
+    labelled = [(run, _labelled_rows(told.store, run, given)) for run in named]
+    ambiguous = of_several_rows((run.slot, [id_ for id_, _ in rows]) for run, rows in labelled)
+    for run, rows in labelled:
+        said = {id_: label for id_, label in rows if id_ not in ambiguous}
+        if not said:
             continue
-        found += int(known_N.sum())
         place = {label: number for number, label in enumerate(run.labels)}
-        true_N = np.array([place.get(label or "", -1) for label in true])[known_N]
-        said_N = np.array([place[label] for label in rows[s.LABEL].filter(pa.array(known_N)).to_pylist()])
+        true_N = np.array([place.get(given[id_], -1) for id_ in said])
+        said_N = np.array([place[label] for label in said.values()])
         if not (true_N >= 0).any():
-            labels = counted(int(known_N.sum()), "label")
-            told.sentences.append(f"{run.title}: {labels}, none a class of its model; not counted.")
+            told.sentences.append(
+                f"{run.title}: {counted(len(said), 'label')}, none a class of its model; not counted."
+            )
             continue
         confusion = confusion_matrix(true_N[true_N >= 0], said_N[true_N >= 0], len(run.labels)).tolist()
         told.add(run, ", ".join(config.truth), confusion, None)
+    found = {id_ for _, rows in labelled for id_, _ in rows}
+    if found and found <= ambiguous.keys():
+        raise DataRefused(f"truth: {in_words(ambiguous)}", "Give each review an id of its own before it is scored.")
     if not found:
         raise DataRefused(
             f"truth: expected ids of scored rows, found none among {counted(len(given), 'label')}.",
             "Give labels of reviews that this output holds, with the column of ids that `columns.id` names.",
         )
-    if found < len(given):
-        told.sentences.append(f"{counted(len(given) - found, 'label')} of ids that were never scored; not counted.")
+    if ambiguous:
+        told.sentences.append(in_words(ambiguous))
+    if len(found) < len(given):
+        told.sentences.append(
+            f"{counted(len(given) - len(found), 'label')} of ids that were never scored; not counted."
+        )
+
+
+def _labelled_rows(store: Store, run: LedgerRun, given: Mapping[str, str]) -> list[tuple[str, str]]:
+    """(id, predicted label) of the rows of a run that have a given one."""
+    rows = read_rows(store, run, [s.ID, s.LABEL])
+    if not rows.num_rows:
+        return []
+    pairs = zip(rows[s.ID].to_pylist(), rows[s.LABEL].to_pylist(), strict=True)
+    return [(id_, label) for id_, label in pairs if id_ in given]
 
 
 def _record_answers(told: _ToldTruth, runs: Sequence[LedgerRun], path: str) -> None:
@@ -301,20 +319,6 @@ def _info_of(model: str) -> BundleInfo | None:
         return read_info(resolve_model(model), model=model)
     except (ConfigError, InfrastructureError):
         return None
-
-
-def _labels_of_files(config: ScoreConfig, labels: Sequence[str], info: BundleInfo | None) -> dict[str, str | None]:
-    """Given class by id; the texts of these files are not read, nor need they be there."""
-    columns = config.columns.model_copy(update={"text": config.columns.id, "text_pair": None, "aspects": None})
-    reading = EvaluateConfig(
-        input=config.truth,
-        output=config.output,
-        columns=columns,
-        reader=config.reader,
-        labels=config.labels or (None if info is None else dict(info.label_values)),
-    )
-    found = labels_by_id(reading, labels, key="truth")
-    return {id_: label for id_, label in found.items() if label is not None}
 
 
 def _shown(store: Store, run: LedgerRun) -> tuple[float, float] | None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from dataclasses import replace
 from itertools import pairwise
 from urllib.parse import quote
 
 from markupsafe import escape
 
+from bertray.evaluation.verdicts import Finding
 from bertray.io import faults
 from bertray.io.store import Store
 from bertray.outputs import ledger
@@ -33,9 +36,19 @@ def write_index(store: Store, known: Ledger, expect_every_h: float | None = None
     """
     while True:
         runs, num_known = ledger.current(known), len(known)
-        verdicts = {one.night.seq: one.drift for one in judge_nights(known, read_records(store, ACCEPTED, Acceptance))}
+        acceptances = read_records(store, ACCEPTED, Acceptance)
+        verdicts = {one.night.seq: one.drift for one in judge_nights(known, acceptances)}
+        accepted = {slot: one.after_seq for one in acceptances for slot in one.slots}
         measured = {truth.run_id: truth.accuracy for truth in fullest(read_truths(store))}
-        lines = [_line(run, verdicts.get(run.seq), measured) for run in reversed(runs)]
+        last = max(runs, key=lambda run: run.committed_at)
+        lines = [
+            replace(
+                _line(run, verdicts.get(run.seq), measured),
+                finding=_worst_of_page(store, run) if run is last else None,
+                is_accepted=run.seq <= accepted.get(run.slot, 0),
+            )
+            for run in reversed(runs)
+        ]
         index = NightsIndex(store.root, lines, expect_every_h, created_now())
         store.put(INDEX, index.to_html().encode())
         store.put("reports/index.json", json_bytes(index.to_json()))
@@ -43,6 +56,17 @@ def write_index(store: Store, known: Ledger, expect_every_h: float | None = None
         known = ledger.read_on(store, known)
         if len(known) == num_known:
             return known
+
+
+def _worst_of_page(store: Store, run: LedgerRun) -> Finding | None:
+    """The worst finding on the page of a night that asks somebody to act; drift has a rule of its own."""
+    try:
+        content = json.loads(store.get(f"reports/{run.folder}/report.json"))
+    except (FileNotFoundError, ValueError):
+        return None
+    drift = (content.get("drift") or {}).get("headline")
+    found = [Finding(**one) for one in content["findings"] if one["sentence"] != drift]  # the worst stands first
+    return next((finding for finding in found if finding.severity in ("bad", "warning")), None)
 
 
 def _line(run: LedgerRun, drift: Drift | None, measured: Mapping[str, float]) -> NightLine:

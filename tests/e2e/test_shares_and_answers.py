@@ -132,7 +132,7 @@ def test_a_group_of_lists_is_refused(tiny_encoder, tmp_path):
     inbox.mkdir()
     pq.write_table(pa.table({"id": ["a"], "text": ["a film"], "tags": [["x"]]}), inbox / "1.parquet")
     assert run_night(night_config(tiny_encoder, inbox, str(output), keep_columns=["tags"])) == 0
-    with pytest.raises(ConfigError, match="by: expected a column of single values, found 'tags' of list"):
+    with pytest.raises(ConfigError, match="by: expected a column of single values that are no bytes, found 'tags' of"):
         bertray.shares(str(output), by=["tags"], output=str(tmp_path / "s"), workers=NO_RAY)
 
 
@@ -369,6 +369,55 @@ def test_labels_that_come_later_are_compared_with_the_rows_by_id(scored, tmp_pat
     (tmp_path / "other.csv").write_text("id,label\nx,pos\n")
     with pytest.raises(DataRefused, match="expected ids of scored rows"):
         bertray.score(output=scored, truth=[str(tmp_path / "other.csv")])
+
+
+@pytest.fixture(scope="module")
+def numbered(tmp_path_factory, tiny_encoder) -> str:
+    """Two nights whose ids are the numbers of their rows; one was given a date that no calendar has."""
+    root = tmp_path_factory.mktemp("numbered")
+    inbox, output = root / "inbox", root / "out"
+    inbox.mkdir()
+    for slot in ("dt=2026-02-01", "dt=2026-02-30"):
+        rng = np.random.default_rng(len(slot))
+        texts = [f"{' '.join(rng.choice(['good', 'bad', 'film'], 5))} {slot} {n}" for n in range(60)]
+        ids = [str(n) for n in range(60)] + (["alone"] if slot.endswith("01") else [])
+        pq.write_table(pa.table({"id": ids, "text": [*texts, "a film"][: len(ids)]}), inbox / f"{slot}.parquet")
+        assert run_night(night_config(tiny_encoder, inbox, str(output), slot=slot)) == 0
+    return str(output)
+
+
+def test_labels_of_ids_that_begin_anew_every_night_count_where_the_slot_is_named(numbered, tmp_path):
+    truth = tmp_path / "truth.csv"
+    truth.write_text("id,label\n" + "".join(f"{n},pos\n" for n in range(60)))
+    with pytest.raises(
+        DataRefused, match=r"60 labels of ids that several rows have, in dt=2026-02-01 and dt=2026-02-30"
+    ):
+        bertray.score(output=numbered, truth=[str(truth)])
+    with pytest.raises(ConfigError, match="slot: nothing of dt=2026-02-09 is committed"):
+        bertray.score(output=numbered, truth=[str(truth)], slot="dt=2026-02-09")
+    (told,) = bertray.score(output=numbered, truth=[str(truth)], slot="dt=2026-02-01").notes
+    assert told.startswith("dt=2026-02-01: 60 labels, accuracy ")
+    truth.write_text(truth.read_text() + "alone,pos\n")
+    one, left_out = bertray.score(output=numbered, truth=[str(truth)]).notes
+    assert one.startswith("dt=2026-02-01: 1 label, accuracy ")
+    assert left_out.startswith("60 labels of ids that several rows have")
+    shares = bertray.shares(numbered, by=["slot"], truth=str(truth), output=str(tmp_path / "s"), workers=NO_RAY)
+    assert left_out in shares.notes
+    assert {line.method for line in shares.lines} == {"mean probability"}
+
+
+def test_two_labels_of_one_id_are_left_out(numbered, tmp_path, caplog):
+    truth = tmp_path / "truth.csv"
+    truth.write_text("id,label\n0,pos\n1,pos\n1,neg\n1,pos\n")
+    (told,) = bertray.score(output=numbered, truth=[str(truth)], slot="dt=2026-02-30").notes
+    assert told.startswith("dt=2026-02-30: 1 label, accuracy ")
+    assert "truth: 1 id with different labels, such as 1; left out" in caplog.text
+
+
+def test_a_slot_with_a_date_of_no_calendar_is_grouped_by_when_it_was_scored(numbered, tmp_path):
+    result = bertray.shares(numbered, by=["month"], output=str(tmp_path / "s"), workers=NO_RAY)
+    (scored_at,) = {row["scored_at"] for row in rows_of(numbered) if row["id"] == "alone"}
+    assert {line.group for line in result.lines} == {("2026-02",), (f"{scored_at:%Y-%m}",)}
 
 
 def test_answers_measure_the_accuracy_of_their_night_on_its_page_and_the_index(asked, scored, tmp_path):

@@ -209,9 +209,14 @@ def test_a_night_that_a_person_accepts_joins_the_reference_with_the_reason(copie
             assert result.notes == (
                 "1 slot (dt=2026-11-13 to dt=2026-11-13) accepted: their nights join the reference of later nights.",
             )
+            index = json.loads((output / "reports/index.json").read_text())
+            assert index["headline"].startswith("Nothing to do: dt=2026-11-13")  # at once, not the next morning
             again = score(ScoreConfig.model_validate({"output": str(output), "drift": keys}))
             assert again.notes == ("1 slot (dt=2026-11-13 to dt=2026-11-13): accepted before, for the same reason.",)
         assert night(tiny_encoder, inbox, output, day) == 0
+        if day == 13:
+            index = json.loads((output / "reports/index.json").read_text())
+            assert index["headline"].startswith("Look at dt=2026-11-13. Drift:")
     assert [report_of(output, day)["drift"]["state"] for day in (13, 14)] == ["alarm", "ordinary"]
     (record,) = read_records(open_store(str(output)), ACCEPTED, Acceptance)
     assert (record.slots, record.reason) == (["dt=2026-11-13"], "a new shop system writes capitals")

@@ -128,25 +128,38 @@ def line(title="dt=2026-11-20", drift="ordinary", quarantined=0, **keys):
     defaults: dict = {"labels": {"negative": 30, "positive": 70}, "needs_review": 5, "model_version": "abc"}
     counts = (100, 100 - quarantined, quarantined)
     of_this = {"measured": 0.81, **defaults, **keys}
-    return NightLine(title, folder, "2026-11-20T02:30:00+00:00", *counts, drift, told, **of_this)
+    at = of_this.pop("committed_at", "2026-11-20T02:30:00+00:00")
+    return NightLine(title, folder, at, *counts, drift, told, **of_this)
+
+
+EARLIER = line("dt=2026-11-19", committed_at="2026-11-19T02:30:00+00:00")
+ODD = Finding("warning", "100 % of the rows are in a script that the model was not validated on.")
 
 
 @pytest.mark.parametrize(
-    ("newest", "severity", "said"),
+    ("nights", "severity", "said"),
     [
-        (line(), "good", "Nothing to do: dt=2026-11-20, 100 rows."),
-        (line(drift="alarm"), "bad", "Look at dt=2026-11-20."),
-        (line(quarantined=2), "warning", "2.0 % of the rows were kept out"),
+        ([line(), EARLIER], "good", "Nothing to do: dt=2026-11-20, 100 rows."),
+        ([line(drift="alarm"), EARLIER], "bad", "Look at dt=2026-11-20. Like the"),
+        ([line(drift="alarm", is_accepted=True), EARLIER], "good", "Nothing to do: dt=2026-11-20"),
+        ([line(finding=ODD), EARLIER], "warning", "Look at dt=2026-11-20. 100 % of the rows are in a script"),
+        ([line(quarantined=2), EARLIER], "warning", "2.0 % of the rows were kept out"),
+        ([line(quarantined=100), EARLIER], "warning", "dt=2026-11-20: no row was scored."),
+        ([line(), replace(EARLIER, drift="alarm")], "warning", "dt=2026-11-19 drifted, and nobody has accepted or"),
+        ([line(), replace(EARLIER, drift="alarm", is_accepted=True)], "good", "Nothing to do: dt=2026-11-20"),
+        ([line()] * 8 + [replace(EARLIER, drift="alarm")], "good", "Nothing to do"),  # long ago
+        # A slot that was replaced, or got a second run, after the last one of the list.
+        ([EARLIER, line("dt=2026-11-01", drift="alarm")], "bad", "Look at dt=2026-11-01."),
     ],
 )
-def test_the_index_says_whether_anybody_has_to_act(safe_page, newest, severity, said):
-    index = NightsIndex("scored", [newest, line("dt=2026-11-19")], created="2026-11-20 04:00 UTC")
+def test_the_index_says_whether_anybody_has_to_act(safe_page, nights, severity, said):
+    index = NightsIndex("scored", nights, created="2026-11-20 04:00 UTC")
     page = safe_page(index.to_html())
     assert said in words(page)
     assert f"verdict {severity}" in page.values("class")[0] or f"lead verdict {severity}" in page.values("class")
-    assert page.elements["svg"] == 2
+    assert page.elements.get("svg", 0) == (2 if nights[0].rows_scored else 0)  # one night alone has no trend
     content = json.loads(json.dumps(index.to_json(), allow_nan=False))
-    assert (content["schema_version"], content["severity"], len(content["nights"])) == (1, severity, 2)
+    assert (content["schema_version"], content["severity"], len(content["nights"])) == (1, severity, len(nights))
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ Shape letters: N rows, C classes.
 from __future__ import annotations
 
 import io
+import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -38,6 +39,8 @@ from bertray.runs.evaluation_page import row_notes
 from bertray.runs.explained import ScoredBy
 from bertray.scoring.models import open_model
 from bertray.wording import counted
+
+log = logging.getLogger(__name__)
 
 PREDICTIONS = "predictions.parquet"
 MAX_CHARS = 20_000  # of a text that is read for its label alone
@@ -392,7 +395,7 @@ def _read_output(path: str) -> _Output:
 
 
 def labels_by_id(config: EvaluateConfig, labels: Sequence[str], *, key: str = "input") -> dict[str, str | None]:
-    """Given class by id, read in this process.
+    """Given class by id, read in this process; without ids that have several.
 
     Args:
         config: input, columns and reader.
@@ -408,9 +411,16 @@ def labels_by_id(config: EvaluateConfig, labels: Sequence[str], *, key: str = "i
     mapped = label_map(config.labels, of_outputs)
     mapped.check_known(inputs.label_counts, key)
     found: dict[str, str | None] = {}
+    several: set[str] = set()
     for shard in inputs.shards(ROWS_PER_SHARD):
         kept = read_shard(shard, inputs.spec).kept
-        ids_N = mapped.ids(kept[s.LABEL])
-        for key, label_id in zip(kept[s.ID].to_pylist(), ids_N.tolist(), strict=True):
-            found[key] = mapped.names[label_id] if label_id >= 0 else None
-    return found
+        label_ids_N = mapped.ids(kept[s.LABEL])
+        for id_, label_id in zip(kept[s.ID].to_pylist(), label_ids_N.tolist(), strict=True):
+            label = mapped.names[label_id] if label_id >= 0 else None
+            if found.setdefault(id_, label) != label:
+                several.add(id_)
+    if several:
+        log.warning(
+            "%s: %s with different labels, such as %s; left out", key, counted(len(several), "id"), min(several)
+        )
+    return {id_: label for id_, label in found.items() if id_ not in several}
