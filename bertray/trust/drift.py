@@ -39,6 +39,7 @@ ERROR_OF_REST = 0.0025  # of the distributions, and of the n-grams
 RANGE = 1.25  # times the largest distance of a night of the reference from their median
 COPIES = 0.01  # share of rows with one text
 COPIES_FACTOR = 3.0  # times the largest such share in the reference
+MIN_COPIES = 5  # two people write the same now and then, and of a hundred rows two are 2 %
 # A shift below a third of these is no alarm, however certain it is.
 _FLOORS = {
     **dict.fromkeys([CONFIDENCE, UNSEEN_TRIGRAMS, UNSEEN_WORDS, MOSTLY_UNSEEN, LINKS, TEMPLATED], 0.02),
@@ -284,7 +285,8 @@ class Reference:
         assert night.profile is not None
         of_nights = [profile.top_share for profile in self._profiles]
         value, most = night.profile.top_share, max(of_nights)
-        is_alarm = value > max(COPIES, COPIES_FACTOR * most)
+        many = round(value * night.rows) >= MIN_COPIES
+        is_alarm = many and value > max(COPIES, COPIES_FACTOR * most)
         usual = sum(of_nights) / len(of_nights)
         return Shift("copies", "most_frequent_text", value, usual, min(of_nights), most, None, is_alarm)
 

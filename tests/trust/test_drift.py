@@ -86,6 +86,21 @@ def test_another_subject_in_the_same_letters_alarms_by_its_ngrams(reference):
     assert ("texts", "ngrams") in found
 
 
+@pytest.mark.parametrize(("copies", "is_alarm"), [(1, False), (2, False), (4, False), (5, True), (12, True)])
+def test_a_few_copies_in_a_small_night_are_none(copies, is_alarm):
+    """The reference has none at all, as nights of long reviews do."""
+
+    def distinct(seq, copies=1):
+        rng = np.random.default_rng(seq)
+        texts = [f"{text} {seq} {row}" for row, text in enumerate(texts_of(rng, 120))]
+        texts[:copies] = ["the very same review, sent again"] * copies
+        return night_of(seq, probs_of(rng, 120, 0.6), texts)
+
+    shift = Reference([distinct(seq) for seq in range(1, 13)]).copies_shift(distinct(20, copies))
+    assert (shift.usual, shift.is_alarm) == (0.0, is_alarm)
+    assert shift.tonight == pytest.approx(copies / 120 if copies > 1 else 0.0)
+
+
 def test_one_text_in_many_rows_alarms_as_copies(reference):
     rng = np.random.default_rng(7)
     texts = ["the very same long review"] * 16 + texts_of(rng, ROWS - 16)
