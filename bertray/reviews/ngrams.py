@@ -55,6 +55,17 @@ class Characters:
         lens_N = np.diff(self.starts_N, append=len(self.codes_U))
         return np.repeat(np.arange(len(self.starts_N)), lens_N)
 
+    @cached_property
+    def trigrams(self) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
+        """`ngrams(3)`, made once: the seen ones and the frequencies both need them."""
+        return self.ngrams(3)
+
+    @cached_property
+    def num_ngrams_N(self) -> NDArray[np.int64]:
+        """1-, 2- and 3-grams of each text, int64 [N]."""
+        lens_N = np.diff(self.starts_N, append=len(self.codes_U))
+        return sum((np.maximum(lens_N - less, 0) for less in range(3)), np.zeros(len(lens_N), np.int64))
+
     def ngrams(self, length: int) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
         """Hashes of the n-grams of one length, uint64 [G], and the text of each, int64 [G]."""
         num_starts = max(len(self.codes_U) - length + 1, 0)
@@ -87,30 +98,31 @@ def _mixed(hash_G: NDArray[np.uint64]) -> NDArray[np.uint64]:
     return hash_G ^ (hash_G >> np.uint64(27))
 
 
-def frequencies(characters: Characters, which_N: NDArray[np.bool_]) -> NDArray[np.float32]:
-    """Sum over some texts of their relative frequencies of hashed 1-, 2- and 3-grams, float32 [B]; a text adds 1."""
-    total_N = np.zeros(len(characters.starts_N))
-    found = [characters.ngrams(length) for length in (1, 2, 3)]
-    for _, text_of_G in found:
-        total_N += np.bincount(text_of_G, minlength=len(total_N))
-    weight_N = np.where(which_N, 1 / np.maximum(total_N, 1), 0.0)
-    sums_B = np.zeros(NUM_BUCKETS)
-    for hash_G, text_of_G in found:
-        bucket_G = (hash_G % np.uint64(NUM_BUCKETS)).astype(np.int64)
-        sums_B += np.bincount(bucket_G, weights=weight_N[text_of_G], minlength=NUM_BUCKETS)
-    return sums_B.astype(np.float32)
+def frequencies(characters: Characters, fold_N: NDArray[np.int64], num_folds: int) -> NDArray[np.float32]:
+    """Sums over the texts of each fold of their relative frequencies of hashed 1-, 2- and 3-grams, float32 [F, B].
+
+    Each text adds 1 to its fold.
+    """
+    weight_N = 1 / np.maximum(characters.num_ngrams_N, 1)
+    first_N = fold_N * NUM_BUCKETS
+    sums_FB = np.zeros(num_folds * NUM_BUCKETS)
+    for hash_G, text_of_G in _hashed(characters):
+        place_G = first_N[text_of_G] + (hash_G % np.uint64(NUM_BUCKETS)).astype(np.int64)
+        sums_FB += np.bincount(place_G, weights=weight_N[text_of_G], minlength=len(sums_FB))
+    return sums_FB.reshape(num_folds, NUM_BUCKETS).astype(np.float32)
+
+
+def _hashed(characters: Characters) -> tuple[tuple[NDArray[np.uint64], NDArray[np.int64]], ...]:
+    return characters.ngrams(1), characters.ngrams(2), characters.trigrams
 
 
 def mean_weights(characters: Characters, weight_B: NDArray[np.float64]) -> NDArray[np.float64]:
     """Mean weight of the buckets of each text's hashed 1-, 2- and 3-grams, float64 [N]."""
-    num_texts = len(characters.starts_N)
-    total_N, sums_N = np.zeros(num_texts), np.zeros(num_texts)
-    for length in (1, 2, 3):
-        hash_G, text_of_G = characters.ngrams(length)
+    sums_N = np.zeros(len(characters.starts_N))
+    for hash_G, text_of_G in _hashed(characters):
         bucket_G = (hash_G % np.uint64(len(weight_B))).astype(np.int64)
-        total_N += np.bincount(text_of_G, minlength=num_texts)
-        sums_N += np.bincount(text_of_G, weights=weight_B[bucket_G], minlength=num_texts)
-    return sums_N / np.maximum(total_N, 1)
+        sums_N += np.bincount(text_of_G, weights=weight_B[bucket_G], minlength=len(sums_N))
+    return sums_N / np.maximum(characters.num_ngrams_N, 1)
 
 
 def _slots(hash_G: NDArray[np.uint64]) -> NDArray[np.int64]:
@@ -132,13 +144,13 @@ class SeenNgrams:
     def of(cls, texts: Sequence[str]) -> SeenNgrams:
         """Table of some training texts."""
         characters = Characters.of(texts)
-        return cls(_in_two_texts(*characters.ngrams(3)), _in_two_texts(*characters.words()))
+        return cls(_in_two_texts(*characters.trigrams), _in_two_texts(*characters.words()))
 
     def unseen(self, characters: Characters) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Share of each text's trigrams, and of its words, that training texts do not hold: float64 [N] each."""
         num_texts = len(characters.starts_N)
         return (
-            _unseen_share(self.trigrams, *characters.ngrams(3), num_texts),
+            _unseen_share(self.trigrams, *characters.trigrams, num_texts),
             _unseen_share(self.words, *characters.words(), num_texts),
         )
 

@@ -76,7 +76,7 @@ def text_profile(
         moments |= {name: Moments.of(values_N) for name, values_N in unseen.items()}
         histograms[UNSEEN_TRIGRAMS] = _histogram(unseen[UNSEEN_TRIGRAMS], 1.0)
     fold_N = (text_hash_N[sampled_N] % np.uint64(NUM_FOLDS)).astype(np.int64)
-    sums_FB = np.stack([frequencies(characters, fold_N == fold) for fold in range(NUM_FOLDS)])
+    sums_FB = frequencies(characters, fold_N, NUM_FOLDS)
     lengths_N = pc.utf8_length(texts).to_numpy(zero_copy_only=False)
     repeated = most_repeated(text_hash_N, lengths_N, MAX_REPEATED)
     return NightProfile(

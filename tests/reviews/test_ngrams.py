@@ -41,11 +41,16 @@ def test_an_ngram_that_one_text_holds_twice_is_not_seen():
     assert unseen(["abcabc"], ["abc"])[0] == [1.0]
 
 
-def test_a_text_adds_one_to_the_frequencies_whatever_its_length():
-    characters = Characters.of(["ab", "a much longer text than the first", "third"])
-    sums_B = frequencies(characters, np.array([True, True, False]))
-    assert sums_B.shape == (NUM_BUCKETS,)
-    assert sums_B.sum() == pytest.approx(2.0, abs=1e-5)
+def test_a_text_adds_one_to_the_frequencies_of_its_fold_whatever_its_length():
+    texts = ["ab", "a much longer text than the first", "", "third"]
+    sums_FB = frequencies(Characters.of(texts), np.array([0, 1, 1, 0]), 2)
+    assert sums_FB.shape == (2, NUM_BUCKETS)
+    assert sums_FB.sum(axis=1).tolist() == pytest.approx([2.0, 2.0], abs=1e-5)
+    # Each text alone, as if no other stood beside it.
+    alone = [frequencies(Characters.of([text]), np.array([0]), 1)[0] for text in texts]
+    assert np.allclose(sums_FB, [alone[0] + alone[3], alone[1] + alone[2]], atol=1e-6)
+    # " ab ": four, three and two n-grams.
+    assert np.unique(np.round(alone[0] * 9, 4)).tolist() in ([0, 1, 2], [0, 1, 2, 3])  # two spaces; buckets may meet
 
 
 def test_the_table_of_a_bundle_is_read_as_it_was_written(tmp_path):
