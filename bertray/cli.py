@@ -17,6 +17,7 @@ from bertray import config as configs
 from bertray import runtime
 from bertray.commands.overview import GroupedCommands, completed, with_examples
 from bertray.errors import EXIT_BUG, EXIT_INTERRUPTED, EXIT_OK, ConfigError, did_you_mean
+from bertray.wording import visible
 
 CODE_NAMES = {
     0: "done",
@@ -370,7 +371,7 @@ def run(argv: list[str]) -> int:
 
 
 def _say(line: str) -> None:
-    print(line, file=sys.stderr)
+    print(visible(line), file=sys.stderr)
 
 
 def _leave(code: int, remedy: str) -> int:

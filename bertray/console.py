@@ -21,7 +21,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
-from bertray.wording import duration
+from bertray.wording import duration, visible
 
 LOG_EVERY_S = 5.0
 _ANY_WIDTH = 10_000  # of a terminal
@@ -33,9 +33,7 @@ err = Console(stderr=True, highlight=False, soft_wrap=True)
 
 def set_up_logging(*, verbose: bool) -> None:
     """One line a message on stderr; third parties only from warnings on."""
-    logging.basicConfig(
-        level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr, force=True
-    )
+    logging.basicConfig(level=logging.WARNING, handlers=[log_handler()], force=True)
     logging.getLogger("bertray").setLevel(logging.DEBUG if verbose else logging.INFO)
     if not verbose:
         for name in NOISY:
@@ -44,6 +42,20 @@ def set_up_logging(*, verbose: bool) -> None:
         # Set before transformers is imported anywhere: hub progress bars have no place in a job log.
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+
+
+def log_handler() -> logging.Handler:
+    """A handler that writes log lines to stderr."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_VisibleFormatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    return handler
+
+
+class _VisibleFormatter(logging.Formatter):
+    """Log lines without what a terminal obeys."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return visible(super().format(record))
 
 
 class Ticker:
@@ -81,7 +93,7 @@ class Ticker:
     def update(self, done: float, note: str = "") -> None:
         """`done` of the total so far; `note` stands behind it."""
         if self._bar is not None:
-            self._bar.update(self._task, completed=done, total=self.total, note=note)
+            self._bar.update(self._task, completed=done, total=self.total, note=visible(note))
             return
         now = time.monotonic()
         if self._first is None or done < self._first[1]:  # work that was lost is done again
@@ -97,25 +109,29 @@ class Ticker:
 
 
 def say(text: str) -> None:
-    """Print a line to stdout as it is: a path may hold what Rich takes for markup (`y[red]z`, `q[/b]`)."""
-    out.out(text, highlight=False)
+    """Print a line to stdout, markup as it is (a path may hold `y[red]z`), without what a terminal obeys."""
+    out.out(visible(text), highlight=False)
 
 
 def heading(title: str, text: str) -> None:
     """Print a line that opens a part of a command; the title bold on a terminal."""
-    out.print(Text.assemble((title, "bold"), f": {text}"))
+    out.print(Text.assemble((visible(title), "bold"), f": {visible(text)}"))
 
 
 def table(title: str, columns: list[str], rows: list[list[str]]) -> None:
-    """Print a small table; numbers right-aligned, the first column left. Nothing in it is markup."""
-    grid = Table(title=Text(title, style="bold"), title_justify="left")
+    """Print a small table; numbers right-aligned, the first column left. A cell is one line without markup."""
+    grid = Table(title=Text(_cell(title), style="bold"), title_justify="left")
     for number, column in enumerate(columns):
-        grid.add_column(Text(column), justify="left" if number == 0 else "right", overflow="fold")
+        grid.add_column(Text(_cell(column)), justify="left" if number == 0 else "right", overflow="fold")
     for row in rows:
-        grid.add_row(*map(Text, row))
+        grid.add_row(*(Text(_cell(value)) for value in row))
     if out.measure(grid, options=out.options.update(max_width=_ANY_WIDTH)).maximum > out.width:
         grid.box, grid.padding, grid.pad_edge = box.SIMPLE_HEAD, (0, 1, 0, 0), False  # words fit where lines go
     out.print(grid)
+
+
+def _cell(value: str) -> str:
+    return visible(value).replace("\n", " ")
 
 
 def remove_empty_stdout() -> None:

@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from typing import Any
 
 from bertray.yaml_text import escaped, yaml_word
+
+# Control characters, marks that turn the direction of text or hide in it, and lone surrogates that no encoder takes.
+UNSEEN = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ud800-\udfff]"
+)
+
+
+def visible(text: str) -> str:
+    """`text` without control characters and lone surrogates."""
+    return UNSEEN.sub("", text)
 
 
 def setting(key: str, value: Any) -> str:

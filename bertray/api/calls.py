@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from bertray import runtime
-from bertray.console import NOISY, WARNING_MODULES
+from bertray.console import NOISY, WARNING_MODULES, log_handler
 from bertray.errors import ConfigError
 from bertray.execution.remote_errors import known_error
 
@@ -67,8 +67,7 @@ _QUIET = _Quiet()
 @contextlib.contextmanager
 def _shown_on_stderr() -> Iterator[None]:
     """Log lines of ours on stderr."""
-    ours, handler = logging.getLogger("bertray"), logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    ours, handler = logging.getLogger("bertray"), log_handler()
     ours.addHandler(handler)
     ours.setLevel(logging.INFO)
     try:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from bertray.config import RegistryConfig
 from bertray.console import say
-from bertray.reports.plain import visible
 from bertray.runs.release.registered import list_names
 from bertray.trust.registry import HistoryEntry
 from bertray.wording import counted, points
@@ -26,6 +25,6 @@ def _in_words(entry: HistoryEntry) -> str:
     what = {"promote": "promoted", "refuse": "refused", "rollback": "rolled back to"}[entry.kind]
     how = ", forced" if entry.forced else ""
     judged = f", {points(entry.gate['gain'])} points on {counted(entry.rows, 'row')}" if entry.gate else ""
-    reason = " ".join(visible(entry.reason).split())  # of another person: one line, without what a terminal obeys
+    reason = " ".join(entry.reason.split())  # of another person: one line
     why = f": {reason}" if reason else ""
     return f"{entry.seq:>4} {entry.at} {what} {entry.version} by {entry.by}{how}{judged}{why}"

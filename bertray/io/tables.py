@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from bertray.errors import ConfigError
+from bertray.wording import visible
 
 T = TypeVar("T")
 
@@ -83,24 +84,29 @@ def parquet_bytes(table: pa.Table) -> bytes:
     return sink.getvalue()
 
 
-def csv_bytes(table: pa.Table) -> bytes:
+def csv_bytes(table: pa.Table, *, exact: bool = False) -> bytes:
     """CSV for spreadsheets: UTF-8 with its mark, null as nothing, and no cell that a spreadsheet takes for a formula.
 
     Where a cell, or what follows a semicolon, tab or line break in it, starts with one of = + - @, an apostrophe is put
     in front; so is one before a cell that starts with a tab or line break.
+
+    Args:
+        exact: keep control characters, as in ids that bertray reads again, which a terminal obeys.
     """
     sink = io.StringIO(newline="")
     writer = csv.writer(sink, lineterminator="\r\n")
-    writer.writerow(table.column_names)
+    writer.writerow([_cell(name, exact) for name in table.column_names])
     for row in zip(*(table[name].to_pylist() for name in table.column_names), strict=True):
-        writer.writerow([_cell(value) for value in row])
+        writer.writerow([_cell(value, exact) for value in row])
     return sink.getvalue().encode("utf-8-sig", "replace")
 
 
-def _cell(value: object) -> object:
+def _cell(value: object, exact: bool) -> object:
     if value is None:
         return ""
-    return _FORMULA.sub(r"\1'", value) if isinstance(value, str) else value
+    if not isinstance(value, str):
+        return value
+    return _FORMULA.sub(r"\1'", value if exact else visible(value))
 
 
 def unguarded(cell: str) -> str:

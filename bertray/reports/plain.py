@@ -12,11 +12,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from bertray.wording import UNSEEN
+from bertray.wording import visible as visible
+
 MAX_TEXT_CHARS = 300
 MAX_WORD_CHARS = 40
 MAX_VALUE_CHARS = 60
-# Control characters, marks that turn the direction of text or hide in it, and lone surrogates that no encoder takes.
-_UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ud800-\udfff]")
 _SPACES = re.compile(r"\s+")
 # Every repeat is bounded or cannot overlap its neighbour, so that no text makes these slow.
 _EMAIL = re.compile(r"[\w.!#$%&'*+/=?^`{|}~-]{1,64}\s?[@＠]\s?[\w-]{1,63}(?:\.[\w-]{1,63}){1,8}")
@@ -30,7 +31,7 @@ def plain(value: Any) -> Any:
     if isinstance(value, np.generic):
         value = value.item()
     if isinstance(value, str):
-        return _UNSEEN.sub("", value)
+        return visible(value)
     if value is None or isinstance(value, bool | int):
         return value
     if isinstance(value, float):
@@ -47,11 +48,6 @@ def plain(value: Any) -> Any:
 def json_bytes(content: Any) -> bytes:
     """JSON as the files of an output hold it: UTF-8, a value a line."""
     return json.dumps(content, indent=1, ensure_ascii=False).encode()
-
-
-def visible(text: str) -> str:
-    """`text` without control characters and lone surrogates."""
-    return _UNSEEN.sub("", text)
 
 
 def short(value: str, max_chars: int = MAX_VALUE_CHARS) -> str:
@@ -156,7 +152,7 @@ def _masked_number(match: re.Match[str]) -> str:
 
 
 _STEPS: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], ...] = (
-    (_UNSEEN, ""),
+    (UNSEEN, ""),
     (_SPACES, " "),
     (_EMAIL, "[e-mail]"),
     (_IBAN, "[account]"),

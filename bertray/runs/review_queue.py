@@ -78,7 +78,7 @@ def queue_reviews(config: QueueConfig, executors: Executors | None = None) -> Qu
             ROWS_KEY: str(found.rows.num_rows + found.num_repeated).encode(),
         }
         store.put(QUEUE_PARQUET, parquet_bytes(table.replace_schema_metadata(metadata)))
-        store.put(QUEUE_CSV, csv_bytes(table))
+        store.put(QUEUE_CSV, csv_bytes(table, exact=True))
         mark_finished(store)
     notes = [f"{counted(skipped, 'uncertain review')} left out as near-duplicates of others."] if skipped else []
     if found.num_repeated:

@@ -189,7 +189,7 @@ def _write(store: Store, taken: Sequence[Taken], num_new: int) -> AnswersResult:
     store.put(f"versions/{len(taken):04d}/{ANSWERS}", content)
     aside_schema = pa.schema([(name, pa.string()) for name in (s.ID, s.LABEL, s.WHO, s.WHY)])
     store.put(SET_ASIDE, parquet_bytes(pa.Table.from_pylist(aside, schema=aside_schema)))
-    store.put(ANSWERS_CSV, csv_bytes(table))
+    store.put(ANSWERS_CSV, csv_bytes(table, exact=True))
     store.put(ANSWERS, content)
     right = sum(row[s.LABEL] == row[s.PREDICTION] for row in resolved)
     notes = [f"The model's label is that of people in {counted(right, 'review')} of {len(resolved):,}."]

@@ -61,15 +61,18 @@ def test_one_chunk_of_chunks_and_of_an_array():
     assert one_chunk(array) is array
 
 
-def test_csv_has_no_cell_that_a_spreadsheet_computes():
-    cells = ["=1+1", "+1", "-1", "@x", "\tx", "\rx", 'fine, "quoted"\nline', None, "질량"]
-    content = csv_bytes(pa.table({"text": cells, "number": list(range(9))}))
+@pytest.mark.parametrize(
+    ("exact", "carriage_return", "escape"), [(True, "'\rx", "\x1b[2J\u202ex"), (False, "x", "[2Jx")]
+)
+def test_csv_has_no_cell_that_a_spreadsheet_computes(exact, carriage_return, escape):
+    cells = ["=1+1", "+1", "-1", "@x", "\tx", "\rx", "\x1b[2J\u202ex", 'fine, "quoted"\nline', None, "질량"]
+    content = csv_bytes(pa.table({"=text": cells, "number": list(range(10))}), exact=exact)
     rows = list(csv.reader(io.StringIO(content.decode("utf-8-sig"), newline="")))
-    assert rows[0] == ["text", "number"]
+    assert rows[0] == ["'=text", "number"]
     assert [row[0] for row in rows[1:]] == [
-        *("'=1+1", "'+1", "'-1", "'@x", "'\tx", "'\rx", 'fine, "quoted"\nline', "", "질량"),
+        *("'=1+1", "'+1", "'-1", "'@x", "'\tx", carriage_return, escape, 'fine, "quoted"\nline', "", "질량"),
     ]
-    assert [row[1] for row in rows[1:]] == [str(number) for number in range(9)]
+    assert [row[1] for row in rows[1:]] == [str(number) for number in range(10)]
 
 
 @pytest.mark.parametrize(

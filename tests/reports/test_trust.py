@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import pytest
 
-from bertray.console import table
+from bertray.console import heading, say, table
 from bertray.evaluation.intervals import Estimate
 from bertray.evaluation.validation_profile import log_findings
 from bertray.evaluation.verdicts import Finding
@@ -24,6 +24,7 @@ from bertray.reports.shares import GroupLine, SharesReport, name_of
 from bertray.runs.label_shares import shares_table
 from bertray.trust.drift import Drift, Shift
 from bertray.trust.quality import QualityEstimate
+from bertray.wording import visible
 from tests.reports.hostile import HOSTILE
 
 UNSEEN = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u200b\u200e\u2028-\u202e\u2066\ufeff]")
@@ -220,14 +221,16 @@ def test_nothing_of_sixty_hostile_texts_is_alive_on_a_page(make_night, read_page
 
 
 def test_nothing_of_sixty_hostile_texts_is_alive_in_a_table_a_log_or_a_message(caplog, capsys):
-    shares = [GroupLine((word, word), word, 10, 0.1, Estimate(0.2, 0.1, 0.3), "answers", 5) for word in HOSTILE]
+    shares = [GroupLine((word, word), word, 10, 0.1, Estimate(0.2, 0.1, 0.3), word, 5) for word in HOSTILE]
     content = csv_bytes(shares_table(SharesReport(("shop", "day"), list(HOSTILE), shares))).decode("utf-8-sig")
     rows = list(csv.reader(io.StringIO(content, newline="")))
     assert len(rows) == 61
     for cut in (*rows, *(re.split("[;\t]", piece) for piece in re.split("[\r\n]+", content))):
         cells = [cell.lstrip('"') if cut not in rows else cell for cell in cut]
         assert not [cell for cell in cells if cell.startswith(("=", "+", "-", "@", "＝", "＋", "－", "＠", "\t", "\r"))]
-    assert [unguarded(row[0]) for row in rows[1:]] == list(HOSTILE)
+    assert not UNSEEN.search(content.replace("\r\n", "\n"))
+    for column in map(rows[0].index, ("shop", "day", "label", "method")):
+        assert [unguarded(row[column]) for row in rows[1:]] == [visible(word) for word in HOSTILE]
     for word in HOSTILE:
         shift = Shift("mean", f"share:{word}={word}", 0.5, 0.1, 0.0, 0.2, 1e-9, True)
         said = DriftReport(Drift("alarm", (shift,), REFERENCE)).headline
@@ -235,7 +238,9 @@ def test_nothing_of_sixty_hostile_texts_is_alive_in_a_table_a_log_or_a_message(c
         assert len(said.splitlines()) == 1, word
         with caplog.at_level(logging.WARNING):
             log_findings([Finding("bad", said)], "slot dt=1")
-        table("shares", ["group"], [[name_of((word,))]])
+        table(word, ["group", word], [[name_of((word,)), word]] * 2)
+        say(word)
+        heading(word, word)
     assert not UNSEEN.search(capsys.readouterr().out)
     assert len(caplog.records) == 60
     assert not [record for record in caplog.records if "\n" in record.getMessage()]

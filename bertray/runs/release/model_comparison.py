@@ -467,7 +467,7 @@ def _write_queue(config: CompareConfig, store: Store, pair: Pair, inputs: Inputs
     for name in (s.WORDS_A, s.WORDS_B):
         told = pa.array([_words_told(words) for words in table[name].to_pylist()], pa.string())
         in_words = in_words.set_column(in_words.column_names.index(name), name, told)
-    store.put(QUEUE_CSV, csv_bytes(in_words))
+    store.put(QUEUE_CSV, csv_bytes(in_words, exact=True))
     store.put(QUEUE_PARQUET, parquet_bytes(table))
     return store.uri(QUEUE_CSV)
 
