@@ -795,7 +795,9 @@ class QueueConfig(Section):
 class AnswersConfig(Section):
     """`bertray answers`: filled-in queues back, versioned."""
 
-    answers: Paths = Field(..., description="queue.csv or queue.parquet with the column label filled in; several files")
+    answers: Paths = Field(
+        ..., description="queue.csv or queue.parquet, the column label filled in: file, folder, glob or list"
+    )
     queue: Text = Field(..., min_length=1, description="output of `bertray queue` that they were made from")
     output: Text = Field(
         ..., min_length=1, description="folder, or s3://, gs:// or az:// prefix, that gathers answers of any queues"

@@ -2,29 +2,22 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import posixpath
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Any, NamedTuple
-
-import pyarrow as pa
-import pyarrow.parquet as pq
+from typing import NamedTuple
 
 from bertray import schema as s
 from bertray.errors import ConfigError, DataRefused
 from bertray.io.store import OBJECT_STORE_SCHEMES, open_store
-from bertray.io.tables import unguarded
-from bertray.label_text import label_text
 from bertray.paths import is_uri, local_path
 from bertray.reports.plain import short
+from bertray.runs.filled_queues import UNREADABLE, rows_as_text
 from bertray.trust.shares import Stratum
 from bertray.wording import counted
 
 ANSWERS, ANSWERS_CSV = "answers.parquet", "answers.csv"
-DELIMITERS = ",;\t"  # of CSV that a spreadsheet saves
 NEEDED = (s.ID, s.LABEL, s.SLOT, s.QUEUE, s.PROBABILITY, s.DRAWN, s.DRAWN_FROM)
 
 
@@ -219,28 +212,5 @@ def _rows_at(path: str) -> list[dict[str, str]]:
         raise ConfigError(f"answers={path}: no such file ({key}).", "Give an output of `bertray answers`.") from error
     try:
         return rows_as_text(content)
-    except (pa.ArrowInvalid, UnicodeDecodeError, csv.Error) as error:
+    except UNREADABLE as error:
         raise DataRefused(f"answers={path}: cannot be read ({error}).", "Give Parquet or CSV in UTF-8.") from error
-
-
-def rows_as_text(content: bytes) -> list[dict[str, str]]:
-    """Rows of Parquet or of CSV, which a spreadsheet may have saved with another delimiter; null is empty.
-
-    Raises:
-        ArrowInvalid, UnicodeDecodeError, csv.Error: neither of them.
-    """
-    if content[:4] == b"PAR1":
-        rows: list[dict[str, Any]] = pq.read_table(io.BytesIO(content)).to_pylist()
-        as_text = {s.LABEL: label_text}
-        return [{name: as_text.get(name, _as_text)(value) or "" for name, value in row.items()} for row in rows]
-    text = content.decode("utf-8-sig")
-    delimiter = max(DELIMITERS, key=text.partition("\n")[0].count)
-    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-    return [{name: unguarded(value or "") for name, value in row.items() if name} for row in reader]
-
-
-def _as_text(value: Any) -> str:
-    """Null, and NaN, which a column with nulls has when pandas saved it, as nothing; whole numbers without a point."""
-    if value is None or value != value:
-        return ""
-    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)

@@ -25,11 +25,11 @@ from bertray.reviews.clean import Cleaning
 from bertray.reviews.reader import plan_shards, read_shard
 from bertray.reviews.rows import ROWS_PER_SHARD, FileEntry, ReadSpec, Shard
 from bertray.reviews.scan import FileScan, ScanSettings, scan_files
+from bertray.runs.filled_queues import QUEUE_CSV, QUEUE_PARQUET
 from bertray.runs.trust_results import QueueResult
 from bertray.trust.sampling import RANDOM, UNCERTAIN, distinct, entropy, stratified_draw
 from bertray.wording import counted
 
-QUEUE_CSV, QUEUE_PARQUET = "queue.csv", "queue.parquet"
 LABELS_KEY, ROWS_KEY = b"labels", b"rows"  # of the model, and of the slot, in the metadata of queue.parquet
 _CANDIDATES = 8  # uncertain rows whose texts are looked at, for each that is asked
 _MAX_CHARS = 20_000

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import io
 from collections import Counter
@@ -23,12 +22,14 @@ from bertray.outputs.control_files import Record
 from bertray.outputs.decisions import append_record, now, read_records, user
 from bertray.reports.plain import short
 from bertray.reviews.labels import LabelMap
-from bertray.runs.answered_rows import ANSWERS, ANSWERS_CSV, rows_as_text
-from bertray.runs.review_queue import LABELS_KEY, QUEUE_PARQUET, ROWS_KEY
+from bertray.runs.answered_rows import ANSWERS, ANSWERS_CSV
+from bertray.runs.filled_queues import QUEUE_PARQUET, UNREADABLE, filled_in, rows_as_text
+from bertray.runs.review_queue import LABELS_KEY, ROWS_KEY
 from bertray.runs.trust_results import AnswersResult
 from bertray.wording import counted, percent
 
 TAKEN = "control/answers"
+NEVER_ASKED = "never asked"
 SET_ASIDE = "set_aside.parquet"
 COLUMNS = pa.schema(
     [
@@ -66,31 +67,44 @@ class Taken(Record):
 
 @dataclass(frozen=True)
 class _Queue:
-    """A queue that was written: its rows by id, its digest, the classes of the model."""
+    """A queue that was written.
 
-    rows: Mapping[str, Mapping[str, Any]]
+    Args:
+        by_id, by_place: its rows by their id, and by the input file and row number as text.
+        key: its digest.
+        labels: classes of the model.
+    """
+
+    by_id: Mapping[str, Mapping[str, Any]]
+    by_place: Mapping[tuple[str, str], Mapping[str, Any]]
     key: str
     labels: tuple[str, ...]
 
+    def asked(self, row: Mapping[str, str]) -> Mapping[str, Any] | None:
+        """The row of the queue that a filled-in one answers.
+
+        Spreadsheets make 12 of the id 00012, and round long numbers; the place in the input stays.
+        """
+        place = (row.get(s.INPUT_PATH, ""), row.get(s.ROW_NO, ""))
+        return self.by_place.get(place) or self.by_id.get(row[s.ID])
+
 
 def take_answers(config: AnswersConfig) -> AnswersResult:
-    """Take filled-in files back; files that were taken before change nothing.
+    """Take filled-in files back; files that were taken before, and whose answers still stand, change nothing.
 
     Raises:
         ConfigError: no such file or queue.
         DataRefused: files of another queue, or without a usable answer.
     """
     store, queue = open_store(config.output), _read_queue(config.queue)
-    contents = {path: _content(path) for path in config.answers}
+    contents = filled_in(config.answers)
     claim_output(store, "answers", "answers", to_yaml(config))
     before = read_records(store, TAKEN, Taken)
-    known = {digest for taken in before for digest in taken.digests}
-    new = {path: content for path, content in contents.items() if _digest(content) not in known}
-    if new:
-        taken = _taken(config, queue, new)
+    taken = _taken(config, queue, contents, before)
+    if taken is not None:
         append_record(store, TAKEN, taken)
         before = [*before, taken]
-    return _write(store, before, num_new=len(before[-1].rows) if new else 0)
+    return _write(store, before, num_new=len(taken.rows) if taken is not None else 0)
 
 
 def _read_queue(path: str) -> _Queue:
@@ -109,15 +123,12 @@ def _read_queue(path: str) -> _Queue:
     for row in rows:
         if row[s.PROBABILITY] is not None:
             row |= {s.DRAWN: drawn[row[s.PROBABILITY]], s.DRAWN_FROM: drawn_from}
-    return _Queue({row[s.ID]: row for row in rows}, rows[0][s.QUEUE], tuple(metadata[LABELS_KEY].decode().split("\n")))
-
-
-def _content(path: str) -> bytes:
-    folder, _, name = path.rpartition("/")
-    try:
-        return open_store(folder or ".").get(name)
-    except FileNotFoundError as error:
-        raise ConfigError(f"answers={path}: no such file.", "Give the queue.csv that was filled in.") from error
+    return _Queue(
+        by_id={row[s.ID]: row for row in rows},
+        by_place={(row[s.INPUT_PATH], str(row[s.ROW_NO])): row for row in rows},
+        key=rows[0][s.QUEUE],
+        labels=tuple(metadata[LABELS_KEY].decode().split("\n")),
+    )
 
 
 def _digest(content: bytes) -> str:
@@ -132,7 +143,7 @@ def _rows_of(path: str, content: bytes) -> list[dict[str, str]]:
     )
     try:
         rows = rows_as_text(content)
-    except (UnicodeDecodeError, csv.Error, pa.ArrowInvalid) as error:
+    except UNREADABLE as error:
         raise DataRefused(f"answers={path}: cannot be read as a queue ({error}).", remedy) from error
     missing = [name for name in (s.ID, s.LABEL, s.QUEUE) if rows and name not in rows[0]]
     if missing or not rows:
@@ -142,42 +153,81 @@ def _rows_of(path: str, content: bytes) -> list[dict[str, str]]:
     return rows
 
 
-def _taken(config: AnswersConfig, queue: _Queue, contents: Mapping[str, bytes]) -> Taken:
+def _taken(
+    config: AnswersConfig, queue: _Queue, contents: Mapping[str, bytes], before: Sequence[Taken]
+) -> Taken | None:
+    """What files add to the answers so far; None where they add nothing.
+
+    Of a file that was taken before, only answers count that the same person has given otherwise since.
+    """
     labels = (
         LabelMap.from_config(config.labels) if config.labels else LabelMap(queue.labels, {x: x for x in queue.labels})
     )
-    rows: list[dict[str, Any]] = []
-    aside: list[dict[str, Any]] = []
+    known = {digest for taken in before for digest in taken.digests}
+    found: dict[str, tuple[list[dict[str, Any]], list[dict[str, Any]]]] = {}  # by digest: answers, and those set aside
     for path, content in contents.items():
-        answered = [row for row in _rows_of(path, content) if row[s.LABEL].strip()]
-        strangers = {row[s.QUEUE] for row in answered} - {queue.key}
-        if strangers:
+        filled = [row for row in _rows_of(path, content) if row[s.LABEL].strip()]
+        strangers = {row[s.QUEUE] for row in filled} - {queue.key}
+        if not strangers:
+            found[_digest(content)] = _sorted_out(config, queue, labels, filled)
+        elif _digest(content) not in known:
             raise DataRefused(
                 f"answers={path}: of another queue ({', '.join(map(short, sorted(strangers)))}) than {config.queue} "
                 f"({queue.key}).",
                 "Give the `queue` that this file was made from.",
             )
-        ids = labels.ids(pa.array([row[s.LABEL].strip() for row in answered], pa.string())).tolist()
-        for row, label_id in zip(answered, ids, strict=True):
-            who = row.get(s.WHO, "").strip() or config.who or user().partition("@")[0]
-            asked, label = queue.rows.get(row[s.ID]), labels.names[label_id] if label_id >= 0 else None
-            why = "never asked" if asked is None else "left out by labels" if label_id == -2 else ""
-            why = why or ("" if label in queue.labels else f"no class of the model: {short(row[s.LABEL], 40)}")
-            if why:
-                aside.append({s.ID: row[s.ID], s.LABEL: short(row[s.LABEL], 40), s.WHO: who, s.WHY: why})
-                continue
-            assert asked is not None
-            kept = {name: asked[name] for name in COLUMNS.names if name in asked}
-            rows.append({**kept, s.LABEL: label, s.WHO: who, s.ANSWERED_AT: now()})
+    stands = {_word(row): row[s.LABEL] for taken in before for row in taken.rows}
+    last = {_word(row): row[s.LABEL] for answers, _ in found.values() for row in answers}
+    changed = {word for word, label in last.items() if stands.get(word, label) != label}
+    rows: list[dict[str, Any]] = []
+    aside: list[dict[str, Any]] = []
+    digests = []
+    for digest, (answers, set_aside) in found.items():
+        if digest in known:
+            answers = [row for row in answers if _word(row) in changed and row[s.LABEL] == last[_word(row)]]
+            set_aside = []
+        if answers or digest not in known:
+            digests.append(digest)
+        rows += answers
+        aside += set_aside
+    if not digests:
+        return None
     if not rows:
         what = f"{counted(len(aside), 'answer')} set aside ({aside[0][s.WHY]})" if aside else "none"
         raise DataRefused(
             f"answers: expected labels of {', '.join(queue.labels)}, found {what}.",
-            "Fill in the column `label`, or map the values by `labels`.",
+            "A spreadsheet takes zeros and digits of ids away: import the column `id` as text, keep the columns "
+            "`input_path` and `row_no`, or fill in queue.parquet."
+            if {row[s.WHY] for row in aside} == {NEVER_ASKED}
+            else "Fill in the column `label`, or map the values by `labels`.",
         )
-    return Taken(
-        at=now(), by=user(), digests=[_digest(content) for content in contents.values()], rows=rows, set_aside=aside
-    )
+    return Taken(at=now(), by=user(), digests=digests, rows=rows, set_aside=aside)
+
+
+def _sorted_out(
+    config: AnswersConfig, queue: _Queue, labels: LabelMap, filled: Sequence[Mapping[str, str]]
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Answers that count, with the fields of the queue, and those that do not, with the reason."""
+    rows: list[dict[str, Any]] = []
+    aside: list[dict[str, Any]] = []
+    ids = labels.ids(pa.array([row[s.LABEL].strip() for row in filled], pa.string())).tolist()
+    for row, label_id in zip(filled, ids, strict=True):
+        who = row.get(s.WHO, "").strip() or config.who or user().partition("@")[0]
+        asked, label = queue.asked(row), labels.names[label_id] if label_id >= 0 else None
+        why = NEVER_ASKED if asked is None else "left out by labels" if label_id == -2 else ""
+        why = why or ("" if label in queue.labels else f"no class of the model: {short(row[s.LABEL], 40)}")
+        if why:
+            aside.append({s.ID: row[s.ID], s.LABEL: short(row[s.LABEL], 40), s.WHO: who, s.WHY: why})
+            continue
+        assert asked is not None
+        kept = {name: asked[name] for name in COLUMNS.names if name in asked}
+        rows.append({**kept, s.LABEL: label, s.WHO: who, s.ANSWERED_AT: now()})
+    return rows, aside
+
+
+def _word(row: Mapping[str, Any]) -> tuple[str, str, str]:
+    """The review of a queue, and the person who answers it."""
+    return row[s.QUEUE], row[s.ID], row[s.WHO]
 
 
 def _write(store: Store, taken: Sequence[Taken], num_new: int) -> AnswersResult:

@@ -298,10 +298,13 @@ def test_answers_that_cannot_be_used_are_told(weak, good, judge, tmp_path, capsy
     ids = [row["id"] for row in csv.DictReader(io.StringIO(queue.read_text("utf-8-sig")))]
     other = ["compare", f"a={good}", f"b={good}", f"input={unlabelled}", "rows=disagreements"]
     whole = answered(queue, dict.fromkeys(ids, "pos"), tmp_path / "whole.csv")
+    (tmp_path / "empty").mkdir()
     cases = [
         (words, answered(queue, dict.fromkeys(ids, ""), tmp_path / "empty.csv"), 6, "expected labels, found"),
         (words, answered(queue, dict.fromkeys(ids, "posi"), tmp_path / "typo.csv"), 6, "expected labels of neg, pos"),
-        (words, tmp_path / "missing.csv", 2, "no such file"),
+        (words, tmp_path / "missing.csv", 2, "expected a file, folder or glob, found nothing there"),
+        (words, tmp_path / "empty", 2, "no file there"),
+        (words, tmp_path / "queue", 6, "expected labels, found"),  # its queue.csv, not filled in
         (words, unlabelled, 6, "the column input_path is missing"),
         (other, whole, 6, "on which A and B differ"),
         ([*words[:-1], "rows=all"], whole, 2, "add rows=disagreements"),

@@ -244,13 +244,82 @@ def test_a_person_who_answers_again_has_the_last_word_and_the_first_is_kept_asid
     assert (aside["label"], aside["why"]) == ("neg", "answered again by the same person")
 
 
+@pytest.mark.parametrize("step", [0, 1])
+def test_the_last_word_of_a_person_counts_though_the_file_was_taken_before(asked, tmp_path, step):
+    ids = [row["id"] for row in pq.read_table(Path(asked.output) / "queue.parquet").to_pylist()]
+    files = []
+    for label in ("neg", "pos"):
+        file = filled(asked.queue, lambda row, label=label: {"label": label if row["id"] == ids[0] else "", "who": "a"})
+        files.append(str(file.rename(tmp_path / f"{label}.csv")))
+    found = []
+    for given in (files[0], files[1], files[0], files[0], files, files, files[::-1])[step:]:
+        taken = bertray.answers(given, asked.output, output=str(tmp_path / "a"))
+        found.append((taken.version, taken.num_new, pq.read_table(taken.answers)["label"].to_pylist()))
+    neg, pos = ["neg"], ["pos"]
+    assert (
+        found
+        == [
+            [(1, 1, neg), (2, 1, pos), (3, 1, neg), (3, 0, neg), (4, 1, pos), (4, 0, pos), (5, 1, neg)],
+            [(1, 1, pos), (2, 1, neg), (2, 0, neg), (3, 1, pos), (3, 0, pos), (4, 1, neg)],
+        ][step]
+    )
+
+
+def test_answers_may_be_folders_and_globs_and_what_is_none_is_refused_at_once(asked, tmp_path):
+    file = filled(asked.queue, lambda row: {"label": "pos", "who": "ann"})
+    (tmp_path / "in").mkdir()
+    shutil.copy(file, tmp_path / "in/ann.csv")
+    for number, given in enumerate((tmp_path / "in", tmp_path / "i*/*.csv")):
+        taken = bertray.answers(str(given), asked.output, output=str(tmp_path / f"a{number}"))
+        assert taken.num_answers == 100
+    shutil.copytree(asked.output, tmp_path / "q")
+    shutil.copy(file, tmp_path / "q/queue.csv")  # filled in where it lay
+    assert bertray.answers(str(tmp_path / "q"), str(tmp_path / "q"), output=str(tmp_path / "b")).num_answers == 100
+    (tmp_path / "empty").mkdir()
+    for wrong in ("empty", "nowhere", "a0", "in/*.parquet"):
+        with pytest.raises(ConfigError):
+            bertray.answers(str(tmp_path / wrong), asked.output, output=str(tmp_path / "c"))
+
+
+def test_answers_are_read_as_a_spreadsheet_leaves_them(asked, tmp_path):
+    file = filled(asked.queue, lambda row: {"label": "pos", "who": "ann"})
+    text = file.read_text(encoding="utf-8-sig")
+    header, rest = text.split("\n", 1)
+    saved = {
+        "sep.csv": f"sep=;\r\n{text}".encode("utf-8-sig"),
+        "headers.csv": f"{header.upper().replace(';', ' ; ')}\n{rest}".encode(),
+        "unicode.txt": text.replace(";", "\t").encode("utf-16"),
+    }
+    for name, content in saved.items():
+        (tmp_path / name).write_bytes(content)
+        taken = bertray.answers(str(tmp_path / name), asked.output, output=str(tmp_path / f"a-{name}"))
+        assert (name, taken.num_answers, taken.num_new) == (name, 100, 100)
+
+
+def test_ids_that_a_spreadsheet_changed_are_found_by_their_place(tiny_encoder, tmp_path):
+    inbox, output = tmp_path / "in", tmp_path / "out"
+    inbox.mkdir()
+    ids = ["00012", "12", "1234567890123456789"]
+    pq.write_table(pa.table({"id": ids, "text": ["good film", "bad film", "a plot"]}), inbox / "1.parquet")
+    assert run_night(night_config(tiny_encoder, inbox, str(output))) == 0
+    queue = bertray.queue(str(output), budget=3, output=str(tmp_path / "q"), workers=NO_RAY)
+    label_of = dict(zip(ids, ["pos", "neg", "pos"], strict=True))
+
+    def spoilt(row):
+        return {"label": label_of[row["id"]], "id": {"00012": "12", ids[2]: "1.23457E+18"}.get(row["id"], row["id"])}
+
+    taken = bertray.answers(str(filled(queue.queue, spoilt)), queue.output, output=str(tmp_path / "a"))
+    rows = pq.read_table(taken.answers).to_pylist()
+    assert {row["id"]: row["label"] for row in rows} == label_of
+
+
 def test_ids_that_were_never_asked_and_files_of_another_queue_are_told(asked, scored, tmp_path):
     other = bertray.queue(scored, slot="dt=2026-11-20", budget=10, output=str(tmp_path / "q2"), workers=NO_RAY)
     file = filled(other.queue, lambda row: {"label": "pos"})
     with pytest.raises(DataRefused, match="of another queue"):
         bertray.answers(str(file), asked.output, output=str(tmp_path / "a"))
-    strange = filled(asked.queue, lambda row: {"label": "pos", "id": f"x{row['id']}"})
-    with pytest.raises(DataRefused, match=r"100 answers set aside \(never asked\)"):
+    strange = filled(asked.queue, lambda row: {"label": "pos", "id": f"x{row['id']}", "row_no": ""})
+    with pytest.raises(DataRefused, match=r"100 answers set aside \(never asked\).*import the column `id` as text"):
         bertray.answers(str(strange), asked.output, output=str(tmp_path / "a"))
 
 

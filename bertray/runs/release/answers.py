@@ -2,28 +2,22 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import posixpath
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from bertray import schema as s
-from bertray.errors import ConfigError, DataRefused
+from bertray.errors import DataRefused
 from bertray.evaluation.answered import AnsweredDisagreements
-from bertray.io.store import open_store
-from bertray.io.tables import unguarded
 from bertray.reviews.corpus import Inputs
-from bertray.reviews.labels import LabelMap, canonical
+from bertray.reviews.labels import LabelMap
+from bertray.runs.filled_queues import UNREADABLE, filled_in, rows_as_text
 from bertray.runs.release.pair import Pair
 from bertray.wording import counted
 
 WANTED = (s.INPUT_PATH, s.ROW_NO, s.LABEL)
-DELIMITERS = ",;\t"
 REMEDY = "Fill in the column `label` of queue.csv or queue.parquet, and leave the other columns as they were written."
 Answers = dict[tuple[str, int], str]
 """(input path, row number) -> label as it was typed."""
@@ -36,51 +30,25 @@ def read_answers(path: str) -> Answers:
         ConfigError: no such file.
         DataRefused: it is no queue, or no label was filled in.
     """
-    folder, name = posixpath.split(path)
+    rows = [row for file, content in filled_in([path]).items() for row in _rows_of(file, content)]
     try:
-        content = open_store(folder or ".").get(name)
-    except FileNotFoundError as error:
-        raise ConfigError(f"answers={path}: no such file.", "Give the queue.csv that was filled in.") from error
-    try:
-        rows = _parquet_rows(content) if content[:4] == b"PAR1" else _csv_rows(content)
-    except (UnicodeDecodeError, csv.Error, pa.ArrowInvalid, ValueError) as error:
+        found = {(row[s.INPUT_PATH], int(row[s.ROW_NO])): row[s.LABEL].strip() for row in rows if row[s.LABEL].strip()}
+    except ValueError as error:
         raise DataRefused(f"answers={path}: cannot be read as a queue ({error}).", REMEDY) from error
-    found = {(row[0], int(row[1])): row[2] for row in rows if row[2]}
     if not found:
         raise DataRefused(f"answers={path}: expected labels, found {counted(len(rows), 'row')} without one.", REMEDY)
     return found
 
 
-def _parquet_rows(content: bytes) -> list[tuple[str, str, str]]:
-    table = pq.read_table(io.BytesIO(content))
-    _check_columns(table.column_names)
-    labels = canonical(table[s.LABEL].combine_chunks()).to_pylist()
-    return [
-        (path, str(number), label or "")
-        for path, number, label in zip(
-            table[s.INPUT_PATH].to_pylist(), table[s.ROW_NO].to_pylist(), labels, strict=True
-        )
-    ]
-
-
-def _csv_rows(content: bytes) -> list[tuple[str, str, str]]:
-    """Rows of a CSV, which a spreadsheet may have saved with another delimiter, without the guard against formulas."""
-    text = content.decode("utf-8-sig")
-    header = text.partition("\n")[0]
-    delimiter = max(DELIMITERS, key=header.count)
-    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-    _check_columns(reader.fieldnames or [])
-    rows = list(reader)
-    return [
-        (unguarded(row[s.INPUT_PATH] or ""), row[s.ROW_NO] or "", unguarded((row[s.LABEL] or "").strip()))
-        for row in rows
-    ]
-
-
-def _check_columns(found: Sequence[str]) -> None:
-    missing = [name for name in WANTED if name not in found]
+def _rows_of(path: str, content: bytes) -> list[dict[str, str]]:
+    try:
+        rows = rows_as_text(content)
+    except UNREADABLE as error:
+        raise DataRefused(f"answers={path}: cannot be read as a queue ({error}).", REMEDY) from error
+    missing = [name for name in WANTED if rows and name not in rows[0]]
     if missing:
-        raise ValueError(f"the column {missing[0]} is missing")
+        raise DataRefused(f"answers={path}: cannot be read as a queue (the column {missing[0]} is missing).", REMEDY)
+    return rows
 
 
 def with_answers(pair: Pair, answers: Answers, labels: LabelMap, inputs: Inputs) -> tuple[Pair, AnsweredDisagreements]:

@@ -43,6 +43,7 @@ from bertray.reviews.labels import label_map
 from bertray.runs.evaluated import STAGING
 from bertray.runs.evaluation_page import text_pairs_at
 from bertray.runs.explained import TextPair, joined, marks_of, words_column
+from bertray.runs.filled_queues import QUEUE_CSV, QUEUE_PARQUET
 from bertray.runs.release.answers import paths_by_number, read_answers, with_answers
 from bertray.runs.release.pair import (
     OpenedPair,
@@ -62,7 +63,6 @@ from bertray.wording import counted, duration
 
 MAX_CHANGES = 20  # rows of the table of changes on the page
 REPEATED_SHARE = 0.10  # of rows, from which on copies are told
-QUEUE_CSV, QUEUE_PARQUET = "queue.csv", "queue.parquet"
 NOT_F1 = (
     "Labels of disagreements alone decide which model is right more often; macro F1 cannot be had from them, nor the "
     "accuracy of either model."
