@@ -43,5 +43,5 @@ def show_end(result: ScoreResult | EmbedResult) -> None:
     """Notes, and one line where nothing was new."""
     for note in result.notes:
         say(note)
-    if not result.runs and (result.num_listed or not result.notes):
+    if not result.runs and result.headline:
         say(f"{result.headline} ({result.output})")

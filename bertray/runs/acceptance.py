@@ -16,7 +16,7 @@ from bertray.wording import counted
 
 
 def accept_nights(config: ScoreConfig, store: Store) -> str:
-    """Record the nights that a config accepts, once; returns what follows, in a sentence.
+    """Record the nights that a config accepts, unless the newest record says so; returns what follows, in a sentence.
 
     Raises:
         ConfigError: nothing is committed, no such slot, or none that nights can be compared with.
@@ -25,9 +25,9 @@ def accept_nights(config: ScoreConfig, store: Store) -> str:
     assert config.drift.reason is not None
     runs = ledger.committed_entries(store, None)
     slots = slots_of(runs, config.drift.accept)
-    named = f"{counted(len(slots), 'slot')} ({slots[0]} to {slots[-1]})"
+    named = f"{counted(len(slots), 'slot')} ({slots[0]} to {slots[-1]})" if len(slots) > 1 else f"slot {slots[0]}"
     before = read_records(store, ACCEPTED, Acceptance)
-    if any((record.slots, record.reason) == (slots, config.drift.reason) for record in before):
+    if before and (before[-1].slots, before[-1].reason) == (slots, config.drift.reason):
         return f"{named}: accepted before, for the same reason."
     nights = [Night.of(run) for run in ledger.current(runs) if run.slot in slots]
     usable = [night for night in nights if night.is_comparable]

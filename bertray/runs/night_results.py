@@ -80,6 +80,8 @@ class _NightResult(Result):
 
     @property
     def headline(self) -> str:
+        if not self.runs and not self.num_listed and self.notes:  # nothing was to be read
+            return ""
         if not self.runs:
             return f"nothing new: {counted(self.num_listed, 'file')} listed, all in slots already"
         done = sum(run.rows_done for run in self.runs)

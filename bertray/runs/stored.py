@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 
 from bertray.config import FilesConfig, GcConfig
 from bertray.errors import ConfigError
-from bertray.io.store import open_store
+from bertray.io.store import Store, open_store
 from bertray.outputs import ledger
-from bertray.outputs.control_files import LedgerRun
 from bertray.outputs.garbage import find_garbage, remove
 from bertray.outputs.publish import committed_files
 from bertray.runs.notices import send
@@ -27,7 +25,7 @@ def list_files(config: FilesConfig) -> list[str]:
     """
     store = open_store(config.output)
     runs = ledger.committed_entries(store, config.slot)
-    late = _late(config, runs)
+    late = _late(config, store)
     if late:
         log.warning(late)
         if config.notify is not None:
@@ -35,11 +33,11 @@ def list_files(config: FilesConfig) -> list[str]:
     return list(committed_files(store, runs))
 
 
-def _late(config: FilesConfig, runs: Sequence[LedgerRun]) -> str:
-    """A sentence where the newest night is older than the config expects; else empty."""
+def _late(config: FilesConfig, store: Store) -> str:
+    """A sentence where the newest night of all slots is older than the config expects; else empty."""
     if config.expect_every is None:
         return ""
-    newest = max(datetime.fromisoformat(run.committed_at) for run in runs)
+    newest = max(datetime.fromisoformat(run.committed_at) for run in ledger.read_ledger(store))
     hours = (datetime.now(UTC) - newest).total_seconds() / 3600
     if hours <= config.expect_every:
         return ""

@@ -206,13 +206,12 @@ def test_a_night_that_a_person_accepts_joins_the_reference_with_the_reason(copie
         if day == 14:
             keys = {"accept": "dt=2026-11-13", "reason": "a new shop system writes capitals"}
             result = score(ScoreConfig.model_validate({"output": str(output), "drift": keys}))
-            assert result.notes == (
-                "1 slot (dt=2026-11-13 to dt=2026-11-13) accepted: their nights join the reference of later nights.",
-            )
+            assert result.notes == ("slot dt=2026-11-13 accepted: their nights join the reference of later nights.",)
             index = json.loads((output / "reports/index.json").read_text())
             assert index["headline"].startswith("Nothing to do: dt=2026-11-13")  # at once, not the next morning
             again = score(ScoreConfig.model_validate({"output": str(output), "drift": keys}))
-            assert again.notes == ("1 slot (dt=2026-11-13 to dt=2026-11-13): accepted before, for the same reason.",)
+            assert (again.headline, repr(again)) == ("", f"ScoreResult({output})")
+            assert again.notes == ("slot dt=2026-11-13: accepted before, for the same reason.",)
         assert night(tiny_encoder, inbox, output, day) == 0
         if day == 13:
             index = json.loads((output / "reports/index.json").read_text())
@@ -221,6 +220,22 @@ def test_a_night_that_a_person_accepts_joins_the_reference_with_the_reason(copie
     (record,) = read_records(open_store(str(output)), ACCEPTED, Acceptance)
     assert (record.slots, record.reason) == (["dt=2026-11-13"], "a new shop system writes capitals")
     assert record.after_seq == 13
+
+
+def test_nights_that_are_accepted_after_others_are_in_force_again(copied):
+    _, output = copied
+    reason = "shops differ by season"
+    notes = [
+        score(ScoreConfig.model_validate({"output": str(output), "drift": {"accept": days, "reason": reason}})).notes[0]
+        for days in ("dt=2026-11-01..dt=2026-11-10", "dt=2026-11-03..dt=2026-11-12", "dt=2026-11-01..dt=2026-11-10")
+    ]
+    assert [note.partition(":")[0] for note in notes] == [
+        "10 slots (dt=2026-11-01 to dt=2026-11-10) accepted",
+        "10 slots (dt=2026-11-03 to dt=2026-11-12) accepted",
+        "10 slots (dt=2026-11-01 to dt=2026-11-10) accepted",
+    ]
+    records = read_records(open_store(str(output)), ACCEPTED, Acceptance)
+    assert [record.slots[0] for record in records] == ["dt=2026-11-01", "dt=2026-11-03", "dt=2026-11-01"]
 
 
 def stubbed(monkeypatch) -> None:

@@ -8,6 +8,7 @@ import logging
 import shlex
 import sys
 import threading
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -127,3 +128,16 @@ def test_files_warn_of_a_night_that_did_not_come(webhook, tiny_encoder, tmp_path
     assert len(list_files(FilesConfig.model_validate({**keys, "expect_every": 1e-9}))) == 1
     assert "the newest night was committed 0 hours ago" in caplog.text
     assert "the newest night was committed" in came[0][2]["text"]
+
+
+def test_an_old_slot_is_not_late_where_a_newer_one_came(webhook, tiny_encoder, tmp_path, monkeypatch):
+    address, came = webhook
+    for number, day in enumerate(("2026-11-01", "2026-11-02")):
+        write_inbox(tmp_path / "in", {f"{number}.parquet": 3})
+        assert run_night(night_config(tiny_encoder, tmp_path / "in", str(tmp_path / "out")), day=day) == 0
+    runs = ledger.read_ledger(open_store(str(tmp_path / "out")))
+    old, new = (datetime.fromisoformat(run.committed_at) for run in runs)
+    hours = (datetime.now(UTC) - new + (new - old) / 2) / timedelta(hours=1)  # between the ages of the two
+    keys = {"output": str(tmp_path / "out"), "notify": address, "slot": "dt=2026-11-01", "expect_every": hours}
+    assert len(list_files(FilesConfig.model_validate(keys))) == 1
+    assert came == []
