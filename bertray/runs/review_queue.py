@@ -31,6 +31,8 @@ from bertray.trust.sampling import RANDOM, UNCERTAIN, distinct, entropy, stratif
 from bertray.wording import counted
 
 LABELS_KEY, ROWS_KEY = b"labels", b"rows"  # of the model, and of the slot, in the metadata of queue.parquet
+# Of queue.csv: what a person needs, and by what the row is known again. The model's answer would become theirs.
+_SHOWN = (s.ID, s.INPUT_PATH, s.ROW_NO, s.TEXT, s.TEXT_PAIR, s.LABEL, s.QUEUE)
 _CANDIDATES = 8  # uncertain rows whose texts are looked at, for each that is asked
 _MAX_CHARS = 20_000
 
@@ -78,9 +80,17 @@ def queue_reviews(config: QueueConfig, executors: Executors | None = None) -> Qu
             ROWS_KEY: str(found.rows.num_rows + found.num_repeated).encode(),
         }
         store.put(QUEUE_PARQUET, parquet_bytes(table.replace_schema_metadata(metadata)))
-        store.put(QUEUE_CSV, csv_bytes(table, exact=True))
+        asked = _asked_once(table)
+        store.put(
+            QUEUE_CSV, csv_bytes(asked.select([name for name in _SHOWN if name in asked.column_names]), exact=True)
+        )
         mark_finished(store)
     notes = [f"{counted(skipped, 'uncertain review')} left out as near-duplicates of others."] if skipped else []
+    if asked.num_rows < table.num_rows:
+        notes.append(
+            f"{counted(table.num_rows - asked.num_rows, 'review')} with the very text of another one not in "
+            f"{QUEUE_CSV}: the answer to that one counts for them."
+        )
     if found.num_repeated:
         notes.append(
             f"{counted(found.num_repeated, 'row')} not asked about: other rows of the slot have the same id "
@@ -135,7 +145,7 @@ def _table(
     wanted = np.concatenate([random_M, candidates])
     texts = _texts(runs, found.rows[s.ID].take(pa.array(wanted)), executors)
     ids = found.rows[s.ID].to_pylist()
-    text_of = dict(zip(texts[s.ID].to_pylist(), texts[s.TEXT].to_pylist(), strict=True))
+    text_of = dict(zip(texts[s.ID].to_pylist(), map("\n".join, texts_of(texts)), strict=True))
     missing = [row for row in random_M.tolist() if ids[row] not in text_of]
     if missing:
         raise DataRefused(
@@ -155,6 +165,18 @@ def _table(
     ), skipped
 
 
+def texts_of(table: pa.Table) -> list[tuple[str, str]]:
+    """Text and second text of each row; the second is empty where there is none."""
+    second = table[s.TEXT_PAIR].to_pylist() if s.TEXT_PAIR in table.column_names else [None] * table.num_rows
+    return [(one or "", two or "") for one, two in zip(table[s.TEXT].to_pylist(), second, strict=True)]
+
+
+def _asked_once(table: pa.Table) -> pa.Table:
+    """The queue without rows whose very text another one has."""
+    first = {texts: at for at, texts in reversed([*enumerate(texts_of(table))])}
+    return table.take(pa.array(sorted(first.values()), pa.int64()))
+
+
 def _as_table(
     found: _Scored, rows: np.ndarray, why: list[str], probability: list[float | None], texts: pa.Table, key: str
 ) -> pa.Table:
@@ -169,6 +191,7 @@ def _as_table(
             s.INPUT_PATH: read[s.INPUT_PATH],
             s.ROW_NO: read[s.ROW_NO],
             s.TEXT: read[s.TEXT],
+            **({s.TEXT_PAIR: read[s.TEXT_PAIR]} if s.TEXT_PAIR in read.column_names else {}),
             s.LABEL: pa.nulls(count, pa.string()),
             s.PREDICTION: taken[s.LABEL],
             s.SCORE: taken[s.SCORE],
@@ -206,7 +229,7 @@ def _texts(runs: Sequence[LedgerRun], ids: pa.ChunkedArray, executors: Executors
         executor = executors.for_rows(sum(shard.hi - shard.lo for shard in shards))
         task = Task(_Pick(spec, ids.combine_chunks()))
         tables += executor.run(shards, [task], Progress("reading texts", "shard", lambda shard: shard.file.path))
-    return pa.concat_tables(tables) if tables else pa.table({s.ID: [], s.TEXT: []})
+    return pa.concat_tables(tables, promote_options="default") if tables else pa.table({s.ID: [], s.TEXT: []})
 
 
 @dataclass(frozen=True)
@@ -218,5 +241,6 @@ class _Pick:
 
     def __call__(self, shard: Shard) -> pa.Table:
         kept = read_shard(shard, self.spec).kept
-        kept = kept.filter(pc.is_in(kept[s.ID], value_set=self.ids)).select([s.ID, s.ROW_NO, s.TEXT])
+        names = [s.ID, s.ROW_NO, s.TEXT, *([s.TEXT_PAIR] if s.TEXT_PAIR in kept.column_names else [])]
+        kept = kept.filter(pc.is_in(kept[s.ID], value_set=self.ids)).select(names)
         return kept.append_column(s.INPUT_PATH, pa.repeat(shard.file.path, kept.num_rows))

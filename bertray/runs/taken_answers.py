@@ -24,7 +24,7 @@ from bertray.reports.plain import short
 from bertray.reviews.labels import LabelMap
 from bertray.runs.answered_rows import ANSWERS, ANSWERS_CSV
 from bertray.runs.filled_queues import QUEUE_PARQUET, UNREADABLE, filled_in, rows_as_text
-from bertray.runs.review_queue import LABELS_KEY, ROWS_KEY
+from bertray.runs.review_queue import LABELS_KEY, ROWS_KEY, texts_of
 from bertray.runs.trust_results import AnswersResult
 from bertray.wording import counted, percent
 
@@ -36,6 +36,7 @@ COLUMNS = pa.schema(
         (s.ID, pa.string()),
         (s.INPUT_PATH, pa.string()),
         (s.TEXT, pa.string()),
+        (s.TEXT_PAIR, pa.string()),
         (s.LABEL, pa.string()),
         (s.WHO, pa.string()),
         (s.ANSWERED_AT, pa.string()),
@@ -71,12 +72,14 @@ class _Queue:
 
     Args:
         by_id, by_place: its rows by their id, and by the input file and row number as text.
+        copies: its rows with one text, by text and second text.
         key: its digest.
         labels: classes of the model.
     """
 
     by_id: Mapping[str, Mapping[str, Any]]
     by_place: Mapping[tuple[str, str], Mapping[str, Any]]
+    copies: Mapping[tuple[str, str], Sequence[Mapping[str, Any]]]
     key: str
     labels: tuple[str, ...]
 
@@ -120,12 +123,15 @@ def _read_queue(path: str) -> _Queue:
     rows = table.to_pylist()
     drawn = Counter(row[s.PROBABILITY] for row in rows if row[s.PROBABILITY] is not None)
     drawn_from = int(metadata[ROWS_KEY])
-    for row in rows:
+    copies: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for row, texts in zip(rows, texts_of(table), strict=True):
+        copies.setdefault(texts, []).append(row)
         if row[s.PROBABILITY] is not None:
             row |= {s.DRAWN: drawn[row[s.PROBABILITY]], s.DRAWN_FROM: drawn_from}
     return _Queue(
         by_id={row[s.ID]: row for row in rows},
         by_place={(row[s.INPUT_PATH], str(row[s.ROW_NO])): row for row in rows},
+        copies=copies,
         key=rows[0][s.QUEUE],
         labels=tuple(metadata[LABELS_KEY].decode().split("\n")),
     )
@@ -207,8 +213,12 @@ def _taken(
 def _sorted_out(
     config: AnswersConfig, queue: _Queue, labels: LabelMap, filled: Sequence[Mapping[str, str]]
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Answers that count, with the fields of the queue, and those that do not, with the reason."""
+    """Answers that count, with the fields of the queue, and those that do not, with the reason.
+
+    An answer counts for every row of the queue with the same text, which the person has not answered otherwise.
+    """
     rows: list[dict[str, Any]] = []
+    of_copies: dict[tuple[str, str], dict[str, Any]] = {}
     aside: list[dict[str, Any]] = []
     ids = labels.ids(pa.array([row[s.LABEL].strip() for row in filled], pa.string())).tolist()
     for row, label_id in zip(filled, ids, strict=True):
@@ -220,9 +230,17 @@ def _sorted_out(
             aside.append({s.ID: row[s.ID], s.LABEL: short(row[s.LABEL], 40), s.WHO: who, s.WHY: why})
             continue
         assert asked is not None
-        kept = {name: asked[name] for name in COLUMNS.names if name in asked}
-        rows.append({**kept, s.LABEL: label, s.WHO: who, s.ANSWERED_AT: now()})
-    return rows, aside
+        answer = {s.LABEL: label, s.WHO: who, s.ANSWERED_AT: now()}
+        rows.append(_fields(asked) | answer)
+        for copy in queue.copies[asked[s.TEXT] or "", asked.get(s.TEXT_PAIR) or ""]:
+            of_copies[copy[s.ID], who] = _fields(copy) | answer
+    answered = {(row[s.ID], row[s.WHO]) for row in rows}
+    return [*rows, *(row for word, row in of_copies.items() if word not in answered)], aside
+
+
+def _fields(asked: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of a row of a queue that its answer keeps."""
+    return {name: asked[name] for name in COLUMNS.names if name in asked}
 
 
 def _word(row: Mapping[str, Any]) -> tuple[str, str, str]:
@@ -235,6 +253,8 @@ def _write(store: Store, taken: Sequence[Taken], num_new: int) -> AnswersResult:
     resolved, conflicts, agreement = _resolved([row for one in taken for row in one.rows])
     aside = [row for one in taken for row in one.set_aside] + conflicts
     table = pa.Table.from_pylist(resolved, schema=COLUMNS)
+    if table[s.TEXT_PAIR].null_count == table.num_rows:
+        table = table.drop_columns([s.TEXT_PAIR])
     content = parquet_bytes(table)
     store.put(f"versions/{len(taken):04d}/{ANSWERS}", content)
     aside_schema = pa.schema([(name, pa.string()) for name in (s.ID, s.LABEL, s.WHO, s.WHY)])

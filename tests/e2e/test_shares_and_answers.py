@@ -61,14 +61,17 @@ def hash_of(text: str) -> int:
 
 def filled(queue: str, label_of) -> Path:
     """queue.csv with its label column filled in, as a spreadsheet saves it."""
-    path = Path(queue)
-    rows = list(csv.DictReader(io.StringIO(path.read_text(encoding="utf-8-sig"), newline="")))
-    target = path.with_name("filled.csv")
+    rows = csv_rows(queue)
+    target = Path(queue).with_name("filled.csv")
     with target.open("w", newline="", encoding="utf-8-sig") as file:
         writer = csv.DictWriter(file, [*rows[0], "who"], delimiter=";")
         writer.writeheader()
         writer.writerows({**row, **label_of(row)} for row in rows)
     return target
+
+
+def csv_rows(path: str) -> list[dict]:
+    return list(csv.DictReader(io.StringIO(Path(path).read_text(encoding="utf-8-sig"), newline="")))
 
 
 # --- shares ----------------------------------------------------------------------------------------------------------
@@ -175,6 +178,41 @@ def test_half_of_the_queue_is_drawn_with_known_probabilities_and_half_is_uncerta
     assert {id_: text for id_, text in texts.items() if text.startswith("=")} in ({}, {"21:3": HOSTILE})
 
 
+def test_the_spreadsheet_tells_nobody_what_the_model_says(asked):
+    rows = csv.reader(io.StringIO(Path(asked.queue).read_text(encoding="utf-8-sig"), newline=""))
+    assert next(rows) == ["id", "input_path", "row_no", "text", "label", "queue"]
+    assert {"prediction", "score", "why", "probability"} <= set(
+        pq.read_table(Path(asked.output) / "queue.parquet").column_names
+    )
+
+
+def test_copies_of_a_text_are_asked_once_and_the_answer_counts_for_each(tiny_encoder, tmp_path):
+    inbox, output = tmp_path / "in", tmp_path / "out"
+    inbox.mkdir()
+    texts = [*["one and the same text"] * 30, *(f"a film of {number}" for number in range(10))]
+    titles = [*["first"] * 20, *["second"] * 10, *["first"] * 10]
+    table = pa.table({"id": [f"r{number}" for number in range(40)], "text": texts, "title": titles})
+    pq.write_table(table, inbox / "1.parquet")
+    label_of = {"first": "pos", "second": "neg"}
+    for columns, num_asked in (({}, 11), ({"text_pair": "title"}, 12)):
+        name = str(num_asked)
+        assert run_night(night_config(tiny_encoder, inbox, str(output / name), columns=columns)) == 0
+        queue = bertray.queue(str(output / name), budget=80, output=str(tmp_path / f"q{name}"), workers=NO_RAY)
+        assert (queue.num_random, len(csv_rows(queue.queue))) == (40, num_asked)
+        assert any(f"{40 - num_asked} reviews with the very text of another one" in note for note in queue.notes)
+        file = filled(queue.queue, lambda row: {"label": label_of.get(row.get("text_pair", ""), "pos"), "who": "ann"})
+        taken = bertray.answers(str(file), queue.output, output=str(tmp_path / f"a{name}"))
+        rows = pq.read_table(taken.answers).to_pylist()
+        assert {row["id"]: row["label"] for row in rows} == {
+            id_: label_of[title] if columns else "pos"
+            for id_, title in zip(table["id"].to_pylist(), titles, strict=True)
+        }
+        assert all(row["probability"] == 1 for row in rows)
+        assert ("text_pair" in rows[0]) == bool(columns)
+        again = bertray.answers(str(file), queue.output, output=str(tmp_path / f"a{name}"))
+        assert (again.num_new, again.version) == (0, 1)
+
+
 def test_a_formula_in_the_spreadsheet_is_no_formula(scored, tmp_path):
     result = bertray.queue(scored, slot="dt=2026-11-21", budget=240, output=str(tmp_path / "all"), workers=NO_RAY)
     content = Path(result.queue).read_text(encoding="utf-8-sig")
@@ -206,7 +244,8 @@ def test_answers_come_back_and_make_shares_narrower_and_right(asked, scored, tmp
 
 
 def test_answers_of_the_uncertain_half_alone_are_refused(asked, scored, tmp_path):
-    uncertain = filled(asked.queue, lambda row: {"label": "pos" if row["why"] == "uncertain" else "", "who": "ann"})
+    why = {row["id"]: row["why"] for row in pq.read_table(Path(asked.output) / "queue.parquet").to_pylist()}
+    uncertain = filled(asked.queue, lambda row: {"label": "pos" if why[row["id"]] == "uncertain" else "", "who": "ann"})
     bertray.answers(str(uncertain), asked.output, output=str(tmp_path / "a"))
     with pytest.raises(DataRefused, match=r"none of 50 answers has a probability .* off by tens of points"):
         bertray.shares(scored, answers=str(tmp_path / "a"), output=str(tmp_path / "s"), workers=NO_RAY)
