@@ -144,7 +144,7 @@ def _missing_remedy(key: str, file: InputFile) -> str:
     if key == "aspects":
         remedy = "Name the column with the labels of each aspect, aspects={ASPECT: COLUMN, …}"
     if key == "keep_columns":
-        remedy = "Correct the key that names it (`keep_columns`, `report.slices` or `data.group`)"
+        remedy = "Correct the key that names it (`keep_columns`, `report.slices`, `drift.by` or `data.group`)"
     if file.format == "csv":
         remedy += "; for a file without a header set `reader.header=false`, its columns are then '0', '1' and so on"
         if len(file.columns) == 1:
@@ -200,13 +200,15 @@ def kept_faults(files: Sequence[InputFile], spec: ReadSpec) -> dict[str, BadFile
 
 
 def check_slices(files: Sequence[InputFile], spec: ReadSpec, slices: Sequence[str], key: str = "report.slices") -> None:
-    """Raises ConfigError where a column to break figures down by, named by a key, holds lists or structs."""
+    """Raises ConfigError where a column to break figures down by, named by a key, holds lists, structs or bytes."""
     schema, _ = _kept_types(files, replace(spec, keep_columns=tuple(slices)))
     for column in schema:
-        if pa.types.is_nested(column.type):
+        types = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_fixed_size_binary)
+        is_bytes = any(is_type(column.type) for is_type in types)
+        if is_bytes or pa.types.is_nested(column.type):
             raise ConfigError(
                 f"{key}: expected columns of single values, found {column.name!r} of {column.type}.",
-                f"Leave it out of `{key}`.",
+                f"Leave it out of `{key}`{', or write it as strings' if is_bytes else ''}.",
             )
 
 

@@ -222,6 +222,30 @@ def test_a_night_that_a_person_accepts_joins_the_reference_with_the_reason(copie
     assert record.after_seq == 13
 
 
+@pytest.mark.parametrize("key", ["drift.by", "report.slices"])
+@pytest.mark.parametrize(
+    ("values", "found"),
+    [
+        (pa.array([b"a", b"\xff"], pa.binary()), "binary"),
+        (pa.array([b"a", b"\xff"], pa.large_binary()), "large_binary"),
+        (pa.array([b"\xff" * 16] * 2, pa.binary(16)), "fixed_size_binary[16]"),
+        (pa.array([["a"], []]), "list<"),
+    ],
+)
+def test_a_column_of_bytes_or_lists_to_count_by_is_refused_before_work_begins(
+    tiny_encoder, tmp_path, capsys, key, values, found
+):
+    (tmp_path / "in").mkdir()
+    table = pa.table({"id": ["1", "2"], "text": ["good film", "bad film"], "label": ["pos", "neg"], "shop": values})
+    pq.write_table(table, tmp_path / "in/1.parquet")
+    room, name = key.split(".")
+    keys: Any = {room: {name: ["shop"]}}
+    config = night_config(tiny_encoder, tmp_path / "in", str(tmp_path / "out"), **keys)
+    assert run_night(config) == 2
+    assert f"{key}: expected columns of single values, found 'shop' of {found}" in capsys.readouterr().err
+    assert not (tmp_path / "out/data").exists()
+
+
 def test_nights_that_are_accepted_after_others_are_in_force_again(copied):
     _, output = copied
     reason = "shops differ by season"

@@ -74,7 +74,7 @@ def test_a_missing_column_names_file_columns_guess_and_key(tmp_path):
         ),
         (
             ReadSpec(keep_columns=("stars", "date")),
-            r"expected column 'date'.*`keep_columns`, `report.slices` or `data.group`.\.$",
+            r"expected column 'date'.*`keep_columns`, `report.slices`, `drift.by` or `data.group`.\.$",
         ),
     ],
 )
