@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from bertray.evaluation.verdicts import Finding, Severity
-from bertray.reports.plain import short
+from bertray.reports.plain import short, value_told
 from bertray.reviews.text_statistics import (
     CHARACTERS_OF,
     LINKS,
@@ -62,7 +62,7 @@ def title_of(shift: Shift) -> str:
         told = f"share of characters: {_CLASS_TITLES.get(kind, kind)}"
     elif name.startswith(SHARE_OF):
         column, _, value = name.removeprefix(SHARE_OF).partition("=")
-        told = f"rows with {short(column)}={short(value)}"
+        told = f"rows with {short(column)}={value_told(value)}"
     else:
         told = _TITLES.get(name, name)
     return f"{_KINDS[shift.kind]}{told}"
@@ -131,6 +131,13 @@ class DriftReport:
             said = "Compared by texts alone: the reference was scored by another model."
             found.append(Finding("note", said))
         return found
+
+    @property
+    def examples_told(self) -> str:
+        """For how many of the alarms reviews are shown, where it is not all of them."""
+        num_shown = sum(bool(self.examples.get(shift.name)) for shift in self.drift.alarms)
+        num_alarms = len(self.drift.alarms)
+        return f"Reviews are shown for {num_shown} of {num_alarms} alarms." if 0 < num_shown < num_alarms else ""
 
     @property
     def rows(self) -> list[tuple[str, str, str, str, bool]]:

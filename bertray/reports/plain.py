@@ -55,6 +55,11 @@ def short(value: str, max_chars: int = MAX_VALUE_CHARS) -> str:
     return _cut(_EMAIL.sub("[e-mail]", _SPACES.sub(" ", visible(value))).strip(" "), max_chars)
 
 
+def value_told(value: str | None) -> str:
+    """A value of a column in a few words, with a dash for none."""
+    return short(value or "") or "–"
+
+
 def excerpt(text: str, max_chars: int = MAX_TEXT_CHARS) -> str:
     """The start of a review for a page: one line; e-mails, phone, card and account numbers masked."""
     line = text

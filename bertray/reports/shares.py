@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from bertray.evaluation.intervals import Estimate
 from bertray.reports.html import render
-from bertray.reports.plain import short
+from bertray.reports.plain import value_told
 from bertray.wording import counted, percent
 
 TIMES = ("slot", "day", "week", "month")  # groups by the date of a slot, where rows have no such column
@@ -37,7 +36,11 @@ class GroupLine:
 
 @dataclass(frozen=True)
 class SharesReport:
-    """Shares as plain data."""
+    """Shares as plain data.
+
+    Args:
+        runs: of the slots that were read.
+    """
 
     by: Sequence[str]
     labels: Sequence[str]
@@ -46,7 +49,11 @@ class SharesReport:
     runs: int = 0
     config: str = ""
     created: str = ""
-    facts: Mapping[str, object] = field(default_factory=dict)
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """Run and data, in the order to show."""
+        return {"runs of score": f"{self.runs:,}"}
 
     @property
     def headline(self) -> str:
@@ -87,6 +94,6 @@ class SharesReport:
         )
 
 
-def name_of(group: tuple[Any, ...]) -> str:
+def name_of(group: tuple[str | None, ...]) -> str:
     """A group in a few words: its values, with a dash for none."""
-    return " · ".join("–" if value is None else short(str(value)) for value in group) or "all rows"
+    return " · ".join(map(value_told, group)) or "all rows"

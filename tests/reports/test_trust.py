@@ -16,7 +16,7 @@ from bertray.evaluation.intervals import Estimate
 from bertray.evaluation.validation_profile import log_findings
 from bertray.evaluation.verdicts import Finding
 from bertray.io.tables import csv_bytes, unguarded
-from bertray.reports.drift import DriftReport
+from bertray.reports.drift import DriftReport, title_of
 from bertray.reports.night import FileRows, NightBefore
 from bertray.reports.nights_index import NightLine, NightsIndex
 from bertray.reports.quality import LabelledNight, QualityReport
@@ -76,6 +76,26 @@ def test_a_night_without_alarm_says_why(make_night, safe_page, drift, said):
 def test_of_many_alarms_three_are_told_and_the_others_counted():
     drift = Drift("alarm", tuple(Shift("mean", f"predicted:{n}", 0.9, 0.1, 0, 0.2, 0.0, True) for n in range(5)))
     assert DriftReport(drift).headline.endswith("; and 2 more.")
+
+
+def test_a_page_says_for_how_many_alarms_it_shows_reviews(make_night, safe_page):
+    shifts = tuple(Shift("mean", f"predicted:{n}", 0.9, 0.1, 0, 0.2, 0.0, True) for n in range(6))
+    for num_shown, said in ((4, True), (6, False)):
+        examples = {shift.name: ["Short."] for shift in shifts[:num_shown]}
+        drift = DriftReport(Drift("alarm", shifts, REFERENCE), examples, "`x`")
+        text = words(safe_page(make_night(drift=drift, verdicts=drift.findings).to_html()))
+        assert ("Reviews are shown for 4 of 6 alarms." in text) == said
+
+
+def test_rows_without_a_value_have_the_same_sign_in_drift_and_shares():
+    assert title_of(Shift("mean", "share:product=", 0.5, 0.1, 0.0, 0.2, 1e-9, True)) == "rows with product=–"
+    assert [name_of(group) for group in ((None,), ("",), ("a", None), ())] == ["–", "–", "a · –", "all rows"]
+
+
+def test_the_page_of_shares_says_how_many_runs_it_is_about(safe_page):
+    lines = [GroupLine((), label, 10, 0.5, Estimate(0.5, 0.4, 0.6), "answers", 5) for label in ("neg", "pos")]
+    page = safe_page(SharesReport((), ["neg", "pos"], lines, runs=3).to_html())
+    assert "runs of score 3" in words(page)
 
 
 def test_the_estimate_is_shown_with_its_interval_and_void_when_the_night_drifts(make_night, safe_page):
