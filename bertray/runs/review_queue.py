@@ -31,8 +31,6 @@ from bertray.trust.sampling import RANDOM, UNCERTAIN, distinct, entropy, stratif
 from bertray.wording import counted
 
 LABELS_KEY, ROWS_KEY = b"labels", b"rows"  # of the model, and of the slot, in the metadata of queue.parquet
-# Of queue.csv: what a person needs, and by what the row is known again. The model's answer would become theirs.
-_SHOWN = (s.ID, s.INPUT_PATH, s.ROW_NO, s.TEXT, s.TEXT_PAIR, s.LABEL, s.QUEUE)
 _CANDIDATES = 8  # uncertain rows whose texts are looked at, for each that is asked
 _MAX_CHARS = 20_000
 
@@ -81,9 +79,7 @@ def queue_reviews(config: QueueConfig, executors: Executors | None = None) -> Qu
         }
         store.put(QUEUE_PARQUET, parquet_bytes(table.replace_schema_metadata(metadata)))
         asked = _asked_once(table)
-        store.put(
-            QUEUE_CSV, csv_bytes(asked.select([name for name in _SHOWN if name in asked.column_names]), exact=True)
-        )
+        store.put(QUEUE_CSV, csv_bytes(asked, exact=True))
         mark_finished(store)
     notes = [f"{counted(skipped, 'uncertain review')} left out as near-duplicates of others."] if skipped else []
     if asked.num_rows < table.num_rows:

@@ -51,7 +51,7 @@ class QueueResult(Result):
 
     @property
     def queue(self) -> str:
-        """Path of `queue.csv`, whose column `label` people fill in; `queue.parquet` holds what the model says, too."""
+        """Path of `queue.csv`, whose column `label` people fill in; `queue.parquet` has copies of a text, too."""
         return self.path("queue.csv")
 
     @property

@@ -178,14 +178,6 @@ def test_half_of_the_queue_is_drawn_with_known_probabilities_and_half_is_uncerta
     assert {id_: text for id_, text in texts.items() if text.startswith("=")} in ({}, {"21:3": HOSTILE})
 
 
-def test_the_spreadsheet_tells_nobody_what_the_model_says(asked):
-    rows = csv.reader(io.StringIO(Path(asked.queue).read_text(encoding="utf-8-sig"), newline=""))
-    assert next(rows) == ["id", "input_path", "row_no", "text", "label", "queue"]
-    assert {"prediction", "score", "why", "probability"} <= set(
-        pq.read_table(Path(asked.output) / "queue.parquet").column_names
-    )
-
-
 def test_copies_of_a_text_are_asked_once_and_the_answer_counts_for_each(tiny_encoder, tmp_path):
     inbox, output = tmp_path / "in", tmp_path / "out"
     inbox.mkdir()
