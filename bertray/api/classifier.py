@@ -259,7 +259,7 @@ class Classifier:
         import bertray
 
         mine: dict[str, Any] = {"max_length": self._config.max_length, "long_text": self._config.long_text}
-        mine |= {"precision": self._config.precision, "columns": self._config.columns.model_dump()}
+        mine |= {"precision": self._config.precision, "columns": self._spec.columns.model_dump()}
         mine["aspects"] = self._config.aspects
         return bertray.evaluate(self.model, data, **{**mine, **keys})
 

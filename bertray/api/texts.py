@@ -5,7 +5,7 @@ Legend: N texts, K kept ones.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
@@ -136,7 +136,7 @@ def clean_texts_of(texts: Any, pairs: Any, spec: ReadSpec, model: str) -> Iterat
             f"pairs: {model} was loaded for {'single texts' if pairs is not None else 'pairs of texts'}.",
             "Load it with columns={'text_pair': COLUMN} and give `pairs`, or leave both out.",
         )
-    arrays = {spec.columns.text_name: as_texts(texts, "texts")}
+    arrays = {spec.columns.text_name: as_texts(texts, "texts", spec.columns.texts)}
     if spec.columns.text_pair is not None:
         arrays[spec.columns.text_pair] = as_texts(pairs, "pairs")
     lengths = [len(array) for array in arrays.values()]
@@ -160,12 +160,13 @@ def _screened(columns: dict[str, pa.Array], start: int, spec: ReadSpec) -> Clean
     )
 
 
-def as_texts(values: Any, name: str) -> pa.Array:
+def as_texts(values: Any, name: str, columns: Sequence[str] = ()) -> pa.Array:
     """Texts in memory as one Arrow array of strings, nulls and NaN as nulls.
 
     Args:
         values: list, tuple, NumPy array, Series of pandas or Polars, Arrow array, or column of a `datasets` table.
         name: of the argument, for messages.
+        columns: that the model reads as one text, for messages.
 
     Raises:
         ConfigError: a single text, no texts, or values of another type.
@@ -182,7 +183,12 @@ def as_texts(values: Any, name: str) -> pa.Array:
         array = array.combine_chunks()
     if pa.types.is_struct(array.type):
         names = ", ".join(field.name for field in array.type)
-        raise ConfigError(f"{name}: expected texts, found a table of {names}.", "Give its column of texts.")
+        raise ConfigError(
+            f"{name}: expected texts, found a table of {names}.",
+            f"Call the model itself, `classifier(table)`, with an Arrow table of {', '.join(columns)}."
+            if len(columns) > 1
+            else "Give its column of texts.",
+        )
     plain = array.type.value_type if pa.types.is_dictionary(array.type) else array.type
     kinds = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view, pa.types.is_null)
     if not any(is_kind(plain) for is_kind in (*kinds, pa.types.is_binary)):

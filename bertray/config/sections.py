@@ -42,9 +42,10 @@ class Columns(Section):
         return " + ".join(self.texts)
 
     def trained_for(self, texts: Sequence[str]) -> Columns:
-        """The columns with those of a bundle's texts, where this config names none."""
-        is_default = self.text == type(self).model_fields["text"].default
-        return self.model_copy(update={"text": tuple(texts)}) if texts and is_default else self
+        """The columns with those of a bundle's texts, unless this config states its own."""
+        if not texts or "text" in self.model_fields_set:
+            return self
+        return self.model_copy(update={"text": tuple(texts)})
 
     @model_serializer(mode="wrap")
     def _without_unset_aspects(self, handler: Any) -> Any:

@@ -222,19 +222,26 @@ def unlike_machines(precisions: Mapping[str, int]) -> list[str]:
     ]
 
 
-def aspect_notes(aspects: Mapping[str, str] | str | None, info: BundleInfo) -> list[str]:
-    """A note on aspects that a model was not trained for.
+def reading_notes(texts: Sequence[str], aspects: Mapping[str, str] | str | None, info: BundleInfo) -> list[str]:
+    """Notes on text columns and aspects that a model was not trained on.
 
     Args:
+        texts: columns that the reviews were read from.
         aspects: that the rows were read for; a column of lists, or None, tells of none.
     """
+    notes = []
+    if info.text_columns and len(texts) != len(info.text_columns):
+        notes.append(
+            f"The model was trained on the columns {', '.join(info.text_columns)} read as one text, and columns.text "
+            f"states {', '.join(texts)}: it saw less, or something else, than in training."
+        )
     unknown = [name for name in aspects if name not in info.aspects] if isinstance(aspects, Mapping) else []
-    if not unknown or not info.aspects:
-        return []
-    return [
-        f"The model was trained for {', '.join(info.aspects)}, not for {', '.join(unknown)}: of these it knows the "
-        "words alone."
-    ]
+    if unknown and info.aspects:
+        notes.append(
+            f"The model was trained for {', '.join(info.aspects)}, not for {', '.join(unknown)}: of these it knows the "
+            "words alone."
+        )
+    return notes
 
 
 NOT_INT8 = "int8 was asked for, but this model cannot be computed so and was computed in fp32; the log says why."

@@ -18,7 +18,7 @@ from bertray.reviews.corpus import open_inputs, read_spec
 from bertray.reviews.labels import label_map
 from bertray.reviews.reader import check_slices
 from bertray.runs.evaluated import STAGING, EvaluatedModel, evaluate_model
-from bertray.runs.evaluation_page import NOT_INT8, aspect_notes, evaluate_rows, findings_on, finish_report
+from bertray.runs.evaluation_page import NOT_INT8, evaluate_rows, findings_on, finish_report, reading_notes
 from bertray.runs.results import EvaluationResult, evaluation_result, finished_result
 from bertray.runs.tracking import check_tracking, track_evaluation
 from bertray.scoring.models import check_precision, open_model
@@ -53,6 +53,7 @@ def _run(config: EvaluateConfig, executors: Executors) -> EvaluationResult:
     labels = label_map(config.labels, info.label_map)
     labels.check(inputs.label_counts, "input", needs_all_classes=False)
     identity = identity_of(config, new=("labels_ordered", "aspects", "report.explain", "precision"))
+    identity["columns"] = spec.columns.model_dump(mode="json")
     run_key = cache_key({"config": identity, "files": inputs.identity, "model": info.model_version})
     store = open_store(config.output)
     if finished_run(store, "evaluate", run_key):
@@ -84,7 +85,7 @@ def _run(config: EvaluateConfig, executors: Executors) -> EvaluationResult:
                 title=f"Evaluation of {model_title(config.model)} on {data_title(config.input)}",
                 notes=[
                     *([NOT_INT8] if config.precision == "int8" and rows.int8 is None else []),
-                    *aspect_notes(spec.aspects.label_columns if spec.aspects else None, info),
+                    *reading_notes(spec.columns.texts, spec.aspects.label_columns if spec.aspects else None, info),
                 ],
                 facts={
                     "model": config.model,

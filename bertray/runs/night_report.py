@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from bertray.config import NightConfig
+from bertray.config import Columns, NightConfig
 from bertray.errors import DataRefused
 from bertray.evaluation.plausibility import judge_rows
 from bertray.evaluation.validation_profile import log_findings
@@ -31,10 +31,10 @@ from bertray.runs.drift_examples import examples_of
 from bertray.runs.evaluated import collect, slices_of
 from bertray.runs.evaluation_page import (
     NOT_INT8,
-    aspect_notes,
     confident_mistakes,
     evaluate_rows,
     int8_in_words,
+    reading_notes,
     row_notes,
     seen_in_training,
     unlike_machines,
@@ -188,7 +188,8 @@ def _remove_replaced_reports(store: Store, known: Ledger, slot: str) -> None:
 
 def _notes(entry: LedgerEntry, info: BundleInfo, evaluated: EvaluationReport | None) -> list[str]:
     unknown = [UNKNOWN_LABELS] if entry.evaluation_parts and evaluated is None else []
-    unknown += aspect_notes(entry.settings.get("aspects"), info)
+    texts = Columns(**entry.settings.get("columns", {})).texts
+    unknown += reading_notes(texts, entry.settings.get("aspects"), info)
     unknown += unlike_machines(entry.precisions)
     if entry.int8 is not None:
         return [*unknown, int8_in_words(entry.int8, entry.recomputed, entry.rows_scored)]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +16,7 @@ import pytest
 
 import bertray
 from bertray.cli import run
+from bertray.model.bundle import INFO_FILE, content_version, read_info
 from tests.corpus import sentences
 
 TEXTS = [
@@ -148,6 +152,67 @@ def test_another_column_of_texts_is_named_once(bundle):
         classifier(pa.table({"text": ["good"]}))
     with pytest.raises(bertray.ConfigError, match="batch_format='pyarrow'"):
         classifier({"body": ["good"]})
+
+
+@pytest.fixture
+def of_two_columns(bundle, tmp_path) -> str:
+    """The bundle as one that was trained on titles and bodies."""
+    folder = Path(shutil.copytree(bundle, tmp_path / "of two columns"))
+    info = replace(read_info(folder), text_columns=("title", "body"))
+    info = replace(info, model_version=content_version(folder, info))
+    (folder / INFO_FILE).write_text(json.dumps(info.to_json()))
+    return str(folder)
+
+
+TWO_COLUMNS = {"title": ["a film", "a plot"], "body": ["good", "awful"], "text": ["bad", "lovely"]}
+
+
+@pytest.mark.parametrize(
+    ("columns", "texts"),
+    [
+        (None, ["a film\ngood", "a plot\nawful"]),
+        ({"id": "key"}, ["a film\ngood", "a plot\nawful"]),
+        ({"text": "body"}, ["good", "awful"]),
+        ({"text": "text"}, ["bad", "lovely"]),
+    ],
+)
+def test_a_stated_text_column_is_read_in_place_of_those_of_training(of_two_columns, columns, texts):
+    labelled = bertray.Classifier(of_two_columns, columns=columns)(pa.table(TWO_COLUMNS))
+    probs_NC = bertray.Classifier(of_two_columns).predict_proba(texts)
+    assert labelled["prob_pos"].to_pylist() == probs_NC[:, 1].tolist()
+
+
+def test_a_table_for_a_model_of_several_columns_is_for_the_call(of_two_columns):
+    classifier = bertray.Classifier(of_two_columns)
+    table = pa.table(TWO_COLUMNS).select(["title", "body"])
+    for given in (table.to_pandas(), table):
+        with pytest.raises(bertray.ConfigError, match=r"`classifier\(table\)`, with an Arrow table of title, body"):
+            classifier.predict(given)
+
+
+def test_evaluation_reads_the_stated_column_and_says_that_it_is_another(of_two_columns, tmp_path):
+    frame = pa.table({**TWO_COLUMNS, "label": ["pos", "neg"]}).to_pandas()
+    of_training = bertray.Classifier(of_two_columns).evaluate(frame, output=tmp_path / "all")
+    assert [note for note in of_training.notes if "columns.text" in note] == []
+    pq.write_table(pa.Table.from_pandas(frame), tmp_path / "test.parquet")
+    config = tmp_path / "evaluate.yaml"
+    for stated in ("text", "body"):
+        config.write_text(f"columns: {{text: {stated}}}\n")
+        for way in ({"config": config}, {"columns": {"text": stated}}):
+            output = tmp_path / f"{stated}-{len(way)}-{next(iter(way))}"
+            result = bertray.evaluate(of_two_columns, str(tmp_path / "test.parquet"), output=output, **way)
+            assert [note for note in result.notes if "columns.text" in note] == [
+                "The model was trained on the columns title, body read as one text, and columns.text states "
+                f"{stated}: it saw less, or something else, than in training."
+            ]
+
+
+def test_an_evaluation_of_another_column_is_another_run(of_two_columns, tmp_path):
+    pq.write_table(pa.table({**TWO_COLUMNS, "label": ["pos", "neg"]}), tmp_path / "test.parquet")
+    argv = ["evaluate", f"model={of_two_columns}", f"input={tmp_path / 'test.parquet'}", f"output={tmp_path / 'out'}"]
+    assert run(argv) == 0
+    assert run([*argv, "columns.text=text"]) == 4
+    assert run(argv) == 0
 
 
 def test_pairs_are_for_models_of_pairs(classifier):

@@ -8,14 +8,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import yaml
 
-from bertray.config import Columns, TextFormat, build_config
+from bertray.config import Columns, TextFormat, build_config, to_yaml
 from bertray.errors import ConfigError
 from bertray.reviews.listing import list_inputs
 from bertray.reviews.reader import check_columns, plan_shards, read_shard
 from bertray.reviews.rows import Period, RawRows, ReadSpec
 from bertray.reviews.scan import RowCounts
-from tests.config_files import TRAIN, load_config
+from tests.config_files import SCORE, TRAIN, load_config
 from tests.scanning import scanned
 
 AUTO = TextFormat()
@@ -65,6 +66,13 @@ def test_keys_in_the_path_that_was_named_count_and_those_above_it_do_not(tmp_pat
         monkeypatch.chdir(tmp_path / "top=0")
         [entry] = list_inputs([named], AUTO)
         assert dict(entry.given) == {"day": "1", "part": "7"}, named
+
+
+def test_hidden_folders_are_those_of_spark_and_keys_may_have_any_name(tmp_path):
+    for folder in ("_grp=1", "Sp%20ace=2", "day-1=3", "지역=4", "_temporary", ".tmp=5", "_grp=1/_tmp"):
+        write(tmp_path / "in" / folder / "a.parquet", id=["1"], text=["one"])
+    found = [entry.given for entry in list_inputs([str(tmp_path / "in")], AUTO)]
+    assert sorted(found) == [(("Sp ace", "2"),), (("_grp", "1"),), (("day-1", "3"),), (("지역", "4"),)]
 
 
 def test_a_key_takes_the_place_of_a_column_of_its_name(tmp_path):
@@ -138,4 +146,14 @@ def test_several_columns_are_typed_as_a_list_and_one_as_it_is():
 def test_the_columns_of_a_bundle_are_read_where_the_config_names_none():
     assert Columns().trained_for(("title", "body")).texts == ("title", "body")
     assert Columns(text="review").trained_for(("title", "body")).texts == ("review",)
+    for stated in (Columns(text="text"), load_config("score", [], [*SCORE, "columns.text=text"]).columns):
+        assert stated.trained_for(("title", "body")).texts == ("text",)
+    assert load_config("score", [], [*SCORE, "columns.id=key"]).columns.trained_for(("a", "b")).texts == ("a", "b")
+
+
+@pytest.mark.parametrize("words", [[], ["columns.id=key"], ["columns.text=text"], ["columns.text=[title, body]"]])
+def test_a_config_that_is_written_out_states_no_more_than_the_one_it_is_of(words):
+    columns = load_config("score", [], [*SCORE, *words]).columns
+    again = build_config("score", yaml.safe_load(to_yaml(load_config("score", [], [*SCORE, *words])))).columns
+    assert again.trained_for(("a", "b")) == columns.trained_for(("a", "b"))
     assert Columns().trained_for(()).texts == ("text",)

@@ -135,9 +135,10 @@ class OpenedPair:
 
     @property
     def identity(self) -> str:
-        """Digest of input and models."""
-        files = self.inputs.identity
-        return cache_key({"files": files, "models": [info.model_version for info in self.infos]})
+        """Digest of input, models, and text columns that the first model says."""
+        parts = {"files": self.inputs.identity, "models": [info.model_version for info in self.infos]}
+        texts = self.inputs.spec.columns.texts
+        return cache_key(parts | ({"texts": texts} if len(texts) > 1 else {}))
 
 
 def open_pair(
