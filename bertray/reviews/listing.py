@@ -53,7 +53,7 @@ _BY_EXTENSION = {
     ".json": "jsonl",
 }
 _MAGIC = re.compile(r"[*?\[]")
-_KEY_FOLDER = re.compile(r"([A-Za-z_][\w.-]*)=(.+)", re.DOTALL)
+_KEY_FOLDER = re.compile(r"([^=]+)=(.+)", re.DOTALL)
 _HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
 
 
@@ -83,8 +83,8 @@ def list_inputs(
 ) -> list[FileEntry]:
     """The input files that `paths` mean, sorted by path, each once.
 
-    Names that start with `.` or `_` are ignored below the folder that was named, and so are files whose extension
-    belongs to no known format. An existing folder without any file gives an empty list.
+    Names that start with `.`, or with `_` and hold no `=`, are ignored below the folder that was named, and so are
+    files whose extension belongs to no known format. An existing folder without any file gives an empty list.
 
     Args:
         paths: files, folders and globs.
@@ -121,7 +121,7 @@ def _with_keys(entry: FileEntry, named: str) -> FileEntry:
         return entry
     typed = [part for part in named.split("/") if part != posixpath.basename(entry.path) and not _MAGIC.search(part)]
     folders = [*typed, *entry.relative_path.split("/")[:-1]]
-    keys = {found[1]: unquote(found[2]) for folder in folders if (found := _KEY_FOLDER.fullmatch(folder))}
+    keys = {unquote(found[1]): unquote(found[2]) for folder in folders if (found := _KEY_FOLDER.fullmatch(folder))}
     given = {name: None if value == _HIVE_NULL else value for name, value in keys.items()}
     return replace(entry, given=tuple((given | dict(entry.given)).items())) if given else entry
 
@@ -364,7 +364,8 @@ def _raise(error: OSError) -> None:
 
 
 def _is_hidden(relative: str) -> bool:
-    return any(part[:1] in "._" for part in relative.split("/"))
+    """Whether a name is ignored, by Spark's rule: `.part`, `_SUCCESS` and all below `_temporary`, but not `_key=1`."""
+    return any(part.startswith(".") or (part.startswith("_") and "=" not in part) for part in relative.split("/"))
 
 
 def _glob_regex(pattern: str) -> str:

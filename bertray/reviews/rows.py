@@ -251,7 +251,8 @@ class InputFile:
     @property
     def entry(self) -> FileEntry:
         """The file as it was listed."""
-        return FileEntry(self.path, self.relative_path, self.format, self.size_bytes, self.modified)
+        listed = (self.path, self.relative_path, self.format, self.size_bytes, self.modified)
+        return FileEntry(*listed, given=self.given)
 
 
 @dataclass(frozen=True)

@@ -187,6 +187,25 @@ def test_no_encoder_is_named_whose_tokenizer_needs_a_package(tmp_path):
     assert "tohoku" not in text
 
 
+@pytest.mark.parametrize("kind", ["parquet", "csv", "jsonl"])
+def test_keys_of_folder_names_are_proposed_as_columns(tmp_path, kind):
+    for country in ("de", "fr"):
+        for label in ("neg", "pos"):
+            folder = tmp_path / "in" / f"country={country}" / f"label={label}"
+            folder.mkdir(parents=True)
+            table = pa.table({"text": [f"the film number {n} of {country} was long" for n in range(30)]})
+            if kind == "parquet":
+                pq.write_table(table, folder / "a.parquet")
+            elif kind == "csv":
+                table.to_pandas().to_csv(folder / "a.csv", index=False)
+            else:
+                table.to_pandas().to_json(folder / "a.jsonl", orient="records", lines=True)
+    found = inspect_data([str(tmp_path / "in")], AUTO)
+    assert (found.label_counts, found.other_columns) == ({"neg": 60, "pos": 60}, ("country",))
+    config, _ = config_for(tmp_path / "in")
+    assert (config["columns"]["text"], config["columns"]["label"]) == ("text", "label")
+
+
 def test_columns_that_may_hold_aspects_are_named_in_a_comment(tmp_path):
     moods = ["good", "bad", None, "good", "so so"] * 6
     wide = {
