@@ -16,6 +16,8 @@ from bertray.errors import ConfigError
 
 OBJECT_STORE_SCHEMES = ("s3", "gs", "az", "abfs", "abfss")
 
+AZURE_SCHEMES = OBJECT_STORE_SCHEMES[2:]
+
 # With one of these set, obstore finds credentials of AWS by itself; else it asks the machine for its role.
 _AWS_CREDENTIALS = (
     "AWS_ACCESS_KEY_ID",
@@ -28,6 +30,22 @@ _AWS_ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
 _ENDPOINTS = (*_AWS_ENDPOINTS, "AZURE_STORAGE_ENDPOINT", "AZURE_ENDPOINT")
 _AWS = "https://s3.amazonaws.com"
 _REGION_TIMEOUT_S = 5
+
+
+def endpoint_variable(url: str) -> str:
+    """Environment variable that names another endpoint for an address; empty where there is none."""
+    scheme = url.partition("://")[0].lower()
+    return "AWS_ENDPOINT_URL" if scheme == "s3" else "AZURE_STORAGE_ENDPOINT" if scheme in AZURE_SCHEMES else ""
+
+
+def credentials_remedy(url: str) -> str:
+    """Settings by which the store of an address is signed in to, as a sentence."""
+    scheme = url.partition("://")[0].lower()
+    if scheme == "s3":
+        return "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY; for a public bucket, AWS_SKIP_SIGNATURE=true."
+    if scheme in AZURE_SCHEMES:
+        return "Set AZURE_STORAGE_ACCOUNT_KEY, AZURE_STORAGE_SAS_KEY, or AZURE_STORAGE_CLIENT_ID and its secret."
+    return "Set GOOGLE_APPLICATION_CREDENTIALS to the file of a service account."
 
 
 def connect(url: str) -> Any:

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 from bertray.errors import BertrayError, ConfigError, DataRefused, InfrastructureError
+from bertray.io.connections import credentials_remedy
 
 _BAD_KEY = re.compile(r'Path "(.+?)"(?: contained|: Encountered)', re.DOTALL)
 _ROLE_ADDRESS = "169.254.169.254"  # obstore asks it when it has found no credentials
@@ -71,7 +72,7 @@ def _told(where: object, error: BaseException) -> BertrayError | None:
     if _ROLE_ADDRESS in text:
         return ConfigError(
             f"{where}: expected credentials, found none in the environment, and this machine has no role.",
-            "Set the variables of the store's provider; for a public bucket of AWS, AWS_SKIP_SIGNATURE=true.",
+            credentials_remedy(str(where)),
         )
     return None
 

@@ -26,7 +26,7 @@ def open_store(root: str) -> Store:
     scheme = root.partition("://")[0].lower()
     if scheme not in OBJECT_STORE_SCHEMES:
         raise ConfigError(
-            f"{root}: expected a folder, s3://, gs:// or az://, found {scheme}://.",
+            f"{root}: expected a folder, s3://, gs://, az:// or abfss://, found {scheme}://.",
             "Give an output of one of these kinds.",
         )
     return ObjectStore(root)

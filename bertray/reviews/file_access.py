@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 import pyarrow as pa
 
 from bertray.errors import BertrayError, ConfigError, InfrastructureError
-from bertray.io.connections import OBJECT_STORE_SCHEMES
+from bertray.io.connections import OBJECT_STORE_SCHEMES, endpoint_variable
 from bertray.io.object_store import ObjectStore
 from bertray.io.store_protocol import StoredFile
 from bertray.paths import local_path
@@ -24,7 +24,8 @@ from bertray.paths import local_path
 _PIECE_BYTES = 1 << 20
 _LEAST_BYTES, _MOST_BYTES, _LARGEST_BYTES = 1 << 16, 4 << 20, 32 << 20  # of a request: least, ahead of a reader, any
 _SETTINGS = ("AWS_", "AZURE_", "GOOGLE_", "HOME")  # environment variables that say how a store is reached
-_AZURE_ACCOUNT = re.compile(r"[a-z0-9-]{3,63}@[a-z0-9]{3,24}\.dfs\.core\.windows\.net")  # CONTAINER@ACCOUNT....
+_AZURE_HOST = re.compile(r"[\w.-]+@([a-z0-9-]{3,64})\.(?:dfs|blob)\.([a-z0-9.-]+)")  # CONTAINER@ACCOUNT.dfs.CLOUD
+_AZURE_CLOUDS = ("core.windows.net", "fabric.microsoft.com")  # whose addresses the client knows
 _NO_PATH = (errno.ELOOP, errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR)
 
 
@@ -59,11 +60,20 @@ def check_uri(path: str) -> None:
         return
     if scheme not in OBJECT_STORE_SCHEMES:
         raise ConfigError(
-            f"{scheme}://: expected a local path, s3://, gs://, az:// or hub://, found another kind of address.",
+            f"{scheme}://: expected a local path, s3://, gs://, az://, abfss:// or hub://, found another kind of "
+            "address.",
             "Copy the data to one of these.",
         )
     host = urlsplit(path).netloc
-    if "@" in host and not (scheme in ("abfs", "abfss") and _AZURE_ACCOUNT.fullmatch(host)):
+    azure = _AZURE_HOST.fullmatch(host) if scheme in ("abfs", "abfss") else None
+    if azure and azure[2] not in _AZURE_CLOUDS:
+        account, container = azure[1], host.partition("@")[0]
+        raise ConfigError(
+            f"{scheme}://: expected a host of Azure below {' or '.join(_AZURE_CLOUDS)}, found {azure[2]}.",
+            f"Write az://{container}/folder, and set AZURE_STORAGE_ACCOUNT_NAME={account} and "
+            f"AZURE_STORAGE_ENDPOINT=https://{account}.blob.{azure[2]}.",
+        )
+    if "@" in host and not azure:
         raise ConfigError(
             f"{scheme}://: expected no credentials in the address, found some.",
             "Use the environment, a profile or the machine's role.",
@@ -71,7 +81,9 @@ def check_uri(path: str) -> None:
     if re.search(r"\?[^/*]*=", path):
         raise ConfigError(
             f"{path.partition('?')[0]}: expected no options in the address, found {path.partition('?')[1]}.",
-            "An S3-compatible endpoint is set by the environment variable AWS_ENDPOINT_URL.",
+            f"Another endpoint is set by the environment variable {endpoint_variable(path)}."
+            if endpoint_variable(path)
+            else "Write the address without them.",
         )
 
 

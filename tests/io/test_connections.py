@@ -14,6 +14,7 @@ import pytest
 from bertray.errors import ConfigError
 from bertray.io import connections
 from bertray.io.connections import connect
+from bertray.io.failures import storage_errors
 from bertray.io.store import open_store
 
 PROFILES = """
@@ -38,6 +39,26 @@ def bare_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def profiles(home: Path) -> None:
     (home / ".aws").mkdir()
     (home / ".aws/credentials").write_text(PROFILES)
+
+
+AZURE_REMEDY = "Set AZURE_STORAGE_ACCOUNT_KEY, AZURE_STORAGE_SAS_KEY, or AZURE_STORAGE_CLIENT_ID and its secret."
+
+
+@pytest.mark.parametrize(
+    ("address", "remedy"),
+    [
+        ("s3://b/in", "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY; for a public bucket, AWS_SKIP_SIGNATURE=true."),
+        ("gs://b/in", "Set GOOGLE_APPLICATION_CREDENTIALS to the file of a service account."),
+        ("az://c/in", AZURE_REMEDY),
+        ("abfss://c@account.dfs.core.windows.net/in", AZURE_REMEDY),
+    ],
+)
+def test_credentials_that_are_missing_are_named_as_their_provider_calls_them(address, remedy):
+    from obstore.exceptions import GenericError
+
+    with pytest.raises(ConfigError) as caught, storage_errors(address):
+        raise GenericError("error sending request for url (http://169.254.169.254/metadata)")
+    assert caught.value.remedy == remedy
 
 
 @pytest.mark.parametrize(

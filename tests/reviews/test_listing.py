@@ -15,6 +15,7 @@ from obstore.exceptions import PermissionDeniedError
 from bertray.config import TextFormat
 from bertray.errors import ConfigError, DataRefused
 from bertray.io.failures import storage_errors
+from bertray.reviews.file_access import bucket_of, check_uri
 from bertray.reviews.listing import list_inputs, sidecar_remedy
 from bertray.reviews.rows import BadFile
 from tests.scanning import inspect
@@ -139,6 +140,41 @@ def test_other_addresses_are_refused_without_repeating_secrets(path):
         list_inputs([path], AUTO)
     assert "secret" not in str(caught.value)
     assert "evil" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("host", "account"),
+    [
+        ("reviews@lake.dfs.core.windows.net", "lake"),
+        ("reviews@lake.blob.core.windows.net", "lake"),
+        ("Sales_2026@onelake.dfs.fabric.microsoft.com", "onelake"),
+        ("sales@westus-onelake.dfs.fabric.microsoft.com", "westus-onelake"),
+    ],
+)
+def test_accounts_of_azure_may_stand_in_an_address(host, account):
+    for scheme in ("abfss", "abfs"):
+        check_uri(f"{scheme}://{host}/incoming/*.parquet")
+        bucket, key = bucket_of(f"{scheme}://{host}/incoming/a.parquet")
+        assert (bucket._store.config["account_name"], key) == (account, "incoming/a.parquet")
+
+
+@pytest.mark.parametrize("kind", ["dfs", "blob"])
+def test_an_azure_host_that_the_client_does_not_know_is_named_with_the_way_in(kind):
+    with pytest.raises(ConfigError) as caught:
+        check_uri(f"abfss://reviews@lake.{kind}.core.chinacloudapi.cn/in")
+    assert str(caught.value) == (
+        "abfss://: expected a host of Azure below core.windows.net or fabric.microsoft.com, found "
+        "core.chinacloudapi.cn. Write az://reviews/folder, and set AZURE_STORAGE_ACCOUNT_NAME=lake and "
+        "AZURE_STORAGE_ENDPOINT=https://lake.blob.core.chinacloudapi.cn."
+    )
+    with pytest.raises(ConfigError, match="expected no credentials in the address"):
+        check_uri("abfss://user:password@lake.dfs.core.windows.net/in")
+
+
+@pytest.mark.parametrize(("scheme", "said"), [("s3", "AWS_ENDPOINT_URL"), ("az", "AZURE_STORAGE_ENDPOINT")])
+def test_options_in_an_address_are_refused_with_the_variable_of_its_provider(scheme, said):
+    with pytest.raises(ConfigError, match=said):
+        check_uri(f"{scheme}://bucket/in?endpoint=http://x")
 
 
 def test_links_inside_the_root_count_once_and_links_out_of_it_are_refused(tmp_path):
