@@ -19,8 +19,12 @@ from bertray.reviews.file_access import is_file, is_remote, stamp, threads_for
 from bertray.reviews.rows import FileEntry
 
 _ADDRESS = re.compile(r"/|[A-Za-z][A-Za-z0-9+.-]*:/")  # a path that does not begin at the folder of the table
-# Features of the protocol that change nothing of how a row is found in its file.
-_HARMLESS = {"deletionVectors", "timestampNtz", "v2Checkpoint", "vacuumProtocolCheck", "columnMapping"}
+# Reader features whose use, where there is any, is checked by itself, or that leave rows in their files as they are.
+_KNOWN_FEATURES = {"deletionVectors", "timestampNtz", "v2Checkpoint", "vacuumProtocolCheck", "columnMapping"}
+# deltalake states `variantType` beside deletion vectors, for tables without such a column, too.
+_VARIANT_FEATURES = {"variantType", "variantType-preview", "variantShredding-preview"}
+_VARIANT_COLUMN = re.compile(r'"(?:type|elementType|valueType)":\s*"variant"')  # in a schema as JSON
+_GAP = re.compile(r'found gap:.*?filename: "(\d+)\.json".*?filename: "(\d+)\.json"', re.DOTALL)
 
 
 def is_installed() -> bool:
@@ -85,9 +89,11 @@ def _reading_log(root: str, key: str) -> Iterator[None]:
     try:
         yield
     except DeltaError as error:
+        gap = _GAP.search(str(error))
+        why = f"versions between {int(gap[1])} and {int(gap[2])} are missing" if gap else _one_line(error)
         raise DataRefused(
-            f"{key}: expected a Delta table, found a log that cannot be read: {root} ({_one_line(error)}).",
-            "Repair the table, or write its rows as Parquet.",
+            f"{key}: expected a Delta table, found a log that cannot be read: {root} ({why}).",
+            f"{'Restore their files in _delta_log' if gap else 'Repair the table'}, or write its rows as Parquet.",
         ) from error
     except OSError as error:
         raise InfrastructureError(
@@ -122,7 +128,9 @@ def _as_text(value: Any) -> str:
 
 def _check_features(root: str, key: str, table: Any) -> None:
     """Refuse tables whose files have other columns than the table, and those of a protocol that is not known."""
-    unknown = set(table.protocol().reader_features or ()) - _HARMLESS
+    unknown = set(table.protocol().reader_features or ()) - _KNOWN_FEATURES
+    if unknown & _VARIANT_FEATURES and not _VARIANT_COLUMN.search(table.schema().to_json()):
+        unknown -= _VARIANT_FEATURES
     mapping = table.metadata().configuration.get("delta.columnMapping.mode", "none")
     if unknown or mapping != "none":
         what = f"delta.columnMapping.mode={mapping}" if mapping != "none" else ", ".join(sorted(unknown))

@@ -96,6 +96,50 @@ def test_a_table_whose_files_do_not_hold_its_rows_as_they_are_is_refused(table, 
         delta._check_features(str(table), "input", Altered())
 
 
+def with_feature(root: Path, feature: str, **column: object) -> Path:
+    """The table with a reader feature, and a column where one is given, in its first version."""
+    path = root / "_delta_log/00000000000000000000.json"
+    actions = [json.loads(line) for line in path.read_text().splitlines()]
+    for action in actions:
+        if "protocol" in action:
+            names = {"readerFeatures": [feature], "writerFeatures": [feature]}
+            action["protocol"] = {"minReaderVersion": 3, "minWriterVersion": 7, **names}
+        if "metaData" in action and column:
+            schema = json.loads(action["metaData"]["schemaString"])
+            schema["fields"].append({"name": "more", "nullable": True, "metadata": {}, **column})
+            action["metaData"]["schemaString"] = json.dumps(schema)
+    path.write_text("".join(json.dumps(action) + "\n" for action in actions))
+    return root
+
+
+def test_a_table_that_may_have_deletion_vectors_and_has_none_is_read(tmp_path):
+    """deltalake states `variantType` beside `deletionVectors`, whatever the columns are."""
+    rows, options = pa.table({"id": ["1"], "text": ["one"]}), {"delta.enableDeletionVectors": "true"}
+    deltalake.write_deltalake(str(tmp_path / "t"), rows, configuration=options)
+    assert "deletionVectors" in deltalake.DeltaTable(str(tmp_path / "t")).protocol().reader_features
+    assert rows_of(tmp_path / "t") == [("1", "one")]
+
+
+@pytest.mark.parametrize("kind", ["variant", {"type": "array", "elementType": "variant", "containsNull": True}])
+def test_a_table_with_a_column_of_variants_is_refused(tmp_path, kind):
+    for name, column in (("without", {}), ("with", {"type": kind})):
+        deltalake.write_deltalake(str(tmp_path / name), pa.table({"id": ["1"], "text": ["one"]}))
+        with_feature(tmp_path / name, "variantType", **column)
+    assert rows_of(tmp_path / "without") == [("1", "one")]
+    with pytest.raises(DataRefused, match="found variantType: "):
+        list_inputs([str(tmp_path / "with")], AUTO)
+
+
+def test_a_log_with_a_gap_says_which_versions_are_missing(table):
+    (table / "_delta_log/00000000000000000001.json").unlink()
+    with pytest.raises(DataRefused) as caught:
+        list_inputs([str(table)], AUTO)
+    assert str(caught.value) == (
+        f"input: expected a Delta table, found a log that cannot be read: {table} (versions between 0 and 2 are "
+        "missing). Restore their files in _delta_log, or write its rows as Parquet."
+    )
+
+
 def test_rows_deleted_by_a_vector_are_never_read(table):
     """A file with a vector has its whole number of rows: reading it would bring deleted rows back."""
     vector = {"storageType": "u", "pathOrInlineDv": "ab^-aqEH.-t@S}K{vb[*k^", "offset": 4, "sizeInBytes": 40}
