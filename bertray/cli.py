@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shlex
 import signal
 import sys
 from collections.abc import Callable
@@ -15,7 +16,7 @@ import typer
 import bertray
 from bertray import config as configs
 from bertray import runtime
-from bertray.commands.overview import GroupedCommands, completed, with_examples
+from bertray.commands.overview import GroupedCommands, completed, completion_script, with_examples
 from bertray.errors import EXIT_BUG, EXIT_INTERRUPTED, EXIT_OK, ConfigError, did_you_mean
 from bertray.wording import visible
 
@@ -39,6 +40,7 @@ SUMMARIES = {
     "topics": "Find topics of reviews, with words, sentiment and a map.",
     "audit": "Find duplicates, leakage, wrong labels and broken rows.",
     "plan": "Forecast a train or score run; writes nothing.",
+    "config": "Show a resolved config, or its JSON schema.",
     "compare": "Model B beside model A on the same reviews: paired tests, flips, what the rows could have found.",
     "promote": "A candidate becomes the model that a name stands for, if it passes the release gate.",
     "rollback": "A name stands for an earlier version again.",
@@ -69,8 +71,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 config_app = typer.Typer(
-    help=with_examples("config", "Show a resolved config, or its JSON schema."),
-    short_help="Show a resolved config, or its JSON schema.",
+    help=with_examples("config", SUMMARIES["config"]),
+    short_help=SUMMARIES["config"],
     no_args_is_help=True,
     rich_markup_mode=None,
 )
@@ -241,7 +243,13 @@ def _predict(
     texts = [word for word in rest[:at] if word not in keys] + rest[at + 1 :]
     given = [*(f"model={name}" for name in model if not _is_override("predict", name)), *keys]
     given += [name for name in model if _is_override("predict", name)]
-    loaded = configs.build_config("predict", configs.load_values("predict", files or [], given, {"texts": texts}))
+    values = configs.load_values("predict", files or [], given, {"texts": texts} if texts else {})
+    if not values.get("texts"):
+        named = shlex.quote(str(values.get("model", "runs/first/model")))
+        raise ConfigError(
+            "predict: expected a text to label, found none.", f'Add it: `bertray predict {named} "Great tent!"`.'
+        )
+    loaded = configs.build_config("predict", values)
     raise typer.Exit(_runner("predict")(loaded))
 
 
@@ -337,6 +345,11 @@ def main(argv: list[str] | None = None) -> None:
 
 def run(argv: list[str]) -> int:
     """Run one command; returns its exit code and never lets a user's error out as a traceback."""
+    if script := completion_script(os.environ.get("_BERTRAY_COMPLETE", "")):
+        print(script)
+        return EXIT_OK
+    if argv[:1] == ["help"]:
+        argv = [*argv[1:], "--help"]
     verbose = "-v" in argv
     name = f"bertray {argv[0]}" if argv and not argv[0].startswith("-") else "bertray"
     try:
@@ -356,7 +369,7 @@ def run(argv: list[str]) -> int:
             flag = getattr(error, "option_name", "")
             near = configs.flag_as_key(verb, flag) if verb and flag.startswith("--") else ""
             said = error.format_message().partition(" (Possible")[0].removesuffix(".")
-            _say(f"{name}: {said}.{near}")
+            _say(f"{name}: {said}{'' if said.endswith('?') else '.'}{near}")
             remedy = f"Settings are written key=value; `bertray {verb} --help` lists the keys." if verb else ""
             return _leave(ConfigError.exit_code, remedy or "`bertray --help` lists the commands.")
         known = known_error(error)

@@ -24,6 +24,14 @@ PAGES = {"README.md": "index.md"} | {name: name for name in ("CONTRIBUTING.md", 
 COPIED = ("LICENSE", "constraints.txt", "requirements*.lock", "cluster.yaml", "deploy/**/*", "jobs/configs/*.yaml")
 FOLDERS = {"jobs/configs": "configs.md"}
 """Folders that pages link to, and the page that shows their files."""
+VERBS = [verb for of_group in GROUPS.values() for verb in of_group]
+KEYS_ELSEWHERE = {
+    "plan": "Its keys are those of [`train`](train.md), where `data` or `training` is one of them, else of "
+    "[`score`](score.md).",
+    "config": "`show VERB` takes the keys of that command and prints all of them with their values, as `-c` reads "
+    "them. `schema VERB` prints the JSON schema of its keys, for editors.",
+}
+"""Commands without keys of their own."""
 LINK = re.compile(r"(?<=\]\()([^)\s]+)(?=\))")
 FENCE = re.compile(r"(^```.*?^```$)", re.DOTALL | re.MULTILINE)
 
@@ -31,8 +39,7 @@ FENCE = re.compile(r"(^```.*?^```$)", re.DOTALL | re.MULTILINE)
 def on_config(config: Any) -> Any:
     """Fill the list of commands in the navigation, group by group."""
     commands = [{"Overview": "reference/commands.md"}]
-    verbs = [verb for of_group in GROUPS.values() for verb in of_group if verb in configs.CONFIGS]
-    commands += [{verb: f"reference/{verb}.md"} for verb in verbs]
+    commands += [{verb: f"reference/{verb}.md"} for verb in VERBS]
     for section in config.nav:
         for item in section.get("Reference", []):
             if "Commands" in item:
@@ -46,7 +53,7 @@ def on_files(files: Files, config: Any) -> Files:
         "configs.md": _configs_page(),
         "reference/api.md": _api_page(),
         "reference/commands.md": _commands_page(),
-        **{f"reference/{verb}.md": _command_page(verb) for verb in configs.CONFIGS},
+        **{f"reference/{verb}.md": _command_page(verb) for verb in VERBS},
         **{place: (ROOT / name).read_text(encoding="utf-8") for name, place in PAGES.items()},
     }
     found = [path for pattern in COPIED for path in sorted(ROOT.glob(pattern)) if path.is_file()]
@@ -89,7 +96,7 @@ def _commands_page() -> str:
     ]
     for title, verbs in GROUPS.items():
         lines += [f"## {title}", "", "| command | |", "|---|---|"]
-        lines += [f"| [`{verb}`]({verb}.md) | {SUMMARIES[verb]} |" for verb in verbs if verb in configs.CONFIGS]
+        lines += [f"| [`{verb}`]({verb}.md) | {SUMMARIES[verb]} |" for verb in verbs]
         lines += [""]
     return "\n".join(lines)
 
@@ -99,6 +106,8 @@ def _command_page(verb: str) -> str:
     lines = [f"# {verb}", "", SUMMARIES[verb], "", "```console"]
     lines += [f"$ bertray {example}" for example in EXAMPLES[verb]]
     lines += ["```", ""]
+    if verb in KEYS_ELSEWHERE:
+        return "\n".join([*lines, KEYS_ELSEWHERE[verb], ""])
     sections: dict[str, list[tuple[str, str, str]]] = {"": []}
     for key, default, description in configs.key_help(configs.CONFIGS[verb]):
         sections.setdefault(key.rpartition(".")[0], []).append((key, default, description))

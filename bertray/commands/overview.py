@@ -113,3 +113,36 @@ def _typed(ctx: typer.Context) -> Sequence[str]:
     """Settings that stand before the word that is completed."""
     given = (value for value in ctx.params.values() if isinstance(value, list | tuple))
     return [str(word) for word in next(given, ())]
+
+
+# typer's own scripts put a space behind every word, so that `training.epochs=` could not be typed on. fish's does not.
+_SCRIPTS = {
+    "source_bash": r"""
+_bertray_completion() {
+    local IFS=$'\n'
+    COMPREPLY=($(COMP_WORDS="${COMP_WORDS[*]}" COMP_CWORD=$COMP_CWORD _BERTRAY_COMPLETE=complete_bash "$1"))
+    if [[ ${#COMPREPLY[@]} -eq 1 && ${COMPREPLY[0]} == *= ]]; then compopt -o nospace; fi
+}
+complete -o default -F _bertray_completion bertray
+""",
+    "source_zsh": r"""
+_bertray_completion() {
+    local -a found=("${(@f)$(_TYPER_COMPLETE_ARGS="${words[1,$CURRENT]}" _TYPER_COMPLETE_FISH_ACTION=get-args \
+        _BERTRAY_COMPLETE=complete_fish "${words[1]}")}")
+    local -a keys=("${(@M)found:#*=}") others=("${(@)${(@)found:#(*=|)}/$'\t'/:}")
+    if (( $#keys )); then compadd -S '' -- "${keys[@]}"; fi
+    if (( $#others )); then _describe bertray others; fi
+    if (( ! $#keys && ! $#others )); then _files; fi
+}
+compdef _bertray_completion bertray
+""",
+}
+
+
+def completion_script(wanted: str) -> str:
+    """Script that a shell evaluates for completion, or nothing where the parser has one.
+
+    Args:
+        wanted: value of `_BERTRAY_COMPLETE`, such as `source_zsh`.
+    """
+    return _SCRIPTS.get(wanted, "")

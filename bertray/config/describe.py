@@ -78,6 +78,7 @@ def _expected(item: Any, key_below: str) -> str:
         "model_type": f"keys below it, such as {key_below}",
         "dict_type": "keys and values",
         "string_too_short": "a value",
+        "too_short": f"{limits.get('min_length')} or more",
         "literal_error": str(limits.get("expected")),
         "greater_than_equal": f"{limits.get('ge')} or more",
         "greater_than": f"more than {limits.get('gt')}",

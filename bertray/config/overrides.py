@@ -205,7 +205,7 @@ def build_config(verb: str, data: Mapping[str, Any]) -> Section:
             lines.append(f"{error.error_count() - MAX_ERRORS} more.")
         raise ConfigError(
             f"{verb} config: " + "\n  ".join(lines),
-            f"`bertray config schema {verb}` lists every key.",
+            f"`bertray {verb} --help` lists every key.",
         ) from error
 
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
+import shutil
+import subprocess
+import sys
 
 import pytest
 
-from bertray.cli import app, run
+from bertray.cli import SUMMARIES, app, run
 from bertray.commands.overview import EXAMPLES, GROUPS
 from bertray.config import guess_verb, load_config
 from bertray.errors import ConfigError
@@ -19,6 +23,19 @@ VERBS = {*(command.name or "" for command in app.registered_commands), "config"}
 def shown(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
     assert run(list(argv)) == 0
     return capsys.readouterr().out
+
+
+@pytest.mark.parametrize("words", [[], ["train"], ["config"]])
+def test_help_is_a_word_too(capsys, words):
+    assert shown(capsys, "help", *words) == shown(capsys, *words, "--help")
+
+
+def test_a_mistyped_command_ends_with_one_mark(capsys):
+    assert run(["trian"]) == 2
+    assert capsys.readouterr().err == (
+        "bertray trian: No such command 'trian'. Did you mean 'train', 'pretrain'?\n"
+        "bertray: exit 2 (configuration): `bertray --help` lists the commands.\n"
+    )
 
 
 def test_every_command_stands_in_one_group_and_has_an_example():
@@ -92,13 +109,61 @@ def test_commands_keys_and_values_are_completed(monkeypatch, capsys):
     assert offered("plan", "data.tr") == ["data.train="]
 
 
-def test_the_script_of_completion_is_printed_for_each_shell(monkeypatch, capsys):
-    for shell in ("bash", "zsh", "fish"):
-        monkeypatch.setenv("_BERTRAY_COMPLETE", f"source_{shell}")
-        with pytest.raises(SystemExit) as ended:
-            app([], prog_name="bertray", standalone_mode=False)
-        assert ended.value.code == 0
-        assert "_BERTRAY_COMPLETE=complete_" + shell in capsys.readouterr().out
+@pytest.fixture
+def shell(tmp_path, monkeypatch):
+    """Runs a script in a shell in which `bertray` is this package."""
+    program = tmp_path / "bertray"
+    start = "import sys; sys.argv[0] = 'bertray'; from bertray.cli import main; main()"
+    program.write_text(f'#!/bin/sh\nexec {sys.executable} -c "{start}" "$@"\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+
+    def lines(name: str, script: str) -> list[str]:
+        if shutil.which(name) is None:
+            pytest.skip(f"{name} is not installed")
+        options = ["--norc", "--noprofile"] if name == "bash" else ["-f"]
+        done = subprocess.run([name, *options, "-c", script], capture_output=True, text=True, timeout=300, check=False)
+        assert (done.returncode, done.stderr) == (0, "")
+        return done.stdout.splitlines()
+
+    return lines
+
+
+def test_bash_puts_no_space_behind_a_key_and_one_behind_a_value(shell):
+    script = """
+    compopt() { echo "compopt $1 $2"; }
+    eval "$(_BERTRAY_COMPLETE=source_bash bertray)"
+    offer() { COMP_WORDS=(bertray "$@"); COMP_CWORD=$#; _bertray_completion bertray; echo "${COMPREPLY[@]}"; }
+    offer train training.warm; offer train training.method = fi; offer pret
+    """
+    assert shell("bash", script) == ["compopt -o nospace", "training.warmup_ratio=", "finetune", "pretrain"]
+
+
+def test_zsh_puts_no_space_behind_a_key_and_one_behind_a_value(shell):
+    script = """
+    autoload -Uz compinit && compinit -D && eval "$(_BERTRAY_COMPLETE=source_zsh bertray)"
+    echo $_comps[bertray]
+    compadd() { print -r -- compadd "${(qq)@}"; }
+    _describe() { print -r -- others "${(P)2[@]}"; }
+    _files() { print files; }
+    offer() { words=(bertray "$@"); CURRENT=$#words; _bertray_completion; }
+    offer train training.warm; offer train training.method=fi; offer gc; offer train nothing-like-it
+    """
+    assert shell("zsh", script) == [
+        "_bertray_completion",
+        "compadd '-S' '' '--' 'training.warmup_ratio='",
+        "others training.method=finetune",
+        f"others gc:{SUMMARIES['gc']}",
+        "files",
+    ]
+
+
+def test_fish_has_the_script_of_the_parser(monkeypatch, capsys):
+    monkeypatch.setenv("_BERTRAY_COMPLETE", "source_fish")
+    with pytest.raises(SystemExit) as ended:
+        app([], prog_name="bertray", standalone_mode=False)
+    assert ended.value.code == 0
+    assert "_BERTRAY_COMPLETE=complete_fish" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -46,7 +46,7 @@ def test_a_key_that_people_type_is_told_what_it_is_called_here(verb, key, meant)
 def test_a_key_that_is_like_no_other_is_not_told_another():
     with pytest.raises(ConfigError) as caught:
         load_config("score", [], ["model=m", "input=i", "output=o", "learning_rat=1"])
-    assert str(caught.value).startswith("score config: learning_rat: no such key. `bertray config schema score`")
+    assert str(caught.value).startswith("score config: learning_rat: no such key. `bertray score --help`")
 
 
 def test_every_synonym_is_of_a_key_that_a_verb_has():
