@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
-from bertray.errors import ConfigError, ConflictError, InfrastructureError
+from bertray.errors import ConfigError, ConflictError, InfrastructureError, did_you_mean
 from bertray.io.digests import file_sha256
 from bertray.io.local_copies import LocalCopies
 from bertray.io.store import OBJECT_STORE_SCHEMES, open_store
@@ -219,6 +219,8 @@ def bundled_model() -> Path:
 def resolve_model(model: str) -> Path:
     """Local folder of a `model` value: `bundled`, a folder, a prefix (`s3://`, `gs://`, `az://`), `hub-id[@revision]`.
 
+    `a/b` is a folder where the folder `a` is here; else, and with a revision, a model of the hub.
+
     Every machine of a cluster calls this for itself, so that each model is fetched once per machine.
 
     Raises:
@@ -233,7 +235,7 @@ def resolve_model(model: str) -> Path:
         if scheme not in OBJECT_STORE_SCHEMES or not rest.partition("/")[0]:
             found = f"{scheme}:// without one" if scheme in OBJECT_STORE_SCHEMES else f"{scheme}://"
             raise ConfigError(
-                f"model={model}: expected s3://, gs:// or az:// with a bucket, found {found}.",
+                f"model={model}: expected s3://, gs://, az:// or abfss:// with a bucket, found {found}.",
                 "Give a prefix like s3://bucket/run/model, a local folder, a hub id, or `bundled`.",
             )
         return _checked(_downloaded(model), model)
@@ -243,6 +245,12 @@ def resolve_model(model: str) -> Path:
     if folder.exists() or not _HUB_ID.match(model) or model.startswith("."):
         found = "expected a folder, found a file" if folder.exists() else "no such folder"
         raise ConfigError(f"model={model}: {found}.", "Give a trained run's `model` folder, a hub id, or `bundled`.")
+    if "/" in model and "@" not in model and folder.parent.is_dir():
+        near = did_you_mean(folder.name, [path.name for path in folder.parent.iterdir()])
+        raise ConfigError(
+            f"model={model}: no such folder.{near}",
+            f"Give a trained run's `model` folder; a model of the hub with this name is `{model}@main`.",
+        )
     return _from_hub(model)
 
 

@@ -25,8 +25,25 @@ def test_each_text_has_a_row_with_the_numbers_of_the_classifier(trained_alone, c
     ]
 
 
-def test_a_model_without_texts_and_a_wrong_one_are_told(tmp_path, capsys):
-    assert run(["predict", str(tmp_path)]) == 2
-    assert "texts" in capsys.readouterr().err
+@pytest.mark.parametrize(("words", "named"), [([], "runs/first/model"), (["my model"], "'my model'")])
+def test_a_text_that_is_missing_is_asked_for_with_an_example(capsys, words, named):
+    assert run(["predict", *words]) == 2
+    assert capsys.readouterr().err == (
+        "bertray predict: expected a text to label, found none.\n"
+        f'bertray: exit 2 (configuration): Add it: `bertray predict {named} "Great tent!"`.\n'
+    )
+
+
+@pytest.mark.parametrize("model", ["runs/nomodel", "./nomodel", "a/b/c", "/no/model", "nowhere/", "runs/frist"])
+def test_a_path_that_leads_nowhere_is_a_wrong_config_that_no_retry_mends(tmp_path, monkeypatch, capsys, model):
+    (tmp_path / "runs/first").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert run(["predict", model, "a text"]) == 2
+    error = capsys.readouterr().err
+    assert f"model={model}: no such folder." in error
+    assert ("Did you mean 'first'?" in error) == (model == "runs/frist")
+
+
+def test_a_wrong_model_is_told(tmp_path, capsys):
     assert run(["predict", str(tmp_path / "nowhere"), "a text"]) == 2
     assert "no such folder" in capsys.readouterr().err
