@@ -167,7 +167,7 @@ def stage_parts(
     with Ticker(doing, num_rows, "reviews") as ticker:
         for receipts in executor.run(work, stages, Progress(doing, "shard", name_of)):
             if None not in receipts:
-                done += receipts[0].rows_in
+                done += receipts[0].rows_scored + receipts[0].rows_quarantined  # of a sample, fewer than its spans
                 ticker.update(done)
                 yield receipts
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from bertray.errors import ConfigError
@@ -38,6 +39,15 @@ def adapt(model: Any, training: TrainingSettings) -> None:
         _add_lora(model, training.lora)
     if training.freeze_layers:
         _freeze(model, training.freeze_layers)
+
+
+def check_adaptable(model: Any, lora: LoraSettings, freeze_layers: int) -> None:
+    """Raises what `adapt` would; the model needs no weights, and is left as it is."""
+    if lora.rank is not None:
+        if find_spec("peft") is None:
+            raise _no_peft()
+        _lora_layers(model, lora)
+    _check_depth(model, freeze_layers)
 
 
 def has_adapters(model: Any) -> bool:
@@ -88,31 +98,38 @@ def _rate_scales(model: torch.nn.Module, decay: float) -> Iterator[tuple[str, fl
         yield name, decay**below
 
 
-def _freeze(model: Any, layers: int) -> None:
-    depth = num_layers(model)
-    if layers > depth:
+def _check_depth(model: Any, layers: int) -> None:
+    if layers > (depth := num_layers(model)):
         raise ConfigError(
             f"training.freeze_layers={layers}: expected at most {depth}, as many layers as the model has weights of.",
             "Give fewer.",
         )
+
+
+def _freeze(model: Any, layers: int) -> None:
+    _check_depth(model, layers)
     for name, parameter in model.named_parameters():
         layer = _LAYER.search(name)
         if _EMBEDDINGS.search(name) or (layer and int(layer[1]) < layers):
             parameter.requires_grad = False
 
 
-def _add_lora(model: Any, lora: LoraSettings) -> None:
-    try:
-        from peft import LoraConfig, inject_adapter_in_model
-    except ImportError as error:
-        raise ConfigError("training.lora: peft is not installed.", "Run `pip install 'bertray[peft]'`.") from error
+def _no_peft() -> ConfigError:
+    return ConfigError("training.lora: peft is not installed.", "Run `pip install 'bertray[peft]'`.")
 
+
+def _prefix(model: Any) -> str:
+    """Of the names of the encoder's parameters in a model."""
+    return "" if model.base_model is model else f"{model.base_model_prefix}."
+
+
+def _lora_layers(model: Any, lora: LoraSettings) -> list[str]:
+    """Names of the linear layers that get adapters."""
     import torch
 
     # The head learns all of its weights, and so does the pooler, which feeds it.
-    prefix = "" if model.base_model is model else f"{model.base_model_prefix}."
     layers = {
-        f"{prefix}{name}": name.rpartition(".")[2]
+        f"{_prefix(model)}{name}": name.rpartition(".")[2]
         for name, module in model.base_model.named_modules()
         if isinstance(module, torch.nn.Linear) and name.split(".")[0] != "pooler"
     }
@@ -123,9 +140,18 @@ def _add_lora(model: Any, lora: LoraSettings) -> None:
             f"training.lora.targets: expected names of linear layers of the encoder, found {', '.join(missing)}.",
             f"It has {', '.join(sorted(names))}.",
         )
+    return [name for name, own in layers.items() if own in targets]
+
+
+def _add_lora(model: Any, lora: LoraSettings) -> None:
+    try:
+        from peft import LoraConfig, inject_adapter_in_model
+    except ImportError as error:
+        raise _no_peft() from error
+
+    chosen, prefix = _lora_layers(model, lora), _prefix(model)
     assert lora.rank is not None
     alpha = lora.rank * 2 if lora.alpha is None else lora.alpha
-    chosen = [name for name, own in layers.items() if own in targets]
     config = LoraConfig(r=lora.rank, lora_alpha=alpha, target_modules=chosen, bias="none")  # scaled by alpha / rank
     encoder = {name for name, _ in model.base_model.named_parameters()}
     inject_adapter_in_model(config, model)

@@ -14,6 +14,7 @@ import numpy as np
 
 from bertray.settings import Auto
 from bertray.training.order import num_steps
+from bertray.wording import counted
 
 BATCH_SIZE = 16
 WARMUP_RATIO = 0.1
@@ -55,8 +56,9 @@ class Schedule:
     def __str__(self) -> str:
         rate = np.format_float_scientific(self.learning_rate, precision=3, trim="-", exp_digits=1)
         return (
-            f"{self.num_steps:,} optimizer steps: {self.epochs} epochs of {self.num_rows:,} rows, {self.batch_size} "
-            f"rows a step; learning rate {rate}, rising over the first {self.warmup_ratio:.0%} of the steps"
+            f"{counted(self.num_steps, 'optimizer step')}: {counted(self.epochs, 'epoch')} of "
+            f"{counted(self.num_rows, 'row')}, {counted(self.batch_size, 'row')} a step; learning rate {rate}, rising "
+            f"over the first {self.warmup_ratio:.0%} of the steps"
         )
 
 

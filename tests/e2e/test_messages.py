@@ -54,6 +54,8 @@ TRAIN_FAULTS = [
     (2, ["training.method=distill"], ["training.teacher is missing"]),
     (2, ["training.teacher=runs/teacher"], ["training.teacher applies to training.method=distill, not to auto"]),
     (2, ["training.head=svm"], ["training.head applies to training.method=features, not to auto"]),
+    (2, ["training.freeze_layers=99"], ["training.freeze_layers=99: expected at most 2"]),
+    (2, ["training.lora.rank=2", "training.lora.targets=[querry]"], ["training.lora.targets", "found querry"]),
     (6, ["labels=[pos, negative]"], ["neg (4)"]),
     (6, ["columns.label=stars", "labels={{0: a, 1: b}}"], ["2 (1)", "labels={"]),
     (7, ["model=some/model-of-the-hub"], ["cannot be reached"]),

@@ -12,6 +12,7 @@ import pytest
 
 from bertray.cli import run
 from bertray.config import Columns, EvaluateConfig
+from bertray.console import Ticker
 from bertray.errors import ConfigError
 from bertray.execution.on_demand import in_this_process
 from bertray.model.bundle import BundleInfo, write_bundle
@@ -73,6 +74,27 @@ def test_a_model_of_pairs_wants_pairs_and_another_does_not(of_pairs, column, sai
     assert opened("aspect" if of_pairs else None).text_pair is of_pairs
     (tmp_path / "model" / "bertray.json").unlink()  # of a model from elsewhere nobody knows
     assert opened("aspect").text_pair is False
+
+
+def test_reviews_that_are_evaluated_add_up_to_those_that_were_announced(tiny_encoder, tmp_path, monkeypatch):
+    """Held-out rows stand between others, in files of one label each."""
+    seen: dict[str, list[float]] = {}
+
+    class Noted(Ticker):
+        def update(self, done: float, note: str = "") -> None:
+            seen.setdefault(self._title, []).append(done / self.total)
+
+    without_ray(monkeypatch)
+    monkeypatch.setattr("bertray.scoring.stage_part.Ticker", Noted)
+    for label in ("neg", "pos"):
+        for part in range(3):
+            texts = [f"{TEXTS[number % 4]} {label} {part} {number}" for number in range(60)]
+            write(tmp_path / "in" / f"label={label}" / f"{part}.parquet", text=texts)
+    words = [f"model={tiny_encoder}", f"data.train={tmp_path / 'in'}", "max_length=12", "data.validation_fraction=0.1"]
+    words += ["training.method=finetune", "training.epochs=1", "report.baselines=false", "report.explain=0"]
+    assert run(["train", *words, f"output={tmp_path / 'run'}"]) == 0
+    assert seen["evaluating"] == sorted(seen["evaluating"])
+    assert seen["evaluating"][-1] == 1
 
 
 @pytest.mark.slow

@@ -45,6 +45,7 @@ def test_stated_numbers_stay_and_epochs_follow_the_size_of_a_step():
         "80 optimizer steps: 2 epochs of 320 rows, 8 rows a step; learning rate 7e-5, rising over the first 0% of the "
         "steps"
     )
+    assert str(Schedule(1, 1e-3, 1, 0.1, 1)).startswith("1 optimizer step: 1 epoch of 1 row, 1 row a step; ")
 
 
 @pytest.mark.parametrize(

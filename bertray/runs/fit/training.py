@@ -55,9 +55,11 @@ from bertray.runs.fit.training_workers import history_table
 from bertray.runs.results import TrainResult, evaluation_result, finished_result
 from bertray.runs.tracking import check_tracking, track_evaluation
 from bertray.scoring.models import check_length
+from bertray.settings import settings_of
+from bertray.training.adapters import check_adaptable
 from bertray.training.checkpoint import FOLDER as CHECKPOINTS
 from bertray.training.choice import ROWS_TO_CHOOSE_BY
-from bertray.training.examples import Examples
+from bertray.training.examples import Examples, LoraSettings
 from bertray.training.features import FOLDER as FEATURES
 from bertray.training.rank import PROGRESS
 from bertray.training.tokenized_data import TokenizedData
@@ -140,8 +142,8 @@ def check_train(config: TrainConfig) -> Path:
     """Checks that need no data; returns the folder of the base model.
 
     Raises:
-        ConfigError: a model that is not there or sees fewer tokens than `max_length`, or whose tokenizer files do not
-            agree with each other or with its embeddings.
+        ConfigError: a model that is not there or sees fewer tokens than `max_length`, whose tokenizer files do not
+            agree with each other or with its embeddings, or whose layers cannot be adapted or frozen as asked.
     """
     folder = resolve_model(config.model)
     check_length(config.max_length, config.model, folder)
@@ -152,6 +154,11 @@ def check_train(config: TrainConfig) -> Path:
         _check_output_bias(folder)
     if config.head == "attention":
         check_token_types(folder, config.model)
+    lora, freeze_layers = config.training.lora, config.training.freeze_layers
+    if lora.rank is not None or freeze_layers:
+        check_adaptable(
+            without_weights("SequenceClassification", folder), settings_of(LoraSettings, lora), freeze_layers
+        )
     return folder
 
 
