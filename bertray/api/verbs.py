@@ -1,7 +1,8 @@
 """One function a verb: the same keys as the commands, nested as dicts, tables in memory, results instead of lines.
 
-Every function takes `config`, a YAML file or several (later ones win, keywords last), and `verbose`, which shows log
-lines on stderr. Without `output` a run goes to a temporary folder that lives as long as its result.
+Every function takes `config`, a YAML file or several (later ones win, keywords last). Those that may take long take
+`verbose`, too, which shows log lines on stderr. Without `output` a run goes to a temporary folder that lives as long as
+its result; `fetch`, `files`, `gc`, `promote`, `rollback` and `registry` make up none.
 """
 
 from __future__ import annotations
@@ -67,6 +68,9 @@ def train(
         verbose: show the log on stderr.
         keys: of `bertray train`, such as `model="bert-base-uncased"`, `training={"epochs": 2}`, `output="runs/first"`.
 
+    Returns:
+        `TrainResult`: figures, findings, the model and the page.
+
     Raises:
         ConfigError, ConflictError, DataRefused, InfrastructureError: as the command's exit codes 2, 4, 6 and 7.
     """
@@ -84,6 +88,9 @@ def evaluate(
         config: YAML file of keys, or several; keywords win.
         verbose: show the log on stderr.
         keys: of `bertray evaluate`.
+
+    Returns:
+        `EvaluationResult`: figures, findings, predictions and the page.
     """
     given = _joined("model", model, _joined("input", data, keys))
     return _call("evaluate", model_evaluation.evaluate, given, config, verbose)
@@ -98,6 +105,9 @@ def score(*, config: ConfigFiles = None, verbose: bool = False, **keys: Any) -> 
         config: YAML file of keys, or several; keywords win.
         verbose: show the log on stderr.
         keys: of `bertray score`: `model`, `input` (path or list of paths), `output`, `slot` ….
+
+    Returns:
+        `ScoreResult`: the runs that were committed, with their rows, reasons and pages.
     """
     return _call("score", night.score, keys, config, verbose)
 
@@ -112,6 +122,9 @@ def embed(
         config: YAML file of keys, or several; keywords win.
         verbose: show the log on stderr.
         keys: of `bertray embed`.
+
+    Returns:
+        `EmbedResult`: the runs that were committed, with their rows and reasons.
     """
     return _call("embed", embedding.embed, _joined("input", data, keys), config, verbose)
 
@@ -126,6 +139,9 @@ def pretrain(
         config: YAML file of keys, or several; keywords win.
         verbose: show the log on stderr.
         keys: of `bertray pretrain`.
+
+    Returns:
+        `PretrainResult`: the encoder and its metrics.
     """
     return _call("pretrain", pretraining.pretrain, _joined("input", data, keys), config, verbose)
 
@@ -148,6 +164,9 @@ def tune(
         config: YAML file of keys, or several; keywords win.
         verbose: show the log on stderr.
         keys: of `bertray tune`, such as `search={"trials": 8}`.
+
+    Returns:
+        `TuneResult`: the best settings, as a config, and all trials.
     """
     return _call("tune", tuning.tune, _joined("data", _with_splits(data, validation, test), keys), config, verbose)
 
@@ -170,6 +189,9 @@ def audit(
         config: YAML file of keys, or several; keywords win.
         verbose: show the log on stderr.
         keys: of `bertray audit`.
+
+    Returns:
+        `AuditResult`: findings, each with the table of its rows.
     """
     given = _joined("data", _with_splits(data, validation, test), keys)
     return _call("audit", data_audit.audit, given, config, verbose)
@@ -183,6 +205,9 @@ def topics(data: Any = None, *, config: ConfigFiles = None, verbose: bool = Fals
         config: YAML file of keys, or several; keywords win.
         verbose: show the log on stderr.
         keys: of `bertray topics`.
+
+    Returns:
+        `TopicsResult`: topics, and the topic of each review.
     """
     return _call("topics", topic_search.search_topics, _joined("input", data, keys), config, verbose)
 
@@ -199,6 +224,9 @@ def compare(
         config: YAML file of keys, or several; keywords win.
         verbose: show the log on stderr.
         keys: of `bertray compare`, such as `rows="disagreements"`.
+
+    Returns:
+        `ComparisonResult`: figures, sentences, and the queue of disagreements.
     """
     given = _joined("a", a, _joined("b", b, _joined("input", data, keys)))
     return _call("compare", model_comparison.compare, given, config, verbose)
@@ -223,6 +251,9 @@ def promote(
         verbose: show the log on stderr.
         keys: of `bertray promote`, such as `registry="models"`, `protect=["language"]`.
 
+    Returns:
+        `PromotionResult`: the name, its new version and the one before.
+
     Raises:
         GateRefused: the gate said no.
     """
@@ -235,7 +266,11 @@ def rollback(name: str | None = None, *, config: ConfigFiles = None, **keys: Any
 
     Args:
         name: in the registry.
+        config: YAML file of keys, or several; keywords win.
         keys: of `bertray rollback`: `registry`, `to`, `reason`.
+
+    Returns:
+        `RegisteredName`: the name with its versions and history.
     """
     return _call("rollback", registered.roll_back, _joined("name", name, keys), config)
 
@@ -248,6 +283,11 @@ def registry(
     Args:
         registry: folder, or `s3://`, `gs://` or `az://` prefix.
         name: only this one.
+        config: YAML file of keys, or several; keywords win.
+        keys: of `bertray registry`.
+
+    Returns:
+        A list of `RegisteredName`.
     """
     given = _joined("registry", registry, _joined("name", name, keys))
     return _call("registry", registered.list_names, given, config)
@@ -269,6 +309,9 @@ def shares(
         config: YAML file of keys, or several; keywords win.
         verbose: show the log on stderr.
         keys: of `bertray shares`, such as `answers="answers/"`.
+
+    Returns:
+        `SharesResult`: a line for each group and label, and the table.
     """
     given = _joined("scored", scored, _joined("by", by, keys))
     return _call("shares", label_shares.shares, given, config, verbose)
@@ -284,6 +327,9 @@ def queue(
         config: YAML file of keys, or several; keywords win.
         verbose: show the log on stderr.
         keys: of `bertray queue`: `budget`, `slot`.
+
+    Returns:
+        `QueueResult`: paths of the spreadsheet, and how many reviews were drawn in which way.
     """
     return _call("queue", review_queue.queue_reviews, _joined("scored", scored, keys), config, verbose)
 
@@ -296,7 +342,11 @@ def answers(
     Args:
         answers: path or list of paths of the filled-in files.
         queue: output of `queue`, or its result.
+        config: YAML file of keys, or several; keywords win.
         keys: of `bertray answers`: `who`, `labels`.
+
+    Returns:
+        `AnswersResult`: what was taken, and what was in conflict.
     """
     given = _joined("answers", answers, _joined("queue", queue, keys))
     return _call("answers", taken_answers.take_answers, given, config)
@@ -310,6 +360,9 @@ def plan(*, config: ConfigFiles = None, verbose: bool = False, **keys: Any) -> r
         verbose: show the log on stderr.
         keys: of `bertray train`, where `data` or `training` is among them or in `config`, else of `bertray score`.
             `data` is a table or path, or all keys of `data` as a dict.
+
+    Returns:
+        `PlanResult`: files, rows, seconds and price.
     """
     with call():  # a wrong file is told as an error of the package
         verb = guess_verb(_files_of(config), [f"{key}=" for key in keys])
@@ -324,6 +377,11 @@ def files(output: Any = None, slot: str | None = None, *, config: ConfigFiles = 
     Args:
         output: of `score` or `embed`, or their result.
         slot: only this one.
+        config: YAML file of keys, or several; keywords win.
+        keys: of `bertray files`.
+
+    Returns:
+        Paths or URIs, as text.
     """
     given = _joined("slot", slot, _joined("output", output, keys))
     return _call("files", stored.list_files, given, config)
@@ -334,7 +392,11 @@ def gc(output: Any = None, *, config: ConfigFiles = None, **keys: Any) -> result
 
     Args:
         output: of `score` or `embed`, or their result.
+        config: YAML file of keys, or several; keywords win.
         keys: of `bertray gc`: `delete`, `grace_days`.
+
+    Returns:
+        `GarbageResult`: files and bytes, and whether they were removed.
     """
     return _call("gc", stored.collect_garbage, _joined("output", output, keys), config)
 
@@ -344,7 +406,11 @@ def fetch(model: Any = None, *, config: ConfigFiles = None, **keys: Any) -> fetc
 
     Args:
         model: hub id, folder or prefix.
+        config: YAML file of keys, or several; keywords win.
         keys: of `bertray fetch`: `output`.
+
+    Returns:
+        `FetchResult`: where the model is now.
     """
     return _call("fetch", fetched.fetch_model, _joined("model", model, keys), config)
 

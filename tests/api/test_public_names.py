@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import pkgutil
+import re
 import subprocess
 import sys
 
@@ -32,6 +33,21 @@ ERRORS = (
 def test_public_names_are_these():
     assert sorted(bertray.__all__) == sorted([*FUNCTIONS, *CLASSES, *ERRORS, "__version__", "errors"])
     assert set(bertray.__all__) <= set(dir(bertray))
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_a_function_says_what_it_returns(name):
+    kind = inspect.signature(getattr(bertray, name)).return_annotation
+    _, found, returns = (inspect.getdoc(getattr(bertray, name)) or "").partition("\nReturns:\n")
+    assert found
+    assert kind == "list[str]" or f"`{kind.rpartition('.')[2].removesuffix(']')}`" in returns
+
+
+def test_a_function_has_the_arguments_that_its_docstring_says():
+    for name in FUNCTIONS:
+        function = getattr(bertray, name)
+        told = re.findall(r"^    (\w+): ", (inspect.getdoc(function) or "").partition("\nReturns:")[0], re.MULTILINE)
+        assert set(told) == set(inspect.signature(function).parameters), name
 
 
 def test_errors_are_those_of_the_module():
