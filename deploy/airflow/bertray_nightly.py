@@ -15,11 +15,12 @@ from airflow.providers.google.cloud.operators.ray import RaySubmitJobOperator
 
 CONFIG = "jobs/configs/nightly.yaml"
 TRY_AGAIN = (7, 130)  # infrastructure; interrupted
-MEANING = {1: "a bug", 2: "configuration", 4: "conflict", 6: "data refused", 8: "release gate or drift"}
+MEANING = {1: "a bug", 2: "configuration", 4: "conflict", 6: "data refused", 7: "infrastructure"}
+MEANING |= {8: "release gate or drift", 130: "interrupted", None: "the driver left none"}
 
 
 class BertrayJob(RaySubmitJobOperator):
-    """A job of bertray; fails for good where the same command would end in the same way again.
+    """A job of bertray; fails for good where the same command would end in the same way again, or somebody stopped it.
 
     The operator of the provider waits for the end of a job and succeeds whatever the job's status is.
     """
@@ -32,8 +33,9 @@ class BertrayJob(RaySubmitJobOperator):
         if str(details.status) == "SUCCEEDED":
             return job_id
         code = details.driver_exit_code
-        said = f"{job_id}: {details.status}, exit {code} ({MEANING.get(code, 'try again')}): {details.message}"
-        if code is None or code in TRY_AGAIN:  # None: the head or the driver was lost
+        said = f"{job_id}: {details.status}, exit {code} ({MEANING.get(code, 'unknown')}): {details.message}"
+        was_stopped = str(details.status) == "STOPPED"  # by a person, who does not want it to begin again
+        if not was_stopped and (code is None or code in TRY_AGAIN):  # None: the head or the driver was lost
             raise AirflowException(said)
         raise AirflowFailException(said)
 

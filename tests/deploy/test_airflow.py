@@ -103,7 +103,9 @@ def test_the_job_is_a_command_of_bertray_and_each_try_has_an_id_of_its_own(dag):
         ("FAILED", 2, AirflowFailException),
         ("FAILED", 4, AirflowFailException),
         ("FAILED", 6, AirflowFailException),
-        ("STOPPED", 130, AirflowException),
+        ("FAILED", 130, AirflowException),
+        ("STOPPED", 130, AirflowFailException),
+        ("STOPPED", None, AirflowFailException),
     ],
 )
 def test_a_job_that_failed_fails_its_task_and_only_infrastructure_is_tried_again(
