@@ -1,4 +1,7 @@
-"""The steps of the Dockerfile in a fresh environment: the wheel, the locked packages, and three sentences labelled."""
+"""The steps of the Dockerfile in a fresh environment: the wheel is built and installed, and labels three sentences.
+
+The step that installs all locked packages is not run: gigabytes would be downloaded. Some of them are, by their hashes.
+"""
 
 from __future__ import annotations
 
@@ -60,6 +63,45 @@ def test_the_steps_build_the_wheel_install_the_lock_and_then_the_wheel():
     assert "--no-build-isolation" in build
     assert "--require-hashes" in install
     assert "--no-index" in own
+
+
+PURE_PACKAGES = ("annotated-types", "filelock", "idna", "jmespath", "mdurl", "packaging")  # a wheel for every machine
+
+
+def download_of_lock(folder: Path, change: str = "") -> subprocess.CompletedProcess[str]:
+    """Download some packages of the lock as the Dockerfile installs all of them.
+
+    Args:
+        folder: for their files.
+        change: digest that takes the place of every one.
+    """
+    lock = (ROOT / "requirements.lock").read_text(encoding="utf-8")
+    found = dict(re.findall(r"^(([\w.-]+)==\S+ \\\n(?: +--hash=\S+(?: \\)?\n)+)", lock, re.MULTILINE))
+    chosen = "".join(text for text, name in found.items() if name in PURE_PACKAGES)
+    if change:
+        chosen = re.sub(r"(?<=--hash=sha256:)\w+", change, chosen)
+    (folder / "some.lock").write_text(chosen, encoding="utf-8")
+    options = ["--no-deps", "--only-binary", ":all:", "--require-hashes", "--no-cache-dir", "--retries", "1"]
+    command = [sys.executable, "-m", "pip", "download", *options, "-d", str(folder / "files"), "-r", "some.lock"]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    if re.search("NewConnectionError|Max retries|ConnectTimeout|NameResolution|connection broken", done.stderr):
+        pytest.skip("no index of packages can be reached")
+    return done
+
+
+@pytest.mark.slow
+def test_packages_of_the_lock_have_the_hashes_that_it_says(tmp_path):
+    done = download_of_lock(tmp_path)
+    assert (done.returncode, done.stderr.count("ERROR")) == (0, 0), done.stderr
+    names = {path.name.split("-")[0].replace("_", "-") for path in (tmp_path / "files").glob("*.whl")}
+    assert names == set(PURE_PACKAGES)
+
+
+@pytest.mark.slow
+def test_a_package_with_another_hash_than_that_of_the_lock_is_not_taken(tmp_path):
+    done = download_of_lock(tmp_path, "0" * 64)
+    assert done.returncode != 0
+    assert "DO NOT MATCH THE HASHES" in done.stderr
 
 
 @pytest.mark.slow
