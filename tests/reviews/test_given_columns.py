@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -149,11 +150,11 @@ def test_the_columns_of_a_bundle_are_read_where_the_config_names_none():
     for stated in (Columns(text="text"), load_config("score", [], [*SCORE, "columns.text=text"]).columns):
         assert stated.trained_for(("title", "body")).texts == ("text",)
     assert load_config("score", [], [*SCORE, "columns.id=key"]).columns.trained_for(("a", "b")).texts == ("a", "b")
+    assert Columns().trained_for(()).texts == ("text",)
 
 
 @pytest.mark.parametrize("words", [[], ["columns.id=key"], ["columns.text=text"], ["columns.text=[title, body]"]])
 def test_a_config_that_is_written_out_states_no_more_than_the_one_it_is_of(words):
     columns = load_config("score", [], [*SCORE, *words]).columns
-    again = build_config("score", yaml.safe_load(to_yaml(load_config("score", [], [*SCORE, *words])))).columns
-    assert again.trained_for(("a", "b")) == columns.trained_for(("a", "b"))
-    assert Columns().trained_for(()).texts == ("text",)
+    again: Any = build_config("score", yaml.safe_load(to_yaml(load_config("score", [], [*SCORE, *words]))))
+    assert again.columns.trained_for(("a", "b")) == columns.trained_for(("a", "b"))
