@@ -119,7 +119,7 @@ def _no_peft() -> ConfigError:
 
 
 def _prefix(model: Any) -> str:
-    """Of the names of the encoder's parameters in a model."""
+    """Beginning of the names of the encoder's parameters in a model."""
     return "" if model.base_model is model else f"{model.base_model_prefix}."
 
 
