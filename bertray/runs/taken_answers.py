@@ -162,7 +162,7 @@ def _rows_of(path: str, content: bytes) -> list[dict[str, str]]:
 def _taken(
     config: AnswersConfig, queue: _Queue, contents: Mapping[str, bytes], before: Sequence[Taken]
 ) -> Taken | None:
-    """What files add to the answers so far; None where they add nothing.
+    """Answers that files add to those so far; None where they add nothing.
 
     Of a file that was taken before, only answers count that the same person has given otherwise since.
     """
