@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from statistics import mean, stdev
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from bertray.reports.search import shown
@@ -68,13 +70,64 @@ def features(head: str, pooling: str) -> Run:
     return Run(f"features-{head}-{pooling}", "train", words, data, "macro_f1", f"{kind} on `{pooling}`")
 
 
-def aspects(pair: bool) -> Run:
+def aspects(pair: bool, head: str = "") -> Run:
     files = {"train": ("train", 2000), "validation": ("val", EVERYTHING), "test": ("test", EVERYTHING)}
     data = {f"data.{key}": Rows(f"mams_absa/term_{name}.parquet", rows) for key, (name, rows) in files.items()}
     name, settings = ("pairs", "(sentence, aspect)") if pair else ("sentence", "the sentence alone")
     words = (*config("aspects"), *(() if pair else ("columns.text_pair=null",)))
-    published = "0.822 BERT, 0.834 CapsNet-BERT" if pair else ""
+    published = "0.822 BERT, 0.834 CapsNet-BERT" if pair and not head else ""
+    if head:
+        name, settings, words = f"{name}-{head}", f"{settings}, `head={head}`", (*words, f"head={head}")
     return Run(f"aspects-{name}", "train", words, data, "accuracy", settings, published)
+
+
+SENTENCES_A_REVIEW = 6
+
+
+def long_reviews(sentences: pa.Table) -> pa.Table:
+    """Reviews of several random sentences, a row for each aspect that one of their sentences alone speaks of."""
+    texts = dict(zip(sentences["sentence_id"].to_pylist(), sentences["text"].to_pylist(), strict=True))
+    order = np.random.default_rng(0).permutation(np.array(list(texts)))
+    review_of = {name: number // SENTENCES_A_REVIEW for number, name in enumerate(order.tolist())}
+    said = [
+        " ".join(texts[name] for name in order[first : first + SENTENCES_A_REVIEW].tolist())
+        for first in range(0, len(order), SENTENCES_A_REVIEW)
+    ]
+    rows = sentences.to_pylist()
+    spoken = Counter((review_of[row["sentence_id"]], row["aspect"].lower()) for row in rows)
+    kept = [row for row in rows if spoken[review_of[row["sentence_id"]], row["aspect"].lower()] == 1]
+    return pa.table(
+        {
+            "id": [row["id"] for row in kept],
+            "text": [said[review_of[row["sentence_id"]]] for row in kept],
+            "aspect": [row["aspect"] for row in kept],
+            "label": [row["label"] for row in kept],
+        }
+    )
+
+
+def long_aspects(name: str, settings: str, *words: str) -> Run:
+    files = {"train": ("train", 2000), "validation": ("val", 500), "test": ("test", EVERYTHING)}
+    data = {
+        f"data.{key}": Rows(f"mams_absa/term_{file}.parquet", rows, made=long_reviews)
+        for key, (file, rows) in files.items()
+    }
+    return Run(f"aspects-{name}", "train", (*config("aspects"), *words), data, "accuracy", settings)
+
+
+def selection_in_words(results: list[Result]) -> str:
+    of = {result.run.name.removeprefix("aspects-long-"): result for result in results}
+    pairs = (("select", "head"), ("select", "head_tail"), ("select", "whole"), ("attention", "select"))
+    told = [f"{one} against {other}: {in_points(of[one].against(of[other]))}" for one, other in pairs]
+    return (
+        f"Reviews of {SENTENCES_A_REVIEW} random sentences, each with the aspects that a single one of them speaks of. "
+        f"Accuracy, pair by pair on the same test rows: {'; '.join(told)}."
+    )
+
+
+def attention_in_words(results: list[Result]) -> str:
+    pairs, attention, _ = results
+    return f"`head=attention` against the pair, on the same test rows: {in_points(attention.against(pairs))}."
 
 
 TWEETS = Rows("airline_tweets/all.parquet", 4000)
@@ -201,7 +254,28 @@ LABELLED = (
         "Tweets in three classes, tested on later days",
         (Run("tweets", "train", config("tweets"), {"data.train": TWEETS}, "macro_f1", ""),),
     ),
-    Recipe("Aspects (MAMS, terms)", (aspects(pair=True), aspects(pair=False))),
+    Recipe(
+        "Aspects (MAMS, terms)",
+        (aspects(pair=True), aspects(pair=True, head="attention"), aspects(pair=False)),
+        attention_in_words,
+    ),
+    Recipe(
+        "Aspects in long reviews (MAMS, terms)",
+        (
+            long_aspects("long-head", "64 tokens, `head`", "max_length=64", "long_text=head"),
+            long_aspects("long-head_tail", "64 tokens, `head_tail`", "max_length=64", "long_text=head_tail"),
+            long_aspects("long-whole", "256 tokens, which hold all of it", "max_length=256"),
+            long_aspects("long-select", "64 tokens, `select`", "max_length=64", "long_text=select"),
+            long_aspects(
+                "long-attention",
+                "64 tokens, `select`, `head=attention`",
+                "max_length=64",
+                "long_text=select",
+                "head=attention",
+            ),
+        ),
+        selection_in_words,
+    ),
     Recipe(
         "IMDB: how much of a long review to read",
         tuple(

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from bertray.evaluation.comparison import compare
@@ -25,13 +26,13 @@ class Rows:
         path: in the data folder.
         rows: how many.
         after: as many come first in the same random order and are left to another sample.
-        text: what is made of each text; its name stands for it in digests.
+        made: what is made of the whole file before rows are drawn; its name stands for it in digests.
     """
 
     path: str
     rows: int = EVERYTHING
     after: int = 0
-    text: Callable[[str], str] | None = None
+    made: Callable[[pa.Table], pa.Table] | None = None
 
     @property
     def name(self) -> str:
@@ -39,7 +40,7 @@ class Rows:
         parts = [str(Path(self.path).with_suffix(""))]
         parts += [str(self.rows)] if self.rows else []
         parts += [f"after-{self.after}"] if self.after else []
-        parts += [self.text.__name__] if self.text else []
+        parts += [self.made.__name__] if self.made else []
         return "-".join(parts)
 
 

@@ -128,13 +128,10 @@ class Kitchen:
 
 
 def sampled(table: pa.Table, wanted: Rows) -> pa.Table:
-    """Random rows of a table in their order, their texts made over."""
+    """Random rows, in their order, of what is made of a table."""
+    table = wanted.made(table) if wanted.made else table
     first, last = wanted.after, wanted.after + wanted.rows if wanted.rows else table.num_rows
-    table = table.take(np.sort(np.random.default_rng(0).permutation(table.num_rows)[first:last]))
-    if wanted.text is None:
-        return table
-    texts = pa.array([wanted.text(text) for text in table["text"].to_pylist()], pa.string())
-    return table.set_column(table.column_names.index("text"), "text", texts)
+    return table.take(np.sort(np.random.default_rng(0).permutation(table.num_rows)[first:last]))
 
 
 def data_words(run: Run, path: Callable[[Rows], object]) -> list[str]:

@@ -12,6 +12,7 @@ import pytest
 
 from bertray.model.new_encoder import VocabularySettings, learn_vocabulary
 from tests.recipes import run as recipes
+from tests.recipes.labelled import long_reviews
 from tests.recipes.recipe import Recipe, Result, Rows, Run
 
 COLA, EMOTION = recipes.RECIPES[:2]
@@ -150,21 +151,35 @@ def test_what_is_done_here_is_told_again_and_what_was_done_elsewhere_is_left_alo
     assert "other words" in (tmp_path / "page.md").read_text(encoding="utf-8")
 
 
-def test_two_samples_of_a_file_share_no_row_and_texts_are_made_over():
-    table = pa.table({"id": [str(n) for n in range(20)], "text": [f"Head\n\nt{n}" for n in range(20)]})
+def test_two_samples_of_a_file_share_no_row_and_the_file_is_made_over_first():
+    table = pa.table({"id": [str(n) for n in range(20)]})
     first = recipes.sampled(table, Rows("a", 8))["id"].to_pylist()
     second = recipes.sampled(table, Rows("a", 8, after=8))["id"].to_pylist()
     assert len(first) == len(second) == 8
     assert not set(first) & set(second)
 
-    def body(text: str) -> str:
-        return text.partition("\n\n")[2]
+    def last_ten(table: pa.Table) -> pa.Table:
+        return table.slice(10)
 
-    assert recipes.sampled(table, Rows("a", text=body)).to_pylist() == [
-        {"id": f"{n}", "text": f"t{n}"} for n in range(20)
-    ]
-    names = {rows.name for rows in (Rows("a", 8), Rows("a", 8, after=8), Rows("a", 8, text=body), Rows("a", text=body))}
-    assert len(names) == 4
+    made = Rows("a", made=last_ten)
+    assert recipes.sampled(table, made)["id"].to_pylist() == [str(n) for n in range(10, 20)]
+    assert len({rows.name for rows in (Rows("a", 8), Rows("a", 8, after=8), Rows("a", 8, made=last_ten), made)}) == 4
+
+
+def test_long_reviews_keep_the_aspects_of_a_single_sentence():
+    told = [("s1", "Good soup.", "soup", "positive"), ("s1", "Good soup.", "Bread", "neutral")]
+    told += [("s2", "Bad bread.", "bread", "negative"), ("s2", "Bad bread.", "waiter", "neutral")]
+    keys = ("sentence_id", "text", "aspect", "label")
+    sentences = pa.Table.from_pylist(
+        [{**dict(zip(keys, one, strict=True)), "id": str(n)} for n, one in enumerate(told)]
+    )
+    found = long_reviews(sentences).to_pylist()
+    texts = {row["text"] for row in found}
+    assert texts in ({"Good soup. Bad bread."}, {"Bad bread. Good soup."})
+    assert {(row["id"], row["aspect"], row["label"]) for row in found} == {
+        ("0", "soup", "positive"),
+        ("3", "waiter", "neutral"),
+    }
 
 
 def test_a_difference_on_the_same_rows_has_the_interval_of_the_paired_bootstrap(tmp_path):

@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from bertray.reports.pretraining import shown
@@ -59,13 +60,27 @@ def adaptation_in_words(results: list[Result]) -> str:
 # --- a language without an encoder at hand ---------------------------------------------------------------------------
 
 
+CHINESE = "labels={0: negative, 1: positive}"
+
+
 def encoder(language: str, path: str, rows: int, size: int) -> Run:
     words = (*config("scratch"), f"vocabulary.size={size}", "training.epochs=3")
     return Run(f"{language}-encoder", "pretrain", words, {"input": Rows(path, rows)}, "", "")
 
 
+def language_data(folder: str, rows: int) -> dict[str, Rows]:
+    return {"data.train": Rows(f"{folder}/train.parquet", rows), "data.test": Rows(f"{folder}/test.parquet", 5000)}
+
+
+def automatic(language: str, folder: str, rows: int, *words: str) -> Run:
+    """What `init` prints: a bundled encoder that cannot read the language."""
+    words = ("model=bundled", "max_length=64", "training.method=auto", *words)
+    settings = f"{language}, `auto` on {rows:,}"
+    return Run(f"{language.lower()}-auto", "train", words, language_data(folder, rows), "macro_f1", settings)
+
+
 def fine_tuned(language: str, folder: str, rows: int) -> Run:
-    data = {"data.train": Rows(f"{folder}/train.parquet", rows), "data.test": Rows(f"{folder}/test.parquet", 5000)}
+    data = language_data(folder, rows)
     words = (*config(language), f"model={{{language}-encoder}}/model", "max_length=64", "training.learning_rate=3e-4")
     settings = f"new encoder, fine-tuned on {rows:,}; TF-IDF is of characters"
     return Run(f"{language}-fine-tuned", "train", words, data, "macro_f1", settings)
@@ -83,6 +98,17 @@ def language_in_words(results: list[Result]) -> str:
         f"{metrics['labels'][int(np.argmax(rows_of_class))]}, the most frequent class of the test; character TF-IDF "
         f"{tfidf:.3f}."
     )
+
+
+def automatic_in_words(results: list[Result]) -> str:
+    told = []
+    for result in results:
+        accuracy, tfidf = result.value("accuracy"), result.value("accuracy", "tfidf_logreg")
+        told.append(
+            f"{result.run.settings}: accuracy {accuracy['value']:.3f} [{accuracy['low']:.3f}, {accuracy['high']:.3f}], "
+            f"character TF-IDF {tfidf['value']:.3f}"
+        )
+    return f"The encoder reads none of it, so that `auto` takes TF-IDF alone. {'; '.join(told)}."
 
 
 # --- distillation ----------------------------------------------------------------------------------------------------
@@ -108,15 +134,18 @@ def students_in_words(results: list[Result]) -> str:
 # --- topics ----------------------------------------------------------------------------------------------------------
 
 
-def body_of_post(text: str) -> str:
-    """A news post without header, quotes and signature: those name the group, or repeat another post."""
+def body_of_post(posts: pa.Table) -> pa.Table:
+    """News posts without header, quotes and signature: those name the group, or repeat another post."""
     from sklearn.datasets import _twenty_newsgroups as news
 
-    body: str = news.strip_newsgroup_footer(news.strip_newsgroup_quoting(news.strip_newsgroup_header(text)))
-    return body
+    bodies = [
+        news.strip_newsgroup_footer(news.strip_newsgroup_quoting(news.strip_newsgroup_header(text)))
+        for text in posts["text"].to_pylist()
+    ]
+    return posts.set_column(posts.column_names.index("text"), "text", pa.array(bodies, pa.string()))
 
 
-POSTS = Rows("newsgroups20/train.parquet", text=body_of_post)
+POSTS = Rows("newsgroups20/train.parquet", made=body_of_post)
 AMAZON = tuple(Rows(f"amazon_multidomain/{name}.parquet") for name in ("books", "dvd", "electronics"))
 
 
@@ -207,6 +236,14 @@ UNLABELLED = (
         ),
         language_in_words,
         model="a new one of four layers, 256 numbers a token",
+    ),
+    Recipe(
+        "Korean and Chinese reviews by `auto`",
+        (
+            automatic("Korean", "naver_movies", 24_000),
+            automatic("Chinese", "online_shopping_10_cats", 5000, CHINESE),
+        ),
+        automatic_in_words,
     ),
     Recipe("A student of the IMDB model", (student(3), student(1)), students_in_words),
     Recipe(
