@@ -70,7 +70,10 @@ def test_tables_say_what_was_found_between_their_markers(tmp_path):
         "planted": {"none": {"whole": 0, "small": 1, "of": 20, "why": {}}},
         "large": {str(rows): large for rows in nights.BIG},
         "answered": {"draws": 270, "held": 0.95, "width": 0.1, "alone": 0.13, "bias": 0.0},
-        "cost": {"rows": 6000, "with": [10.1, 10.3], "without": [10.0, 10.2]},
+        "cost": {
+            "encoder": {"rows": 6000, "with": [10.0, 12.0], "without": [10.0, 10.2], "within": [0.1, 0.12]},
+            "tfidf": {"rows": 9000, "with": [1.0, 1.2], "without": [1.0, 1.0], "within": [0.1, 0.12]},
+        },
     }
     page = tmp_path / "nights.md"
     page.write_text(f"before\n{nights.BEGIN}old\n{nights.END}after\n", encoding="utf-8")
@@ -83,6 +86,7 @@ def test_tables_say_what_was_found_between_their_markers(tmp_path):
     assert "0.8 on average; at most one in 75 %" in told
     assert "| none: the nights as they came | 0 % | 5 % |" in told
     assert "interval held the truth in 1 of 1, 8.0 points wide; mean error 1.0 points" in told
-    assert "A profile costs 1.0 % of a night's CPU time" in told
+    assert "| tweets, an encoder of 22 M parameters | 6,000 | 11.0 | 10.1 | 0.11 (1.0 %) |" in told
+    assert "| film reviews, TF-IDF alone | 9,000 | 1.1 | 1.0 | 0.11 (10.0 %) |" in told
     assert "| 2015-08-02 | 800 | alarm | void | 67.0 % | 10.0 % | 15.0 % | 14.5 % |" in told
     assert "2015-07-01" not in told
