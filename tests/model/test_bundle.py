@@ -89,7 +89,9 @@ def test_what_is_measured_on_the_folder_is_part_of_the_bundle(folder, tmp_path):
 def test_only_a_bucket_of_an_object_store_is_remote(model, found):
     with pytest.raises(ConfigError) as caught:
         resolve_model(model)
-    assert caught.value.message == f"model={model}: expected s3://, gs:// or az:// with a bucket, found {found}."
+    assert (
+        caught.value.message == f"model={model}: expected s3://, gs://, az:// or abfss:// with a bucket, found {found}."
+    )
 
 
 def test_a_folder_with_config_weights_and_tokenizer_is_a_model(folder):
