@@ -10,6 +10,7 @@ import logging
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
@@ -125,18 +126,20 @@ def _tell(
     Of a run that is killed before the mark, the next one tells: twice rather than not at all. The exit code of drift
     is owed until a command ends with it.
     """
-    write_index(store, known, config.expect_every)
+    pages = {}
+    for run in runs:
+        with suppress(FileNotFoundError):  # a run beside us has replaced it
+            pages[run.seq] = read_report(store, run)
+    write_index(store, known, config.expect_every, pages)
     told = []
     for run in runs:
-        try:
-            content = read_report(store, run)
-        except FileNotFoundError:  # a run beside us has replaced it
+        if run.seq not in pages:
             continue
-        told.append(_told(store, run, content))
+        told.append(_told(store, run, pages[run.seq]))
         if told[-1].drift == "alarm":
             metrics.add(metrics.ALARMS, 1)
         if config.notify is not None:
-            send(config.notify, _notice(run, content, told[-1].report))
+            send(config.notify, _notice(run, pages[run.seq], told[-1].report))
     if isinstance(config, ScoreConfig) and config.on_drift == "fail":
         publish.mark_drifted(store, [night.run for night in told if night.drift == "alarm"])
     faults.point("reported.before_put")

@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import replace
 from itertools import pairwise
+from typing import Any
 from urllib.parse import quote
 
 from markupsafe import escape
@@ -28,11 +29,19 @@ from bertray.trust.reference import judge_nights
 INDEX = "reports/index.html"
 
 
-def write_index(store: Store, known: Ledger, expect_every_h: float | None = None) -> Ledger:
+def write_index(
+    store: Store,
+    known: Ledger,
+    expect_every_h: float | None = None,
+    pages: Mapping[int, Mapping[str, Any]] | None = None,
+) -> Ledger:
     """Write `reports/index.html` and `index.json` over the current runs; returns the ledger that they show.
 
     A run beside this one may commit and write them meanwhile; then they are written again, so that the last writer has
     seen every night.
+
+    Args:
+        pages: content of report.json by the number of its entry, where it was read already.
     """
     while True:
         runs, num_known = ledger.current(known), len(known)
@@ -44,7 +53,7 @@ def write_index(store: Store, known: Ledger, expect_every_h: float | None = None
         lines = [
             replace(
                 _line(run, verdicts.get(run.seq), measured),
-                finding=_worst_of_page(store, run) if run is last else None,
+                finding=_worst_of_page(store, run, pages or {}) if run is last else None,
                 is_accepted=run.seq <= accepted.get(run.slot, 0),
             )
             for run in reversed(runs)
@@ -58,10 +67,10 @@ def write_index(store: Store, known: Ledger, expect_every_h: float | None = None
             return known
 
 
-def _worst_of_page(store: Store, run: LedgerRun) -> Finding | None:
+def _worst_of_page(store: Store, run: LedgerRun, pages: Mapping[int, Mapping[str, Any]]) -> Finding | None:
     """The worst finding on the page of a night that asks somebody to act; drift has a rule of its own."""
     try:
-        content = json.loads(store.get(f"reports/{run.folder}/report.json"))
+        content = pages.get(run.seq) or json.loads(store.get(f"reports/{run.folder}/report.json"))
     except (FileNotFoundError, ValueError):
         return None
     drift = (content.get("drift") or {}).get("headline")

@@ -208,7 +208,8 @@ def test_a_night_that_a_person_accepts_joins_the_reference_with_the_reason(copie
             result = score(ScoreConfig.model_validate({"output": str(output), "drift": keys}))
             assert result.notes == ("slot dt=2026-11-13 accepted: their nights join the reference of later nights.",)
             index = json.loads((output / "reports/index.json").read_text())
-            assert index["headline"].startswith("Nothing to do: dt=2026-11-13")  # at once, not the next morning
+            assert "Drift:" not in index["headline"]  # at once, not the next morning
+            assert index["nights"][0]["is_accepted"]
             again = score(ScoreConfig.model_validate({"output": str(output), "drift": keys}))
             assert (again.headline, repr(again)) == ("", f"ScoreResult({output})")
             assert again.notes == ("slot dt=2026-11-13: accepted before, for the same reason.",)
