@@ -220,14 +220,16 @@ def _shown(value: Any) -> str:
 def to_yaml(config: Section, exclude: Collection[str] = ()) -> str:
     """The fully resolved config as YAML that `-c` reads back to an equal config.
 
-    `columns.text` that nobody stated is left out: a model of several text columns then says which it reads.
+    `columns.text` that nobody stated is left out beside a `model`, which says then which columns it reads; what learns
+    from `data` makes that model.
 
     Args:
         exclude: keys at the top that are left out.
     """
     values = config.model_dump(mode="json", exclude=set(exclude))
     columns = getattr(config, "columns", None)
-    if columns is not None and "columns" in values and "text" not in columns.model_fields_set:
+    of_model = "model" in values and "data" not in values
+    if of_model and columns is not None and "columns" in values and "text" not in columns.model_fields_set:
         del values["columns"]["text"]
     return write_yaml(escaped(values))
 

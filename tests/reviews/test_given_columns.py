@@ -158,3 +158,8 @@ def test_a_config_that_is_written_out_states_no_more_than_the_one_it_is_of(words
     columns = load_config("score", [], [*SCORE, *words]).columns
     again: Any = build_config("score", yaml.safe_load(to_yaml(load_config("score", [], [*SCORE, *words]))))
     assert again.columns.trained_for(("a", "b")) == columns.trained_for(("a", "b"))
+
+
+def test_a_written_config_of_train_names_the_column_that_its_model_reads():
+    assert yaml.safe_load(to_yaml(load_config("train", [], ["data.train=x", "output=y"])))["columns"]["text"] == "text"
+    assert "text" not in yaml.safe_load(to_yaml(load_config("score", [], SCORE)))["columns"]
