@@ -84,6 +84,12 @@ def parquet_bytes(table: pa.Table) -> bytes:
     return sink.getvalue()
 
 
+def holds_bytes(kind: pa.DataType) -> bool:
+    """Whether values of an Arrow type are bytes, which need be no text."""
+    types = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_fixed_size_binary)
+    return any(is_type(kind) for is_type in types)
+
+
 def csv_bytes(table: pa.Table, *, exact: bool = False) -> bytes:
     """CSV for spreadsheets: UTF-8 with its mark, null as nothing, and no cell that a spreadsheet takes for a formula.
 

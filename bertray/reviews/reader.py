@@ -13,6 +13,7 @@ import pyarrow as pa
 from bertray import schema as s
 from bertray.config import Columns
 from bertray.errors import ConfigError, InfrastructureError, did_you_mean
+from bertray.io.tables import holds_bytes
 from bertray.reviews.aspects import expanded
 from bertray.reviews.file_access import stamp
 from bertray.reviews.formats import acl_imdb, delimited, jsonl, parquet
@@ -203,8 +204,7 @@ def check_slices(files: Sequence[InputFile], spec: ReadSpec, slices: Sequence[st
     """Raises ConfigError where a column to break figures down by, named by a key, holds lists, structs or bytes."""
     schema, _ = _kept_types(files, replace(spec, keep_columns=tuple(slices)))
     for column in schema:
-        types = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_fixed_size_binary)
-        is_bytes = any(is_type(column.type) for is_type in types)
+        is_bytes = holds_bytes(column.type)
         if is_bytes or pa.types.is_nested(column.type):
             raise ConfigError(
                 f"{key}: expected columns of single values, found {column.name!r} of {column.type}.",

@@ -251,8 +251,7 @@ def _optimization(
         told = f"{judged} from {rows_of}"
     task = Task.of(num_rows if folds else int(_rows_left(config, data)), num_classes, folder)
     if recipe == "contrast":
-        steps = config.training.steps or contrast.steps_for(task.num_rows)
-        page.say(f"{steps} optimizer steps of {contrast.BATCH_SIZE} rows of balanced classes")
+        page.say(f"{_contrast_steps(config, task)} optimizer steps of {contrast.BATCH_SIZE} rows of balanced classes")
     else:
         schedule = task.schedule(config)
         page.say(f"about {in_words(config, schedule)}")
@@ -271,12 +270,15 @@ def _rows_left(config: TrainConfig, data: LabelledData) -> float:
     return data.train.num_rows * (1.0 if data.validation else 1 - config.data.validation_fraction)
 
 
+def _contrast_steps(config: TrainConfig, task: Task) -> int:
+    return config.training.steps or contrast.steps_for(task.num_rows)
+
+
 def _passes(config: TrainConfig, recipe: str, task: Task) -> float:
     """Rows that go through the encoder forwards and backwards, over all steps."""
     if recipe != "contrast":
         return task.schedule(config).epochs * task.num_rows
-    steps = config.training.steps or contrast.steps_for(task.num_rows)
-    return steps * min(contrast.BATCH_SIZE, task.num_rows)
+    return _contrast_steps(config, task) * min(contrast.BATCH_SIZE, task.num_rows)
 
 
 def _scoring_rate(folder: Path, sample: Sample, precision: ScoringPrecision = "auto") -> float:

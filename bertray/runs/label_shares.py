@@ -22,7 +22,7 @@ from bertray.execution.executor import Progress, Task
 from bertray.execution.on_demand import Executors, executors_of
 from bertray.io.digests import cache_key
 from bertray.io.store import Store, open_store
-from bertray.io.tables import csv_bytes, one_chunk, parquet_bytes
+from bertray.io.tables import csv_bytes, holds_bytes, one_chunk, parquet_bytes
 from bertray.outputs import ledger
 from bertray.outputs.claims import claimed_output, finished_run, mark_finished
 from bertray.outputs.committed_rows import part_keys, read_part, schema_of_part
@@ -232,7 +232,7 @@ def _check_columns(config: SharesConfig, scored: Store, runs: Sequence[LedgerRun
                     "keep_columns names.",
                 )
             kind = held.field(name).type if name in held.names else pa.null()
-            if pa.types.is_nested(kind) or pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
+            if pa.types.is_nested(kind) or holds_bytes(kind):
                 raise ConfigError(
                     f"by: expected a column of single values that are no bytes, found {name!r} of {kind}.",
                     "Group by another column.",
